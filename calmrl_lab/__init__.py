@@ -1,0 +1,31 @@
+"""calmrl-lab: align many modalities over cached features when some of them are missing (CalMRL, arXiv 2511.12034)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Resolved on first use, so that `calmrl-lab --help` does not import torch.
+_HOME = {
+    "FeatureStore": "calmrl_lab.store",
+    "PPCA": "calmrl_lab.imputers.ppca",
+    "train_heads": "calmrl_lab.training",
+    "evaluate": "calmrl_lab.evaluation",
+    "CalmrlError": "calmrl_lab.errors",
+}
+__all__ = ["PPCA", "CalmrlError", "FeatureStore", "evaluate", "train_heads"]
+
+if TYPE_CHECKING:
+    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.evaluation import evaluate
+    from calmrl_lab.imputers.ppca import PPCA
+    from calmrl_lab.store import FeatureStore
+    from calmrl_lab.training import train_heads
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'calmrl_lab' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,5 @@
+"""Imputers, one file each: fit on embeddings with gaps, then fill the gaps."""
+
+from calmrl_lab.registry import Registry
+
+imputers = Registry("imputer", "calmrl_lab.imputers")

@@ -1,0 +1,5 @@
+"""Alignment objectives, one file a system: (embeddings, mask, imputed) -> named loss terms."""
+
+from calmrl_lab.registry import Registry
+
+objectives = Registry("objective", "calmrl_lab.objectives")
