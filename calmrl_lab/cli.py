@@ -1,0 +1,83 @@
+"""The command line. Every command lives in `calmrl_lab/commands/`; this file assembles them and turns errors into sentences."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from calmrl_lab import __version__, commands, console
+from calmrl_lab.errors import CalmrlError
+
+# The order of the main path; commands not named here follow.
+_ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
+
+
+class _OrderedGroup(TyperGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+app = typer.Typer(
+    name="calmrl-lab",
+    cls=_OrderedGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Align many modalities over cached features when some of them are missing.",
+    epilog="First steps: calmrl-lab extract --dataset openmoji, then train-heads, evaluate, report.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"calmrl-lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and stop."),
+) -> None:
+    pass
+
+
+def _assemble() -> None:
+    for module in pkgutil.iter_modules(commands.__path__):
+        importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
+
+
+_assemble()
+
+
+def main() -> None:
+    """Entry point: exit code 0, 1 (the work failed) or 2 (the request makes no sense); a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    if debug:
+        # Accepted anywhere on the line, not only before the command.
+        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        app()
+    except CalmrlError as error:
+        if debug:
+            raise
+        console.err.print(f"error: {error.message}", markup=False, soft_wrap=True)
+        if error.hint:
+            console.err.print(f"hint: {error.hint}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.err.print("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

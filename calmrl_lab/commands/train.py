@@ -1,0 +1,64 @@
+"""`calmrl-lab train-heads`: heads, imputer and objective over cached features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from calmrl_lab import console
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train-heads")(train_heads)
+
+
+def train_heads(
+    store: Path | None = typer.Option(None, help="Feature store to train on."),
+    objective: str | None = typer.Option(None, help="Alignment objective (calmrl-lab list objectives). [default: calmrl]"),
+    impute: str | None = typer.Option(None, help="Imputer of missing modalities (calmrl-lab list imputers). [default: ppca]"),
+    scenario: str | None = typer.Option(
+        None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. [default: full]"
+    ),
+    warm_up: Path | None = typer.Option(None, help="Store of complete data to train on first."),
+    head: str | None = typer.Option(None, help="linear or mlp. [default: linear]"),
+    modalities: str | None = typer.Option(None, help="Modalities to align, by comma. [default: all of the store]"),
+    seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. [default: 0]"),
+    epochs: int | None = typer.Option(None, help="Passes over the training items. [default: 40]"),
+    device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. [default: auto]"),
+    config: Path | None = typer.Option(None, help="YAML file with any of these settings."),
+    assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
+    run: Path | None = typer.Option(None, "--run", help="Run directory to write. [default: runs/<what was asked>]"),
+    resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
+    as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
+) -> None:
+    """Train projection heads together with the imputer and the alignment loss.
+
+    Example: calmrl-lab train-heads --store stores/openmoji.zarr --objective calmrl --impute ppca --scenario pairs:0.25
+    """
+    from calmrl_lab.config import request
+    from calmrl_lab.runs import Run
+    from calmrl_lab.training import default_run_path, train
+
+    if resume is not None:
+        finished = train(Run.open(resume).config, resume, resume=True)
+    else:
+        flags: dict[str, Any] = {
+            "store": store and str(store), "objective": objective, "impute": impute, "scenario": scenario, "head": head,
+            "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
+            "modalities": modalities and [name.strip() for name in modalities.split(",")],
+        }  # fmt: skip
+        asked = request(config, flags, assign)
+        finished = train(asked, run or default_run_path(asked))
+    console.emit(finished.summary, as_json, lambda: _print(finished))
+
+
+def _print(run: Any) -> None:
+    summary = run.summary
+    counts = summary["counts"]
+    console.out.print(f"[bold]{summary['method']}[/bold] on {counts['train_items']} items, {counts['complete']} of them complete")
+    console.out.print(f"  {summary['epochs']} epochs in {summary['seconds']} s, best after {summary['best_epoch']} on validation")
+    console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}")
+    console.out.print(f"  written to {run.path}", soft_wrap=True)
+    console.out.print(f"  next: calmrl-lab evaluate --run {run.path}", soft_wrap=True)

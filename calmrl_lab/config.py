@@ -1,0 +1,137 @@
+"""Configuration: frozen pydantic models, YAML files, `key=value` overrides, and errors that name the nearest known key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides what `train-heads` does; with the store's digest it decides the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = Field(description="feature store to train on")
+    warm_up: str | None = Field(None, description="feature store of complete data to train on first; its items stay in the imputer")
+    warm_up_epochs: int = Field(10, ge=1, description="passes over the warm-up store")
+    modalities: tuple[str, ...] | None = Field(None, description="modalities to align, in this order; default: all of the store")
+    objective: str = Field("calmrl", description="name of the alignment objective")
+    objective_options: dict[str, Any] = Field(default_factory=dict, description="options of the objective (temperatures, weights)")
+    impute: str = Field("ppca", description="name of the imputer that fills missing modalities during training")
+    impute_options: dict[str, Any] = Field(default_factory=dict, description="options of the imputer (latent_dim, ...)")
+    scenario: str = Field("full", description="which observed modalities training may see")
+    seed: int = Field(0, ge=0, description="seed of masks, initialisation and batch order")
+    split_seed: int | None = Field(None, ge=0, description="re-draw the 60/15/25 split by group with this seed; default: the store's own")
+    head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
+    init: Literal["auto", "random", "stored"] = Field(
+        "auto", description="start of the heads: the store's own projection weights (stored), random, or stored where there are any"
+    )
+    dim: int = Field(256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)")
+    epochs: int = Field(40, ge=0, description="passes over the training items")
+    batch_size: int = Field(256, ge=2, description="items a step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (VAST recipe)")
+    warm_up_share: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)")
+    clip_norm: float = Field(2.0, gt=0, description="largest gradient norm (VAST recipe)")
+    refresh: int = Field(1, ge=1, description="epochs between two updates of the imputer")
+    first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
+    refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
+    impute_from: int = Field(0, ge=0, description="epochs trained on observed modalities only, before imputed ones enter the loss")
+    patience: int = Field(10, ge=1, description="epochs without a better validation score before training stops")
+    checkpoint_every: int = Field(10, ge=1, description="epochs between two checkpoints")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+    """`model(**values)`; a CalmrlError of one sentence (source, key, what was got, what was expected) if that is not possible."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+        if first["type"] == "extra_forbidden":
+            known = list(_fields_at(model, first["loc"][:-1]))
+            raise CalmrlError(
+                f"{source}: {key}: unknown key{nearest(str(first['loc'][-1]), known)}", hint=f"known keys: {', '.join(known)}"
+            ) from None
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type)]
+        nested = [t for t in inner if issubclass(t, BaseModel)]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; CalmrlError if it is absent, not YAML, or not a mapping."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CalmrlError(f"there is no file '{path}'") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalmrlError(f"'{path}' cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise CalmrlError(f"'{path}'{where} is not valid YAML: {getattr(error, 'problem', error)}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise CalmrlError(f"'{path}' holds a {type(loaded).__name__}, expected keys with values")
+    return loaded
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`values` with `a.b=c` assignments applied; the right-hand side is read as YAML (numbers, lists, true, null)."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise CalmrlError(f"--set '{assignment}' is not of the form key=value", hint="for example --set learning_rate=0.001")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise CalmrlError(f"--set '{assignment}': the value is not valid YAML") from None
+        # YAML 1.1 reads 1e-3 as text; nobody who types it means that.
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        *parents, last = key.strip().split(".")
+        place = result
+        for parent in parents:
+            inner = place.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise CalmrlError(f"--set '{assignment}': '{parent}' is a single value, not a group of keys")
+            place = inner
+        place[last] = value
+    return result
+
+
+def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[str]) -> TrainConfig:
+    """The configuration a command line asks for: the file, then the flags that were given, then `--set`."""
+    values = read_yaml(file) if file else {}
+    values |= {key: value for key, value in flags.items() if value is not None}
+    values = override(values, assignments)
+    if not values.get("store"):
+        raise CalmrlError("no feature store was named", hint="--store stores/openmoji.zarr (calmrl-lab extract writes one)")
+    return build(TrainConfig, values, str(file) if file else "train-heads")

@@ -1,0 +1,245 @@
+"""Evaluation of a run: ranks in every direction, imputation error and anchor shift, one row a query or item, never only a mean."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.anchors import anchor_report
+from calmrl_lab.batches import FeatureTable, load_table
+from calmrl_lab.config import TrainConfig
+from calmrl_lab.devices import resolve
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.filling import encode, stack
+from calmrl_lab.heads import Heads
+from calmrl_lab.imputers import imputers
+from calmrl_lab.missingness import pattern_names
+from calmrl_lab.registry import nearest
+from calmrl_lab.retrieval import rank_both
+from calmrl_lab.runs import Run
+from calmrl_lab.training import splits_of, training_items
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from calmrl_lab.store import FeatureStore
+
+# Imputers compared on the embeddings of every calibrated run, beside its own.
+CONTROLS = ("mean", "random")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` computed: a row a query (`scores`), a row an imputed entry (`imputation`), a row an item (`anchors`)."""
+
+    run: Run
+    scores: pd.DataFrame
+    imputation: pd.DataFrame | None
+    anchors: pd.DataFrame | None
+
+    def table(self) -> pd.DataFrame:
+        """A row a direction: Recall@1/5/10 (percent, ties as expected under a random order), median rank, queries, gallery size."""
+        import pandas as pd
+
+        from calmrl_lab.retrieval import recall
+
+        rows = []
+        for (query, gallery), part in self.scores.groupby(["query", "gallery"], sort=False):
+            greater, equal = part["greater"].to_numpy(), part["equal"].to_numpy()
+            row = {"query": query, "gallery": gallery}
+            row |= {f"recall_at_{k}": 100 * float(recall(greater, equal, k).mean()) for k in (1, 5, 10)}
+            row |= {"median_rank": float(np.median(1 + greater + equal / 2)), "queries": len(part)}
+            row["chance_recall_at_1"] = 100 * float((part["positives"] / part["candidates"]).mean())
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def evaluate(
+    run: Run | str | Path,
+    directions: Sequence[tuple[str, str]] | None = None,
+    store: FeatureStore | str | Path | None = None,
+    split: str = "test",
+    device: str = "auto",
+) -> Evaluation:
+    """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet.
+
+    `directions` are (query modality, gallery modality) pairs; default: all ordered pairs. The gallery of a direction is every row of
+    its modality in the split; a query whose item has no row there has no positive and is left out. Nothing is hidden from the gallery.
+    Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
+    or a direction that the store cannot serve.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    config, summary = run.config, run.summary
+    heads, table, source = _load(run, config, store, device)
+    if store is None and source.digest != summary["store"]["digest"]:
+        raise CalmrlError(
+            f"store '{config.store}' has changed since run '{run.path}' was trained on it",
+            hint="train the run again, or name the store to score with --store",
+        )
+    splits = splits_of(source, config)
+    if not (splits == split).any():
+        raise CalmrlError(f"store '{source.path}' has no items in split '{split}'", hint=f"it has: {', '.join(np.unique(splits))}")
+    held_out = table.select(np.flatnonzero(splits == split))
+    scores = _ranks(heads, held_out, _directions(table.modalities, directions))
+    imputation = anchors = None
+    if store is None and imputers.get(config.impute).fills:
+        train_table = training_items(table, splits, config)
+        if not bool(train_table.mask.all()):
+            imputation, anchors = _calibration(run, heads, train_table, held_out, split)
+    run.write_frame("scores.parquet", scores)
+    for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
+        if frame is not None:
+            run.write_frame(name, frame)
+    return Evaluation(run, scores, imputation, anchors)
+
+
+def _load(
+    run: Run, config: TrainConfig, store: FeatureStore | str | Path | None, device: str
+) -> tuple[Heads, FeatureTable, FeatureStore]:
+    from calmrl_lab.store import FeatureStore
+
+    source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
+    place = resolve(device)
+    heads = run.load_heads().to(place)
+    table = load_table(source, heads.modalities, str(place))
+    if table.dims != heads.dims:
+        raise CalmrlError(f"store '{source.path}' has dimensions {table.dims}, the heads of run '{run.path}' take {heads.dims}")
+    return heads, table, source
+
+
+def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
+    if asked is None:
+        return list(itertools.permutations(modalities, 2))
+    for query, gallery in asked:
+        for name in (query, gallery):
+            if name not in modalities:
+                raise CalmrlError(
+                    f"direction {query}->{gallery}: the run has no modality '{name}'{nearest(name, list(modalities))}",
+                    hint=f"it has: {', '.join(modalities)}",
+                )
+        if query == gallery:
+            raise CalmrlError(f"direction {query}->{gallery} compares a modality with itself")
+    return [(query, gallery) for query, gallery in asked]
+
+
+@torch.no_grad()
+def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Ranks of every query row with a positive; both directions of a pair come from the same scores."""
+    import pandas as pd
+
+    rows = [heads.project(index, features) for index, features in enumerate(table.rows)]
+    owners = [_owners(offsets) for offsets in table.offsets]
+    patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
+    done: dict[tuple[str, str], pd.DataFrame] = {}
+    for query, gallery in directions:
+        if (query, gallery) in done:
+            continue
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        if not bool((table.natural_mask()[:, a] & table.natural_mask()[:, b]).any()):
+            raise CalmrlError(f"direction {query}->{gallery}: no item of the split has both modalities", hint="leave this direction out")
+        for (q, g, owner), ranks in zip(
+            ((query, gallery, owners[a]), (gallery, query, owners[b])), rank_both(rows[a], rows[b], owners[a], owners[b]), strict=True
+        ):
+            asked = np.asarray(ranks.positives) > 0
+            item = owner.cpu().numpy()[asked]
+            columns = {"query": q, "gallery": g, "scorer": "cosine", "gallery_scenario": "full"}
+            done[q, g] = pd.DataFrame(
+                {
+                    **columns,
+                    "item": table.ids[item],
+                    "group": table.group[item],
+                    "pattern": patterns[item],
+                    **{c: np.asarray(getattr(ranks, c))[asked] for c in ("greater", "equal", "candidates", "positives")},
+                }
+            )
+    return pd.concat([done[direction] for direction in directions], ignore_index=True)
+
+
+def _owners(offsets: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+
+
+def _calibration(
+    run: Run, heads: Heads, train_table: FeatureTable, held_out: FeatureTable, split: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Imputation error and anchor shift where the truth is known: hidden training entries, and held-out items under every pattern."""
+    import pandas as pd
+
+    config = run.config
+    names = [config.impute, *(name for name in CONTROLS if name != config.impute)]
+    train_embeddings = encode(heads, train_table)
+    errors, shifts = [], []
+    for name in names:
+        imputer = _fitted(run, name, train_embeddings, train_table.mask, train_table.modalities)
+        own = name == config.impute
+        for place, table, mask in _masked(train_table, held_out, split):
+            embeddings = encode(heads, table)
+            truth, known = stack(embeddings), table.natural_mask()
+            filled = stack(imputer.impute(embeddings, mask))
+            predicted = imputer.predicted_error(embeddings, mask) if hasattr(imputer, "predicted_error") else None
+            about = _about(table, mask, name, place)
+            errors.append(_errors(about, truth, filled, known & ~mask, predicted, table.modalities))
+            complete = known.all(dim=1)
+            if own and place == split and bool(complete.any()):
+                report = anchor_report(truth[complete], mask[complete], filled[complete])
+                kept = about[complete.cpu().numpy()].reset_index(drop=True)
+                shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))
+    return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True)
+
+
+def _fitted(run: Run, name: str, embeddings: list[Tensor], mask: Tensor, modalities: tuple[str, ...]) -> Any:
+    config = run.config
+    if name == config.impute and (run.path / "imputer.safetensors").is_file():
+        imputer = run.load_imputer()
+        imputer.modalities = modalities
+        return imputer
+    options = config.impute_options if name == config.impute else {}
+    imputer = imputers.get(name)(**options)
+    imputer.modalities = modalities
+    return imputer.fit(embeddings, mask)
+
+
+def _masked(train_table: FeatureTable, held_out: FeatureTable, split: str) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
+    """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
+    yield "train", train_table, train_table.mask
+    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
+    if len(complete):
+        patterns = torch.unique(train_table.mask, dim=0)
+        for pattern in patterns[~patterns.all(dim=1)]:
+            yield split, complete, pattern.expand(len(complete), -1).clone()
+
+
+def _about(table: FeatureTable, mask: Tensor, imputer: str, split: str) -> pd.DataFrame:
+    import pandas as pd
+
+    patterns = np.asarray(pattern_names(mask.cpu().numpy(), table.modalities))
+    return pd.DataFrame({"imputer": imputer, "pattern": patterns, "split": split, "item": table.ids, "group": table.group})
+
+
+def _errors(
+    about: pd.DataFrame,
+    truth: Float[Tensor, "n k d"],
+    filled: Float[Tensor, "n k d"],
+    hidden: Bool[Tensor, "n k"],
+    predicted: Float[Tensor, "n k"] | None,
+    modalities: tuple[str, ...],
+) -> pd.DataFrame:
+    """A row a hidden entry whose truth is known: ||imputed - true||^2."""
+    import pandas as pd
+
+    squared = (filled.double() - truth.double()).square().sum(dim=2).cpu().numpy()
+    parts = []
+    for index, modality in enumerate(modalities):
+        chosen = hidden[:, index].cpu().numpy()
+        part = about[chosen].assign(modality=modality, squared_error=squared[chosen, index])
+        expected = np.nan if predicted is None else np.asarray(torch.as_tensor(predicted).cpu())[chosen, index]
+        parts.append(part.assign(predicted_error=expected))
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,294 @@
+"""Many runs from one file: methods x grid x seeds, several at a time, finished ones skipped, failed ones reported."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calmrl_lab import console
+from calmrl_lab.config import TrainConfig, build, override, read_yaml
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runs import Run, write_atomically
+
+
+class Method(BaseModel):
+    """One row of the final tables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$", description="short name, also the folder")
+    label: str | None = Field(None, description="name in tables and figures")
+    role: Literal["oracle", "baseline", "calibrated", "control"] = Field("baseline", description="what the row is for")
+    settings: dict[str, Any] = Field(default_factory=dict, description="training settings of this method")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="settings to choose among, on validation only; every combination is tried"
+    )
+
+
+class Experiment(BaseModel):
+    """An experiment file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = Field(description="heading of the report")
+    notes: str = Field("", description="what is compared, and why the settings are what they are")
+    store: str = Field(description="feature store")
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="one run a method and seed")
+    tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1, description="seeds of the runs that choose among a grid")
+    common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
+    methods: tuple[Method, ...] = Field(min_length=1, description="the methods to compare")
+    split: str = Field("test", description="the split that is scored")
+
+
+def read_experiment(path: Path, assignments: Sequence[str] = ()) -> Experiment:
+    """The experiment in a YAML file with `--set` applied; every method's settings are checked here, before anything runs."""
+    experiment = build(Experiment, override(read_yaml(path), assignments), str(path))
+    names = [method.name for method in experiment.methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise CalmrlError(f"{path}: two methods are called '{name}'")
+    for method in experiment.methods:
+        for settings in candidates(method):
+            _config(experiment, settings, experiment.seeds[0], f"{path}: method '{method.name}'")
+    return experiment
+
+
+def candidates(method: Method) -> list[dict[str, Any]]:
+    """The settings of `method` under every combination of its grid."""
+    combinations = itertools.product(*([(key, value) for value in values] for key, values in method.grid.items()))
+    return [override(method.settings, [f"{key}={json.dumps(value)}" for key, value in chosen]) for chosen in combinations]
+
+
+def _config(experiment: Experiment, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
+    values: dict[str, Any] = {"store": experiment.store}
+    for layer in (experiment.common, settings):
+        for key, value in layer.items():
+            inner = values.get(key)
+            values[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    return build(TrainConfig, {**values, "seed": seed}, source)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make: train, and evaluate unless it only serves to choose."""
+
+    path: Path
+    config: TrainConfig
+    label: str
+    split: str | None
+
+    def finished(self) -> bool:
+        """True if the directory holds this very run, whole, on a store that has not changed since."""
+        try:
+            run = Run.open(self.path)
+            if run.config != self.config:
+                return False
+            digest = run.summary["store"]["digest"]
+        except (CalmrlError, KeyError):
+            return False
+        if self.split is not None and not (self.path / "scores.parquet").is_file():
+            return False
+        return digest == _digest(self.config.store)
+
+
+def _digest(store: str, _known: dict[str, str] = {}) -> str:  # noqa: B006 - a cache: a store is opened once a process
+    if store not in _known:
+        from calmrl_lab.store import FeatureStore
+
+        _known[store] = FeatureStore.open(store).digest
+    return _known[store]
+
+
+def _single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    console.err.quiet = True
+
+
+def _perform(job: Job) -> dict[str, Any]:
+    """Runs in a worker process. Returns {} or the error of the run, so that one failure never stops the others."""
+    from calmrl_lab.evaluation import evaluate
+    from calmrl_lab.training import train
+
+    (job.path / "error.json").unlink(missing_ok=True)
+    try:
+        run = train(job.config, job.path)
+        if job.split is not None:
+            run.write_json("summary.json", {**run.summary, "method": job.label})
+            evaluate(run, split=job.split)
+        return {}
+    except Exception as error:  # whatever it was, it is this run's failure and goes into the report
+        message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"
+        failure = {"run": job.path.name, "label": job.label, "error": message, "traceback": traceback.format_exc()}
+        job.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(job.path / "error.json", json.dumps(failure, indent=2).encode())
+        return failure
+
+
+def _run_all(jobs: Sequence[Job], workers: int, title: str) -> list[dict[str, Any]]:
+    """Run what is not finished, `workers` at a time; the failures."""
+    todo = [job for job in jobs if not job.finished()]
+    if len(todo) < len(jobs):
+        console.note(f"{title}: {len(jobs) - len(todo)} of {len(jobs)} runs are finished already")
+    failures = []
+    with console.progress(title, len(todo)) as ticker:
+        for job, failure in _outcomes(todo, workers):
+            if failure:
+                failures.append(failure)
+                console.note(f"failed: {job.path.name}: {failure['error']}")
+            ticker.advance(1, job.path.name)
+    return failures
+
+
+def _outcomes(todo: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    if not todo:
+        return
+    # One thread a process: runs are the parallelism, and their numbers do not depend on how many go at once.
+    os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn"), initializer=_single_thread) as pool:
+        waiting: dict[Future[dict[str, Any]], Job] = {pool.submit(_perform, job): job for job in todo}
+        try:
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = waiting.pop(future)
+                    try:
+                        yield job, future.result()
+                    except Exception as error:  # the worker process itself died
+                        yield job, {"run": job.path.name, "label": job.label, "error": f"the worker died: {error}"}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_experiment(experiment: Experiment, folder: Path, jobs: int) -> dict[str, Any]:
+    """Run everything into `folder`/<method>-s<seed> and write experiment.json there; returns what that file holds.
+
+    Settings in a method's grid are chosen first, on the validation split with the tuning seeds; the chosen ones run with all seeds.
+    """
+    from calmrl_lab.store import FeatureStore
+
+    store = FeatureStore.open(experiment.store)
+    chosen, tried, failures = _choose(experiment, folder, jobs)
+    final = []
+    for method in experiment.methods:
+        if method.name not in chosen:
+            continue
+        for seed in experiment.seeds:
+            config = _config(experiment, chosen[method.name], seed, method.name)
+            final.append(Job(folder / f"{method.name}-s{seed}", config, method.label or method.name, experiment.split))
+    failures += _run_all(final, jobs, experiment.title)
+    record = {
+        "title": experiment.title,
+        "notes": experiment.notes,
+        "split": experiment.split,
+        "seeds": list(experiment.seeds),
+        "methods": [
+            {
+                "name": method.name,
+                "label": method.label or method.name,
+                "role": method.role,
+                "settings": chosen.get(method.name, method.settings),
+                "tuning": tried.get(method.name, []),
+                "runs": [f"{method.name}-s{seed}" for seed in experiment.seeds],
+            }
+            for method in experiment.methods
+        ],
+        "common": experiment.common,
+        "store": describe_store(store),
+        "failed": failures,
+    }
+    write_atomically(folder / "experiment.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    return record
+
+
+def _choose(
+    experiment: Experiment, folder: Path, jobs: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Settings a method with the best mean validation score, the scores of all candidates, and the failures on the way."""
+    trials: dict[str, list[tuple[dict[str, Any], list[Job]]]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
+    for method in experiment.methods:
+        options = candidates(method)
+        if len(options) == 1:
+            chosen[method.name] = options[0]
+            continue
+        trials[method.name] = [
+            (settings, [_trial(experiment, folder, method, settings, seed) for seed in experiment.tuning_seeds]) for settings in options
+        ]
+    every = [job for options in trials.values() for _, made in options for job in made]
+    failures = _run_all(every, jobs, "choosing on validation") if every else []
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for name, options in trials.items():
+        scored = []
+        for settings, made in options:
+            scores = [Run.open(job.path).summary["validation_mrr"] for job in made if job.finished()]
+            if len(scores) == len(made):
+                scored.append({"settings": settings, "validation_mrr": sum(scores) / len(scores)})
+        if scored:
+            best = max(scored, key=lambda row: row["validation_mrr"])
+            chosen[name], tried[name] = best["settings"], scored
+    return chosen, tried, failures
+
+
+def _trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
+    key = hashlib.md5(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    config = _config(experiment, settings, seed, method.name)
+    return Job(folder / "tuning" / f"{method.name}-{key}-s{seed}", config, method.label or method.name, None)
+
+
+def describe_store(store: Any) -> dict[str, Any]:
+    """The facts of a store that a report prints: sizes, gaps and their reasons, encoders, licence."""
+    import numpy as np
+
+    from calmrl_lab.missingness import pattern_names
+
+    names, counts = np.unique(np.asarray(pattern_names(store.mask, store.modalities)), return_counts=True)
+    splits, sizes = np.unique(store.split, return_counts=True)
+    return {
+        "path": str(store.path),
+        "digest": store.digest,
+        "dataset": store.dataset,
+        "licence": store.licence,
+        "attribution": store.attribution,
+        "items": len(store),
+        "splits": dict(zip(splits.tolist(), sizes.tolist(), strict=True)),
+        "modalities": list(store.modalities),
+        "dims": store.dims,
+        "missing": {
+            m: {reason: int((store.reason[:, j] == code).sum()) for code, reason in ((1, "absent"), (2, "failed"), (3, "not extracted"))}
+            for j, m in enumerate(store.modalities)
+        },
+        "patterns": dict(sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])),
+        "encoders": {m: store.attributes["modalities"][m]["encoder"] for m in store.modalities},
+    }
+
+
+def plan(experiment: Experiment, folder: Path) -> list[dict[str, str]]:
+    """One row a run that `run_experiment` would make or skip; methods with a grid show their candidates."""
+    rows = []
+    for method in experiment.methods:
+        options = candidates(method)
+        if len(options) > 1:
+            for settings in options:
+                for seed in experiment.tuning_seeds:
+                    job = _trial(experiment, folder, method, settings, seed)
+                    rows.append({"run": str(job.path), "what": "finished" if job.finished() else f"choose: {settings}"})
+            rows += [{"run": str(folder / f"{method.name}-s{seed}"), "what": "train with the chosen settings"} for seed in experiment.seeds]
+            continue
+        for seed in experiment.seeds:
+            job = Job(folder / f"{method.name}-s{seed}", _config(experiment, options[0], seed, method.name), method.name, experiment.split)
+            rows.append({"run": str(job.path), "what": "finished" if job.finished() else "train and evaluate"})
+    return rows

@@ -1,0 +1,89 @@
+"""The imputer's part of training: re-fit on current embeddings every few epochs, fill the gaps of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.batches import FeatureTable
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.heads import Heads
+from calmrl_lab.imputers import imputers
+
+
+@torch.no_grad()
+def encode(heads: Heads, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
+    """Embeddings of every item's first row of each modality: k of [N, d]; rows an item does not own are zero."""
+    owned = table.natural_mask()
+    embedded = (heads.project(index, rows) for index, rows in enumerate(table.first_rows()))
+    return [rows.masked_fill(~owned[:, index].unsqueeze(1), 0.0) for index, rows in enumerate(embedded)]
+
+
+def stack(embeddings: Sequence[Tensor]) -> Float[Tensor, "n k d"]:
+    """The list form of imputers as the tensor form of objectives and anchors."""
+    return torch.stack(list(embeddings), dim=1)
+
+
+class Filler:
+    """Fills what a scenario hides, with an imputer that follows the moving heads.
+
+    `replay` are tables of complete items (a warm-up store) whose embeddings are encoded anew at every refresh and stay in the
+    imputer's statistics; without them its parameters for modalities that training no longer shows go stale.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any], modalities: Sequence[str], replay: Sequence[FeatureTable] = ()) -> None:
+        self.name = name
+        self.options = dict(options)
+        self.modalities = tuple(modalities)
+        self.replay = list(replay)
+        self.imputer = self._make()
+
+    def _make(self) -> Any:
+        try:
+            imputer = imputers.get(self.name)(**self.options)
+        except TypeError as error:
+            raise CalmrlError(f"imputer '{self.name}': {error}", hint="see calmrl-lab list imputers") from None
+        imputer.modalities = self.modalities
+        return imputer
+
+    @property
+    def fills(self) -> bool:
+        return bool(self.imputer.fills)
+
+    def refresh(self, heads: Heads, table: FeatureTable, iterations: int) -> dict[str, float]:
+        """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging."""
+        if not self.fills:
+            return {}
+        tables = [*self.replay, table]
+        parts = [encode(heads, part) for part in tables]
+        embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]
+        mask = torch.cat([part.mask for part in tables])
+        if not hasattr(self.imputer, "log_likelihoods"):
+            self.imputer.fit(embeddings, mask)
+            return {}
+        # Parameters go on from where they were: embeddings have moved a little, not everything is new.
+        start = self.imputer if self.imputer.log_likelihoods is not None else None
+        self.imputer.fit(embeddings, mask, iterations=iterations, start=start)
+        return {"imputer_log_likelihood": float(self.imputer.log_likelihoods[-1]) / max(len(mask), 1)}
+
+    @torch.no_grad()
+    def fill(self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """`embeddings` with the entries under a False mask imputed; no gradient flows through the result."""
+        detached = embeddings.detach()
+        return stack(self.imputer.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
+
+    def state(self) -> dict[str, np.ndarray] | None:
+        """Parameters for imputer.safetensors, or None if the imputer has none to keep."""
+        if not self.fills or not hasattr(self.imputer, "state"):
+            return None
+        return self.imputer.state()
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from saved parameters."""
+        self.imputer = imputers.get(self.name).from_state(dict(state))
+        self.imputer.modalities = self.modalities

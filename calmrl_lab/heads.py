@@ -1,0 +1,84 @@
+"""Projection heads: one map a modality from its features to the common unit sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calmrl_lab.errors import CalmrlError
+
+KINDS = ("linear", "mlp")
+
+
+class Heads(nn.Module):
+    """One head a modality. `linear` has no bias, as VAST's contra_head_*; `mlp` is Linear, GELU, Linear of the same width.
+
+    Features are centred and scaled by fixed buffers first (zero and one unless `standardise` was called), so that encoders of
+    very different scale start equal.
+    """
+
+    def __init__(self, dims: Mapping[str, int], dim: int, kind: str = "linear", seed: int = 0) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise CalmrlError(f"unknown head '{kind}'", hint=f"known heads: {', '.join(KINDS)}")
+        self.modalities = tuple(dims)
+        self.dims = dict(dims)
+        self.dim = dim
+        self.kind = kind
+        generator = torch.Generator().manual_seed(seed)
+        self.maps = nn.ModuleList(_head(kind, dims[m], dim, generator) for m in self.modalities)
+        for index, name in enumerate(self.modalities):
+            self.register_buffer(f"centre_{index}", torch.zeros(dims[name]))
+            self.register_buffer(f"scale_{index}", torch.ones(()))
+
+    def standardise(self, index: int, features: Float[Tensor, "n d_m"]) -> None:
+        """Fix centre and scale of modality `index` from `features`: zero mean, unit mean squared norm."""
+        centre = features.mean(dim=0)
+        scale = (features - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
+        self.get_buffer(f"centre_{index}").copy_(centre)
+        self.get_buffer(f"scale_{index}").copy_(scale)
+
+    def load_linear(self, index: int, weight: Float[Tensor, "d d_m"]) -> None:
+        """Start modality `index` from published projection weights (linear heads only)."""
+        linear = self.maps[index]
+        if not isinstance(linear, nn.Linear):
+            raise CalmrlError("published projection weights fit linear heads only", hint="use --head linear")
+        if tuple(weight.shape) != tuple(linear.weight.shape):
+            raise CalmrlError(
+                f"the stored head of '{self.modalities[index]}' is {tuple(weight.shape)}, expected {tuple(linear.weight.shape)}",
+                hint=f"use --set dim={weight.shape[0]}",
+            )
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+
+    def project(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
+        """Unit-norm embeddings of modality `index`; a zero projection stays zero instead of becoming NaN."""
+        centred = (features - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")
+        return functional.normalize(self.maps[index](centred), dim=-1, eps=1e-12)
+
+    def forward(self, features: list[Float[Tensor, "b d_m"]], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """Embeddings of a padded batch; entries under a False mask are zero and carry no gradient."""
+        embeddings = torch.stack([self.project(index, rows) for index, rows in enumerate(features)], dim=1)
+        return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def _head(kind: str, d_in: int, d_out: int, generator: torch.Generator) -> nn.Module:
+    if kind == "linear":
+        return _initialised(nn.Linear(d_in, d_out, bias=False), generator)
+    return nn.Sequential(
+        _initialised(nn.Linear(d_in, d_out), generator), nn.GELU(), _initialised(nn.Linear(d_out, d_out, bias=False), generator)
+    )
+
+
+def _initialised(linear: nn.Linear, generator: torch.Generator) -> nn.Linear:
+    # nn.Linear's own initialisation draws from the global generator; a run must depend on its seed alone.
+    bound = linear.in_features**-0.5
+    with torch.no_grad():
+        linear.weight.uniform_(-bound, bound, generator=generator)
+        if linear.bias is not None:
+            linear.bias.uniform_(-bound, bound, generator=generator)
+    return linear

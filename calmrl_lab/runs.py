@@ -1,0 +1,199 @@
+"""Run directories: what a training run was asked, what it learned, where it ran; written so that half a run is never taken for a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from calmrl_lab import __version__
+from calmrl_lab.config import TrainConfig, build, read_yaml
+from calmrl_lab.errors import CalmrlError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from calmrl_lab.heads import Heads
+
+# Raised when the files of a run change their meaning; runs of another number are refused by name.
+FORMAT = 1
+_RECORDED = ("torch", "numpy", "scipy", "zarr", "faiss-cpu", "faiss-gpu", "pandas", "scikit-learn")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CalmrlError(f"'{path}' cannot be written: {error.strerror or error}") from None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and platform, for the record (no host name, no user name, no absolute path)."""
+    versions = {}
+    for package in _RECORDED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "calmrl_lab": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> Run:
+        """A new directory with config.yaml and environment.json. CalmrlError if a finished or foreign directory is in the way."""
+        if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+            raise CalmrlError(f"'{path}' exists and is not a run", hint="choose another --name or --runs folder")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CalmrlError(f"the run directory '{path}' cannot be made: {error.strerror or error}") from None
+        run = cls(path)
+        for stale in ("summary.json", "scores.parquet", "imputation.parquet", "anchors.parquet", "metrics.jsonl", "log.txt"):
+            (path / stale).unlink(missing_ok=True)
+        values = {"format": FORMAT, **config.model_dump(mode="json")}
+        write_atomically(path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        run.write_json("environment.json", environment())
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """An existing run; CalmrlError if it is none, or was written by another version of the format."""
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise CalmrlError(f"'{path}' is not a run: it has no config.yaml", hint="calmrl-lab train-heads writes runs under runs/")
+        found = read_yaml(path / "config.yaml").get("format")
+        if found != FORMAT:
+            raise CalmrlError(
+                f"run '{path}' was written in format {found}, this version reads format {FORMAT}", hint="train it again"
+            )
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> TrainConfig:
+        values = read_yaml(self.path / "config.yaml")
+        values.pop("format", None)
+        return build(TrainConfig, values, str(self.path / "config.yaml"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; CalmrlError if the run has not finished."""
+        try:
+            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CalmrlError(
+                f"run '{self.path}' has not finished", hint=f"go on with: calmrl-lab train-heads --resume {self.path}"
+            ) from None
+        except ValueError as error:
+            raise CalmrlError(f"'{self.path / 'summary.json'}' is damaged: {error}") from None
+
+    def finished(self) -> bool:
+        return (self.path / "summary.json").is_file()
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        write_atomically(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
+
+    def append(self, name: str, line: str) -> None:
+        """Add one line to a log of this run."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(line.rstrip("\n") + "\n")
+
+    def write_tensors(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+        """A safetensors file of arrays, with text metadata."""
+        import numpy as np
+        from safetensors.numpy import save
+
+        data = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        write_atomically(self.path / name, save(data, metadata=dict(metadata)))
+
+    def read_tensors(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Arrays and metadata of a safetensors file; CalmrlError if it is absent or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path / name
+        if not path.is_file():
+            raise CalmrlError(f"run '{self.path}' has no {name}", hint="the run did not finish, or has nothing to impute with")
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CalmrlError(f"'{path}' is damaged: {error}") from None
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """A Parquet table, written atomically."""
+        import io
+
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        write_atomically(self.path / name, buffer.getvalue())
+
+    def read_frame(self, name: str) -> pd.DataFrame:
+        """A Parquet table of this run; CalmrlError if it is absent or damaged."""
+        import pandas as pd
+
+        path = self.path / name
+        if not path.is_file():
+            raise CalmrlError(f"run '{self.path}' has no {name}", hint=f"calmrl-lab evaluate --run {self.path}")
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise CalmrlError(f"'{path}' is damaged: {error}") from None
+
+    def save_heads(self, heads: Heads) -> None:
+        """heads.safetensors: the projection heads, with the shape of the module in the metadata."""
+        metadata = {"kind": heads.kind, "dim": str(heads.dim), "dims": json.dumps(heads.dims)}
+        self.write_tensors("heads.safetensors", {k: v.cpu().numpy() for k, v in heads.state_dict().items()}, metadata)
+
+    def load_heads(self) -> Heads:
+        """The heads of this run, on the CPU."""
+        import torch
+
+        from calmrl_lab.heads import Heads
+
+        tensors, metadata = self.read_tensors("heads.safetensors")
+        heads = Heads(json.loads(metadata["dims"]), int(metadata["dim"]), metadata["kind"])
+        heads.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+        return heads.eval()
+
+    def save_imputer(self, name: str, state: Mapping[str, np.ndarray]) -> None:
+        """imputer.safetensors: the parameters of a fitted imputer that has any."""
+        self.write_tensors("imputer.safetensors", state, {"imputer": name})
+
+    def load_imputer(self) -> Any:
+        """The fitted imputer of this run; CalmrlError if it kept none."""
+        from calmrl_lab.imputers import imputers
+
+        tensors, metadata = self.read_tensors("imputer.safetensors")
+        return imputers.get(metadata["imputer"]).from_state(tensors)
