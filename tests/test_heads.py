@@ -1,0 +1,61 @@
+"""Projection heads: unit norm, masked entries silent, one seed one start."""
+
+import pytest
+import torch
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.heads import Heads
+
+DIMS = {"vision": 7, "text": 5}
+
+
+def features(n=6):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, d, generator=generator) for d in DIMS.values()]
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_embeddings_are_unit_norm_and_masked_ones_zero(kind):
+    mask = torch.tensor([[True, True], [True, False]] * 3)
+    embeddings = Heads(DIMS, 4, kind)(features(), mask)
+    assert torch.allclose(embeddings.norm(dim=-1), mask.float(), atol=1e-6)
+
+
+def test_a_masked_feature_gets_no_gradient():
+    rows = [f.requires_grad_() for f in features()]
+    mask = torch.tensor([[True, False]] * 6)
+    Heads(DIMS, 4)(rows, mask).sum().backward()
+    assert rows[0].grad.abs().sum() > 0
+    assert rows[1].grad.abs().sum() == 0
+
+
+def test_the_seed_alone_decides_the_start():
+    torch.manual_seed(1)
+    first = Heads(DIMS, 4, "mlp", seed=3).state_dict()
+    torch.manual_seed(2)
+    second = Heads(DIMS, 4, "mlp", seed=3).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["maps.0.0.weight"], Heads(DIMS, 4, "mlp", seed=4).state_dict()["maps.0.0.weight"])
+
+
+def test_standardising_makes_scale_and_offset_irrelevant():
+    rows = features()[0]
+    plain, shifted = Heads(DIMS, 4), Heads(DIMS, 4)
+    plain.standardise(0, rows)
+    shifted.standardise(0, 1e3 * rows + 50)
+    assert torch.allclose(plain.project(0, rows), shifted.project(0, 1e3 * rows + 50), atol=1e-4)
+
+
+def test_published_weights_must_fit():
+    heads = Heads(DIMS, 4)
+    heads.load_linear(0, torch.eye(4, 7))
+    assert torch.equal(heads.maps[0].weight, torch.eye(4, 7))
+    with pytest.raises(CalmrlError, match="stored head of 'text' is"):
+        heads.load_linear(1, torch.eye(4, 7))
+    with pytest.raises(CalmrlError, match="linear heads only"):
+        Heads(DIMS, 4, "mlp").load_linear(0, torch.eye(4, 7))
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(CalmrlError, match="unknown head 'conv'"):
+        Heads(DIMS, 4, "conv")
