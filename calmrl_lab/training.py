@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,8 @@ class _Session:
                 f"objective 'calmrl' needs the gaps filled, and imputer '{config.impute}' fills none",
                 hint="use --impute ppca (or mean, random), or --objective pmrl",
             )
+        if self.filler.fills:
+            self._refuse_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
@@ -116,6 +118,16 @@ class _Session:
         self.epoch = 0
         self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "score": -1.0}
+
+    def _refuse_what_nothing_shows(self, replay: Sequence[FeatureTable]) -> None:
+        shown = torch.cat([table.mask for table in (*replay, self.train_table)]).any(dim=0)
+        unseen = [name for name, seen in zip(self.train_table.modalities, shown.tolist(), strict=True) if not seen]
+        if unseen:
+            raise CalmrlError(
+                f"modality '{unseen[0]}' is never observed in training (0 of {len(self.train_table)} items under scenario "
+                f"'{self.config.scenario}'), so imputer '{self.config.impute}' cannot know it",
+                hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
+            )
 
     def _heads(self, table: FeatureTable) -> Heads:
         config = self.config

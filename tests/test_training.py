@@ -1,0 +1,154 @@
+"""Training runs: repeatable, resumable bit for bit, stopped with a sentence when a loss is not finite."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from calmrl_lab.config import TrainConfig
+from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.runs import Run
+from calmrl_lab.training import _Session, train, train_heads
+
+QUICK = {"epochs": 4, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 2}
+FOUR = ["vision", "audio", "caption", "subtitle"]
+
+
+def config(store, **changes):
+    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute_options": {"latent_dim": 4}, **QUICK}
+    return TrainConfig(**{**values, **changes})
+
+
+def tensors(run):
+    return run.read_tensors("heads.safetensors")[0]
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    return all(np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("objective", ["calmrl", "clip"])
+def test_the_same_seed_gives_the_same_numbers(small_store, tmp_path, objective):
+    impute = "ppca" if objective == "calmrl" else "none"
+    options = {"impute_options": {"latent_dim": 4} if impute == "ppca" else {}, "objective": objective, "impute": impute}
+    runs = [train(config(small_store, **options), tmp_path / name) for name in "ab"]
+    assert same(tensors(runs[0]), tensors(runs[1]))
+    assert (runs[0].path / "metrics.jsonl").read_text() == (runs[1].path / "metrics.jsonl").read_text()
+    other = train(config(small_store, seed=1, **options), tmp_path / "c")
+    assert not same(tensors(runs[0]), tensors(other))
+
+
+@pytest.mark.parametrize("objective", ["calmrl", "pmrl"])
+def test_a_resumed_run_equals_an_undisturbed_one(small_store, tmp_path, monkeypatch, objective):
+    impute = "ppca" if objective == "calmrl" else "none"
+    asked = config(
+        small_store, objective=objective, impute=impute, impute_options={"latent_dim": 4} if impute == "ppca" else {}
+    )
+    whole = train(asked, tmp_path / "whole")
+
+    original = _Session._one_epoch
+
+    def dies(self, *arguments):
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(_Session, "_one_epoch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, tmp_path / "halved")
+    monkeypatch.setattr(_Session, "_one_epoch", original)
+    assert not Run.open(tmp_path / "halved").finished()
+    halved = train(asked, tmp_path / "halved", resume=True)
+    assert same(tensors(whole), tensors(halved))
+    assert (whole.path / "metrics.jsonl").read_text() == (halved.path / "metrics.jsonl").read_text()
+    if objective == "calmrl":
+        assert same(whole.read_tensors("imputer.safetensors")[0], halved.read_tensors("imputer.safetensors")[0])
+
+
+def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
+    run = train(config(small_store, objective="clip", impute="none", impute_options={}, epochs=15), tmp_path / "r")
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[1]["loss"]
+    assert run.summary["validation_mrr"] > 1.5 * lines[0]["validation_mrr"]
+
+
+def test_the_python_api_takes_an_unfitted_imputer(small_store, tmp_path):
+    run = train_heads(small_store, imputer=PPCA(latent_dim=3), scenario="pairs", run=tmp_path / "r", modalities=FOUR, **QUICK)
+    assert run.load_imputer().weights[0].shape == (16, 3)
+    assert run.summary["counts"]["complete"] < run.summary["counts"]["train_items"]
+
+
+def test_complete_only_trains_on_exactly_the_complete_items_of_pairs(small_store, tmp_path):
+    pairs = _Session(config(small_store))
+    only = _Session(config(small_store, scenario="pairs:0.25+complete-only"))
+    complete = pairs.train_table.ids[pairs.train_table.mask.all(dim=1).numpy()]
+    assert sorted(complete) == sorted(only.train_table.ids)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, tmp_path):
+    from calmrl_lab.objectives.clip import Clip
+
+    class Broken(Clip):
+        def forward(self, embeddings, mask, imputed=None):
+            terms = super().forward(embeddings, mask, imputed)
+            return {name: value * float("nan") for name, value in terms.items()}
+
+    asked = config(small_store, objective="clip", impute="none", impute_options={})
+    session = _Session(asked)
+    session.objective = Broken(tuple(FOUR), 16)
+    with pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "):
+        session.learn(Run.create(tmp_path / "r", asked))
+    assert not Run.open(tmp_path / "r").finished()
+
+
+def test_a_warm_up_store_is_replayed(small_store, tmp_path):
+    run = train(config(small_store, warm_up=str(small_store), warm_up_epochs=2, scenario="pattern:vision+caption"), tmp_path / "r")
+    phases = [json.loads(line)["phase"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert phases[1:3] == ["warm-up", "warm-up"]
+    assert phases[3] == "train"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"modalities": ["vision", "sound"]}, "has no modality 'sound'"),
+        ({"modalities": ["vision"]}, "at least two modalities"),
+        ({"objective": "calmr"}, "unknown objective 'calmr'; did you mean 'calmrl'?"),
+        ({"impute": "pca"}, "unknown imputer 'pca'"),
+        ({"impute": "none", "impute_options": {}}, "needs the gaps filled"),
+        ({"objective_options": {"temperatur": 1}}, "objective 'calmrl'.*temperatur"),
+        ({"impute_options": {"latent": 1}}, "imputer 'ppca'.*latent"),
+        ({"scenario": "drop:smell"}, "smell"),
+        ({"scenario": "nonsense"}, "nonsense"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "abacus"}, "'abacus' is not a device"),
+        ({"store": "nowhere.zarr"}, "nowhere.zarr"),
+    ],
+)
+def test_a_request_that_makes_no_sense_writes_nothing(small_store, tmp_path, changes, said):
+    with pytest.raises(CalmrlError, match=said):
+        train(config(**{"store": small_store, **changes}), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_modality_that_training_never_shows_cannot_be_imputed(small_store, tmp_path):
+    with pytest.raises(CalmrlError, match="modality .audio. is never observed in training"):
+        train(config(small_store, scenario="drop:audio"), tmp_path / "r")
+
+
+def test_a_hostile_checkpoint_is_not_executed(small_store, tmp_path):
+    import os
+
+    class Payload:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    run = Run.create(tmp_path / "r", config(small_store))
+    torch.save({"epoch": Payload()}, run.path / "state.pt")
+    with pytest.raises(CalmrlError, match="checkpoint .* cannot be read"):
+        train(run.config, run.path, resume=True)
+    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "r").exists()
