@@ -19,31 +19,46 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str = Field(description="feature store to train on")
-    warm_up: str | None = Field(None, description="feature store of complete data to train on first; its items stay in the imputer")
+    warm_up: str | None = Field(
+        None, description="feature store of complete data to train on first; its items stay in the imputer"
+    )
     warm_up_epochs: int = Field(10, ge=1, description="passes over the warm-up store")
-    modalities: tuple[str, ...] | None = Field(None, description="modalities to align, in this order; default: all of the store")
+    modalities: tuple[str, ...] | None = Field(
+        None, description="modalities to align, in this order; default: all of the store"
+    )
     objective: str = Field("calmrl", description="name of the alignment objective")
-    objective_options: dict[str, Any] = Field(default_factory=dict, description="options of the objective (temperatures, weights)")
+    objective_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the objective (temperatures, weights)"
+    )
     impute: str = Field("ppca", description="name of the imputer that fills missing modalities during training")
     impute_options: dict[str, Any] = Field(default_factory=dict, description="options of the imputer (latent_dim, ...)")
     scenario: str = Field("full", description="which observed modalities training may see")
     seed: int = Field(0, ge=0, description="seed of masks, initialisation and batch order")
-    split_seed: int | None = Field(None, ge=0, description="re-draw the 60/15/25 split by group with this seed; default: the store's own")
+    split_seed: int | None = Field(
+        None, ge=0, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
+    )
     head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
     init: Literal["auto", "random", "stored"] = Field(
-        "auto", description="start of the heads: the store's own projection weights (stored), random, or stored where there are any"
+        "auto",
+        description="start of the heads: the store's own projection weights (stored), random, or stored where there are any",
     )
-    dim: int = Field(256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)")
+    dim: int = Field(
+        256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"
+    )
     epochs: int = Field(40, ge=0, description="passes over the training items")
     batch_size: int = Field(256, ge=2, description="items a step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (VAST recipe)")
-    warm_up_share: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)")
+    warm_up_share: float = Field(
+        0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)"
+    )
     clip_norm: float = Field(2.0, gt=0, description="largest gradient norm (VAST recipe)")
     refresh: int = Field(1, ge=1, description="epochs between two updates of the imputer")
     first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
     refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
-    impute_from: int = Field(0, ge=0, description="epochs trained on observed modalities only, before imputed ones enter the loss")
+    impute_from: int = Field(
+        0, ge=0, description="epochs trained on observed modalities only, before imputed ones enter the loss"
+    )
     patience: int = Field(10, ge=1, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, description="epochs between two checkpoints")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
@@ -105,7 +120,9 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise CalmrlError(f"--set '{assignment}' is not of the form key=value", hint="for example --set learning_rate=0.001")
+            raise CalmrlError(
+                f"--set '{assignment}' is not of the form key=value", hint="for example --set learning_rate=0.001"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

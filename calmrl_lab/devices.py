@@ -16,7 +16,9 @@ def resolve(device: str) -> torch.device:
     except RuntimeError:
         raise CalmrlError(f"'{device}' is not a device", hint="cpu, cuda, cuda:1, ... or auto") from None
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise CalmrlError(f"device '{device}' was asked for, but torch sees no GPU", hint="use --device cpu, or see calmrl-lab doctor")
+        raise CalmrlError(
+            f"device '{device}' was asked for, but torch sees no GPU", hint="use --device cpu, or see calmrl-lab doctor"
+        )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise CalmrlError(f"device '{device}' was asked for, but there are only {torch.cuda.device_count()} GPUs")
     return resolved

@@ -42,7 +42,11 @@ def _installed(package: str) -> str | None:
 
 
 def _python() -> Finding:
-    return {"state": "ok", "what": f"Python {sys.version.split()[0]}, calmrl-lab {_installed('calmrl-lab') or '(not installed)'}", "do": ""}
+    return {
+        "state": "ok",
+        "what": f"Python {sys.version.split()[0]}, calmrl-lab {_installed('calmrl-lab') or '(not installed)'}",
+        "do": "",
+    }
 
 
 def _torch() -> Finding:
@@ -62,20 +66,42 @@ def _faiss() -> list[Finding]:
     gpu = torch.cuda.is_available()
     if not there:
         extra = "gpu" if gpu else "cpu"
-        return [{"state": "note", "what": "FAISS is not installed: search and index commands are off", "do": f"pip install 'calmrl-lab[{extra}]'"}]
+        return [
+            {
+                "state": "note",
+                "what": "FAISS is not installed: search and index commands are off",
+                "do": f"pip install 'calmrl-lab[{extra}]'",
+            }
+        ]
     if len(there) > 1:
         # Both install the module `faiss`, and the one unpacked last silently hides the other.
-        return [{"state": "bad", "what": f"two FAISS builds are installed: {', '.join(there)}", "do": f"pip uninstall {' '.join(there)}, then install one of them again"}]
+        return [
+            {
+                "state": "bad",
+                "what": f"two FAISS builds are installed: {', '.join(there)}",
+                "do": f"pip uninstall {' '.join(there)}, then install one of them again",
+            }
+        ]
     name, found = next(iter(there.items()))
     try:
         import faiss
     except ImportError as error:
-        return [{"state": "bad", "what": f"{name} {found} does not import: {error}", "do": f"pip install --force-reinstall {name}"}]
+        return [
+            {"state": "bad", "what": f"{name} {found} does not import: {error}", "do": f"pip install --force-reinstall {name}"}
+        ]
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if gpu and name == "faiss-cpu":
-        return [{"state": "note", "what": f"{name} {found}, although there is a GPU", "do": "pip uninstall faiss-cpu && pip install 'calmrl-lab[gpu]'"}]
+        return [
+            {
+                "state": "note",
+                "what": f"{name} {found}, although there is a GPU",
+                "do": "pip uninstall faiss-cpu && pip install 'calmrl-lab[gpu]'",
+            }
+        ]
     if name != "faiss-cpu" and gpus == 0:
-        return [{"state": "note", "what": f"{name} {found} sees no GPU", "do": "check the driver, or install 'calmrl-lab[cpu]'"}]
+        return [
+            {"state": "note", "what": f"{name} {found} sees no GPU", "do": "check the driver, or install 'calmrl-lab[cpu]'"}
+        ]
     return [{"state": "ok", "what": f"{name} {found}, {gpus} GPUs", "do": ""}]
 
 
@@ -84,7 +110,13 @@ def _extras() -> list[Finding]:
     for extra, (use, modules) in _EXTRAS.items():
         lacking = [module for module in modules if find_spec(module) is None]
         if lacking:
-            findings.append({"state": "note", "what": f"{use}: not installed ({', '.join(lacking)})", "do": f"pip install 'calmrl-lab[{extra}]'"})
+            findings.append(
+                {
+                    "state": "note",
+                    "what": f"{use}: not installed ({', '.join(lacking)})",
+                    "do": f"pip install 'calmrl-lab[{extra}]'",
+                }
+            )
         else:
             findings.append({"state": "ok", "what": f"{use}: installed", "do": ""})
     return findings

@@ -86,7 +86,9 @@ def evaluate(
         )
     splits = splits_of(source, config)
     if not (splits == split).any():
-        raise CalmrlError(f"store '{source.path}' has no items in split '{split}'", hint=f"it has: {', '.join(np.unique(splits))}")
+        raise CalmrlError(
+            f"store '{source.path}' has no items in split '{split}'", hint=f"it has: {', '.join(np.unique(splits))}"
+        )
     held_out = table.select(np.flatnonzero(splits == split))
     scores = _ranks(heads, held_out, _directions(table.modalities, directions))
     imputation = anchors = None
@@ -144,9 +146,13 @@ def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, st
             continue
         a, b = table.modalities.index(query), table.modalities.index(gallery)
         if not bool((table.natural_mask()[:, a] & table.natural_mask()[:, b]).any()):
-            raise CalmrlError(f"direction {query}->{gallery}: no item of the split has both modalities", hint="leave this direction out")
+            raise CalmrlError(
+                f"direction {query}->{gallery}: no item of the split has both modalities", hint="leave this direction out"
+            )
         for (q, g, owner), ranks in zip(
-            ((query, gallery, owners[a]), (gallery, query, owners[b])), rank_both(rows[a], rows[b], owners[a], owners[b]), strict=True
+            ((query, gallery, owners[a]), (gallery, query, owners[b])),
+            rank_both(rows[a], rows[b], owners[a], owners[b]),
+            strict=True,
         ):
             asked = np.asarray(ranks.positives) > 0
             item = owner.cpu().numpy()[asked]
@@ -207,7 +213,9 @@ def _fitted(run: Run, name: str, embeddings: list[Tensor], mask: Tensor, modalit
     return imputer.fit(embeddings, mask)
 
 
-def _masked(train_table: FeatureTable, held_out: FeatureTable, split: str) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
+def _masked(
+    train_table: FeatureTable, held_out: FeatureTable, split: str
+) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
     """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
     yield "train", train_table, train_table.mask
     complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))

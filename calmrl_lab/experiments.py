@@ -226,7 +226,8 @@ def _choose(
             chosen[method.name] = options[0]
             continue
         trials[method.name] = [
-            (settings, [_trial(experiment, folder, method, settings, seed) for seed in experiment.tuning_seeds]) for settings in options
+            (settings, [_trial(experiment, folder, method, settings, seed) for seed in experiment.tuning_seeds])
+            for settings in options
         ]
     every = [job for options in trials.values() for _, made in options for job in made]
     failures = _run_all(every, jobs, "choosing on validation") if every else []
@@ -268,7 +269,10 @@ def describe_store(store: Any) -> dict[str, Any]:
         "modalities": list(store.modalities),
         "dims": store.dims,
         "missing": {
-            m: {reason: int((store.reason[:, j] == code).sum()) for code, reason in ((1, "absent"), (2, "failed"), (3, "not extracted"))}
+            m: {
+                reason: int((store.reason[:, j] == code).sum())
+                for code, reason in ((1, "absent"), (2, "failed"), (3, "not extracted"))
+            }
             for j, m in enumerate(store.modalities)
         },
         "patterns": dict(sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])),
@@ -286,9 +290,17 @@ def plan(experiment: Experiment, folder: Path) -> list[dict[str, str]]:
                 for seed in experiment.tuning_seeds:
                     job = _trial(experiment, folder, method, settings, seed)
                     rows.append({"run": str(job.path), "what": "finished" if job.finished() else f"choose: {settings}"})
-            rows += [{"run": str(folder / f"{method.name}-s{seed}"), "what": "train with the chosen settings"} for seed in experiment.seeds]
+            rows += [
+                {"run": str(folder / f"{method.name}-s{seed}"), "what": "train with the chosen settings"}
+                for seed in experiment.seeds
+            ]
             continue
         for seed in experiment.seeds:
-            job = Job(folder / f"{method.name}-s{seed}", _config(experiment, options[0], seed, method.name), method.name, experiment.split)
+            job = Job(
+                folder / f"{method.name}-s{seed}",
+                _config(experiment, options[0], seed, method.name),
+                method.name,
+                experiment.split,
+            )
             rows.append({"run": str(job.path), "what": "finished" if job.finished() else "train and evaluate"})
     return rows

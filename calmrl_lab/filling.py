@@ -36,7 +36,9 @@ class Filler:
     imputer's statistics; without them its parameters for modalities that training no longer shows go stale.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any], modalities: Sequence[str], replay: Sequence[FeatureTable] = ()) -> None:
+    def __init__(
+        self, name: str, options: Mapping[str, Any], modalities: Sequence[str], replay: Sequence[FeatureTable] = ()
+    ) -> None:
         self.name = name
         self.options = dict(options)
         self.modalities = tuple(modalities)

@@ -89,7 +89,9 @@ class Run:
         """An existing run; CalmrlError if it is none, or was written by another version of the format."""
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            raise CalmrlError(f"'{path}' is not a run: it has no config.yaml", hint="calmrl-lab train-heads writes runs under runs/")
+            raise CalmrlError(
+                f"'{path}' is not a run: it has no config.yaml", hint="calmrl-lab train-heads writes runs under runs/"
+            )
         found = read_yaml(path / "config.yaml").get("format")
         if found != FORMAT:
             raise CalmrlError(

@@ -93,7 +93,9 @@ class _Session:
         if config.warm_up:
             warm_store, warm = _open(config.warm_up, config, str(self.device), full.modalities)
             if warm.dims != full.dims:
-                raise CalmrlError(f"warm-up store '{config.warm_up}' has dimensions {warm.dims}, the training store has {full.dims}")
+                raise CalmrlError(
+                    f"warm-up store '{config.warm_up}' has dimensions {warm.dims}, the training store has {full.dims}"
+                )
             complete = (splits_of(warm_store, config) == "train") & warm.mask.all(dim=1).cpu().numpy()
             if not complete.any():
                 raise CalmrlError(f"warm-up store '{config.warm_up}' has no complete training item")
@@ -135,7 +137,9 @@ class _Session:
         wanted = config.init == "stored" or (config.init == "auto" and len(stored) == len(table.modalities))
         if config.init == "stored" and len(stored) < len(table.modalities):
             lacking = [m for m in table.modalities if m not in stored]
-            raise CalmrlError(f"store '{self.store.path}' holds no projection weights for: {', '.join(lacking)}", hint="use --set init=random")
+            raise CalmrlError(
+                f"store '{self.store.path}' holds no projection weights for: {', '.join(lacking)}", hint="use --set init=random"
+            )
         dim = next(iter(stored.values())).shape[0] if wanted else config.dim
         heads = Heads(table.dims, dim, config.head, seed=config.seed)
         if wanted:
@@ -251,7 +255,9 @@ class _Session:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "objective_generator": _generator_state(self.objective),
-            "imputer": {k: torch.from_numpy(np.array(v)) for k, v in (self.filler.state() or {}).items()} if self._fitted() else {},
+            "imputer": {k: torch.from_numpy(np.array(v)) for k, v in (self.filler.state() or {}).items()}
+            if self._fitted()
+            else {},
             "metrics_lines": self.epoch + 1,
         }
         buffer = io.BytesIO()
@@ -270,7 +276,9 @@ class _Session:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise CalmrlError(f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again") from None
+            raise CalmrlError(
+                f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again"
+            ) from None
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.heads.load_state_dict(state["heads"])
         self.objective.load_state_dict(state["objective"])
@@ -328,7 +336,9 @@ class _Session:
         run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
 
 
-def _open(path: str, config: TrainConfig, device: str, modalities: tuple[str, ...] | None = None) -> tuple[FeatureStore, FeatureTable]:
+def _open(
+    path: str, config: TrainConfig, device: str, modalities: tuple[str, ...] | None = None
+) -> tuple[FeatureStore, FeatureTable]:
     from calmrl_lab.store import FeatureStore
 
     store = FeatureStore.open(path)
@@ -347,7 +357,9 @@ def training_items(full: FeatureTable, split: np.ndarray, config: TrainConfig) -
     """The training items as the scenario shows them; items that show nothing are left out."""
     table = full.select(np.flatnonzero(split == "train"))
     if len(table) == 0:
-        raise CalmrlError(f"store '{config.store}' has no training items", hint="its split has no 'train'; use --set split_seed=0")
+        raise CalmrlError(
+            f"store '{config.store}' has no training items", hint="its split has no 'train'; use --set split_seed=0"
+        )
     if not (split == "validation").any():
         raise CalmrlError(
             f"store '{config.store}' has no validation items, and models are selected on validation only",

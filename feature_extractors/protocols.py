@@ -132,7 +132,8 @@ class Encoder(Protocol):
 
     `fingerprint` is the sha256 over weights, architecture and every preprocessing setting: two stores with equal fingerprints hold
     comparable features. `prepare` runs on the CPU (in worker processes) and raises MediaError or AbsentError; `encode` runs on the
-    device. Neither result may depend on the other items of a batch.
+    device. Batches are cut at fixed places, whatever the number of workers; still, a result should not depend on its batch.
+    A `dimension` of 0 means: as long as the vectors that come in.
     `weights` is the folder given with --weights. `heads` are the encoder's own projection weights by name ([512, dimension]), or empty.
     """
 

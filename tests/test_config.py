@@ -26,7 +26,16 @@ def test_a_missing_key_is_named():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("1e-3", 1e-3), ("0.5", 0.5), ("true", True), ("null", None), ("[a, b]", ["a", "b"]), ("clip", "clip"), ("a=b", "a=b")],
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("0.5", 0.5),
+        ("true", True),
+        ("null", None),
+        ("[a, b]", ["a", "b"]),
+        ("clip", "clip"),
+        ("a=b", "a=b"),
+    ],
 )
 def test_set_reads_yaml_values(text, value):
     assert override({}, [f"key={text}"]) == {"key": value}

@@ -105,7 +105,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
 
 
 def test_a_warm_up_store_is_replayed(small_store, tmp_path):
-    run = train(config(small_store, warm_up=str(small_store), warm_up_epochs=2, scenario="pattern:vision+caption"), tmp_path / "r")
+    run = train(
+        config(small_store, warm_up=str(small_store), warm_up_epochs=2, scenario="pattern:vision+caption"), tmp_path / "r"
+    )
     phases = [json.loads(line)["phase"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert phases[1:3] == ["warm-up", "warm-up"]
     assert phases[3] == "train"

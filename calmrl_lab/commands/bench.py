@@ -13,7 +13,9 @@ def register(app: typer.Typer) -> None:
     app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 
-def bench(context: typer.Context, case: str | None = typer.Argument(None, help="Case to run; without one, list the cases.")) -> None:
+def bench(
+    context: typer.Context, case: str | None = typer.Argument(None, help="Case to run; without one, list the cases.")
+) -> None:
     """Measure a case side by side with its plain reference; further words go to the case (try --quick, --json).
 
     Example: calmrl-lab bench imputation --quick
@@ -27,7 +29,9 @@ def bench(context: typer.Context, case: str | None = typer.Argument(None, help="
     folder = Path(__file__).parents[2] / "benchmarks"
     cases = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if not cases:
-        raise CalmrlError("the benchmarks are part of the source tree, and this is an installed package", hint="clone the repository")
+        raise CalmrlError(
+            "the benchmarks are part of the source tree, and this is an installed package", hint="clone the repository"
+        )
     if case is None:
         console.out.print("\n".join(cases))
         return

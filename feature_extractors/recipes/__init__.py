@@ -1,0 +1,1 @@
+"""Media made on demand from small descriptions: a drawing rendered, a name spoken."""
