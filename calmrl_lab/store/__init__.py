@@ -1,0 +1,32 @@
+"""Feature store: rows x modalities of frozen features on disk, with a reason for each gap."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Resolved on first use, so that commands which only name the store stay quick.
+_HOME = {
+    "FeatureStore": "calmrl_lab.store.reading",
+    "write_store": "calmrl_lab.store.writing",
+    "ModalitySpec": "calmrl_lab.store.schema",
+    "Reason": "calmrl_lab.store.schema",
+    "offsets_of": "calmrl_lab.store.schema",
+    "verify": "calmrl_lab.store.verification",
+    "assign_splits": "calmrl_lab.store.splits",
+    "group_by_links": "calmrl_lab.store.splits",
+}
+__all__ = ["FeatureStore", "ModalitySpec", "Reason", "assign_splits", "group_by_links", "offsets_of", "verify", "write_store"]
+
+if TYPE_CHECKING:
+    from calmrl_lab.store.reading import FeatureStore
+    from calmrl_lab.store.schema import ModalitySpec, Reason, offsets_of
+    from calmrl_lab.store.splits import assign_splits, group_by_links
+    from calmrl_lab.store.verification import verify
+    from calmrl_lab.store.writing import write_store
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'calmrl_lab.store' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,117 @@
+"""Every damaged place of a store, not only the first: files against digest.json, then the values against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.arrays import read_json
+from calmrl_lab.store.files import looks_like_store
+from calmrl_lab.store.integrity import Checksums, size_of
+from calmrl_lab.store.reading import FeatureStore
+from calmrl_lab.store.schema import CHUNK_ROWS, SPLITS
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One damaged place: the file (or array) and what is wrong with it."""
+
+    place: str
+    problem: str
+
+
+def verify(path: str | Path, advance: Callable[[int], None] = lambda files: None) -> list[Damage]:
+    """All damage of the store at `path`, in the order of file names; an empty list if it is whole.
+
+    Reads every byte. `advance(n)` is called as files are done. Raises CalmrlError if `path` is not a store at all.
+    """
+    root = Path(path)
+    if not root.is_dir() or not looks_like_store(root) or not any(root.iterdir()):
+        FeatureStore.open(root)
+        raise CalmrlError(f"'{root}' is not a feature store")
+    damage = _damaged_files(root, advance)
+    if damage:
+        return damage
+    try:
+        store = FeatureStore.open(root)
+    except CalmrlError as error:
+        return [Damage(_place(error.message), error.message)]
+    return _damaged_values(store)
+
+
+def _damaged_files(root: Path, advance: Callable[[int], None]) -> list[Damage]:
+    damage = []
+    expected = True
+    try:
+        metadata: Any = read_json(root, "zarr.json")
+        expected = isinstance(metadata, dict) and "checksums" in (metadata.get("attributes") or {})
+    except CalmrlError as error:
+        damage.append(Damage("zarr.json", error.message))
+    try:
+        checksums = Checksums(root, expected)
+    except CalmrlError as error:
+        return [*damage, Damage("digest.json", error.message)]
+    for name, entry in checksums.files.items():
+        size = size_of(root / name)
+        if size is None:
+            damage.append(Damage(name, "missing"))
+        elif size != entry["size"]:
+            damage.append(Damage(name, f"{size} bytes; expected {entry['size']}"))
+        else:
+            try:
+                if not checksums.matches(name):
+                    damage.append(Damage(name, "the checksum differs: bytes were changed"))
+            except CalmrlError as error:
+                damage.append(Damage(name, error.message))
+        advance(1)
+    if checksums.files:
+        damage += [
+            Damage(name, "not listed in digest.json: added after the store was written") for name in checksums.unlisted()
+        ]
+    # zarr.json is both unreadable and of another checksum when it is cut off: one line is enough.
+    return list({place.place: place for place in damage}.values())
+
+
+def _damaged_values(store: FeatureStore) -> list[Damage]:
+    """What checksums cannot see: values that were wrong when they were written (by another tool)."""
+    damage = []
+    try:
+        unique = len(np.unique(store.ids))
+        if unique < len(store) or (store.ids == "").any():
+            damage.append(Damage("ids", f"{len(store) - unique} repeated or empty ids"))
+        if not np.isin(store.split, SPLITS).all():
+            damage.append(Damage("split", f"values other than {', '.join(SPLITS)}"))
+        if (store.group == "").any():
+            damage.append(Damage("group", "empty values"))
+        for name in store.labels:
+            store.labels[name]
+        for name, head in store.heads.items():
+            if not np.isfinite(head).all():
+                damage.append(Damage(f"heads/{name}", "NaN or infinite values"))
+        for modality in store.modalities:
+            total = int(store.offsets(modality)[-1])
+            for start in range(0, total, CHUNK_ROWS):
+                rows = store.feature_range(modality, start, min(start + CHUNK_ROWS, total))
+                bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+                if len(bad):
+                    item = int(np.searchsorted(store.offsets(modality), start + bad[0], side="right") - 1)
+                    damage.append(
+                        Damage(f"features/{modality}", f"NaN or infinite values, first at item {str(store.ids[item])!r}")
+                    )
+                    break
+        store.failures()
+    except (CalmrlError, ValueError) as error:
+        damage.append(Damage("values", str(error)))
+    return damage
+
+
+def _place(message: str) -> str:
+    words = [word.strip(":,'") for word in message.split()]
+    return next(
+        (word for word in words if word.startswith(("features/", "offsets/", "mask", "reason", "label/", "heads/"))), "store"
+    )

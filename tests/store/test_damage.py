@@ -1,0 +1,203 @@
+"""Whatever happens to the files of a store is named by verify and refused by open."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store import FeatureStore, integrity, verify, write_store
+
+from .conftest import COUNTS, IDS, parts
+
+
+def refusal(path) -> str:
+    with pytest.raises(CalmrlError) as caught:
+        FeatureStore.open(path)
+    return caught.value.message
+
+
+def flip(path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= 1 << (position % 8)
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("pristine") / "s.zarr", **parts())
+
+
+def counted_files(path):
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and p.name != "provenance.json")
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_one_flipped_bit_anywhere(pristine, data):
+    """Copies are cheap: five items. Only provenance.json may change without notice."""
+    copy = pristine.parent / "copy.zarr"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(pristine, copy)
+    name = data.draw(st.sampled_from(counted_files(copy)))
+    flip(copy / name, data.draw(st.integers(0, 10**6)))
+    message = refusal(copy)
+    # A flipped bit in digest.json or in a number of the root attributes can show as the file that it speaks of.
+    if name not in ("digest.json", "zarr.json"):
+        assert name in message
+        assert [damage.place for damage in verify(copy)] == [name]
+    else:
+        with contextlib.suppress(CalmrlError):
+            assert verify(copy) != []
+
+
+@pytest.mark.parametrize(
+    "name", ["zarr.json", "digest.json", "ids/zarr.json", "mask/c/0/0", "features/audio/c/0/0", "failures.jsonl"]
+)
+@pytest.mark.parametrize("how", ["missing", "cut off", "longer"])
+def test_missing_cut_off_and_longer_files(store_path, name, how):
+    file = store_path / name
+    if how == "missing":
+        file.unlink()
+    elif how == "cut off":
+        file.write_bytes(file.read_bytes()[:-3])
+    else:
+        file.write_bytes(file.read_bytes() + b"xx")
+    message = refusal(store_path)
+    assert name in message
+    assert verify(store_path)[0].place == name
+    assert "\n" not in message
+
+
+def test_verify_names_every_damaged_place(store_path):
+    flip(store_path / "features/vision/c/0/0", 3)
+    (store_path / "offsets/audio/c/0").unlink()
+    (store_path / "features/notes.txt").write_text("hello")
+    assert [(d.place, re.sub(r"\d+", "N", d.problem)) for d in verify(store_path)] == [
+        ("features/vision/c/0/0", "the checksum differs: bytes were changed"),
+        ("offsets/audio/c/0", "missing"),
+        ("features/notes.txt", "not listed in digest.json: added after the store was written"),
+    ]
+
+
+def test_a_whole_store_has_no_damage(store_path):
+    assert verify(store_path) == []
+
+
+def without_digest(path):
+    """As another Zarr tool would leave it: no checksums to lean on."""
+    metadata = json.loads((path / "zarr.json").read_text())
+    del metadata["attributes"]["checksums"]
+    (path / "zarr.json").write_text(json.dumps(metadata))
+    (path / "digest.json").unlink()
+    return zarr.open_group(path, mode="r+")
+
+
+def put(array, key, value):
+    array[key] = value
+
+
+CONTRADICTIONS = {
+    "mask says that 'audio' of item 'a/b' is missing, offsets/audio gives it 1 rows": lambda g: put(g["mask"], (0, 1), False),
+    "mask says that 'vision' of item 'smile\U0001f642' is observed, reason gives 2": lambda g: put(g["reason"], (3, 0), 2),
+    "mask says that 'vision' of item 'plain' is missing, reason gives 0": lambda g: put(g["reason"], (4, 0), 0),
+    "offsets/vision does not run from 0 to the 3 rows": lambda g: put(g["offsets/vision"], 5, 7),
+    "the ids are not unique": lambda g: put(g["ids"], 1, "a/b"),
+}
+
+
+@pytest.mark.parametrize("message", CONTRADICTIONS)
+def test_contradictions_between_arrays(store_path, message):
+    CONTRADICTIONS[message](without_digest(store_path))
+    assert message in refusal(store_path)
+    (damage,) = verify(store_path)
+    assert message in damage.problem
+
+
+def test_values_that_another_tool_got_wrong_are_found_by_verify(store_path):
+    group = without_digest(store_path)
+    group["features/vision"][1, 2] = np.nan
+    group["split"][0] = "dev"
+    split, vision = verify(store_path)
+    assert (split.place, split.problem) == ("split", "values other than train, validation, test")
+    assert (vision.place, vision.problem) == ("features/vision", f"NaN or infinite values, first at item {IDS[1]!r}")
+
+
+def test_a_missing_feature_chunk_without_digest(store_path):
+    without_digest(store_path)
+    (store_path / "features/audio/c/0/0").unlink()
+    assert refusal(store_path).endswith("the file features/audio/c/0/0 is missing")
+
+
+ROOT = {
+    "has format 'other'; expected 'calmrl-features'": {"format": "other"},
+    "has version 99; this calmrl-lab reads version 1": {"version": 99},
+    "the attribute 'dataset' is missing": {"dataset": None},
+    "the attribute 'modalities' is missing or empty": {"modalities": []},
+    "a modality is described by {'name': 'x'}": {"modalities": [{"name": "x"}]},
+    "dimension 0; expected a positive": {"modalities": [{"name": "x", "encoder": "", "fingerprint": "", "dimension": 0}]},
+}
+
+
+@pytest.mark.parametrize("message", ROOT)
+def test_root_attributes_that_are_not_ours(store_path, message):
+    metadata = json.loads((store_path / "zarr.json").read_text())
+    metadata["attributes"] |= ROOT[message]
+    (store_path / "zarr.json").write_text(json.dumps(metadata))
+    assert message in refusal(store_path)
+
+
+def test_what_is_no_store_at_all(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("x")
+    zarr.create_group(tmp_path / "foreign.zarr")
+    expected = {
+        "nowhere": "does not exist",
+        "file": "is a file; a feature store is a directory",
+        "empty": "is an empty directory",
+        "other": "it has no zarr.json",
+        "foreign.zarr": "has no attribute 'format'",
+    }
+    for name, message in expected.items():
+        assert message in refusal(tmp_path / name)
+        with pytest.raises(CalmrlError, match=re.escape(message)):
+            verify(tmp_path / name)
+
+
+def test_a_large_store_is_checked_file_by_file_on_first_read(store_path, monkeypatch):
+    monkeypatch.setattr(integrity, "WHOLE_CHECK_BYTES", 0)
+    monkeypatch.setattr("calmrl_lab.store.reading.WHOLE_CHECK_BYTES", 0)
+    flip(store_path / "features/vision/c/0/0", 3)
+    store = FeatureStore.open(store_path)
+    assert store.features("audio").shape == (2, 3)
+    for read in (lambda: store.features("vision"), lambda: store.rows("vision", [2])):
+        with pytest.raises(CalmrlError, match="features/vision/c/0/0 is not what was written"):
+            read()
+    flip(store_path / "mask/c/0/0", 0)
+    assert "mask/c/0/0" in refusal(store_path)
+
+
+def test_a_symbolic_link_to_a_store_opens(store_path, tmp_path):
+    os.symlink(store_path, tmp_path / "link")
+    assert len(FeatureStore.open(tmp_path / "link")) == len(COUNTS)
+
+
+def test_rows_and_modalities_that_do_not_exist(store_path):
+    store = FeatureStore.open(store_path)
+    with pytest.raises(CalmrlError, match="has rows 0 to 2, not 3"):
+        store.rows("vision", [0, 3])
+    with pytest.raises(CalmrlError, match="has rows 0 to 2, not -1"):
+        store.rows("vision", [-1])
+    with pytest.raises(CalmrlError, match="no modality 'visoin'; did you mean 'vision'?"):
+        store.features("visoin")
