@@ -1,0 +1,109 @@
+"""What every imputer is: options in, fit on embeddings with gaps, gaps out filled, observed entries untouched."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
+
+
+class Imputer(ABC):
+    """Base of the imputers: subclasses are dataclasses whose fields are their options.
+
+    `fills` tells callers whether gaps are filled at all: an imputer with `fills = False` returns embeddings as they came, and
+    the mask stays what it was. `modalities` (optional, settable) are names for messages. Subclasses give `_fit` and `_fill`,
+    and `state` and `_restore` for saving.
+    """
+
+    name: ClassVar[str]
+    fills: ClassVar[bool] = True
+    modalities: Sequence[str] | None = None
+    # Dimensions of the modalities that were fitted; None before.
+    dims: tuple[int, ...] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The options this imputer was made with, so that `type(self)(**options)` is an unfitted twin."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
+
+    @property
+    def fitted(self) -> bool:
+        return self.dims is not None
+
+    def fit(self, embeddings: Sequence[Array], mask: Array) -> Self:
+        """Learn from `embeddings` (k arrays [N, d_m]) where `mask` [N, k] is True; the rest is never looked at.
+
+        Raises CalmrlError for shapes that disagree, NaN or infinity at observed entries, and a modality that is never observed.
+        """
+        data = observe(embeddings, mask, self.modalities)
+        refuse_unobserved(data, self.name)
+        self._fit(data)
+        self.dims = data.dims
+        return self
+
+    def impute(self, embeddings: Sequence[Array], mask: Array) -> list[Array]:
+        """`embeddings` with the entries under a False mask filled: k arrays [N, d_m] of the kind, dtype and device that came
+        in.
+
+        Observed entries are returned bit for bit. Raises CalmrlError if unfitted, for other dimensions than the fitted ones,
+        and for NaN or infinity at observed entries.
+        """
+        data = self._observe_fitted(embeddings, mask)
+        filled = [value.clone() for value in data.values]
+        for pattern in data.patterns():
+            if pattern.missing:
+                for index, values in self._fill(data, pattern).items():
+                    filled[index][pattern.rows] = values.to(filled[index].dtype)
+        return [data.returned(value) for value in filled]
+
+    def _observe_fitted(self, embeddings: Sequence[Array], mask: Array) -> Observations:
+        if not self.fitted:
+            raise CalmrlError(f"imputer '{self.name}' has not been fitted", hint="call fit(embeddings, mask) first")
+        return observe(embeddings, mask, self.modalities, self.dims)
+
+    @abstractmethod
+    def _fit(self, data: Observations) -> None: ...
+
+    @abstractmethod
+    def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
+        """Values [n, d_m] for every missing modality of `pattern`, in the order of `pattern.rows`."""
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """What `from_state` needs, as named arrays (for safetensors)."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        """The fitted imputer whose `state()` this was. Raises CalmrlError for a state of another kind."""
+        imputer = cls()
+        try:
+            imputer._restore(state)
+        except KeyError as error:
+            raise CalmrlError(f"this is no saved state of imputer '{cls.name}': it has no array {error}") from None
+        return imputer
+
+    @abstractmethod
+    def _restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+def refuse_unobserved(data: Observations, imputer: str) -> None:
+    """CalmrlError naming the first modality that no item of `data` shows."""
+    unseen = torch.nonzero(~data.mask.any(dim=0)).flatten().tolist()
+    if unseen:
+        raise CalmrlError(
+            f"{data.name(unseen[0])} is never observed (0 of {len(data)} items), so imputer '{imputer}' cannot know it",
+            hint="leave the modality out, or add items that show it",
+        )
+
+
+def indexed(state: Mapping[str, np.ndarray], prefix: str) -> list[np.ndarray]:
+    """The arrays `prefix.0`, `prefix.1`, ... of a state, in order. Raises KeyError if there is none."""
+    count = sum(key.startswith(f"{prefix}.") for key in state)
+    return [np.asarray(state[f"{prefix}.{index}"]) for index in range(max(count, 1))]

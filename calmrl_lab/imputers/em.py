@@ -1,0 +1,146 @@
+"""Exact EM for PPCA with missing blocks: parameters and per-pattern statistics in, better parameters and their likelihood out.
+
+Model (arXiv 2511.12034): z^m = W^m beta + mu^m + noise, beta ~ N(0, I_q), noise ~ N(0, s_m^2 I). Letters used below, for a
+pattern with n items: S second moment and s sum of its items, W~ = W / s^2 (rows of the observed modalities), K = I + W'W~, V =
+K^-1. Nothing in here grows with the number of items.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calmrl_lab.imputers.statistics import Statistics
+
+NoiseKind: TypeAlias = Literal["per-modality", "shared"]
+
+# Noise variances stay above this share of a modality's variance, above rounding of its values, and above zero.
+_RELATIVE_FLOOR = 1e-9
+_ROUNDING_FLOOR = 1e-28
+_ABSOLUTE_FLOOR = 1e-150
+
+
+@dataclass
+class Parameters:
+    """Stacked parameters: `weights` [D, q], `mean` [D] in the coordinates of the statistics, `noise` [k] variances."""
+
+    weights: Float[Tensor, "d q"]
+    mean: Float[Tensor, " d"]
+    noise: Float[Tensor, " k"]
+
+
+@dataclass
+class Totals:
+    """Sums over all items that show modality m: what the M-step needs beside the E-step, computed once a fit."""
+
+    count: Float[Tensor, " k"]
+    total: list[Float[Tensor, " d"]]
+    # Sum of squares about the mean, over items and coordinates.
+    scatter: Float[Tensor, " k"]
+    floor: Float[Tensor, " k"]
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> Totals:
+        device = statistics.device
+        k = len(statistics.dims)
+        count = torch.zeros(k, dtype=torch.float64, device=device)
+        total = [torch.zeros(d, dtype=torch.float64, device=device) for d in statistics.dims]
+        squares = [torch.zeros(d, dtype=torch.float64, device=device) for d in statistics.dims]
+        for sums in statistics.patterns.values():
+            sizes = [statistics.dims[j] for j in sums.observed]
+            split = zip(sums.observed, sums.total.split(sizes), sums.diagonal().split(sizes), strict=True)
+            for j, part, square in split:
+                count[j] += sums.count
+                total[j] += part
+                squares[j] += square
+        scatter = torch.stack(
+            [(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(squares, total, count, strict=True)]
+        )
+        size = torch.tensor(statistics.dims, dtype=torch.float64, device=device)
+        raw = torch.stack([c.square().sum() for c in statistics.shift]) / size
+        floor = torch.maximum(_RELATIVE_FLOOR * scatter / (count * size), _ROUNDING_FLOOR * raw).clamp(min=_ABSOLUTE_FLOOR)
+        return cls(count, total, scatter, floor)
+
+
+@dataclass
+class Expectation:
+    """Sums of posterior moments over the items that show each modality, and the log-likelihood of all items."""
+
+    latent: Float[Tensor, "k q"]
+    latent_square: Float[Tensor, "k q q"]
+    cross: Float[Tensor, "d q"]
+    log_likelihood: float
+
+
+def expect(statistics: Statistics, parameters: Parameters) -> Expectation:
+    """The E-step: sums of E[beta], E[beta beta'] and z E[beta]' a modality, and the observed-data log-likelihood of
+    `parameters`."""
+    dims = statistics.dims
+    k, q = len(dims), parameters.weights.shape[1]
+    weights, means, noise = parameters.weights.split(dims), parameters.mean.split(dims), parameters.noise
+    scaled = [w / s for w, s in zip(weights, noise, strict=True)]
+    grams = [w.T @ w_scaled for w, w_scaled in zip(weights, scaled, strict=True)]
+    eye = torch.eye(q, dtype=torch.float64, device=statistics.device)
+
+    latent = eye.new_zeros(k, q)
+    latent_square = eye.new_zeros(k, q, q)
+    cross = [eye.new_zeros(d, q) for d in dims]
+    log_likelihood = eye.new_zeros(())
+    for sums in statistics.patterns.values():
+        observed, n = list(sums.observed), sums.count
+        sizes = [dims[j] for j in observed]
+        factor = torch.linalg.cholesky(eye + sum((grams[j] for j in observed), torch.zeros_like(eye)))
+        posterior = torch.cholesky_inverse(factor)
+        projection = torch.cat([scaled[j] for j in observed])
+        mean = torch.cat([means[j] for j in observed])
+        moment = sums.times(projection)
+        g, h = projection.T @ mean, projection.T @ sums.total
+        # Sums of b b' and of z b' over items, b = W~'(z - mu): the mean is taken out of the moments, not of rows.
+        outer_b = projection.T @ moment - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
+        cross_b = moment - torch.outer(sums.total, g)
+        sum_latent = posterior @ (h - n * g)
+        half = posterior @ outer_b
+        square = n * posterior + half @ posterior
+        latent[observed] += sum_latent
+        latent_square[observed] += square
+        for j, part in zip(observed, (cross_b @ posterior).split(sizes), strict=True):
+            cross[j] += part
+        scatter = (sums.diagonal() - 2 * mean * sums.total + n * mean.square()).split(sizes)
+        log_likelihood -= 0.5 * (2 * n * factor.diagonal().log().sum() - half.diagonal().sum())
+        for j, part in zip(observed, scatter, strict=True):
+            log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + part.sum() / noise[j])
+    return Expectation(latent, latent_square, torch.cat(cross), float(log_likelihood))
+
+
+def maximise(
+    dims: tuple[int, ...], totals: Totals, expected: Expectation, noise: NoiseKind = "per-modality", ridge: float = 0.0
+) -> Parameters:
+    """The M-step: the exact joint maximiser over W, mu and s^2 of the expected log-likelihood (closed form, monotone).
+
+    W and mu come out of one regression of z on [beta; 1], so no order of updates has to be argued about. `ridge` > 0 puts a
+    Gaussian prior N(0, s_m^2 / ridge) on every entry of W (MAP instead of maximum likelihood).
+    """
+    weights, means, residuals = [], [], []
+    eye = torch.eye(expected.latent.shape[1], dtype=torch.float64, device=expected.latent.device)
+    for j, cross in enumerate(expected.cross.split(dims)):
+        n, total, latent = totals.count[j], totals.total[j], expected.latent[j]
+        # Regression about the means: the same answer as with a column of ones, and better conditioned.
+        square = expected.latent_square[j] - torch.outer(latent, latent) / n + ridge * eye
+        target = cross - torch.outer(total, latent) / n
+        solved = torch.cholesky_solve(target.T, torch.linalg.cholesky(square)).T
+        weights.append(solved)
+        means.append((total - solved @ latent) / n)
+        residuals.append(totals.scatter[j] - (solved * target).sum())
+    size = totals.count * torch.tensor(dims, dtype=torch.float64, device=eye.device)
+    freedom = size if ridge == 0 else size + eye.shape[0] * torch.tensor(dims, dtype=torch.float64, device=eye.device)
+    variance = torch.stack(residuals) / freedom
+    floor = totals.floor
+    if noise == "shared":
+        variance = (torch.stack(residuals).sum() / freedom.sum()).expand_as(variance)
+        floor = floor.max().expand_as(floor)
+    return Parameters(torch.cat(weights), torch.cat(means), torch.maximum(variance, floor))

@@ -1,0 +1,50 @@
+"""Fill a missing modality with its mean over the items that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.base import Imputer, indexed
+from calmrl_lab.imputers.observations import Array, Observations, Pattern
+
+
+@imputers.register("mean")
+@dataclass(eq=False)
+class Mean(Imputer):
+    """The mean of the observed rows of a modality: knows nothing of the item, and is the bar every other imputer has to clear.
+
+    `predicted_error` is the variance of the modality (sum over coordinates).
+    """
+
+    name: ClassVar[str] = "mean"
+
+    means: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
+    variances: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
+
+    def _fit(self, data: Observations) -> None:
+        shown = [value[data.mask[:, j]].double() for j, value in enumerate(data.values)]
+        self.means = [rows.mean(dim=0).cpu().numpy() for rows in shown]
+        self.variances = np.array([float(rows.var(dim=0, correction=0).sum()) for rows in shown])
+
+    def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
+        means = {j: torch.from_numpy(self.means[j]).to(data.values[j]) for j in pattern.missing}
+        return {j: mean.expand(len(pattern.rows), -1) for j, mean in means.items()}
+
+    def predicted_error(self, embeddings: Sequence[Array], mask: Array) -> Array:
+        """Expected ||z - zhat||^2 of every filled entry [N, k] (float64); 0 where observed."""
+        data = self._observe_fitted(embeddings, mask)
+        return data.returned(torch.from_numpy(self.variances).to(data.device) * ~data.mask)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"variances": self.variances} | {f"means.{j}": mean for j, mean in enumerate(self.means)}
+
+    def _restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.means, self.variances = indexed(state, "means"), np.asarray(state["variances"])
+        self.dims = tuple(len(mean) for mean in self.means)

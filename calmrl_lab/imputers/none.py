@@ -1,0 +1,35 @@
+"""Fill nothing: train and score on what is observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.observations import Observations, Pattern
+
+
+@imputers.register("none")
+@dataclass(eq=False)
+class NoImputer(Imputer):
+    """Leaves every gap as it came (`fills = False`): callers keep the mask, and what lies under it still counts as missing."""
+
+    name: ClassVar[str] = "none"
+    fills: ClassVar[bool] = False
+
+    def _fit(self, data: Observations) -> None:
+        """There is nothing to learn."""
+
+    def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
+        return {}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"dims": np.array(self.dims or ())}
+
+    def _restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.dims = tuple(int(d) for d in state["dims"])

@@ -1,0 +1,225 @@
+"""PPCA with missing modalities: the imputer of CalMRL (arXiv 2511.12034), fitted by exact EM on per-pattern statistics."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.base import Imputer, indexed, refuse_unobserved
+from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect, maximise
+from calmrl_lab.imputers.initialisation import pairwise_start
+from calmrl_lab.imputers.observations import Array, Observations, Pattern, modality_name, observe
+from calmrl_lab.imputers.posterior import Posterior
+from calmrl_lab.imputers.statistics import Statistics
+
+
+@imputers.register("ppca")
+@dataclass(eq=False)
+class PPCA(Imputer):
+    """Probabilistic PCA over all modalities of an item: a missing one becomes its conditional mean given the observed ones.
+
+    z^m = W^m beta + mu^m + noise, with beta ~ N(0, I_q) shared by the modalities of an item and noise ~ N(0, s_m^2 I). Fitted
+    by EM with the exact joint M-step over W and mu on the observed entries only; the likelihood never falls (arXiv 2511.12034,
+    section 4).
+
+    latent_dim: q, at least 1 and below the sum of the dimensions.
+    shared_noise: one noise variance for all modalities instead of one each.
+    ridge: a Gaussian prior N(0, s_m^2 / ridge) on the entries of W, in pseudo-items; 0 is maximum likelihood.
+
+    After `fit`, as float64 NumPy: `weights` (k of [d_m, q]), `means` (k of [d_m]), `noise` [k] (variances s_m^2), and
+    `log_likelihoods`: the total log-likelihood (nats) of the observed entries under the parameters that enter each iteration,
+    and last of the final ones.
+    """
+
+    name: ClassVar[str] = "ppca"
+
+    latent_dim: int = 32
+    shared_noise: bool = False
+    ridge: float = 0.0
+
+    weights: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
+    means: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
+    noise: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
+    log_likelihoods: np.ndarray | None = field(init=False, repr=False, default=None)
+    _posteriors: dict[Any, Posterior] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.latent_dim = _whole(self.latent_dim, "latent_dim", 1)
+        if not self.ridge >= 0:
+            raise CalmrlError(f"ridge is {self.ridge}, expected a number of at least 0")
+
+    def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
+        """Exactly `iterations` EM iterations on `embeddings` (k of [N, d_m], NaN allowed where `mask` [N, k] is False).
+
+        Starts from `start` (a fitted PPCA, or anything with `weights`, `means` and `noise` of these shapes, as attributes or
+        keys), or else from block PPCA of the pairwise moments. Items with nothing observed are skipped. Cost: one pass over the
+        rows, then O(patterns D^2 q) an iteration, whatever N.
+
+        Raises CalmrlError for NaN or infinity at observed entries, shapes that disagree, a latent dimension that is too large,
+        a modality that is never observed, and one that no chain of modalities observed together connects with the rest: its
+        relation to the others is not identified by any amount of data.
+        """
+        data = observe(embeddings, mask, self.modalities)
+        refuse_unobserved(data, self.name)
+        return self.fit_statistics(Statistics.of(data), iterations, start)
+
+    def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
+        """`fit` from statistics that were accumulated elsewhere: streamed, merged from shards, or with forgetting."""
+        iterations = _whole(iterations, "iterations", 0)
+        dims = statistics.dims
+        if self.latent_dim >= sum(dims):
+            raise CalmrlError(
+                f"latent_dim is {self.latent_dim}, but the modalities have only {sum(dims)} dimensions together",
+                hint=f"use at most {sum(dims) - 1}",
+            )
+        self._refuse_unconnected(statistics)
+        totals = Totals.of(statistics)
+        noise: NoiseKind = "shared" if self.shared_noise else "per-modality"
+        if start is None:
+            parameters = pairwise_start(statistics, totals, self.latent_dim, noise)
+        else:
+            parameters = self._started(start, statistics)
+        likelihoods = []
+        for _ in range(iterations):
+            expected = expect(statistics, parameters)
+            likelihoods.append(expected.log_likelihood)
+            parameters = maximise(dims, totals, expected, noise, self.ridge)
+        likelihoods.append(expect(statistics, parameters).log_likelihood)
+        self._adopt(parameters, statistics, likelihoods)
+        return self
+
+    def _adopt(self, parameters: Parameters, statistics: Statistics, likelihoods: Sequence[float]) -> None:
+        dims = statistics.dims
+        means = [part + shift for part, shift in zip(parameters.mean.split(dims), statistics.shift, strict=True)]
+        self.weights = [part.cpu().numpy().copy() for part in parameters.weights.split(dims)]
+        self.means = [part.cpu().numpy() for part in means]
+        self.noise = parameters.noise.cpu().numpy().copy()
+        self.log_likelihoods = np.asarray(likelihoods, dtype=np.float64)
+        self.dims = dims
+        self._posteriors = {}
+
+    def _started(self, start: Any, statistics: Statistics) -> Parameters:
+        weights, means, noise = (_entry(start, key) for key in ("weights", "means", "noise"))
+        dims, device, q = statistics.dims, statistics.device, self.latent_dim
+        if len(weights) != len(dims) or len(means) != len(dims):
+            raise CalmrlError(f"start has {len(weights)} weights and {len(means)} means, expected {len(dims)} of each")
+        for index, (w, mu, d) in enumerate(zip(weights, means, dims, strict=True)):
+            if tuple(w.shape) != (d, q) or tuple(mu.shape) != (d,):
+                raise CalmrlError(
+                    f"start has weights {list(w.shape)} and means {list(mu.shape)} "
+                    f"for {modality_name(self.modalities, index)}, expected [{d}, {q}] and [{d}]"
+                )
+        variance = torch.as_tensor(np.asarray(noise, dtype=np.float64)).to(device).reshape(-1)
+        if variance.shape != (len(dims),) or not bool(((variance > 0) & torch.isfinite(variance)).all()):
+            raise CalmrlError(f"start has noise variances {np.asarray(noise).tolist()}, expected {len(dims)} positive numbers")
+        stacked = [
+            torch.cat([torch.as_tensor(part, dtype=torch.float64).to(device) for part in parts]) for parts in (weights, means)
+        ]
+        if not bool(torch.isfinite(stacked[0]).all() & torch.isfinite(stacked[1]).all()):
+            raise CalmrlError("start has weights or means that are not finite")
+        return Parameters(stacked[0], stacked[1] - torch.cat(statistics.shift), variance)
+
+    def _fit(self, data: Observations) -> None:
+        self.fit_statistics(Statistics.of(data))
+
+    def _refuse_unconnected(self, statistics: Statistics) -> None:
+        together = statistics.co_observed() > 0
+        k = len(together)
+        for index in range(k):
+            if not together[index, index]:
+                raise CalmrlError(
+                    f"{modality_name(self.modalities, index)} is never observed, so imputer '{self.name}' cannot know it",
+                    hint="leave the modality out, or add items that show it",
+                )
+        reached = np.linalg.matrix_power(together.astype(np.int64), k) > 0
+        main = reached[np.argmax(reached.sum(axis=1))]
+        if not main.all():
+            index = int(np.flatnonzero(~main)[0])
+            others = ", ".join(
+                modality_name(self.modalities, j).removeprefix("modality ") for j in np.flatnonzero(main).tolist()
+            )
+            raise CalmrlError(
+                f"{modality_name(self.modalities, index)} is never observed together with any of {others}, not even "
+                f"through a chain of other modalities, so imputer '{self.name}' cannot relate it to them",
+                hint="add items that show it together with another modality, or leave it out",
+            )
+
+    def posterior(self, observed: Sequence[int], device: torch.device | str = "cpu") -> Posterior:
+        """What the modalities `observed` (indices) say about the others: gains, covariance factors, expected errors."""
+        place = torch.device(device)
+        place = place if place.type in ("cpu", "cuda") else torch.device("cpu")
+        key = (tuple(observed), str(place))
+        if key not in self._posteriors:
+            weights = [torch.from_numpy(w).to(place) for w in self.weights]
+            means = [torch.from_numpy(mu).to(place) for mu in self.means]
+            self._posteriors[key] = Posterior(weights, means, torch.from_numpy(self.noise).to(place), observed)
+        return self._posteriors[key]
+
+    def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
+        posterior = self.posterior(pattern.observed, data.device)
+        if not pattern.observed:
+            return {j: posterior.means[j].expand(len(pattern.rows), -1) for j in pattern.missing}
+        latent = posterior.latent([data.values[j][pattern.rows] for j in pattern.observed])
+        return {j: posterior.mean(j, latent) for j in pattern.missing}
+
+    def log_likelihood(self, embeddings: Sequence[Array], mask: Array) -> Array:
+        """Log-density (nats, float64) of the observed entries of every item [N]; 0 for an item that shows nothing."""
+        data = self._observe_fitted(embeddings, mask)
+        result = torch.zeros(len(data), dtype=torch.float64, device=data.device)
+        for pattern in data.patterns():
+            if pattern.observed:
+                values = [data.values[j][pattern.rows] for j in pattern.observed]
+                result[pattern.rows] = self.posterior(pattern.observed, data.device).log_likelihood(values)
+        return data.returned(result)
+
+    def predicted_error(self, embeddings: Sequence[Array], mask: Array) -> Array:
+        """Expected ||z - zhat||^2 of every filled entry [N, k] (float64) under the model; 0 where observed.
+
+        The same for all items of a pattern. It knows nothing of model error: fitted on few items it is over-confident.
+        """
+        data = self._observe_fitted(embeddings, mask)
+        result = torch.zeros(data.mask.shape, dtype=torch.float64, device=data.device)
+        for pattern in data.patterns():
+            for j in pattern.missing:
+                result[pattern.rows, j] = self.posterior(pattern.observed, data.device).expected_error(j)
+        return data.returned(result)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Parameters and options as named arrays: weights.0, ..., means.0, ..., noise, log_likelihoods, options."""
+        named = {f"weights.{j}": w for j, w in enumerate(self.weights)} | {f"means.{j}": mu for j, mu in enumerate(self.means)}
+        likelihoods = np.zeros(0) if self.log_likelihoods is None else self.log_likelihoods
+        options = np.array([self.latent_dim, self.shared_noise, self.ridge], dtype=np.float64)
+        return {**named, "noise": self.noise, "log_likelihoods": likelihoods, "options": options}
+
+    def _restore(self, state: Mapping[str, np.ndarray]) -> None:
+        latent_dim, shared_noise, ridge = np.asarray(state["options"]).tolist()
+        self.latent_dim, self.shared_noise, self.ridge = int(latent_dim), bool(shared_noise), float(ridge)
+        self.weights, self.means = indexed(state, "weights"), indexed(state, "means")
+        self.noise, self.log_likelihoods = np.asarray(state["noise"]), np.asarray(state["log_likelihoods"])
+        self.dims = tuple(len(mu) for mu in self.means)
+        self._posteriors = {}
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = int(value) if isinstance(value, float) and value.is_integer() else least - 1
+    if isinstance(value, bool) or number < least:
+        raise CalmrlError(f"{name} is {value!r}, expected a whole number of at least {least}")
+    return number
+
+
+def _entry(start: Any, key: str) -> Any:
+    value = start.get(key) if isinstance(start, Mapping) else getattr(start, key, None)
+    if value is None or len(value) == 0:
+        raise CalmrlError(f"start has no '{key}'", hint="give a fitted PPCA, or anything with weights, means and noise")
+    return value

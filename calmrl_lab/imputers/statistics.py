@@ -1,0 +1,217 @@
+"""Sufficient statistics of embeddings with gaps: count, sum and second moment of every pattern, the only thing EM looks at.
+
+Rows enter once; everything after that costs the same for a thousand items and for a billion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import blas
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.observations import Observations, Pattern
+
+_BLOCK = 8192
+
+
+@dataclass
+class PatternStatistics:
+    """Sums over the items that show exactly the modalities `observed`, D coordinates in all, after subtraction of the shift.
+
+    The second moment is either the matrix `moment` [D, D] or, while the pattern has fewer than D/2 items, the rows themselves
+    (`rows`, a list of [n, D], whose Gram is the moment): a product with a [D, q] matrix is cheaper then, and so is the memory.
+    """
+
+    observed: tuple[int, ...]
+    count: float
+    total: Float[Tensor, " d"]
+    moment: Float[Tensor, "d d"] | None = None
+    rows: list[Float[Tensor, "n d"]] = field(default_factory=list)
+
+    def times(self, matrix: Float[Tensor, "d q"]) -> Float[Tensor, "d q"]:
+        """Second moment times `matrix`."""
+        result = torch.zeros_like(matrix) if self.moment is None else self.moment @ matrix
+        for rows in self.rows:
+            result = torch.addmm(result, rows.T, rows @ matrix)
+        return result
+
+    def dense(self) -> Float[Tensor, "d d"]:
+        """The second moment as a matrix."""
+        size = len(self.total)
+        result = self.total.new_zeros(size, size) if self.moment is None else self.moment.clone()
+        for rows in self.rows:
+            result.addmm_(rows.T, rows)
+        return result
+
+    def diagonal(self) -> Float[Tensor, " d"]:
+        """The diagonal of the second moment."""
+        result = torch.zeros_like(self.total) if self.moment is None else self.moment.diagonal().clone()
+        for rows in self.rows:
+            result += rows.square().sum(dim=0)
+        return result
+
+    def settle(self) -> None:
+        """Give up the rows for the moment once there are too many of them, and keep few rows as one block."""
+        held = sum(len(rows) for rows in self.rows)
+        if self.rows and (self.moment is not None or held >= len(self.total) / 2):
+            self.moment, self.rows = self.dense(), []
+        elif len(self.rows) > 1:
+            self.rows = [torch.cat(self.rows)]
+
+
+class Statistics:
+    """Statistics of every pattern of a data set, in coordinates shifted by `shift` (k of [d_m]).
+
+    The shift keeps the moments well scaled when means are large beside the spread; it is fixed when the first rows enter, and
+    cancels from every result. Float32 and float16 rows are multiplied in float32 blocks and summed in float64 (relative error
+    about 1e-7); float64 rows in float64 throughout. Addition, merging and scaling are exact up to rounding, so shards, streams
+    and forgetting are sums.
+    """
+
+    def __init__(self, dims: Sequence[int], shift: Sequence[Tensor], device: torch.device | None = None) -> None:
+        self.dims = tuple(dims)
+        # Devices without float64 (MPS) accumulate at home.
+        self.device = device if device is not None and device.type in ("cpu", "cuda") else torch.device("cpu")
+        self.shift = [value.to(self.device, torch.float64) for value in shift]
+        self.patterns: dict[tuple[int, ...], PatternStatistics] = {}
+
+    @classmethod
+    def of(cls, data: Observations, shift: Sequence[Tensor] | None = None, block: int = _BLOCK) -> Statistics:
+        """Statistics of `data`; the shift defaults to the mean of the observed entries of every modality."""
+        statistics = cls(data.dims, observed_means(data) if shift is None else shift, data.device)
+        statistics.add(data, block)
+        return statistics
+
+    def add(self, data: Observations, block: int = _BLOCK) -> None:
+        """Add the rows of `data`; the all-missing pattern carries nothing and is left out."""
+        if data.dims != self.dims:
+            raise CalmrlError(f"embeddings have dimensions {list(data.dims)}, these statistics are of {list(self.dims)}")
+        for pattern in data.patterns():
+            if pattern.observed:
+                self._insert(self._sums(data, pattern, block))
+
+    def _sums(self, data: Observations, pattern: Pattern, block: int) -> PatternStatistics:
+        double = all(data.values[j].dtype == torch.float64 for j in pattern.observed)
+        kind = torch.float64 if double else torch.float32
+        size = sum(self.dims[j] for j in pattern.observed)
+        keep_rows = len(pattern.rows) < size / 2
+        total = torch.zeros(size, dtype=torch.float64, device=self.device)
+        sums = PatternStatistics(pattern.observed, float(len(pattern.rows)), total)
+        if not keep_rows:
+            sums.moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        for rows in torch.split(pattern.rows, block):
+            # The shift is representable in float32, so that this difference is as exact as the input.
+            parts = [
+                data.values[j].index_select(0, rows).to(self.device, kind).sub_(self.shift[j].to(kind))
+                for j in pattern.observed
+            ]
+            values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            sums.total += values.sum(dim=0, dtype=torch.float64)
+            if keep_rows:
+                sums.rows.append(values.double())
+            else:
+                assert sums.moment is not None
+                _add_gram(sums.moment, values)
+        if sums.moment is not None and sums.moment.device.type == "cpu":
+            sums.moment = torch.tril(sums.moment) + torch.tril(sums.moment, -1).T
+        return sums
+
+    def _insert(self, sums: PatternStatistics) -> None:
+        held = self.patterns.get(sums.observed)
+        if held is None:
+            self.patterns[sums.observed] = sums
+            sums.settle()
+            # One order whatever came first, so that sums over patterns are reproducible.
+            self.patterns = dict(sorted(self.patterns.items(), key=lambda entry: sum(1 << j for j in entry[0])))
+            return
+        held.count += sums.count
+        held.total = held.total + sums.total
+        if sums.moment is not None:
+            held.moment = sums.moment if held.moment is None else held.moment + sums.moment
+        held.rows = [*held.rows, *sums.rows]
+        held.settle()
+
+    def merged(self, other: Statistics) -> Statistics:
+        """The statistics of both data sets together, in the coordinates of `self`."""
+        if other.dims != self.dims:
+            raise CalmrlError(f"statistics of dimensions {list(self.dims)} and {list(other.dims)} cannot be merged")
+        result = Statistics(self.dims, self.shift, self.device)
+        for part in (self, other._shifted(self.shift)):
+            for sums in part.patterns.values():
+                result._insert(PatternStatistics(sums.observed, sums.count, sums.total, sums.moment, list(sums.rows)))
+        return result
+
+    def scaled(self, factor: float) -> Statistics:
+        """Every item counted `factor` times: below 1 the past is forgotten, and `scaled(f).merged(new)` is the on-line form."""
+        if not 0 < factor < float("inf"):
+            raise CalmrlError(f"statistics can be scaled by a positive factor only (got {factor})")
+        result = Statistics(self.dims, self.shift, self.device)
+        for observed, sums in self.patterns.items():
+            moment = None if sums.moment is None else sums.moment * factor
+            rows = [rows * factor**0.5 for rows in sums.rows]
+            result.patterns[observed] = PatternStatistics(observed, sums.count * factor, sums.total * factor, moment, rows)
+        return result
+
+    def _shifted(self, shift: Sequence[Tensor]) -> Statistics:
+        """The same statistics about another shift."""
+        if all(torch.equal(mine, theirs.to(mine)) for mine, theirs in zip(self.shift, shift, strict=True)):
+            return self
+        result = Statistics(self.dims, shift, self.device)
+        for observed, sums in self.patterns.items():
+            move = torch.cat([self.shift[j] - result.shift[j] for j in observed])
+            cross = torch.outer(sums.total, move)
+            moment = sums.dense() + cross + cross.T + sums.count * torch.outer(move, move)
+            total = sums.total + sums.count * move
+            result.patterns[observed] = PatternStatistics(observed, sums.count, total, moment)
+        return result
+
+    def count_of(self, index: int) -> float:
+        """How many items show modality `index`."""
+        return sum(sums.count for observed, sums in self.patterns.items() if index in observed)
+
+    def co_observed(self) -> Float[np.ndarray, "k k"]:
+        """How many items show both modalities of every pair (the diagonal: how many show the modality)."""
+        k = len(self.dims)
+        counts = np.zeros((k, k))
+        for observed, sums in self.patterns.items():
+            counts[np.ix_(observed, observed)] += sums.count
+        return counts
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by sums, moments and rows."""
+        held = [t for s in self.patterns.values() for t in (s.total, s.moment, *s.rows) if t is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def observed_means(data: Observations, block: int = 65536) -> list[Float[Tensor, " d"]]:
+    """Mean of the observed entries of every modality, float64 sums, rounded to float32 where that is finite; zero if none is
+    observed."""
+    means = []
+    for index, value in enumerate(data.values):
+        total = torch.zeros(value.shape[1], dtype=torch.float64)
+        shown = torch.nonzero(data.mask[:, index]).squeeze(1)
+        for rows in torch.split(shown, block):
+            part = value.index_select(0, rows)
+            total += part.sum(dim=0, dtype=torch.float64 if part.device.type != "mps" else torch.float32).cpu()
+        mean = total / max(len(shown), 1)
+        rounded = mean.float().double()
+        means.append(torch.where(torch.isfinite(rounded), rounded, mean))
+    return means
+
+
+def _add_gram(moment: Float[Tensor, "d d"], values: Float[Tensor, "n d"]) -> None:
+    """moment += values' values; on the CPU only the lower triangle is kept up to date."""
+    if moment.device.type != "cpu":
+        moment += values.T @ values
+        return
+    # torch has no symmetric rank-k update, which does half the work of a general product. BLAS is column-major: the transposed
+    # view of a row-major block is what it wants, and its upper triangle is our lower one.
+    update = blas.ssyrk if values.dtype == torch.float32 else blas.dsyrk
+    moment += torch.from_numpy(update(1.0, values.contiguous().numpy().T).T)

@@ -1,0 +1,119 @@
+"""The controls: mean, random row, none; and what every registered imputer must keep."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import imputers
+
+SMALL = {"ppca": {"latent_dim": 2}}
+
+
+def example(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(n, 2))
+    embeddings = [latent @ rng.normal(size=(2, d)) + 0.3 * rng.normal(size=(n, d)) for d in (5, 4, 6)]
+    mask = rng.random((n, 3)) < 0.6
+    mask[0] = True
+    mask[1] = False
+    return embeddings, mask
+
+
+@pytest.fixture(params=sorted(imputers.names()))
+def make(request):
+    return lambda: imputers.get(request.param)(**SMALL.get(request.param, {}))
+
+
+class TestEveryImputer:
+    def test_observed_entries_are_untouched_and_gaps_are_finite(self, make):
+        embeddings, mask = example()
+        holes = [np.where(mask[:, [j]], v, np.nan) for j, v in enumerate(embeddings)]
+        imputer = make().fit(holes, mask)
+        for j, (before, after) in enumerate(zip(holes, imputer.impute(holes, mask), strict=True)):
+            assert (after[mask[:, j]] == before[mask[:, j]]).all()
+            assert np.isfinite(after).all() == imputer.fills or mask[:, j].all()
+
+    def test_what_lies_under_the_mask_is_not_looked_at(self, make):
+        embeddings, mask = example()
+        other = [np.where(mask[:, [j]], v, 1e6 * j) for j, v in enumerate(embeddings)]
+        results = [make().fit(values, mask).impute(values, mask) for values in (embeddings, other)]
+        for j in range(3):
+            if make().fills:
+                assert (results[0][j] == results[1][j]).all()
+
+    def test_the_same_call_gives_the_same_answer(self, make):
+        embeddings, mask = example()
+        imputer = make().fit(embeddings, mask)
+        first, second = imputer.impute(embeddings, mask), imputer.impute(embeddings, mask)
+        assert all((a == b).all() for a, b in zip(first, second, strict=True))
+
+    def test_torch_in_torch_out(self, make):
+        embeddings, mask = example()
+        tensors = [torch.tensor(v, dtype=torch.float32) for v in embeddings]
+        filled = make().fit(tensors, torch.tensor(mask)).impute(tensors, torch.tensor(mask))
+        assert all(isinstance(v, torch.Tensor) and v.dtype == torch.float32 for v in filled)
+
+    def test_a_saved_imputer_comes_back(self, make):
+        embeddings, mask = example()
+        imputer = make().fit(embeddings, mask)
+        state = imputer.state()
+        assert all(isinstance(value, np.ndarray) for value in state.values())
+        loaded = type(imputer).from_state(state)
+        for a, b in zip(loaded.impute(embeddings, mask), imputer.impute(embeddings, mask), strict=True):
+            assert_allclose(a, b, rtol=1e-12)
+
+    def test_predicted_error_is_zero_where_observed(self, make):
+        embeddings, mask = example()
+        imputer = make().fit(embeddings, mask)
+        if hasattr(imputer, "predicted_error"):
+            predicted = imputer.predicted_error(embeddings, mask)
+            assert predicted.shape == mask.shape
+            assert (predicted[mask] == 0).all()
+            assert (predicted[~mask] > 0).all()
+
+    def test_it_can_be_made_again_from_its_options(self, make):
+        imputer = make()
+        assert type(imputer)(**imputer.options()).options() == imputer.options()
+        assert imputers.get(imputer.name) is type(imputer)
+
+    def test_a_modality_never_observed_is_named(self, make):
+        embeddings, mask = example()
+        mask[:, 1] = False
+        imputer = make()
+        imputer.modalities = ("vision", "audio", "caption")
+        with pytest.raises(CalmrlError, match="modality 'audio' is never observed"):
+            imputer.fit(embeddings, mask)
+
+    def test_an_unknown_option_is_refused(self, make):
+        with pytest.raises(TypeError, match="colour"):
+            type(make())(colour="red")
+
+
+def test_mean_is_the_mean_and_predicts_the_variance():
+    embeddings, mask = example()
+    imputer = imputers.get("mean")().fit(embeddings, mask)
+    filled, predicted = imputer.impute(embeddings, mask), imputer.predicted_error(embeddings, mask)
+    for j, value in enumerate(embeddings):
+        shown = value[mask[:, j]]
+        assert_allclose(filled[j][~mask[:, j]], np.broadcast_to(shown.mean(axis=0), ((~mask[:, j]).sum(), value.shape[1])))
+        assert_allclose(predicted[~mask[:, j], j], shown.var(axis=0).sum())
+
+
+def test_random_draws_real_rows_by_its_seed():
+    embeddings, mask = example()
+    filled = imputers.get("random")(seed=1).fit(embeddings, mask).impute(embeddings, mask)
+    other = imputers.get("random")(seed=2).fit(embeddings, mask).impute(embeddings, mask)
+    for j, value in enumerate(embeddings):
+        real = {row.tobytes() for row in value[mask[:, j]]}
+        assert all(row.tobytes() in real for row in filled[j])
+        assert not (filled[j] == other[j]).all()
+    assert len({row.tobytes() for row in filled[0][~mask[:, 0]]}) > 5
+
+
+def test_none_says_that_it_fills_nothing():
+    embeddings, mask = example()
+    imputer = imputers.get("none")().fit(embeddings, mask)
+    assert imputer.fills is False
+    assert all((a == b).all() for a, b in zip(imputer.impute(embeddings, mask), embeddings, strict=True))
