@@ -1,0 +1,319 @@
+"""Annotation files as VAST, GRAM and PMRL release them: one JSON list a split, media found by id."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from calmrl_lab.errors import CalmrlError
+from feature_extractors.datasets._media_index import MediaIndex
+from feature_extractors.protocols import File, Item, Manifest, Medium, Text
+
+_ID_KEYS = ("clip_id", "video_id", "image_id", "image", "id")
+_TEXT_KEYS = ("desc", "caption", "vast_cap")
+
+VIDEO_FOLDERS = ("videos", "video", "videos_train", "videos_test", "videos_validation")
+AUDIO_FOLDERS = ("audios", "audio", "audios_train", "audios_test", "audios_validation")
+FRAME_FOLDERS = ("frames",)
+VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv")
+AUDIO_ENDINGS = (".wav", ".mp3", ".mkv", ".flac", ".m4a", ".ogg")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split and the names its annotation file may have, best first.
+
+    `row_per_caption`: the same id may come in several rows, each with further captions; in other files that is an error.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    row_per_caption: bool = False
+
+
+@dataclass
+class Annotation:
+    """What one item's rows say, before its media are looked for."""
+
+    id: str
+    raw_id: str
+    split: str
+    captions: list[str]
+    subtitle: str = ""
+    extra: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | None = None) -> list[Annotation]:
+    """The items of one file in its order.
+
+    The id is the first of clip_id, video_id, image_id, image, id, with HTML entities resolved; the text the first of desc,
+    caption, vast_cap, a string or a list. A subtitle of white space counts as none. `extra_keys` maps a further text modality to
+    its key. Raises CalmrlError for a broken file, a row without id or text, an empty caption or a repeated id.
+    """
+    found: dict[str, Annotation] = {}
+    for number, row in enumerate(_rows(path)):
+        where = f"row {number} of '{path}'"
+        if not isinstance(row, dict):
+            raise CalmrlError(
+                f"{where} is {type(row).__name__}, expected an object", hint="restore the released annotation file"
+            )
+        raw = next((str(row[key]) for key in _ID_KEYS if key in row), None)
+        if not raw:
+            raise CalmrlError(
+                f"{where} has no id (looked for {', '.join(_ID_KEYS)})", hint="restore the released annotation file"
+            )
+        captions = _texts(next((row[key] for key in _TEXT_KEYS if key in row), None), f"the caption of '{raw}'", where)
+        name = html.unescape(raw)
+        known = found.get(name)
+        if known is None:
+            extra = {m: _texts(row[key], f"{key} of '{raw}'", where) for m, key in (extra_keys or {}).items() if row.get(key)}
+            found[name] = Annotation(name, raw, split.name, captions, str(row.get("subtitle") or ""), extra)
+        elif split.row_per_caption:
+            known.captions += [caption for caption in captions if caption not in known.captions]
+        else:
+            raise CalmrlError(f"the id '{raw}' comes twice in '{path}' ({where})", hint="remove one of the two rows")
+    return list(found.values())
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CalmrlError(f"the annotation file '{path}' is not UTF-8: {error.reason} at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise CalmrlError(
+            f"the annotation file '{path}' is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
+            hint="download it again; a git-lfs pointer or an HTML page looks like this",
+        ) from None
+    if not isinstance(rows, list) or not rows:
+        got = "an empty list" if rows == [] else type(rows).__name__
+        raise CalmrlError(f"the annotation file '{path}' holds {got}, expected a list of items")
+    return rows
+
+
+def _texts(value: Any, what: str, where: str) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    if not texts or any(not isinstance(text, str) for text in texts):
+        raise CalmrlError(
+            f"{what} is no text ({where})", hint=f"expected a string or a list of strings under {', '.join(_TEXT_KEYS)}"
+        )
+    if any(not text.strip() for text in texts):
+        raise CalmrlError(f"{what} is empty ({where})", hint="remove the empty caption, or the row")
+    return texts
+
+
+class AnnotatedDataset:
+    """A dataset of the VAST family: annotation files, a folder of videos, a folder of audio files extracted from them.
+
+    `media` is the folder described by `layout()`. `annotations`: another folder for the annotation files. `splits`: only these.
+    `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`: drop items without an audio file before
+    anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
+    failed) or `drop`. A preset in `preset_options` sets captions and require_audio as the code it names; explicit options win.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    splits: ClassVar[tuple[Split, ...]]
+    modalities: ClassVar[tuple[str, ...]] = ("vision", "audio", "caption", "subtitle")
+    extra_texts: ClassVar[Mapping[str, str]] = {}
+    licence: ClassVar[str]
+    attribution: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, str]]]
+    preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gram-compat": {"captions": "first", "require_audio": True},
+        "pmrl-compat": {"captions": "first", "require_audio": True},
+    }
+    # Sub-folder names that the released repositories use for the annotation files.
+    annotation_folders: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        media: Path | None = None,
+        preset: str | None = None,
+        annotations: Path | str | None = None,
+        splits: Sequence[str] | str | None = None,
+        captions: str | None = None,
+        require_audio: bool | None = None,
+        missing: str = "fail",
+    ) -> None:
+        implied = self.preset_options.get(preset or "", {})
+        self.media = Path(media) if media is not None else None
+        self.annotation_root = Path(annotations) if annotations is not None else None
+        self.wanted = [splits] if isinstance(splits, str) else list(splits) if splits is not None else None
+        self.captions = captions if captions is not None else implied.get("captions", "all")
+        self.require_audio = require_audio if require_audio is not None else implied.get("require_audio", False)
+        self.missing = missing
+        for value, known, what in ((self.captions, ("all", "first"), "captions"), (missing, ("fail", "drop"), "missing")):
+            if value not in known:
+                raise CalmrlError(f"dataset '{self.name}': {what}={value} is unknown", hint=f"known: {', '.join(known)}")
+        names = [split.name for split in self.splits]
+        for split in self.wanted or []:
+            if split not in names:
+                raise CalmrlError(f"dataset '{self.name}' has no split '{split}'", hint=f"its splits: {', '.join(names)}")
+
+    @classmethod
+    def layout(cls) -> str:
+        """How the media folder must look, for messages and documentation."""
+        lines = [f"    {'DIR/annotations/' + split.files[0]:<58}{split.name}" for split in cls.splits]
+        if "vision" in cls.modalities:
+            lines.append(f"    {'DIR/videos/<id>' + '|'.join(VIDEO_ENDINGS):<58}any sub-folders")
+        if "audio" in cls.modalities:
+            endings = "|".join(AUDIO_ENDINGS[:3])
+            note = "optional: without it the sound of the video" if "vision" in cls.modalities else "any sub-folders"
+            lines.append(f"    {'DIR/audios/<id>[' + endings + ']':<58}{note}")
+        return "\n".join(lines)
+
+    def manifest(self) -> Manifest:
+        """Items of all splits found, in the order of the files; media that are not there keep the path where they belong."""
+        annotated = self._annotations()
+        index = self._index()
+        items = [item for annotation in annotated if (item := self._item(annotation, index)) is not None]
+        if not items:
+            raise CalmrlError(
+                f"dataset '{self.name}': none of the {len(annotated)} annotated items has a file in '{self.media}'",
+                hint=f"the media folder must look like this:\n{self.layout()}",
+            )
+        policy = [f"captions {self.captions}"] * (self.captions != "all")
+        policy += ["items with an audio file"] * self.require_audio + ["items with a file"] * (self.missing == "drop")
+        name = f"{self.name} ({'; '.join(policy)})" if policy else self.name
+        return Manifest(name, self.licence, self.attribution, self.stored_modalities(), tuple(items))
+
+    def stored_modalities(self) -> tuple[str, ...]:
+        """The modalities of the manifest; a text modality that a dataset adds comes last."""
+        return (*self.modalities, *self.extra_texts)
+
+    def read(self, path: Path, split: Split) -> list[Annotation]:
+        """The items of one split in an annotation file."""
+        return read_annotations(path, split, self.extra_texts)
+
+    def aliases(self, name: str, modality: str) -> Iterable[str]:
+        """Further names a file of item `name` may have, without ending; the id itself always comes first."""
+        return ()
+
+    def group(self, name: str) -> str | None:
+        """Items of one group are never split apart: by default every item is its own."""
+        return None
+
+    def _annotations(self) -> list[Annotation]:
+        if self.media is None:
+            raise CalmrlError(
+                f"dataset '{self.name}' ({self.title}) needs a media folder",
+                hint=f"--media DIR, where DIR looks like this:\n{self.layout()}",
+            )
+        if not self.media.is_dir():
+            raise CalmrlError(
+                f"the media folder '{self.media}' does not exist", hint=f"it must look like this:\n{self.layout()}"
+            )
+        roots = self._roots(self.media)
+        annotated: list[Annotation] = []
+        looked: list[Path] = []
+        for split in self.splits:
+            if self.wanted is not None and split.name not in self.wanted:
+                continue
+            candidates = [root / name for name in split.files for root in roots]
+            path = next((p for p in candidates if p.is_file()), None)
+            if path is not None:
+                annotated += self.read(path, split)
+            else:
+                looked += candidates
+                if self.wanted is not None:
+                    raise self._nothing_found(looked)
+        if not annotated:
+            raise self._nothing_found(looked)
+        return self._distinct(annotated)
+
+    def _roots(self, media: Path) -> list[Path]:
+        if self.annotation_root is not None:
+            return [self.annotation_root, *(self.annotation_root / folder for folder in self.annotation_folders)]
+        base = media / "annotations"
+        return [base, media, *(base / folder for folder in self.annotation_folders)]
+
+    def _nothing_found(self, looked: Sequence[Path]) -> CalmrlError:
+        files = "\n".join(f"    {path}" for path in looked)
+        return CalmrlError(
+            f"dataset '{self.name}': no annotation file in '{self.annotation_root or self.media}'; looked for\n{files}",
+            hint=f"the media folder must look like this:\n{self.layout()}",
+        )
+
+    def _distinct(self, annotated: list[Annotation]) -> list[Annotation]:
+        # Ids are unique over the whole store: one that two splits share names its split.
+        splits: dict[str, set[str]] = {}
+        for item in annotated:
+            splits.setdefault(item.id, set()).add(item.split)
+        shared = next((name for name, found in splits.items() if len(found) > 1), None)
+        if shared is not None:
+            raise CalmrlError(
+                f"dataset '{self.name}': the id '{shared}' is in the splits {' and '.join(sorted(splits[shared]))}",
+                hint="test items among the training items would spoil every number; use splits=... or repair the files",
+            )
+        return annotated
+
+    def _index(self) -> MediaIndex:
+        assert self.media is not None
+        index = MediaIndex(
+            self.media,
+            {
+                "vision": (VIDEO_FOLDERS, VIDEO_ENDINGS),
+                "audio": (AUDIO_FOLDERS, AUDIO_ENDINGS),
+            },
+            FRAME_FOLDERS,
+        )
+        needed = {"vision", "audio"} & set(self.modalities)
+        if needed and not any(index.folders(modality) for modality in needed):
+            looked = ", ".join(str(self.media / f) for f in (*VIDEO_FOLDERS[:1], *AUDIO_FOLDERS[:1]))
+            raise CalmrlError(
+                f"dataset '{self.name}': no media in '{self.media}' (looked for the folders {looked})",
+                hint=f"the media folder must look like this:\n{self.layout()}",
+            )
+        return index
+
+    def _item(self, annotation: Annotation, index: MediaIndex) -> Item | None:
+        media: dict[str, Sequence[Medium]] = {}
+        found = {m: self._find(index, annotation, m) for m in ("vision", "audio") if m in self.modalities}
+        if self.require_audio and "audio" in self.modalities and found["audio"] is None:
+            return None
+        if self.missing == "drop" and found and all(path is None for path in found.values()):
+            return None
+        for modality, path in found.items():
+            if path is not None:
+                media[modality] = (File(path),)
+                continue
+            video = found.get("vision")
+            if modality == "audio" and video is not None:
+                # No extracted file: the video's own sound track decides whether there is sound. Frames alone have none.
+                if video.is_file():
+                    media[modality] = (File(video),)
+                continue
+            media[modality] = (File(index.expected(modality, annotation.raw_id)),)
+        captions = annotation.captions if self.captions == "all" else annotation.captions[:1]
+        media["caption"] = tuple(Text(caption) for caption in captions)
+        if "subtitle" in self.modalities and annotation.subtitle.strip():
+            media["subtitle"] = (Text(annotation.subtitle),)
+        for further, texts in annotation.extra.items():
+            media[further] = tuple(Text(text) for text in (texts if self.captions == "all" else texts[:1]))
+        return Item(annotation.id, annotation.split, media, self.group(annotation.id), annotation.labels)
+
+    def _find(self, index: MediaIndex, annotation: Annotation, modality: str) -> Path | None:
+        names = dict.fromkeys((annotation.id, annotation.raw_id, *self.aliases(annotation.id, modality)))
+        return next((path for name in names if (path := index.find(modality, name)) is not None), None)
+
+
+def presets(
+    vision: Mapping[str, str] | str, audio: str, caption: str = "vast/bert-caption", **more: str
+) -> dict[str, dict[str, str]]:
+    """The three presets of a dataset. `vision` maps `vast`, `gram` to an encoder (one name: the same for both); `audio` likewise
+    gets GRAM's `-mono`; `more` adds modalities that are the same in all three."""
+    given = {"vast": vision, "gram": vision} if isinstance(vision, str) else vision
+    base = {"vision": given["vast"], "audio": audio, "caption": caption, **more}
+    gram = {**base, "vision": given["gram"], "audio": f"{audio}-mono"}
+    return {"vast-paper": base, "gram-compat": gram, "pmrl-compat": dict(base)}
+
+
+def without(table: Mapping[str, Mapping[str, str]], *modalities: str) -> dict[str, dict[str, str]]:
+    """The presets of a dataset that lacks some modalities."""
+    return {name: {m: encoder for m, encoder in preset.items() if m not in modalities} for name, preset in table.items()}

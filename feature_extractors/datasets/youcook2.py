@@ -1,0 +1,23 @@
+"""YouCook2: steps of cooking videos, each a clip with one sentence."""
+
+from __future__ import annotations
+
+from feature_extractors.datasets import datasets
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, Split, presets
+
+
+@datasets.register("youcook2")
+class YouCook2(AnnotatedDataset):
+    """YouCook2: 9283 training and 3216 test clips of cooking steps with subtitles (bring your own media)"""
+
+    name = "youcook2"
+    title = "YouCook2"
+    splits = (Split("train", ("descs_cap_train.json",)), Split("test", ("descs_cap_test.json",)))
+    annotation_folders = ("youcook", "youcook2")
+    licence = "annotations: MIT; videos remain their owners'"
+    attribution = "YouCook2 (Zhou et al., AAAI 2018), lists and subtitles as released with VAST and GRAM"
+    presets = presets({"vast": "vast/eva-g", "gram": "vast/eva-g-gram"}, "vast/beats64", subtitle="vast/bert-subtitle")
+
+    def group(self, name: str) -> str:
+        # YTID_47_60: the steps of one video stay together.
+        return name.rsplit("_", 2)[0]
