@@ -1,0 +1,207 @@
+"""Anchor shift: how far hiding modalities turns an item's anchor, and bounds on it that are proven, with what was printed
+beside them.
+
+Letters: Z [d, k] the embeddings of an item as columns, s_1 >= ... >= s_k its singular values, lam = s^2, M = Z Z', u its anchor
+(leading left singular vector), v the anchor of the observed columns only, theta the angle between the lines of u and v, Z_- the
+hidden columns, rho = v'Mv = lam_1 of the observed columns + eta^2, R = rho / lam_1. The shift is ||u - v|| after aligning
+signs, sqrt(2 (1 - cos theta)). "Printed" refers to Theorem 1 of arXiv 2511.12034. Items without an anchor (nothing observed)
+get NaN everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.spectrum import spectrum
+
+# The largest shift of two lines: orthogonal anchors.
+_LARGEST = 2**0.5
+
+
+def aligned_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """||a - b|| of unit vectors as lines: the sign of b is chosen so that they point the same way. In [0, sqrt 2]; NaN for a
+    zero vector."""
+    sign = torch.where((a * b).sum(dim=1, keepdim=True) < 0, -1.0, 1.0).to(a.dtype)
+    distance = torch.linalg.vector_norm(a - sign * b, dim=1)
+    defined = (torch.linalg.vector_norm(a, dim=1) > 0) & (torch.linalg.vector_norm(b, dim=1) > 0)
+    return torch.where(defined, distance, torch.nan)
+
+
+def anchor_shift(
+    embeddings: Float[Tensor, "n k d"], complete: Bool[Tensor, "n k"], observed: Bool[Tensor, "n k"]
+) -> Float[Tensor, " n"]:
+    """Shift of the anchor of the modalities `complete` when only `observed` of them are seen; float64, in [0, sqrt 2]."""
+    terms = shift_terms(embeddings, complete, observed)
+    return aligned_distance(terms.anchor, terms.observed_anchor)
+
+
+def calibrated_shift(
+    embeddings: Float[Tensor, "n k d"],
+    complete: Bool[Tensor, "n k"],
+    observed: Bool[Tensor, "n k"],
+    imputed: Float[Tensor, "n k d"],
+) -> Float[Tensor, " n"]:
+    """Shift that is left when the hidden modalities (`complete` and not `observed`) are filled from `imputed`; float64, in [0,
+    sqrt 2]."""
+    _check(embeddings, complete, observed)
+    if imputed.shape != embeddings.shape:
+        raise CalmrlError(f"imputed embeddings have shape {list(imputed.shape)}, expected {list(embeddings.shape)}")
+    truth = embeddings.double()
+    filled = torch.where(observed.unsqueeze(2), truth, imputed.double())
+    return aligned_distance(spectrum(truth, complete).anchor, spectrum(filled, complete).anchor)
+
+
+@dataclass(frozen=True)
+class ShiftTerms:
+    """What all bounds are made of, a row an item, float64."""
+
+    singular_values: Float[Tensor, "n k"]
+    observed_singular_values: Float[Tensor, "n k"]
+    hidden_norm: Float[Tensor, " n"]
+    captured: Float[Tensor, " n"]
+    hidden_captured: Float[Tensor, " n"]
+    smallest: Float[Tensor, " n"]
+    anchor: Float[Tensor, "n d"]
+    observed_anchor: Float[Tensor, "n d"]
+
+    @property
+    def eigengap(self) -> Float[Tensor, " n"]:
+        """lam_1 - lam_2 of all embeddings."""
+        return self.singular_values[:, 0].square() - self.singular_values[:, 1].square()
+
+    @property
+    def share(self) -> Float[Tensor, " n"]:
+        """R = rho / lam_1, in (0, 1]: how much of the largest eigenvalue the observed anchor captures."""
+        return (self.captured / self.singular_values[:, 0].square()).clamp(max=1.0)
+
+
+def shift_terms(embeddings: Float[Tensor, "n k d"], complete: Bool[Tensor, "n k"], observed: Bool[Tensor, "n k"]) -> ShiftTerms:
+    """Spectra and overlaps for the bounds below; `complete` are the modalities whose truth is known, `observed` a subset of
+    them.
+
+    Raises CalmrlError for shapes that disagree or a modality that is observed but not in `complete`.
+    """
+    _check(embeddings, complete, observed)
+    z = embeddings.double()
+    whole, part = spectrum(z, complete), spectrum(z, observed)
+    hidden = spectrum(z, complete & ~observed)
+    overlap = torch.einsum("nkd,nd->nk", torch.where(complete.unsqueeze(2), z, 0.0), part.anchor).square()
+    count = complete.sum(dim=1, keepdim=True)
+    smallest = whole.singular_values.gather(1, (count - 1).clamp(min=0)).squeeze(1).square()
+    return ShiftTerms(
+        whole.singular_values,
+        part.singular_values,
+        hidden.singular_values[:, 0],
+        overlap.sum(dim=1),
+        (overlap * ~observed).sum(dim=1),
+        smallest,
+        whole.anchor,
+        part.anchor,
+    )
+
+
+def _check(embeddings: Tensor, complete: Tensor, observed: Tensor) -> None:
+    if (
+        embeddings.ndim != 3
+        or embeddings.shape[:2] != complete.shape
+        or complete.shape != observed.shape
+        or complete.shape[1] < 2
+    ):
+        raise CalmrlError(
+            f"embeddings {list(embeddings.shape)}, complete {list(complete.shape)} and observed {list(observed.shape)} do not fit: "
+            "expected [n, k, d], [n, k] and [n, k] with k >= 2"
+        )
+    if bool((observed & ~complete).any()):
+        raise CalmrlError("a modality is observed whose truth is not known (observed must be a part of complete)")
+
+
+def lower_printed(terms: ShiftTerms) -> Float[Tensor, " n"]:
+    """sqrt(2 (1 - (s_1 of the observed + eta^2) / s_1)): Theorem 1 as printed, with singular values.
+
+    PROVEN for unit columns (it follows from `lower_ratio`, since s_1 of the observed is at least 1), and mostly vacuous: 0 is
+    returned where the radicand is negative. False for columns shorter than 1, such as shrunken imputations. With eigenvalues in
+    place of singular values it is FALSE for the shift (and true for the distance of the projectors).
+    """
+    ratio = (terms.observed_singular_values[:, 0] + terms.hidden_captured) / terms.singular_values[:, 0]
+    return _guard(terms, (2 * (1 - ratio)).clamp(min=0).sqrt())
+
+
+def lower_ratio(terms: ShiftTerms) -> Float[Tensor, " n"]:
+    """sqrt(2 (1 - sqrt R)). PROVEN: v'Mv >= lam_1 cos^2 theta as M is positive semi-definite, so cos^2 theta <= R."""
+    return _guard(terms, (2 * (1 - terms.share.sqrt())).clamp(min=0).sqrt())
+
+
+def lower_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
+    """From sin^2 theta >= (lam_1 - rho) / (lam_1 - lam_k). PROVEN: v lies in the range of Z, where v'Mv >= lam_1 cos^2 + lam_k
+    sin^2.
+
+    Never looser than `lower_ratio`; an equality for two modalities.
+    """
+    largest = terms.singular_values[:, 0].square()
+    return _guard(terms, _shift_of((largest - terms.captured) / (largest - terms.smallest), when_undefined=0.0))
+
+
+def upper_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
+    """From sin^2 theta <= (lam_1 - rho) / (lam_1 - lam_2). PROVEN: v'Mv <= lam_1 cos^2 + lam_2 sin^2. sqrt 2 where lam_1 =
+    lam_2."""
+    largest = terms.singular_values[:, 0].square()
+    return _guard(terms, _shift_of((largest - terms.captured) / terms.eigengap, when_undefined=1.0))
+
+
+def upper_gap(terms: ShiftTerms) -> Float[Tensor, " n"]:
+    """From sin theta <= ||Z_-||^2 / (lam_1 - lam_2 of the observed). PROVEN: restrict (lam_1 - M_observed) u = Z_- Z_-' u to
+    the complement of v.
+
+    Never looser than `upper_printed`.
+    """
+    gap = terms.singular_values[:, 0].square() - terms.observed_singular_values[:, 1].square()
+    sine = terms.hidden_norm.square() / gap
+    return _guard(terms, _shift_of(sine.square(), when_undefined=1.0))
+
+
+def upper_printed(terms: ShiftTerms) -> Float[Tensor, " n"]:
+    """sqrt 2 ||Z_-|| / (s_1 - s_2): Theorem 1 as printed. PROVEN, and vacuous (above sqrt 2, infinite at s_1 = s_2) for most
+    items."""
+    gap = terms.singular_values[:, 0] - terms.singular_values[:, 1]
+    # Hiding nothing shifts nothing, whatever the gap.
+    bound = torch.where(terms.hidden_norm > 0, _LARGEST * terms.hidden_norm / gap.clamp(min=0), 0.0)
+    return _guard(terms, bound)
+
+
+def _shift_of(sine_squared: Tensor, when_undefined: float) -> Tensor:
+    """Shift of lines whose sin^2 is given, clamped to [0, 1]; 0/0 counts as `when_undefined`."""
+    clean = torch.where(torch.isnan(sine_squared), when_undefined, sine_squared).clamp(0.0, 1.0)
+    # 1 - sqrt(1 - x) without cancellation for small x.
+    return (2 * clean / (1 + (1 - clean).sqrt())).sqrt()
+
+
+def _guard(terms: ShiftTerms, bound: Tensor) -> Tensor:
+    defined = (terms.singular_values[:, 0] > 0) & (terms.observed_singular_values[:, 0] > 0)
+    return torch.where(defined, bound, torch.nan)
+
+
+def anchor_report(
+    embeddings: Float[Tensor, "n k d"], observed: Bool[Tensor, "n k"], imputed: Float[Tensor, "n k d"]
+) -> dict[str, Float[Tensor, " n"]]:
+    """Columns for complete items shown only in part: what calibration does to the anchor shift, and the best proven bounds on
+    it.
+
+    shift_observed: shift without imputation; shift_calibrated: with `imputed` in the gaps; lower, upper: proven bounds on
+    shift_observed (they need the truth); eigengap: lam_1 - lam_2 of all embeddings. Float64, NaN for an item that shows
+    nothing.
+    """
+    complete = torch.ones_like(observed)
+    terms = shift_terms(embeddings, complete, observed)
+    shift = aligned_distance(terms.anchor, terms.observed_anchor)
+    return {
+        "shift_observed": shift,
+        "shift_calibrated": torch.where(shift.isnan(), torch.nan, calibrated_shift(embeddings, complete, observed, imputed)),
+        "lower": torch.maximum(lower_ratio(terms), lower_sandwich(terms)),
+        "upper": torch.minimum(upper_sandwich(terms), upper_gap(terms)),
+        "eigengap": terms.eigengap,
+    }

@@ -1,0 +1,173 @@
+"""Anchor shift and its bounds: equal to plain SVD, and every proven bound holds on sets of every shape."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from calmrl_lab.anchors import (
+    aligned_distance,
+    anchor_report,
+    anchor_shift,
+    calibrated_shift,
+    lower_printed,
+    lower_ratio,
+    lower_sandwich,
+    shift_terms,
+    upper_gap,
+    upper_printed,
+    upper_sandwich,
+)
+from calmrl_lab.errors import CalmrlError
+
+# Bounds are compared on the shift, whose rounding error is the square root of that of its cosine.
+ROUNDING = 1e-6
+
+
+def unit(z):
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def draw(shape, n, k, d, rng):
+    """Sets of unit vectors [n, k, d] of one of the shapes that matter."""
+    noise = rng.normal(size=(n, k, d))
+    centre = unit(rng.normal(size=(n, 1, d)))
+    if shape == "random":
+        return unit(noise)
+    if shape == "clustered":
+        return unit(centre + 0.1 * unit(noise))
+    if shape == "cone":
+        return unit(centre + 0.8 * unit(noise))
+    if shape == "one astray":
+        z = unit(centre + 0.2 * unit(noise))
+        z[:, -1] = unit(noise[:, -1])
+        return z
+    if shape == "planar":
+        other = unit(rng.normal(size=(n, 1, d)))
+        return unit(rng.normal(size=(n, k, 1)) * centre + rng.normal(size=(n, k, 1)) * other + 1e-9 * noise)
+    if shape == "copies":
+        return np.repeat(unit(noise[:, :1]), k, axis=1)
+    raise AssertionError(shape)
+
+
+SHAPES = ["random", "clustered", "cone", "one astray", "planar", "copies"]
+
+
+def observed_mask(n, k, rng):
+    mask = rng.random((n, k)) < rng.uniform(0.2, 0.9, size=(n, 1))
+    mask[np.arange(n), rng.integers(k, size=n)] = True
+    return mask
+
+
+def plain_shift(z, observed):
+    """SVD of every item."""
+    shifts = []
+    for item, shown in zip(z, observed, strict=True):
+        u = np.linalg.svd(item.T, full_matrices=False)[0][:, 0]
+        v = np.linalg.svd(item[shown].T, full_matrices=False)[0][:, 0]
+        shifts.append(min(np.linalg.norm(u - v), np.linalg.norm(u + v)))
+    return np.array(shifts)
+
+
+def tensors(*arrays):
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def test_the_shift_is_that_of_plain_svd():
+    rng = np.random.default_rng(0)
+    for shape in ("random", "clustered", "cone", "one astray"):
+        z = draw(shape, 50, 4, 16, rng)
+        observed = observed_mask(50, 4, rng)
+        found = anchor_shift(*tensors(z, np.ones((50, 4), dtype=bool), observed))
+        assert_allclose(found, plain_shift(z, observed), atol=1e-7)
+
+
+def test_the_calibrated_shift_is_that_of_plain_svd_of_the_filled_set():
+    rng = np.random.default_rng(1)
+    z, imputed, observed = draw("cone", 30, 4, 8, rng), draw("cone", 30, 4, 8, rng), observed_mask(30, 4, rng)
+    complete = np.ones((30, 4), dtype=bool)
+    filled = np.where(observed[:, :, None], z, imputed)
+    u = [np.linalg.svd(item.T)[0][:, 0] for item in z]
+    w = [np.linalg.svd(item.T)[0][:, 0] for item in filled]
+    expected = [min(np.linalg.norm(a - b), np.linalg.norm(a + b)) for a, b in zip(u, w, strict=True)]
+    assert_allclose(calibrated_shift(*tensors(z, complete, observed, imputed)), expected, atol=1e-7)
+    # The truth in the gaps leaves nothing.
+    assert_allclose(calibrated_shift(*tensors(z, complete, observed, z)), 0, atol=1e-7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=st.sampled_from(SHAPES), k=st.integers(2, 8), d=st.sampled_from([2, 3, 8, 32, 256]), seed=st.integers(0, 10**6))
+def test_proven_bounds_hold(shape, k, d, seed):
+    rng = np.random.default_rng(seed)
+    z, observed = draw(shape, 60, k, d, rng), observed_mask(60, k, rng)
+    terms = shift_terms(*tensors(z, np.ones((60, k), dtype=bool), observed))
+    shift = aligned_distance(terms.anchor, terms.observed_anchor)
+    for bound in (lower_printed, lower_ratio, lower_sandwich):
+        assert bool((bound(terms) <= shift + ROUNDING).all()), bound.__name__
+    for bound in (upper_printed, upper_gap, upper_sandwich):
+        assert bool((bound(terms) >= shift - ROUNDING).all()), bound.__name__
+    assert bool((lower_printed(terms) <= lower_ratio(terms) + ROUNDING).all())
+    assert bool((lower_ratio(terms) <= lower_sandwich(terms) + ROUNDING).all())
+    assert bool((upper_gap(terms) <= upper_printed(terms) + ROUNDING).all())
+
+
+def test_two_modalities_make_the_sandwich_an_equality():
+    z = draw("cone", 40, 2, 16, np.random.default_rng(0))
+    observed = np.tile([True, False], (40, 1))
+    terms = shift_terms(*tensors(z, np.ones((40, 2), dtype=bool), observed))
+    assert_allclose(lower_sandwich(terms), upper_sandwich(terms), atol=1e-7)
+    assert_allclose(lower_sandwich(terms), plain_shift(z, observed), atol=1e-7)
+
+
+def test_the_eigenvalue_form_of_the_printed_bound_is_false():
+    # Two unit vectors at 60 degrees, one of them hidden: lam = 1.5, .5; R = (1 + 1/4) / 1.5.
+    z = np.array([[[1.0, 0.0], [0.5, 3**0.5 / 2]]])
+    terms = shift_terms(*tensors(z, np.ones((1, 2), dtype=bool), np.array([[True, False]])))
+    shift = float(aligned_distance(terms.anchor, terms.observed_anchor))
+    assert shift == pytest.approx(2 * np.sin(np.pi / 12))
+    assert float(terms.share) == pytest.approx(1.25 / 1.5)
+    assert np.sqrt(2 * (1 - float(terms.share))) > shift + 0.05
+
+
+def test_an_item_by_hand():
+    # Orthogonal modalities of equal length have no single anchor: nothing but 0 and sqrt 2 can be said.
+    z = np.eye(2)[None]
+    terms = shift_terms(*tensors(z, np.ones((1, 2), dtype=bool), np.array([[True, False]])))
+    assert float(upper_sandwich(terms)) == pytest.approx(2**0.5)
+    assert float(upper_gap(terms)) == pytest.approx(2**0.5)
+    assert float(lower_sandwich(terms)) == 0
+    # Hiding nothing shifts nothing.
+    full = np.ones((1, 2), dtype=bool)
+    terms = shift_terms(*tensors(np.array([[[1.0, 0], [0.8, 0.6]]]), full, full))
+    assert float(upper_gap(terms)) == 0
+    assert float(upper_printed(terms)) == 0
+
+
+def test_an_item_that_shows_nothing_has_no_shift():
+    z = draw("cone", 3, 3, 4, np.random.default_rng(0))
+    observed = np.array([[True, False, True], [False, False, False], [True, True, True]])
+    report = anchor_report(*tensors(z, observed, z))
+    assert set(report) == {"shift_observed", "shift_calibrated", "lower", "upper", "eigengap"}
+    for name in ("shift_observed", "shift_calibrated", "lower", "upper"):
+        assert report[name].isnan().tolist() == [False, True, False], name
+    assert bool((report["lower"] <= report["shift_observed"] + ROUNDING)[[0, 2]].all())
+    assert bool((report["upper"] >= report["shift_observed"] - ROUNDING)[[0, 2]].all())
+
+
+def test_float32_embeddings_are_reported_in_float64():
+    z = draw("cone", 5, 3, 4, np.random.default_rng(0)).astype(np.float32)
+    report = anchor_report(*tensors(z, np.tile([True, False, True], (5, 1)), z))
+    assert report["shift_observed"].dtype == torch.float64
+
+
+def test_requests_that_make_no_sense():
+    z = torch.ones(2, 3, 4)
+    full = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(CalmrlError, match="do not fit"):
+        anchor_shift(z, full[:, :2], full)
+    with pytest.raises(CalmrlError, match="whose truth is not known"):
+        anchor_shift(z, ~full, full)
+    with pytest.raises(CalmrlError, match="imputed embeddings have shape"):
+        calibrated_shift(z, full, full, z[:, :2])
