@@ -68,7 +68,7 @@ def write_rows(
     name: str,
     shape: tuple[int, ...],
     dtype: np.dtype,
-    blocks: Iterator[Shaped[np.ndarray, rows * shape]],
+    blocks: Iterator[Shaped[np.ndarray, "*shape"]],
     chunk_rows: int | None = None,
 ) -> None:
     """Write the rows that `blocks` yield (of any sizes, `shape[0]` in all) in chunks of `chunk_rows` (default: one chunk)."""
@@ -169,21 +169,25 @@ class StoredArray:
         keys = (layout.separator.join(map(str, index)) for index in np.ndindex(*counts))
         return [f"{self.name}/c{layout.separator}{key}" for key in keys]
 
-    def read(self, start: int = 0, stop: int | None = None) -> Shaped[np.ndarray, rows * shape]:
-        """The rows start:stop (default: all), in a new array."""
+    def read(
+        self, start: int = 0, stop: int | None = None, out: Shaped[np.ndarray, "*shape"] | None = None
+    ) -> Shaped[np.ndarray, "*shape"]:
+        """The rows start:stop (default: all), in a new array or in `out` (contiguous, of the right shape and dtype)."""
         stop = self.shape[0] if stop is None else stop
-        if not self.direct:
-            return np.ascontiguousarray(self._through_zarr()[start:stop]) if stop > start else self._empty()
         if self.is_string:
-            return self._strings()[start:stop]
-        out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+            return (self._strings() if self.direct else self._through_zarr())[start:stop]
+        out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype) if out is None else out
+        if not self.direct:
+            if stop > start:
+                out[:] = self._through_zarr()[start:stop]
+            return out
         step = self.chunk_rows
         for chunk in range(start // step, math.ceil(stop / step) if stop > start else 0):
             low, high = max(start, chunk * step), min(stop, (chunk + 1) * step)
             self._read_into(chunk, low - chunk * step, out[low - start : high - start])
         return out
 
-    def rows(self, index: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, n * shape]:
+    def rows(self, index: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "*shape"]:
         """The rows at `index`, in that order, repeats allowed. Only these rows are touched where the layout allows it."""
         index = np.asarray(index, dtype=np.int64)
         if len(index) and not (index.min() >= 0 and index.max() < self.shape[0]):
@@ -191,7 +195,7 @@ class StoredArray:
             raise CalmrlError(f"'{self.root}': {self.name} has rows 0 to {self.shape[0] - 1}, not {wrong}")
         if not self.direct:
             unique, back = np.unique(index, return_inverse=True)
-            return np.ascontiguousarray(self._through_zarr().oindex[unique])[back] if len(index) else self._empty()
+            return self._through_zarr().oindex[unique][back] if len(index) else np.empty((0, *self.shape[1:]), self.dtype)
         out = np.empty((len(index), *self.shape[1:]), dtype=self.dtype)
         order = np.argsort(index, kind="stable")
         ordered = index[order]
@@ -200,9 +204,6 @@ class StoredArray:
             part = slice(edges[chunk], edges[chunk + 1])
             out[order[part]] = self._mapped(int(chunk))[ordered[part] - chunk * self.chunk_rows]
         return out
-
-    def _empty(self) -> np.ndarray:
-        return np.empty((0, *self.shape[1:]), dtype=self.dtype)
 
     def _chunk_name(self, chunk: int) -> str:
         return f"{self.name}/c/{chunk}" + "/0" * (len(self.shape) - 1)

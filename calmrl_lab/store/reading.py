@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
@@ -16,6 +16,9 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.arrays import StoredArray, read_json
 from calmrl_lab.store.integrity import WHOLE_CHECK_BYTES, Checksums
 from calmrl_lab.store.schema import FAILURES_FILE, FORMAT, PROVENANCE_FILE, ModalitySpec, Reason, parse_attributes
+
+if TYPE_CHECKING:
+    from calmrl_lab.store.streaming import StreamBatch
 
 
 class FeatureStore:
@@ -146,15 +149,30 @@ class FeatureStore:
         self.column(modality)
         return self._features[modality].read()
 
-    def feature_range(self, modality: str, start: int, stop: int) -> Float[np.ndarray, "rows dimension"]:
-        """The rows start:stop of `modality`."""
+    def feature_range(
+        self, modality: str, start: int, stop: int, out: Float[np.ndarray, "rows dimension"] | None = None
+    ) -> Float[np.ndarray, "rows dimension"]:
+        """The rows start:stop of `modality`, in a new array or in `out` (contiguous, stored dtype)."""
         self.column(modality)
-        return self._features[modality].read(start, stop)
+        return self._features[modality].read(start, stop, out)
 
     def rows(self, modality: str, rows: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dimension"]:
         """The rows of `modality` at the given row numbers, in that order; only these are read from the disk."""
         self.column(modality)
         return self._features[modality].rows(np.asarray(rows, dtype=np.int64))
+
+    def stream(
+        self,
+        modalities: Sequence[str] | None = None,
+        batch_size: int = 1024,
+        seed: int = 0,
+        buffer_chunks: int = 4,
+        items: Int[np.ndarray, " n"] | Bool[np.ndarray, " n"] | None = None,
+    ) -> Iterator[StreamBatch]:
+        """One pass over the items in random order without holding the store in memory; see `calmrl_lab.store.streaming`."""
+        from calmrl_lab.store.streaming import stream
+
+        return stream(self, modalities, batch_size, seed, buffer_chunks, items)
 
     def _array(self, name: str) -> StoredArray:
         return StoredArray(self.path, name, self._checksums.check)
