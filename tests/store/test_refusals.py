@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
-from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
-from calmrl_lab.store import files as files_module
+from calmrl_lab.store import FeatureStore, ModalitySpec, files, placing, write_store
 
 from .conftest import parts
 
@@ -92,7 +91,7 @@ def test_overwrite_never_removes_what_is_not_a_store(tmp_path, five):
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years of work")
-    with pytest.raises(CalmrlError, match="is not a feature store, so it is not overwritten"):
+    with pytest.raises(CalmrlError, match="is something else, so it is not overwritten"):
         write_store(home, **five, overwrite=True)
     assert (home / "thesis.tex").read_text() == "years of work"
 
@@ -124,7 +123,7 @@ def test_a_disk_that_fails_midway_leaves_nothing(tmp_path, five, monkeypatch, nu
         if len(calls) == 9:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files_module.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     with pytest.raises(kind, match=message):
         write_store(tmp_path / "s.zarr", **five)
     assert list(tmp_path.iterdir()) == []
@@ -132,7 +131,7 @@ def test_a_disk_that_fails_midway_leaves_nothing(tmp_path, five, monkeypatch, nu
 
 def test_what_a_killed_writer_left_is_removed_but_not_what_a_live_one_writes(tmp_path, five):
     (tmp_path / ".s.zarr.dead.partial" / "features").mkdir(parents=True)
-    with pytest.raises(CalmrlError, match="exists already"), files_module.new_directory(tmp_path / "s.zarr") as live:  # noqa: PT012
+    with pytest.raises(CalmrlError, match="exists already"), placing.new_directory(tmp_path / "s.zarr") as live:  # noqa: PT012
         (live / "zarr.json").write_text("{}")
         # A second writer of the same target is quicker; the first must not replace what it wrote.
         write_store(tmp_path / "s.zarr", **five)
