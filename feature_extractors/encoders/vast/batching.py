@@ -1,0 +1,75 @@
+"""Rows through a model in pieces that fit the device: the piece shrinks when memory runs out, and stays small then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calmrl_lab.errors import CalmrlError, WorkFailedError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PRECISIONS = ("fp32", "bf16")
+
+
+class Pieces:
+    """Runs a function over rows, at most `size` at once. Out of memory halves `size` for good; a single row that fails is an error."""
+
+    def __init__(self, size: int, device: str) -> None:
+        self.size = size
+        self.device = device
+
+    def run(self, function: Callable[..., Tensor], *columns: np.ndarray) -> np.ndarray:
+        """`function` of equally long pieces of `columns` (moved to the device), stacked; float32 on the CPU."""
+        import torch
+
+        total, start, done = len(columns[0]), 0, []
+        while start < total:
+            stop = min(start + self.size, total)
+            try:
+                with torch.inference_mode():
+                    done.append(function(*(self._move(column[start:stop]) for column in columns)).float().cpu())
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise WorkFailedError(
+                        f"one row does not fit the memory of {self.device}",
+                        hint="use --device cpu, or a device with more memory",
+                    ) from None
+                self.size = max(1, (stop - start) // 2)
+                torch.cuda.empty_cache()
+                continue
+            start = stop
+        return torch.cat(done).numpy()
+
+    def _move(self, rows: np.ndarray) -> Tensor:
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(rows))
+        if self.device.startswith("cuda"):
+            # Pinned memory lets the copy overlap with the work queued before it.
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def place(model: nn.Module, device: str, precision: str) -> nn.Module:
+    """The model on its device. `bf16` stores the weights of matrix products so; norms, softmax and residual sums stay float32."""
+    import torch
+
+    if precision not in PRECISIONS:
+        raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
+    if precision == "bf16":
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
+                module.to(torch.bfloat16)
+    return model.to(device)
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    """The context a model of this precision runs in."""
+    import torch
+
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")

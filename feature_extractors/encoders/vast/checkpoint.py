@@ -1,0 +1,254 @@
+"""A released VAST, GRAM or PMRL checkpoint: found, read without running code, renamed, and checked tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calmrl_lab.errors import CalmrlError
+from feature_extractors.encoders.vast.architecture import (
+    Architecture,
+    Shape,
+    checkpoint_shapes,
+    optional_shapes,
+    read_architecture,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+PARTS = {"vision": "vision_encoder.visual.", "audio": "audio_encoder.", "text": "multimodal_encoder.bert.", "heads": ""}
+LAYOUT = (
+    "expected in the weights folder: log/hps.json and ckpt/model_step_N.pt as VAST, GRAM and PMRL release them (or one .pt, .bin or "
+    ".safetensors file), and bert/bert-base-uncased/vocab.txt"
+)
+
+# Held by released files, used by nothing here: the CLIP text tower, the masked-language head, old BERT buffers.
+_UNUSED = re.compile(
+    r"vision_encoder\.(text\.|logit_scale$)|multimodal_encoder\.cls\.|multimodal_encoder\.bert\.(embeddings\.position_ids$|pooler\.)"
+)
+_OTHER_FOLDERS = {"beats", "bert", "clip", "optimizer"}
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one file by their released names (unused ones dropped), and the sizes they were checked against."""
+
+    path: Path
+    architecture: Architecture
+    tensors: Mapping[str, torch.Tensor]
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of `vision`, `audio`, `text` (prefix removed) or `heads` (everything else)."""
+        prefix = PARTS[name]
+        if prefix:
+            return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+        others = tuple(filter(None, PARTS.values()))
+        return {key: value for key, value in self.tensors.items() if not key.startswith(others)}
+
+    def digest(self, parts: Iterable[str]) -> str:
+        """sha256 over names, shapes, dtypes and bytes of these parts: the same weights give it whatever file they came in."""
+        import torch
+
+        total = hashlib.sha256()
+        for part in sorted(parts):
+            for name, tensor in sorted(self.part(part).items()):
+                total.update(f"{part}/{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                total.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The checkpoint in a weights folder (or `folder` itself if it is a file).
+
+    Order: `ckpt/model_step_N.pt` with the highest N, `ckpt/best_*.pt`, `checkpoint-N/pytorch_model*.bin`, any single file at the
+    top; the same one folder further down. Raises CalmrlError if there is none, or several of equal standing.
+    """
+    if folder.is_file():
+        return folder
+    if not folder.is_dir():
+        raise CalmrlError(f"the weights folder '{folder}' does not exist", hint=LAYOUT)
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in _OTHER_FOLDERS)]
+    for pattern in (
+        "ckpt/model_step_*.pt",
+        "ckpt/best_*.pt",
+        "checkpoint-*/pytorch_model*.bin",
+        "*.safetensors",
+        "*.pt",
+        "*.pth",
+        "*.bin",
+    ):
+        for place in places:
+            found = sorted((p for p in place.glob(pattern) if not p.name.startswith("optimizer")), key=_step)
+            if pattern.startswith("ckpt/model_step") and found:
+                return found[-1]
+            if pattern.startswith("checkpoint-") and found:
+                # Shards of one file: the reader adds the others of the same folder.
+                return next(p for p in found if p.parent == found[-1].parent)
+            if len(found) == 1:
+                return found[0]
+            if found:
+                names = ", ".join(str(p.relative_to(folder)) for p in found[:4])
+                raise CalmrlError(
+                    f"'{folder}' holds several checkpoints ({names}); one is expected",
+                    hint="give the file itself: --weights FILE",
+                )
+    raise CalmrlError(f"no VAST checkpoint in '{folder}'", hint=LAYOUT)
+
+
+def find_vocabulary(folder: Path) -> Path:
+    """`vocab.txt` of bert-base-uncased in a weights folder; CalmrlError naming the places looked at."""
+    root = folder.parent if folder.is_file() else folder
+    if root.name == "ckpt":
+        root = root.parent
+    inner = ("bert/bert-base-uncased", "bert-base-uncased", "bert", ".")
+    places = [root / p / q / "vocab.txt" for p in (".", "pretrained_weights") for q in inner]
+    places += [root.parent / "pretrained_weights" / q / "vocab.txt" for q in inner]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(p.relative_to(root)) for p in places[:4])
+    raise CalmrlError(f"no vocabulary of bert-base-uncased in '{root}' (looked for {looked})", hint=LAYOUT)
+
+
+def root_of(weights: Path) -> Path:
+    """The folder that holds what belongs to the checkpoint: architecture.json, bert/, beats/."""
+    return weights.parent if weights.is_file() else weights
+
+
+def load_checkpoint(weights: Path) -> Checkpoint:
+    """Find, read, rename and check the checkpoint of a weights folder.
+
+    Nothing in the file is executed and the tensors stay memory-mapped. Every missing, unexpected or wrongly shaped tensor is
+    named in one CalmrlError; `contra_head_d` (GRAM with depth) may be there or not.
+    """
+    path = find_checkpoint(weights)
+    architecture = read_architecture(root_of(weights))
+    tensors = released_names(read_tensors(path))
+    problems = compare(tensors, architecture)
+    if problems:
+        raise CalmrlError(
+            f"'{path}' is not a VAST checkpoint of the expected architecture: " + "; ".join(problems),
+            hint=f"calmrl-lab weights check {weights}",
+        )
+    return Checkpoint(path, architecture, {k: v for k, v in tensors.items() if not _UNUSED.match(k)})
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a file (and of the other shards beside it), memory-mapped, with no code run.
+
+    Raises CalmrlError, one sentence each, for a missing, empty, truncated or foreign file and for a pickle that holds code.
+    """
+    shards = sorted(path.parent.glob("pytorch_model*.bin")) if path.name.startswith("pytorch_model") else [path]
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        tensors |= _read_one(shard)
+    return tensors
+
+
+def _read_one(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    if not path.is_file():
+        raise CalmrlError(f"the checkpoint '{path}' does not exist", hint=LAYOUT)
+    size = path.stat().st_size
+    again = "download the file again and compare its size with the published one"
+    if size == 0:
+        raise CalmrlError(f"the checkpoint '{path}' is empty", hint=again)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CalmrlError(
+                f"the checkpoint '{path}' ({size} bytes) is truncated or no safetensors file: {error}", hint=again
+            ) from None
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[:2] == b"PK" and not zipfile.is_zipfile(path):
+        raise CalmrlError(
+            f"the checkpoint '{path}' is truncated: its table of contents is missing after {size} bytes", hint=again
+        )
+    if start.lstrip()[:1] in (b"<", b"{") or start.startswith(b"version https://git-lfs"):
+        raise CalmrlError(
+            f"'{path}' is a text file ({size} bytes), not a checkpoint; downloads that failed look like this", hint=again
+        )
+    try:
+        # Files of before PyTorch 1.6 are plain pickles and cannot be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+        what = f"it wants to run '{named.group(1)}'" if named else "it holds more than tensors"
+        raise CalmrlError(
+            f"'{path}' is refused because {what}, and reading it could execute code",
+            hint="save its state_dict alone (torch.save(model.state_dict(), FILE)) on a machine you trust with it",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise CalmrlError(f"the checkpoint '{path}' ({size} bytes) cannot be read: {reason}", hint=again) from None
+    return _state_dict(content, path)
+
+
+def _state_dict(content: object, path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise CalmrlError(f"'{path}' holds {type(content).__name__}, not a state dict", hint=LAYOUT)
+    strays = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if strays:
+        raise CalmrlError(f"'{path}' is no state dict: its entry '{strays[0]}' is no tensor", hint=LAYOUT)
+    return {str(key): value for key, value in content.items()}
+
+
+def released_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`module.` and `model.` removed, and the names of older releases brought up to date (video_* to vision_*, *clip_model)."""
+    renamed = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("module.").removeprefix("model.")
+        name = re.sub(r"^(evaclip_model|clip_model)\.", "vision_encoder.", name)
+        name = name.replace("video", "vision")
+        renamed[name] = value
+    return renamed
+
+
+def compare(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> list[str]:
+    """What keeps these tensors from being this architecture, as clauses; empty if nothing does."""
+    expected, optional = checkpoint_shapes(architecture), optional_shapes(architecture)
+    used = {key: tuple(value.shape) for key, value in tensors.items() if not _UNUSED.match(key)}
+    missing = [key for key in expected if key not in used]
+    unexpected = [key for key in used if key not in expected and key not in optional]
+    wrong = [
+        f"{key} {used[key]} instead of {shape}"
+        for key, shape in {**expected, **optional}.items()
+        if key in used and not _fits(used[key], shape)
+    ]
+    shared = [key for key in used if key.endswith("relative_attention_bias.weight")]
+    problems = []
+    for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)):
+        if found:
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            problems.append(f"{len(found)} {label} ({', '.join(found[:_SHOWN])}{more})")
+    if not problems and any(not tensors[key].equal(tensors[shared[0]]) for key in shared[1:]):
+        problems.append("the audio layers hold different tables of relative positions, but BEATs shares one")
+    return problems
+
+
+def _fits(got: Shape, expected: Shape) -> bool:
+    return len(got) == len(expected) and all(e in (0, g) for g, e in zip(got, expected, strict=True))
+
+
+def _step(path: Path) -> tuple[int, str]:
+    """Shards and steps in numeric order: step 10000 comes after step 9999."""
+    numbers = re.findall(r"\d+", f"{path.parent.name}/{path.stem}")
+    return (int(numbers[-1]) if numbers else -1, str(path))

@@ -1,0 +1,275 @@
+"""Datasets of the VAST family: real annotation files, id traps, several captions, missing media, broken files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from calmrl_lab.errors import CalmrlError
+from feature_extractors.datasets import datasets
+from feature_extractors.protocols import File, Text
+
+_ROOT = Path(__file__).resolve().parents[2]
+REAL = Path(os.environ.get("CALMRL_TEST_DATA") or _ROOT.parent / "shared" / "data") / "annotations"
+FAMILY = ("activitynet", "audiocaps", "clotho", "didemo", "msrvtt", "vast150k", "vast150k-captions", "vatex", "youcook2")
+
+
+@pytest.fixture
+def media(tmp_path):
+    """An empty media folder with the sub-folders that are looked for."""
+    for name in ("annotations", "videos", "audios"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def write(media, name, rows):
+    (media / "annotations" / name).write_text(json.dumps(rows))
+
+
+def touch(media, *names):
+    for name in names:
+        (media / name).parent.mkdir(parents=True, exist_ok=True)
+        (media / name).touch()
+
+
+class TestRealFiles:
+    """Counts of the files as GRAM and PMRL use them."""
+
+    @pytest.mark.parametrize(
+        ("dataset", "folder", "splits", "captions", "subtitles", "groups"),
+        [
+            ("msrvtt", "msrvtt", {"train": 9000, "test": 1000}, 10000, (9000 - 2109) + (1000 - 238), None),
+            ("audiocaps", "audiocaps", {"test": 729}, 5 * 729, 0, 729),
+            ("didemo", "didemo", {"test": 1003}, 1003, 0, None),
+            ("activitynet", "activitynet", {"test": 4917}, 4917, 0, None),
+            ("vatex", "vatex", {"test": 1500}, 15000, 1500 - 759, 1500),
+            ("youcook2", "youcook", {"test": 3216}, 3216, 3216 - 216, 419),
+        ],
+    )
+    def test_counts(self, media, dataset, folder, splits, captions, subtitles, groups):
+        if not (REAL / folder).is_dir():
+            pytest.skip(f"the released annotations of {dataset} are not here (set CALMRL_TEST_DATA)")
+        items = datasets.get(dataset)(media, annotations=REAL).manifest().items
+        assert Counter(item.split for item in items) == splits
+        assert sum(len(item.media["caption"]) for item in items) == captions
+        assert sum("subtitle" in item.media for item in items) == subtitles
+        assert len({item.id for item in items}) == len(items)
+        assert groups is None or len({item.group for item in items}) == groups
+
+    def test_ids_keep_their_dots_and_signs(self, media):
+        if not (REAL / "audiocaps").is_dir():
+            pytest.skip("the released annotations are not here (set CALMRL_TEST_DATA)")
+        touch(media, "videos/GOD8Bt5LfDE_100.000_110.000.mp4", "videos/26292851@N04_4253489686_265c3c8051.avi")
+        for name, item in (("audiocaps", "GOD8Bt5LfDE_100.000_110.000"), ("didemo", "26292851@N04_4253489686_265c3c8051")):
+            first = datasets.get(name)(media, annotations=REAL).manifest().items[0]
+            assert first.id == item
+            assert first.media["vision"][0].path.stem == item
+
+
+class TestItems:
+    def test_media_texts_and_gaps(self, media):
+        write(
+            media,
+            "descs_ret_test.json",
+            [
+                {"video_id": "video0", "desc": "a dog", "subtitle": " hello "},
+                {"video_id": "video1", "desc": "a cat", "subtitle": "   "},
+                {"video_id": "video2", "desc": "a car"},
+                {"video_id": "video3", "desc": "gone"},
+            ],
+        )
+        touch(media, "videos/video0.mp4", "videos/TestVideo/video1.webm", "videos/video2.mp4", "audios/video0.mp3")
+        items = {item.id: item for item in datasets.get("msrvtt")(media).manifest().items}
+        assert items["video0"].media["audio"] == (File(media / "audios/video0.mp3"),)
+        assert items["video0"].media["subtitle"] == (Text(" hello "),)
+        assert "subtitle" not in items["video1"].media, "white space is no subtitle"
+        assert items["video1"].media["vision"] == (File(media / "videos/TestVideo/video1.webm"),)
+        # No extracted sound: the video's own track decides.
+        assert items["video2"].media["audio"] == (File(media / "videos/video2.mp4"),)
+        # Nothing at all: the places where the files belong, so that both are recorded as not found.
+        assert items["video3"].media["vision"] == (File(media / "videos/video3.mp4"),)
+        assert items["video3"].media["audio"] == (File(media / "audios/video3.wav"),)
+
+    def test_a_folder_called_wav_and_an_id_that_ends_in_wav(self, tmp_path):
+        media = tmp_path / "my.wav.mp3"
+        for name in ("annotations", "audios"):
+            (media / name).mkdir(parents=True)
+        write(media, "descs_cap_test.json", [{"video_id": "rain&amp;storm.wav", "caption": ["rain", "a storm"]}])
+        for stored in ("rain&storm.wav", "rain&amp;storm.wav"):
+            touch(media, f"audios/{stored}")
+            (item,) = datasets.get("clotho")(media).manifest().items
+            assert item.id == "rain&storm.wav"
+            assert item.media["audio"] == (File(media / "audios" / stored),)
+            assert [caption.text for caption in item.media["caption"]] == ["rain", "a storm"]
+            (media / "audios" / stored).unlink()
+            touch(media, "audios/other.wav")
+
+    def test_one_row_a_caption_is_one_item(self, media):
+        write(media, "descs_cap_trainval.json", [{"video_id": "a.wav", "caption": c} for c in ("one", "two", "one")])
+        touch(media, "audios/a.wav")
+        (item,) = datasets.get("clotho")(media).manifest().items
+        assert [caption.text for caption in item.media["caption"]] == ["one", "two"]
+
+    def test_names_that_other_tools_give(self, media):
+        write(
+            media,
+            "descs_ret_test.json",
+            [{"video_id": "abc_30.000_40.000", "caption": "x"}, {"video_id": "a_b_5.000_15.000", "caption": "y"}],
+        )
+        touch(media, "videos/abc_30.mp4", "audios/a_b_5_15.wav")
+        first, second = datasets.get("audiocaps")(media).manifest().items
+        assert first.media["vision"][0].path.name == "abc_30.mp4"
+        assert second.media["audio"][0].path.name == "a_b_5_15.wav"
+        assert (first.group, second.group) == ("abc", "a_b")
+
+    def test_the_sound_of_didemo_as_gram_names_it(self, media):
+        write(media, "descs_ret_test.json", [{"video_id": "1@N2_3", "desc": "x"}])
+        touch(media, "audios/audio_1@N2_3.mp3")
+        (item,) = datasets.get("didemo")(media).manifest().items
+        assert item.media["audio"][0].path.name == "audio_1@N2_3.mp3"
+
+    def test_a_folder_of_frames_is_a_video_without_sound(self, media):
+        write(media, "descs_ret_test.json", [{"video_id": "v", "desc": "x"}])
+        touch(media, "frames/v/img_0001.jpg")
+        (item,) = datasets.get("msrvtt")(media).manifest().items
+        assert item.media["vision"] == (File(media / "frames" / "v"),)
+        assert "audio" not in item.media
+
+    def test_the_captions_of_vast150k(self, media):
+        row = {"clip_id": "c1", "vast_cap": "all", "vision_cap": ["seen", "seen too"], "audio_cap": "heard", "subtitle": "said"}
+        write(media, "annotations150k.json", [row])
+        touch(media, "videos/c1.mp4")
+        (plain,) = datasets.get("vast150k")(media).manifest().items
+        assert set(plain.media) == {"vision", "audio", "caption", "subtitle"}
+        manifest = datasets.get("vast150k-captions")(media).manifest()
+        assert manifest.modalities[-2:] == ("vision_caption", "audio_caption")
+        assert [t.text for t in manifest.items[0].media["vision_caption"]] == ["seen", "seen too"]
+
+
+class TestChoices:
+    @pytest.fixture
+    def media(self, media):
+        write(media, "descs_ret_test.json", [{"video_id": f"v{i}", "caption": [f"{i}a", f"{i}b"]} for i in range(3)])
+        write(media, "descs_ret_train.json", [{"video_id": "t0", "caption": ["x"]}])
+        touch(media, "videos/v0.mp4", "audios/v0.wav", "videos/v1.mp4", "videos/t0.mp4")
+        return media
+
+    def make(self, media, **options):
+        return datasets.get("audiocaps")(media, **options).manifest()
+
+    def test_all_splits_by_default(self, media):
+        manifest = self.make(media)
+        assert manifest.dataset == "audiocaps"
+        assert [item.id for item in manifest.items] == ["t0", "v0", "v1", "v2"]
+
+    def test_one_split(self, media):
+        assert [item.id for item in self.make(media, splits="test").items] == ["v0", "v1", "v2"]
+        with pytest.raises(CalmrlError, match="no split 'dev'"):
+            self.make(media, splits="dev")
+
+    def test_gram_and_pmrl_keep_the_first_caption_of_items_with_sound(self, media):
+        for preset in ("gram-compat", "pmrl-compat"):
+            manifest = self.make(media, preset=preset)
+            assert [item.id for item in manifest.items] == ["v0"]
+            assert [c.text for c in manifest.items[0].media["caption"]] == ["0a"]
+            assert manifest.dataset == "audiocaps (captions first; items with an audio file)", "the subset is part of the name"
+        assert len(self.make(media, preset="vast-paper").items) == 4
+        assert len(self.make(media, preset="gram-compat", require_audio=False).items) == 4
+
+    def test_items_without_any_file_can_be_dropped(self, media):
+        manifest = self.make(media, missing="drop")
+        assert [item.id for item in manifest.items] == ["t0", "v0", "v1"]
+
+    def test_unknown_choices(self, media):
+        with pytest.raises(CalmrlError, match="captions=some is unknown"):
+            self.make(media, captions="some")
+
+
+class TestPresets:
+    @pytest.mark.parametrize("name", [*FAMILY, "vggsound", "class-folder"])
+    def test_every_preset_names_registered_encoders_for_every_modality(self, name):
+        from feature_extractors.encoders import encoders
+
+        dataset = datasets.get(name)
+        assert list(dataset.presets) == ["vast-paper", "gram-compat", "pmrl-compat"]
+        for preset in dataset.presets.values():
+            assert all(encoder in encoders for encoder in preset.values())
+            if name in FAMILY:
+                assert set(preset) == {*dataset.modalities, *dataset.extra_texts}
+
+    def test_where_the_three_differ(self):
+        presets = datasets.get("msrvtt").presets
+        assert presets["vast-paper"]["vision"] == presets["pmrl-compat"]["vision"] == "vast/eva-g-16-crop"
+        assert presets["gram-compat"]["vision"] == "vast/eva-g-crop-gram"
+        assert presets["gram-compat"]["audio"] == "vast/beats64-mono"
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ('[{"video_id": "a", "desc": "x"},', "no valid JSON: .* in line 1, column"),
+            ("<html>", "no valid JSON"),
+            ("{}", "holds dict, expected a list"),
+            ("[]", "holds an empty list"),
+            ('["a"]', "row 0 of .* is str, expected an object"),
+            ('[{"desc": "x"}]', "row 0 of .* has no id"),
+            ('[{"video_id": "a"}]', "the caption of 'a' is no text"),
+            ('[{"video_id": "a", "desc": 3}]', "the caption of 'a' is no text"),
+            ('[{"video_id": "a", "desc": []}]', "the caption of 'a' is no text"),
+            ('[{"video_id": "a", "desc": " "}]', "the caption of 'a' is empty"),
+            ('[{"video_id": "a", "desc": ["x", ""]}]', "the caption of 'a' is empty"),
+            ('[{"video_id": "a", "desc": "x"}, {"video_id": "a", "desc": "y"}]', "the id 'a' comes twice"),
+        ],
+    )
+    def test_a_broken_annotation_file(self, media, content, sentence):
+        (media / "annotations" / "descs_ret_test.json").write_text(content)
+        with pytest.raises(CalmrlError, match=sentence) as caught:
+            datasets.get("msrvtt")(media).manifest()
+        assert "descs_ret_test.json" in caught.value.message
+        assert "\n" not in caught.value.message
+        assert caught.value.exit_code == 2
+
+    def test_bytes_that_are_no_text(self, media):
+        (media / "annotations" / "descs_ret_test.json").write_bytes(b"\xff\xfe[\x00")
+        with pytest.raises(CalmrlError, match="is not UTF-8"):
+            datasets.get("msrvtt")(media).manifest()
+
+    def test_an_id_in_two_splits(self, media):
+        for name in ("descs_ret_test.json", "descs_ret_train.json"):
+            write(media, name, [{"video_id": "v", "desc": "x"}])
+        with pytest.raises(CalmrlError, match="the id 'v' is in the splits test and train"):
+            datasets.get("msrvtt")(media).manifest()
+
+    @pytest.mark.parametrize("name", [*FAMILY, "vggsound"])
+    def test_without_data_every_file_that_was_looked_for_is_named(self, name, tmp_path):
+        dataset = datasets.get(name)
+        with pytest.raises(CalmrlError, match="needs a media folder") as caught:
+            dataset().manifest()
+        for split in dataset.splits:
+            assert f"DIR/annotations/{split.files[0]}" in caught.value.hint
+        with pytest.raises(CalmrlError, match="no annotation file") as caught:
+            dataset(tmp_path).manifest()
+        for split in dataset.splits:
+            for file in split.files:
+                assert str(tmp_path / "annotations" / file) in caught.value.message
+                assert str(tmp_path / "annotations" / dataset.annotation_folders[0] / file) in caught.value.message
+        assert "DIR/audios/<id>" in caught.value.hint
+        with pytest.raises(CalmrlError, match="does not exist"):
+            dataset(tmp_path / "nowhere").manifest()
+
+    def test_annotations_without_media(self, tmp_path):
+        (tmp_path / "annotations").mkdir()
+        write(tmp_path, "descs_ret_test.json", [{"video_id": "v", "desc": "x"}])
+        with pytest.raises(CalmrlError, match="no media in") as caught:
+            datasets.get("msrvtt")(tmp_path).manifest()
+        assert str(tmp_path / "videos") in caught.value.message
+
+    def test_nothing_left(self, media):
+        write(media, "descs_ret_test.json", [{"video_id": "v", "desc": "x"}])
+        with pytest.raises(CalmrlError, match="none of the 1 annotated items"):
+            datasets.get("msrvtt")(media, require_audio=True).manifest()
