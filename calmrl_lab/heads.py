@@ -17,7 +17,7 @@ KINDS = ("linear", "mlp")
 class Heads(nn.Module):
     """One head a modality. `linear` has no bias, as VAST's contra_head_*; `mlp` is Linear, GELU, Linear of the same width.
 
-    Features are centred and scaled by fixed buffers first (zero and one unless `standardise` was called), so that encoders of
+    Features are centred and scaled by fixed buffers first (zero and one unless `rescale` was called), so that encoders of
     very different scale start equal.
     """
 
@@ -35,9 +35,9 @@ class Heads(nn.Module):
             self.register_buffer(f"centre_{index}", torch.zeros(dims[name]))
             self.register_buffer(f"scale_{index}", torch.ones(()))
 
-    def standardise(self, index: int, features: Float[Tensor, "n d_m"]) -> None:
-        """Fix centre and scale of modality `index` from `features`: zero mean, unit mean squared norm."""
-        centre = features.mean(dim=0)
+    def rescale(self, index: int, features: Float[Tensor, "n d_m"], centred: bool) -> None:
+        """Fix the scale of modality `index` so that `features` have mean squared norm one, about their mean if `centred`."""
+        centre = features.mean(dim=0) if centred else torch.zeros_like(features[0])
         scale = (features - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
         self.get_buffer(f"centre_{index}").copy_(centre)
         self.get_buffer(f"scale_{index}").copy_(scale)

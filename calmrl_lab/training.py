@@ -146,10 +146,12 @@ class _Session:
             for index, name in enumerate(table.modalities):
                 heads.load_linear(index, torch.from_numpy(np.asarray(stored[name], dtype=np.float32)))
             return heads
+        if config.features == "raw":
+            return heads
         for index, rows in enumerate(self.train_table.first_rows()):
             seen = self.train_table.mask[:, index]
             if bool(seen.any()):
-                heads.standardise(index, rows[seen].cpu())
+                heads.rescale(index, rows[seen].cpu(), centred=config.features == "centred")
         return heads
 
     def _objective(self, modalities: tuple[str, ...]) -> torch.nn.Module:

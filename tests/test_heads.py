@@ -38,12 +38,14 @@ def test_the_seed_alone_decides_the_start():
     assert not torch.equal(first["maps.0.0.weight"], Heads(DIMS, 4, "mlp", seed=4).state_dict()["maps.0.0.weight"])
 
 
-def test_standardising_makes_scale_and_offset_irrelevant():
+@pytest.mark.parametrize("centred", [True, False])
+def test_rescaling_makes_the_scale_irrelevant_and_centring_the_offset(centred):
     rows = features()[0]
-    plain, shifted = Heads(DIMS, 4), Heads(DIMS, 4)
-    plain.standardise(0, rows)
-    shifted.standardise(0, 1e3 * rows + 50)
-    assert torch.allclose(plain.project(0, rows), shifted.project(0, 1e3 * rows + 50), atol=1e-4)
+    moved = 1e3 * rows + (50 if centred else 0)
+    plain, other = Heads(DIMS, 4), Heads(DIMS, 4)
+    plain.rescale(0, rows, centred)
+    other.rescale(0, moved, centred)
+    assert torch.allclose(plain.project(0, rows), other.project(0, moved), atol=1e-4)
 
 
 def test_published_weights_must_fit():

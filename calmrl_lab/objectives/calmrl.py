@@ -20,7 +20,8 @@ class Calmrl(nn.Module):
     loss = alignment + uniformity + alpha * matching. The set of an item is its observed embeddings and the imputed ones in place of the hidden (no
     gradient flows into those). Matching sees observed modalities only and uses a substitute head (see `_matching`): an imputed embedding is
     a function of the observed ones, and would be matched for free. On complete data the spectral terms are exactly PMRL's.
-    Published: alpha 0.1; the temperatures are not published and default to PMRL's. `query` names the modality that asks in matching
+    Published: alpha 0.1. The temperatures are not published; PMRL's leave no gradient for heads that start at random (docs/decisions.md),
+    so the defaults are what validation chose on real features: 0.5 and 0.05. `query` names the modality that asks in matching
     (default: `caption` if there is one, else the first).
     """
 
@@ -28,8 +29,8 @@ class Calmrl(nn.Module):
         self,
         modalities: tuple[str, ...],
         dim: int,
-        alignment_temperature: float = 0.05,
-        uniformity_temperature: float = 0.1,
+        alignment_temperature: float = 0.5,
+        uniformity_temperature: float = 0.05,
         alpha: float = 0.1,
         query: str | None = None,
         seed: int = 0,
