@@ -1,0 +1,83 @@
+"""CLAP: sounds and texts in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from feature_extractors.encoders import encoders
+from feature_extractors.encoders._transformers import OpenEncoder, TextTower, from_pretrained, unit
+from feature_extractors.encoders.vast import sources
+from feature_extractors.encoders.vast.resample import resample
+from feature_extractors.protocols import MediaError, Medium
+
+
+@encoders.register("clap/audio")
+class ClapAudio(OpenEncoder):
+    """CLAP on the middle ten seconds of a sound (default laion/clap-htsat-unfused, or --weights DIR/clap)"""
+
+    kind, default, model_types = "clap", "laion/clap-htsat-unfused", ("clap",)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.config.projection_dim)
+
+    @cached_property
+    def processor(self) -> Any:
+        return from_pretrained(self.transformers.AutoFeatureExtractor, self.source)
+
+    def settings(self) -> dict[str, Any]:
+        p = self.processor
+        return {
+            "rate": p.sampling_rate,
+            "samples": p.nb_max_samples,
+            "crop": "centre",
+            "padding": "repeatpad",
+            "hop": p.hop_length,
+            "window": p.fft_window_size,
+            "bins": p.feature_size,
+            "frequencies": [p.frequency_min, p.frequency_max],
+        }
+
+    def prepare(self, medium: Medium) -> Float32[np.ndarray, "1 frames bins"]:
+        """Mel spectrogram of the mean of the channels; longer sounds give their middle, where CLAP's own rule would pick at random."""
+        samples, rate = sources.sound(medium)
+        mono = resample(samples.mean(axis=0), rate, self.processor.sampling_rate)
+        if len(mono) == 0:
+            raise MediaError("too_short", "no samples")
+        start = max(0, (len(mono) - self.processor.nb_max_samples) // 2)
+        middle = mono[start : start + self.processor.nb_max_samples]
+        made = self.processor(
+            middle,
+            sampling_rate=self.processor.sampling_rate,
+            truncation="rand_trunc",
+            padding="repeatpad",
+            return_tensors="np",
+        )
+        return np.asarray(made["input_features"][0], dtype=np.float32)
+
+    def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "b d"]:
+        return unit(self.pieces.run(self._features, np.stack(batch)))
+
+    def _features(self, features: Any) -> Any:
+        import torch
+
+        longer = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+        with self.autocast():
+            return self.model.get_audio_features(input_features=features, is_longer=longer).pooler_output
+
+
+@encoders.register("clap/text")
+class ClapText(TextTower):
+    """CLAP on texts of at most 77 tokens (default laion/clap-htsat-unfused, or --weights DIR/clap)"""
+
+    kind, default, model_types = "clap", "laion/clap-htsat-unfused", ("clap",)
+    length = 77
+
+    @property
+    def dimension(self) -> int:
+        return int(self.config.projection_dim)
