@@ -82,6 +82,9 @@ def writing_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            # Not from the system: a library that reads what is being copied complains about its file.
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WorkFailedError(
                 f"the disk is full: '{target}' could not be written, and nothing of it was left behind",

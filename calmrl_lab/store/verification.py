@@ -115,3 +115,11 @@ def _place(message: str) -> str:
     return next(
         (word for word in words if word.startswith(("features/", "offsets/", "mask", "reason", "label/", "heads/"))), "store"
     )
+
+
+def count_files(path: str | Path) -> int:
+    """How many files `verify` will read: the total for a progress display (0 if that cannot be said)."""
+    try:
+        return len(Checksums(Path(path), expected=False).files)
+    except CalmrlError:
+        return 0

@@ -1,0 +1,148 @@
+"""`calmrl-lab store`: look at feature stores, check them, make them from other files and turn them into such, merge them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from calmrl_lab import console
+
+_JSON = typer.Option(False, "--json", help="Print the result as JSON.")
+_OVERWRITE = typer.Option(False, "--overwrite", help="Replace what an earlier command wrote there.")
+_OUT = typer.Option(..., "--out", help="Store to write.")
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, help="Look at feature stores, check, import, export and merge them.")
+    group.command("info")(info)
+    group.command("verify")(verify)
+    group.command("import")(import_)
+    group.command("export")(export)
+    group.command("merge")(merge)
+    app.add_typer(group, name="store")
+
+
+def info(store: Path = typer.Argument(..., help="Feature store."), as_json: bool = _JSON) -> None:
+    """Show items, splits, modalities, gaps by reason, patterns, co-observations, encoders and size.
+
+    Example: calmrl-lab store info stores/openmoji.zarr
+    """
+    from calmrl_lab.store import FeatureStore
+    from calmrl_lab.store.description import describe
+    from calmrl_lab.store.display import show
+
+    description = describe(FeatureStore.open(store))
+    console.emit(description, as_json, lambda: show(description, console.out))
+
+
+def verify(store: Path = typer.Argument(..., help="Feature store."), as_json: bool = _JSON) -> None:
+    """Read every byte and name every damaged place; exit code 1 if there is one, 2 if it is no store.
+
+    Example: calmrl-lab store verify stores/openmoji.zarr
+    """
+    from calmrl_lab.store import verify as find_damage
+    from calmrl_lab.store.verification import count_files
+
+    with console.progress("checking", count_files(store)) as ticker:
+        damage = find_damage(store, ticker.advance)
+    payload = {"path": str(store), "whole": not damage, "damage": [{"place": d.place, "problem": d.problem} for d in damage]}
+    lines = [f"{d.place}: {d.problem}" for d in damage] or [f"{store}: whole, every file is what was written"]
+    console.emit(payload, as_json, lambda: console.out.print("\n".join(lines), markup=False, soft_wrap=True))
+    if damage:
+        raise typer.Exit(1)
+
+
+def import_(
+    export: Path | None = typer.Argument(None, help="What `store export` wrote, to make a store of it again."),
+    out: Path = _OUT,
+    modality: list[str] = typer.Option(
+        [], metavar="NAME=FILE[:KEY]", help="Features: .npy, .npz, .h5, .parquet, .safetensors, .pt."
+    ),
+    ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one a line, for files that hold none."),
+    mask: list[str] = typer.Option(
+        [], metavar="NAME=FILE", help="True where a row is observed. [default: rows of NaN are missing]"
+    ),
+    table: Path | None = typer.Option(
+        None, help="Items: columns id, split, group; all others are labels (.csv, .jsonl, .parquet)."
+    ),
+    encoder: list[str] = typer.Option(
+        [], metavar="NAME=TEXT", help="What made the features; needed to merge such stores later."
+    ),
+    dataset: str = typer.Option("imported", help="Name of the dataset."),
+    licence: str = typer.Option("", help="Licence of the features."),
+    attribution: str = typer.Option("", help="Whom to credit."),
+    dtype: str = typer.Option("keep", help="keep, float16, float32 or float64."),
+    normalise: bool = typer.Option(False, "--normalise", help="Divide every row by its norm."),
+    drop_empty: bool = typer.Option(False, "--drop-empty", help="Leave out items of which every modality is missing."),
+    split_seed: int = typer.Option(0, help="Seed of the splits, drawn by group 60/15/25 if the table has none."),
+    overwrite: bool = _OVERWRITE,
+    as_json: bool = _JSON,
+) -> None:
+    """Make a store from files of features; items are matched by id, and what is not there becomes a gap.
+
+    Example: calmrl-lab store import --out mine.zarr --modality vision=clip.npy --modality text=text.parquet --ids ids.txt
+    """
+    from calmrl_lab.store.assignments import assignments, ids_options
+    from calmrl_lab.store.importing import import_features
+    from calmrl_lab.store.restoring import restore
+
+    if export is not None:
+        _report(restore(export, out, overwrite), as_json)
+        return
+    shared, ids_of = ids_options(ids)
+    path = import_features(
+        out, assignments("modality", modality), ids=shared, ids_of=ids_of, masks=assignments("mask", mask), table=table,
+        encoders=assignments("encoder", encoder), dataset=dataset, licence=licence, attribution=attribution, dtype=dtype,
+        normalise=normalise, drop_empty=drop_empty, split_seed=split_seed, overwrite=overwrite,
+    )  # fmt: skip
+    _report(path, as_json)
+
+
+def export(
+    store: Path = typer.Argument(..., help="Feature store."),
+    out: Path = typer.Option(..., "--out", help="File (.h5, .npz) or folder (.parquet) to write."),
+    form: str | None = typer.Option(None, "--format", help="hdf5, npz or parquet. [default: by the ending]"),
+    overwrite: bool = _OVERWRITE,
+    as_json: bool = _JSON,
+) -> None:
+    """Write all of a store as HDF5, npz or Parquet; `store import` makes the same store of it again.
+
+    Example: calmrl-lab store export stores/openmoji.zarr --out openmoji.h5
+    """
+    from calmrl_lab.store import FeatureStore
+    from calmrl_lab.store.exporting import export_store
+
+    path = export_store(FeatureStore.open(store), out, form, overwrite)
+    console.emit({"path": str(path)}, as_json, lambda: console.out.print(str(path), markup=False, soft_wrap=True))
+
+
+def merge(
+    stores: list[Path] = typer.Argument(..., help="Two or more stores."),
+    out: Path = _OUT,
+    overwrite: bool = _OVERWRITE,
+    as_json: bool = _JSON,
+) -> None:
+    """Join stores: of the same modalities, their items; of different modalities, the modalities of items with the same id.
+
+    Example: calmrl-lab store merge part1.zarr part2.zarr --out whole.zarr
+    """
+    from calmrl_lab.store.merging import merge as join
+
+    _report(join(stores, out, overwrite), as_json)
+
+
+def _report(path: Path, as_json: bool) -> None:
+    from calmrl_lab.store import FeatureStore
+
+    store = FeatureStore.open(path)
+    gaps = int((~store.mask).sum())
+    payload = {
+        "path": str(path),
+        "items": len(store),
+        "modalities": list(store.modalities),
+        "gaps": gaps,
+        "digest": store.digest,
+    }
+    text = f"{path}: {len(store)} items, {', '.join(f'{m} {d}' for m, d in store.dims.items())}, {gaps} gaps"
+    console.emit(payload, as_json, lambda: console.out.print(text, markup=False, soft_wrap=True))
