@@ -306,12 +306,19 @@ class AnnotatedDataset:
 def presets(
     vision: Mapping[str, str] | str, audio: str, caption: str = "vast/bert-caption", **more: str
 ) -> dict[str, dict[str, str]]:
-    """The three presets of a dataset. `vision` maps `vast`, `gram` to an encoder (one name: the same for both); `audio` likewise
-    gets GRAM's `-mono`; `more` adds modalities that are the same in all three."""
+    """The presets of a dataset: VAST as its paper, GRAM and PMRL run it, and `open` for people without its weights.
+
+    `vision` maps `vast` and `gram` to an encoder (one name: the same for both); GRAM's `audio` is the `-mono` variant; `more` holds
+    the encoders of further text modalities.
+    """
     given = {"vast": vision, "gram": vision} if isinstance(vision, str) else vision
     base = {"vision": given["vast"], "audio": audio, "caption": caption, **more}
-    gram = {**base, "vision": given["gram"], "audio": f"{audio}-mono"}
-    return {"vast-paper": base, "gram-compat": gram, "pmrl-compat": dict(base)}
+    return {
+        "vast-paper": base,
+        "gram-compat": {**base, "vision": given["gram"], "audio": f"{audio}-mono"},
+        "pmrl-compat": dict(base),
+        "open": {"vision": "clip/image", "audio": "clap/audio", **dict.fromkeys(("caption", *more), "sentence/text")},
+    }
 
 
 def without(table: Mapping[str, Mapping[str, str]], *modalities: str) -> dict[str, dict[str, str]]:

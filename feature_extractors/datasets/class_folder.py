@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.datasets import datasets
+from feature_extractors.datasets._vast_annotations import presets
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
 _VIDEO = {".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"}
@@ -33,11 +34,9 @@ class ClassFolder:
     `template` makes the caption from the class name, e.g. `a sound of {}`.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "vast-paper": {"vision": "vast/eva-g", "audio": "vast/beats64", "caption": "vast/bert-caption"},
-        "gram-compat": {"vision": "vast/eva-g-gram", "audio": "vast/beats64-mono", "caption": "vast/bert-caption"},
-        "pmrl-compat": {"vision": "vast/eva-g", "audio": "vast/beats64", "caption": "vast/bert-caption"},
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, str]]] = presets(
+        {"vast": "vast/eva-g", "gram": "vast/eva-g-gram"}, "vast/beats64"
+    )
 
     def __init__(self, media: Path | None = None, template: str = "{}") -> None:
         if media is None or not Path(media).is_dir():

@@ -195,7 +195,7 @@ class TestPresets:
         from feature_extractors.encoders import encoders
 
         dataset = datasets.get(name)
-        assert list(dataset.presets) == ["vast-paper", "gram-compat", "pmrl-compat"]
+        assert list(dataset.presets) == ["vast-paper", "gram-compat", "pmrl-compat", "open"]
         for preset in dataset.presets.values():
             assert all(encoder in encoders for encoder in preset.values())
             if name in FAMILY:
