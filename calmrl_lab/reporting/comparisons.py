@@ -1,0 +1,62 @@
+"""Who is compared with whom: the fair baseline, plain CLIP, the oracle, the controls, and the paired differences to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from calmrl_lab.reporting.estimates import Difference
+from calmrl_lab.reporting.gather import Gathered, Method
+from calmrl_lab.reporting.recalls import Recalls
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The parts methods play. `fair` is the observed-only objective under the same hidden modalities, never an untrained system."""
+
+    calibrated: tuple[Method, ...]
+    fair: Method | None
+    clip: Method | None
+    complete_only: Method | None
+    oracle: Method | None
+    controls: tuple[Method, ...]
+
+
+def cast(gathered: Gathered) -> Cast:
+    """The parts, found from what the runs were asked (objective, imputer, scenario), not from their names."""
+    calibrated = tuple(gathered.role("calibrated"))
+    scenario = next((m.scenario for m in (*calibrated, *gathered.role("control"), *gathered.role("baseline"))), "full")
+    plain = [m for m in gathered.methods if m.role == "baseline" and m.imputer == "none" and m.scenario == scenario]
+    others = [m for m in plain if m.objective != "clip"]
+    return Cast(
+        calibrated=calibrated,
+        fair=next((m for m in others if m.objective == "pmrl"), others[0] if others else None),
+        clip=next((m for m in plain if m.objective == "clip"), None),
+        complete_only=next((m for m in gathered.role("baseline") if "complete-only" in m.scenario), None),
+        oracle=next(iter(gathered.role("oracle")), None),
+        controls=tuple(gathered.role("control")),
+    )
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Differences in mean Recall@1 (fractions), method minus reference, p corrected over all that the report looks at."""
+
+    cast: Cast
+    pairs: dict[tuple[str, str], Difference]
+
+    def of(self, name: str, other: str) -> Difference | None:
+        return self.pairs.get((name, other))
+
+
+def comparisons(gathered: Gathered, recalls: Recalls) -> Comparisons:
+    """Every method against the fair baseline and against CLIP, and the calibrated ones against their controls and the oracle."""
+    parts = cast(gathered)
+    pairs: list[tuple[str, str]] = []
+    for reference in (parts.fair, parts.clip):
+        if reference is not None:
+            pairs += [(method.name, reference.name) for method in gathered.methods if method.name != reference.name]
+    for method in parts.calibrated:
+        pairs += [(method.name, control.name) for control in parts.controls]
+        pairs += [(method.name, parts.oracle.name)] if parts.oracle else []
+        pairs += [(method.name, parts.complete_only.name)] if parts.complete_only else []
+    return Comparisons(parts, recalls.family(pairs))

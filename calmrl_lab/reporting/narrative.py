@@ -1,0 +1,334 @@
+"""Numbers -> a headline and a paragraph in plain words: what helped, what did not, how sure that is. Nothing is said that no interval backs."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from calmrl_lab.reporting.comparisons import Cast, Comparisons
+from calmrl_lab.reporting.contents import probability, signed
+from calmrl_lab.reporting.estimates import Difference
+from calmrl_lab.reporting.gather import Gathered, Method
+from calmrl_lab.reporting.imputations import Imputations
+from calmrl_lab.reporting.recalls import MethodResult, Recalls
+from calmrl_lab.reporting.shifts import Shifts
+
+
+@dataclass(frozen=True)
+class Narrative:
+    """`headline` in one line, `paragraph` with the reasons, `cautions` as sentences to be read before quoting a number."""
+
+    headline: str
+    paragraph: str
+    cautions: tuple[str, ...]
+
+
+def narrate(
+    gathered: Gathered, recalls: Recalls, compared: Comparisons, imputations: Imputations | None, shifts: Shifts | None
+) -> Narrative:
+    """The words of a report. Every clause depends on a comparison with its interval, so any ordering of methods reads true."""
+    if not recalls.methods or not recalls.directions:
+        return Narrative(
+            "No finished run can be compared.", "There are no scores that all methods share.", _cautions(gathered, recalls)
+        )
+    sentences = [
+        *_effect(compared),
+        *_controls(compared),
+        *_clip(compared),
+        *_complete_only(compared),
+        *_gap(compared),
+        *_fillings(imputations),
+        *_anchors(shifts),
+        *_disagreement(compared, imputations),
+        _leader(recalls),
+        _sureness(recalls, compared),
+    ]
+    return Narrative(_headline(recalls, compared), " ".join(sentences), _cautions(gathered, recalls))
+
+
+def _points(found: Difference) -> str:
+    """The evidence in brackets: points of Recall@1, interval, corrected p."""
+    points = found.scaled(100)
+    return f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}], p {_p(found)}"
+
+
+def _p(found: Difference) -> str:
+    text = probability(found.corrected)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _bound(found: Difference) -> str:
+    """What an interval around zero still allows."""
+    low, high = 100 * found.low, 100 * found.high
+    if max(abs(low), abs(high)) <= 1:
+        return f"any effect is smaller than {max(abs(low), abs(high)):.1f} points"
+    return f"anything from {signed(low)} to {signed(high)} points fits these data"
+
+
+def _versus(found: Difference, subject: str, other: str) -> str:
+    """ "subject was better than other (...)" in the three ways it can come out."""
+    if found.verdict > 0:
+        return f"{subject} was better than {other} ({_points(found)})"
+    if found.verdict < 0:
+        return f"{subject} was worse than {other} ({_points(found)})"
+    return f"{subject} could not be told from {other} ({_points(found)})"
+
+
+def _effect(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if not parts.calibrated or parts.fair is None:
+        return []
+    sentences = []
+    for index, method in enumerate(parts.calibrated):
+        found = compared.of(method.name, parts.fair.name)
+        if found is None:
+            continue
+        against = f"the same data with nothing filled in ({parts.fair.label})" if index == 0 else parts.fair.label
+        if found.verdict > 0:
+            outcome = f"raised mean Recall@1 over {against}: {_points(found)}."
+        elif found.verdict < 0:
+            outcome = f"lowered mean Recall@1 under {against}: {_points(found)}."
+        else:
+            outcome = f"showed no effect on mean Recall@1 against {against} ({_points(found)}): {_bound(found)}."
+        subject = f"Filling in missing modalities ({method.label})" if index == 0 else method.label
+        sentences.append(f"{subject} {outcome}")
+    return sentences
+
+
+def _controls(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if not parts.calibrated or not parts.controls:
+        return []
+    main = parts.calibrated[0]
+    found = [(control, compared.of(main.name, control.name)) for control in parts.controls]
+    known = [(control, one) for control, one in found if one is not None]
+    if not known:
+        return []
+    clauses = [_versus(one, main.label if index == 0 else "it", control.label) for index, (control, one) in enumerate(known)]
+    text = f"Against fillings that know nothing of the item, {_and(clauses)}"
+    verdicts = {one.verdict for _, one in known}
+    if verdicts == {1}:
+        return [f"{text}; so what is filled in matters."]
+    if 1 not in verdicts:
+        return [f"{text}; so nothing here shows that the quality of the filling matters to retrieval."]
+    return [f"{text}."]
+
+
+def _clip(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if parts.clip is None:
+        return []
+    subject = parts.calibrated[0] if parts.calibrated else parts.fair
+    found = compared.of(subject.name, parts.clip.name) if subject else None
+    if subject is None or found is None:
+        return []
+    if found.verdict > 0:
+        return [f"It beat plain pairwise contrastive training on the observed pairs ({parts.clip.label}; {_points(found)})."]
+    if found.verdict < 0:
+        return [
+            f"Plain pairwise contrastive training on the observed pairs ({parts.clip.label}), which fills in nothing, was better than "
+            f"{subject.label} (that one: {_points(found)})."
+        ]
+    return [
+        f"Plain pairwise contrastive training on the observed pairs ({parts.clip.label}) and {subject.label} could not be told apart "
+        f"({_points(found)})."
+    ]
+
+
+def _complete_only(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if parts.complete_only is None or parts.fair is None:
+        return []
+    found = compared.of(parts.complete_only.name, parts.fair.name)
+    if found is None:
+        return []
+    if found.verdict < 0:
+        return [
+            f"Throwing incomplete items away ({parts.complete_only.label}) did harm against keeping them ({_points(found)})."
+        ]
+    if found.verdict > 0:
+        return [
+            f"Incomplete items did harm when nothing was filled in: training on complete items only ({parts.complete_only.label}) was "
+            f"better ({_points(found)})."
+        ]
+    return [
+        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no difference that shows ({_points(found)})."
+    ]
+
+
+def _gap(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if parts.oracle is None or parts.fair is None:
+        return []
+    gap = compared.of(parts.oracle.name, parts.fair.name)
+    if gap is None:
+        return []
+    if gap.verdict <= 0:
+        word = "no better" if gap.verdict == 0 else "worse"
+        return [
+            f"With nothing hidden ({parts.oracle.label}) the result was {word} than with observed modalities only ({_points(gap)}), so there is no gap to close here."
+        ]
+    text = f"With nothing hidden ({parts.oracle.label}) the same objective stands at {_points(gap)}"
+    won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None
+    if won is None:
+        return [f"{text}."]
+    if won.verdict > 0:
+        share = 100 * won.value / gap.value
+        if share > 100:
+            return [f"{text}; filling in won back all of that and more."]
+        return [f"{text}; filling in won back about {share:.0f} % of that."]
+    if won.verdict < 0:
+        return [f"{text}; filling in widened the gap."]
+    return [f"{text}; it is not shown that filling in won back any of that."]
+
+
+def _fillings(found: Imputations | None) -> list[str]:
+    if found is None:
+        return []
+    values = {name: found.overall[name, found.split].value for name in found.imputers if (name, found.split) in found.overall}
+    if not values:
+        return []
+    ordered = sorted(values, key=lambda name: values[name])
+    text = f"The fillings themselves missed the truth by {_and([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance, lower is better"
+    if len(ordered) == 1:
+        return [f"{text}."]
+    unsure = [(first, second) for first, second in itertools.pairwise(ordered) if _error_verdict(found, first, second) == 0]
+    if not unsure:
+        return [f"{text}, and this order is sure."]
+    return [f"{text}; {_and([f'{first} and {second}' for first, second in unsure])} cannot be told apart."]
+
+
+def _error_verdict(found: Imputations, first: str, second: str) -> int:
+    """-1 if the error of `first` is surely lower than that of `second`, 1 if surely higher, else 0."""
+    if (first, second) in found.differences:
+        return found.differences[first, second].verdict
+    return -found.differences[second, first].verdict
+
+
+def _anchors(found: Shifts | None) -> list[str]:
+    if found is None:
+        return []
+    whole = found.overall
+    moved = f"from {whole.observed.value:.2f} to {whole.calibrated.value:.2f}"
+    if whole.change.low <= 0 <= whole.change.high:
+        return [f"The mean anchor shift did not change measurably ({moved})."]
+    if whole.change.value < 0:
+        return [
+            f"Filling in brought anchors closer to those of the complete items (mean shift {moved}), though not everywhere: in "
+            f"{100 * (1 - whole.improved):.0f} % of the cases it took them farther away."
+            if whole.improved < 1
+            else f"Filling in brought every anchor closer to that of the complete item (mean shift {moved})."
+        ]
+    return [f"Filling in took anchors farther from those of the complete items (mean shift {moved})."]
+
+
+def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]:
+    """Better fillings without better retrieval is worth a sentence of its own."""
+    parts = compared.cast
+    if found is None or not parts.calibrated or parts.fair is None:
+        return []
+    effect = compared.of(parts.calibrated[0].name, parts.fair.name)
+    own = parts.calibrated[0].imputer
+    others = [name for name in found.imputers if name != own]
+    closer = own in found.imputers and bool(others) and all(_error_verdict(found, own, name) < 0 for name in others)
+    if closer and effect is not None and effect.verdict <= 0:
+        return ["So better fillings did not become better retrieval here."]
+    return []
+
+
+def _leader(recalls: Recalls) -> str:
+    racing = [found for found in recalls.methods if found.method.role != "oracle"] or list(recalls.methods)
+    best, *rest = sorted(racing, key=lambda found: found.means[1].value, reverse=True)
+    where = f"{best.method.label} ({100 * best.means[1].value:.1f} %)"
+    level = []
+    for other in rest:
+        found = recalls.compare(best.method.name, other.method.name)
+        if found is None or found.low <= 0:
+            level.append(other.method.label)
+    aside = " apart from the oracle" if len(racing) < len(recalls.methods) else ""
+    if not rest:
+        return f"There is no other method to compare {where} with{aside}."
+    if not level:
+        return f"Highest mean Recall@1{aside}: {where}, above every other method beyond the interval."
+    return f"Highest mean Recall@1{aside}: {where}, but {_and(level)} cannot be told from it."
+
+
+def _sureness(recalls: Recalls, compared: Comparisons) -> str:
+    seeds = min(len(found.method.seeds) for found in recalls.methods)
+    queries = min(found.queries for result in recalls.methods for found in result.directions.values())
+    groups = len(recalls.resamples.groups)
+    basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries a direction in {groups} groups"
+    number = len(compared.pairs)
+    corrected = f", p corrected for {number} comparisons" if number > 1 else ""
+    return (
+        f"How sure: these statements rest on {basis}; intervals are 95 % over both{corrected}. "
+        "They speak of this dataset, this split and these settings only."
+    )
+
+
+def _headline(recalls: Recalls, compared: Comparisons) -> str:
+    parts = compared.cast
+    main = parts.calibrated[0] if parts.calibrated else None
+    if main is not None and recalls[main.name].at_chance:
+        return f"{main.label} is at chance: something is wrong, and nothing can be concluded."
+    effect = compared.of(main.name, parts.fair.name) if main and parts.fair else None
+    if main is None or effect is None:
+        return _leader(recalls)
+    points = signed(100 * effect.value)
+    first = {
+        1: f"Filling in missing modalities helped ({points} points of Recall@1)",
+        0: f"Filling in missing modalities made no difference that shows ({points} points of Recall@1)",
+        -1: f"Filling in missing modalities did harm ({points} points of Recall@1)",
+    }[effect.verdict]
+    return first + _aside(compared, parts, main, effect.verdict) + "."
+
+
+def _aside(compared: Comparisons, parts: Cast, main: Method, effect: int) -> str:
+    found = compared.of(main.name, parts.clip.name) if parts.clip else None
+    if found is None:
+        return ""
+    if found.verdict < 0:
+        return "; plain contrastive training on the observed pairs was better" + (" still" if effect > 0 else "")
+    if found.verdict > 0:
+        return (
+            ", and the result beats plain contrastive training"
+            if effect > 0
+            else ", though the result beats plain contrastive training"
+        )
+    return "; plain contrastive training did as well, as far as can be told"
+
+
+def _cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
+    found = [_at_chance(result) for result in recalls.methods if result.means and result.at_chance]
+    few = [result.method.label for result in recalls.methods if len(result.method.seeds) == 1]
+    if few:
+        found.append(f"Only one seed for {_and(few)}: how much another training run would differ is not in the intervals.")
+    unequal = {result.method.seeds for result in recalls.methods}
+    if len(unequal) > 1:
+        found.append("Not all methods have the same seeds; differences use the seeds both have.")
+    if gathered.absent:
+        found.append(
+            f"No finished run of {_and([method.label for method in gathered.absent])}: missing from every table and figure."
+        )
+    if not gathered.complete:
+        found.append("The experiment has not finished, or these are single runs: there is no experiment.json.")
+    partial = [r.method.label for r in recalls.methods if set(r.directions) != set(recalls.all_directions)]
+    if partial:
+        found.append(
+            f"{_and(partial)} lack some directions; means are over the {len(recalls.directions)} that all methods have."
+        )
+    return tuple(found)
+
+
+def _at_chance(result: MethodResult) -> str:
+    value = result.means[10].scaled(100)
+    return (
+        f"{result.method.label} is at chance: Recall@10 {value.value:.1f} % [{value.low:.1f}, {value.high:.1f}], a random order gives "
+        f"{100 * result.chance[10]:.1f} %. Look for weights that were not loaded, or features that do not belong to these items."
+    )
+
+
+def _and(parts: list[str]) -> str:
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,124 @@
+"""Numbers that the paper printed, to stand beside ours: facts with their source, on other data than ours."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from calmrl_lab.reporting.comparisons import cast
+from calmrl_lab.reporting.contents import arrow, span
+from calmrl_lab.reporting.gather import Gathered, Method
+from calmrl_lab.reporting.palette import Ink
+from calmrl_lab.reporting.recalls import Direction, Recalls
+from calmrl_lab.reporting.tables import Cell, Column, Table
+
+_FILE = Path(__file__).with_name("published.csv")
+# The paper's text is our caption: the retrieval tasks of its Table 1 and the directions of ours that ask the same kind of question.
+_TASKS = (("MSR-VTT", "T2V", ("caption", "vision")), ("MSR-VTT", "V2T", ("vision", "caption")),
+          ("AudioCaps", "T2A", ("caption", "audio")), ("AudioCaps", "A2T", ("audio", "caption")))  # fmt: skip
+# Rows of the paper's Table 1 in its order; "up" marks continued training on data with missing modalities.
+_SYSTEMS = (
+    ("VAST", "VAST"),
+    ("GRAM_up", "GRAM ↑"),
+    ("TRIANGLE_up", "TRIANGLE ↑"),
+    ("PMRL_up", "PMRL ↑"),
+    ("CalMRL_up", "CalMRL ↑"),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One published number; `value` is text, as some are ranges."""
+
+    table: str
+    method: str
+    dataset: str
+    task: str
+    metric: str
+    value: str
+    source: str
+
+
+def facts(table: str | None = None) -> list[Fact]:
+    """All published numbers in the package, or those of one table ("CalMRL-T1", ...)."""
+    with open(_FILE, encoding="utf-8", newline="") as file:
+        found = [Fact(**row) for row in csv.DictReader(file)]
+    return [fact for fact in found if table in (None, fact.table)]
+
+
+def beside(gathered: Gathered, recalls: Recalls, inks: dict[str, Ink]) -> Table | None:
+    """Table 1 of the paper, with our run of the same system in the same row; None if no direction or system corresponds."""
+    known = [task for task in _TASKS if task[2] in recalls.all_directions]
+    if not known:
+        return None
+    values = {(fact.method, fact.dataset, fact.task): fact for fact in facts("CalMRL-T1")}
+    ours = _ours(gathered)
+    dataset = str(gathered.store.get("dataset") or "our data")
+    columns = [Column("system", numeric=False)]
+    columns += [Column(f"{task[:1]}→{task[2:]}", group=f"published: {name}") for name, task, _ in _TASKS]
+    columns += [Column("average", group="published"), Column("our run", numeric=False)]
+    columns += [Column(arrow(direction), group=f"ours: {dataset}, R@1 %") for _, _, direction in known]
+    rows = []
+    for key, label in (*_SYSTEMS, *((name, "") for name in ours if name not in dict(_SYSTEMS))):
+        method = ours.get(key)
+        row = [Cell(label or "–")]
+        for name, task, _ in _TASKS:
+            row.append(_published(values.get((key, name, task))))
+        row.append(_published(next((f for (m, d, _), f in values.items() if m == key and d.startswith("average")), None)))
+        row.append(Cell(method.label, swatch=f"var({inks[method.name].variable})") if method else Cell("–"))
+        row += [_measured(recalls, method, direction) for _, _, direction in known]
+        rows.append(row)
+    notes = (
+        "Published: R@1 in percent, arXiv 2511.12034, Table 1, on videos and sound of the named sets with the VAST encoders; ↑ is continued "
+        "training with missing modalities; the average is over the paper's six sets and both directions.",
+        f"Ours: {dataset}, other items, other encoders, another gallery. Levels cannot be compared across the two halves; only whether the "
+        "order of the systems is the same.",
+    )
+    return Table("published", "Table 1 of the paper and ours, on other data", columns, rows, notes)
+
+
+def _published(fact: Fact | None) -> Cell:
+    if fact is None:
+        return Cell("–", title="not known")
+    return Cell(fact.value, title=f"published: {fact.source}", sort=float(fact.value))
+
+
+def _measured(recalls: Recalls, method: Method | None, direction: Direction) -> Cell:
+    found = recalls[method.name].directions.get(direction) if method else None
+    if found is None:
+        return Cell("–")
+    value = found.recalls[1].scaled(100)
+    return Cell(f"{value.value:.1f}", span(value), sort=round(value.value, 6))
+
+
+def _ours(gathered: Gathered) -> dict[str, Method]:
+    """Our runs by the row of the paper that asks the same, then those the paper has no row for."""
+    parts = cast(gathered)
+    found: dict[str, Method] = {}
+    if parts.fair is not None and parts.fair.objective == "pmrl":
+        found["PMRL_up"] = parts.fair
+    if parts.calibrated:
+        found["CalMRL_up"] = parts.calibrated[0]
+    for method in gathered.role("baseline"):
+        key = {"gram": "GRAM_up", "triangle": "TRIANGLE_up", "vast": "VAST"}.get(method.objective)
+        if key and key not in found:
+            found[key] = method
+    taken = {method.name for method in found.values()}
+    return found | {method.name: method for method in gathered.methods if method.name not in taken}
+
+
+def footnotes() -> list[str]:
+    """The published numbers that have no place in a table of ours, as sentences with their source."""
+    lines = []
+    second = facts("CalMRL-T2")
+    if second:
+        values = ", ".join(f"{fact.method} {fact.value}" for fact in second)
+        lines.append(
+            f"Published, Table 2: average accuracy over four classification sets in percent: {values} ({second[0].source})."
+        )
+    for fact in facts("CalMRL-T3"):
+        lines.append(
+            f"Published, Table 3: gain in R@1 by continued training on vision and text only: {fact.value} points ({fact.source})."
+        )
+    return lines

@@ -1,0 +1,131 @@
+"""A folder of runs -> a report folder: index.html, tables/ and figures/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.reporting.comparisons import comparisons
+from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
+from calmrl_lab.reporting.drawing import Figure
+from calmrl_lab.reporting.figures import anchor_shift, imputation_error, oracle, overview
+from calmrl_lab.reporting.gather import gather
+from calmrl_lab.reporting.imputations import imputations
+from calmrl_lab.reporting.narrative import Narrative, narrate
+from calmrl_lab.reporting.page import Findings, page
+from calmrl_lab.reporting.palette import inks
+from calmrl_lab.reporting.published import beside, footnotes
+from calmrl_lab.reporting.recalls import recalls
+from calmrl_lab.reporting.shifts import shifts
+from calmrl_lab.reporting.tables import Table
+from calmrl_lab.runs import write_atomically
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: where it lies, and what it says."""
+
+    folder: Path
+    title: str
+    narrative: Narrative
+    tables: dict[str, Table]
+    files: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "index.html"
+
+    def payload(self) -> dict[str, Any]:
+        """The report as plain values, for --json."""
+        return {
+            "page": str(self.page),
+            "title": self.title,
+            "headline": self.narrative.headline,
+            "paragraph": self.narrative.paragraph,
+            "cautions": list(self.narrative.cautions),
+            "problems": list(self.problems),
+            "files": [str(self.folder / name) for name in self.files],
+            "summary": [dict(record) for record in self.tables["summary"].records] if "summary" in self.tables else [],
+        }
+
+
+def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
+    """Gather `runs` and write the report into `out` (default: reports/<name of the runs folder>).
+
+    The same runs give the same bytes. Every file is replaced whole; index.html comes last. Raises CalmrlError if there is nothing to
+    report or `out` cannot be written.
+    """
+    gathered = gather(runs)
+    folder = Path(out) if out is not None else Path("reports") / gathered.folder.resolve().name
+    _refuse_foreign(folder / "index.html")
+    found = recalls(gathered)
+    compared = comparisons(gathered, found)
+    errors, moved = imputations(gathered), shifts(gathered)
+    colours = inks(gathered.methods)
+    tables: dict[str, Table] = {}
+    figures: dict[str, Figure] = {}
+    if found.methods and found.directions:
+        tables |= {
+            "summary": summary_table(found, compared, colours),
+            "recall": recall_table(found, colours),
+            "by_direction": direction_table(found, colours),
+        }
+        figures["overview"] = overview(found, colours)
+        way = oracle(found, compared, colours)
+        table = beside(gathered, found, colours)
+        figures |= {way.name: way} if way else {}
+        tables |= {table.name: table} if table else {}
+    if errors is not None:
+        tables["imputation_mse"] = imputation_table(errors)
+        figures["fig3_imputation_mse"] = imputation_error(errors)
+    if moved is not None:
+        tables["anchor_shift"] = shift_table(moved)
+        figures["fig4_anchor_shift"] = anchor_shift(moved)
+    narrative = narrate(gathered, found, compared, errors, moved)
+    contents = {**_table_files(tables), **_figure_files(figures)}
+    findings = Findings(gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes())
+    html = page(findings, sorted(contents))
+    _write(folder, {**contents, "index.html": html.encode()})
+    problems = tuple(f"{problem.run}: {problem.sentence}" for problem in gathered.problems)
+    return Report(folder, gathered.title, narrative, tables, tuple(sorted(contents)), problems)
+
+
+def _table_files(tables: dict[str, Table]) -> dict[str, bytes]:
+    files = {}
+    for name, table in tables.items():
+        if table.fields:
+            files[f"tables/{name}.csv"] = table.to_csv().encode()
+        files[f"tables/{name}.md"] = table.to_markdown().encode()
+        files[f"tables/{name}.tex"] = table.to_latex().encode()
+    return files
+
+
+def _figure_files(figures: dict[str, Figure]) -> dict[str, bytes]:
+    files = {}
+    for name, figure in figures.items():
+        files[f"figures/{name}.svg"] = figure.svg().encode()
+        files[f"figures/{name}.pdf"] = figure.pdf()
+    return files
+
+
+def _refuse_foreign(page_path: Path) -> None:
+    if page_path.exists() and b'content="calmrl-lab ' not in page_path.read_bytes()[:4000]:
+        raise CalmrlError(f"'{page_path}' is not a report of calmrl-lab and would be overwritten", hint="choose another --out")
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """All files, the page last; tables and figures of an earlier report that this one has not go away."""
+    try:
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalmrlError(f"the report folder '{folder}' cannot be made: {error.strerror or error}") from None
+    (folder / "index.html").unlink(missing_ok=True)
+    for old in (*folder.glob("tables/*"), *folder.glob("figures/*")):
+        if f"{old.parent.name}/{old.name}" not in files and old.suffix in {".csv", ".md", ".tex", ".svg", ".pdf"}:
+            old.unlink()
+    for name, data in files.items():
+        write_atomically(folder / name, data)

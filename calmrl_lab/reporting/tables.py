@@ -1,0 +1,219 @@
+"""One table, five forms: plain text, Markdown, LaTeX (booktabs), HTML and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "→": r"$\rightarrow$", "±": r"$\pm$", "−": r"$-$", "–": "--", "—": "---", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "²": r"$^2$", "Δ": r"$\Delta$", "†": r"\dag{}", "‖": r"$\|$", "√": r"$\surd$", "α": r"$\alpha$", "…": r"\ldots{}",
+    "“": "``", "”": "''", "’": "'", "\u00a0": "~", "\u2009": r"\,",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """`text` with everything escaped that LaTeX would read as a command; letters outside Latin-1 lose their accents or become '?'."""
+    written = []
+    for char in text:
+        if char in _TEX:
+            written.append(_TEX[char])
+        elif ord(char) < 0x180:
+            written.append(char)
+        else:
+            plain = unicodedata.normalize("NFKD", char).encode("ascii", "ignore").decode()
+            written.append(plain or "?")
+    return "".join(written)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one place of a table shows: `text`, the interval or remark after it, a title for hovering, and what it sorts by."""
+
+    text: str
+    detail: str = ""
+    bold: bool = False
+    title: str = ""
+    sort: float | str | None = None
+    swatch: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.detail}".strip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; `group` is a heading over several columns."""
+
+    heading: str
+    numeric: bool = True
+    group: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns, with a caption and notes; `records` under `fields` are the same facts, unrounded, for CSV."""
+
+    name: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    fields: Sequence[str] = ()
+    records: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    rules: Sequence[int] = ()
+    """Rows before which a thin rule is drawn."""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            assert len(row) == len(self.columns), (
+                f"table {self.name}: a row of {len(row)} cells under {len(self.columns)} columns"
+            )
+
+    def to_csv(self) -> str:
+        """Comma-separated, one header line, numbers unrounded to six digits; empty where a number does not exist."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(self.fields)
+        for record in self.records:
+            writer.writerow([_plain(record[name]) for name in self.fields])
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        """A pipe table under its caption; notes as a list."""
+        heads = [f"{c.group} {c.heading}".strip() for c in self.columns]
+        lines = [
+            f"**{self.caption}**",
+            "",
+            _pipes(heads),
+            _pipes(["---:" if c.numeric else "---" for c in self.columns], raw=True),
+        ]
+        lines += [_pipes([f"**{cell}**" if cell.bold else str(cell) for cell in row]) for row in self.rows]
+        if self.notes:
+            lines += ["", *(f"- {_inline(note)}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+    def to_text(self) -> str:
+        """Aligned columns for a terminal; the best are marked by a star."""
+        heads = [f"{c.group} {c.heading}".strip() for c in self.columns]
+        body = [[f"{cell}*" if cell.bold else str(cell) for cell in row] for row in self.rows]
+        widths = [max(len(line[index]) for line in [heads, *body]) for index in range(len(heads))]
+        lines = []
+        for line in [heads, ["-" * width for width in widths], *body]:
+            cells = [t.rjust(w) if c.numeric else t.ljust(w) for t, w, c in zip(line, widths, self.columns, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join([self.caption, "", *lines, *(f"  {note}" for note in self.notes)]) + "\n"
+
+    def to_latex(self) -> str:
+        """A `table` float that needs only \\usepackage{booktabs}; long tables are set small."""
+        align = "".join("r" if column.numeric else "l" for column in self.columns)
+        size = r"\footnotesize" if len(self.columns) > 5 or len(self.rows) > 20 else r"\small"
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            size,
+            rf"\caption{{{tex(self.caption)}}}",
+            rf"\label{{tab:{self.name.replace('_', '-')}}}",
+        ]
+        lines += [rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}", r"\toprule", *self._tex_groups()]
+        lines += [" & ".join(tex(column.heading) for column in self.columns) + r" \\", r"\midrule"]
+        for index, row in enumerate(self.rows):
+            if index in self.rules:
+                lines.append(r"\addlinespace")
+            lines.append(" & ".join(_tex_cell(cell) for cell in row) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        if self.notes:
+            notes = " ".join(tex(note) for note in self.notes)
+            lines += ["", r"\vspace{2pt}", rf"\parbox{{\linewidth}}{{\scriptsize {notes}}}"]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def _tex_groups(self) -> list[str]:
+        spans = self._spans()
+        if not any(name for name, _ in spans):
+            return []
+        cells, rules, at = [], [], 1
+        for name, width in spans:
+            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{tex(name)}}}" if name else " & ".join([""] * width))
+            if name:
+                rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
+            at += width
+        return [" & ".join(cells) + r" \\", "".join(rules)]
+
+    def _spans(self) -> list[tuple[str, int]]:
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and column.group and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans
+
+    def to_html(self) -> str:
+        """A <table> in a box of its own that scrolls sideways, so that the page never does."""
+        spans = self._spans()
+        head = ""
+        if any(name for name, _ in spans):
+            cells = "".join(
+                f'<th scope="colgroup" colspan="{w}">{escape(n)}</th>' if n else f'<td colspan="{w}"></td>' for n, w in spans
+            )
+            head = f'<tr class="groups">{cells}</tr>'
+        cells = "".join(
+            f'<th scope="col"{_class("num" if c.numeric else "")}{_title(c.title)}>{escape(c.heading)}</th>'
+            for c in self.columns
+        )
+        body = "".join(
+            f"<tr{_class('rule' if index in self.rules else '')}>{''.join(self._html_cell(*pair) for pair in enumerate(row))}</tr>"
+            for index, row in enumerate(self.rows)
+        )
+        notes = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in self.notes)}</ul>' if self.notes else ""
+        return (
+            f'<figure class="table" id="table-{escape(self.name)}"><div class="scroll" role="region" tabindex="0" '
+            f'aria-label="{escape(self.caption)}"><table><caption>{escape(self.caption)}</caption>'
+            f"<thead>{head}<tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>{notes}</figure>"
+        )
+
+    def _html_cell(self, index: int, cell: Cell) -> str:
+        inner = f"<b>{escape(cell.text)}</b>" if cell.bold else escape(cell.text)
+        if cell.swatch:
+            inner = f'<i class="swatch" style="background:{cell.swatch}" aria-hidden="true"></i>{inner}'
+        if cell.detail:
+            inner += f' <span class="ci">{escape(cell.detail)}</span>'
+        order = "" if cell.sort is None else f' data-sort="{escape(str(cell.sort))}"'
+        if index == 0:
+            return f'<th scope="row"{order}{_title(cell.title)}>{inner}</th>'
+        return f"<td{_class('num' if self.columns[index].numeric else '')}{order}{_title(cell.title)}>{inner}</td>"
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
+
+
+def _title(text: str) -> str:
+    return f' title="{escape(text)}"' if text else ""
+
+
+def _plain(value: Any) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _inline(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+def _pipes(cells: Sequence[str], raw: bool = False) -> str:
+    return "| " + " | ".join(cells if raw else [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]) + " |"
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = rf"\textbf{{{tex(cell.text)}}}" if cell.bold else tex(cell.text)
+    return rf"{text} {{\scriptsize {tex(cell.detail)}}}" if cell.detail else text

@@ -1,0 +1,93 @@
+"""Figures: text as text, the same bytes, the page's colours."""
+
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from calmrl_lab.reporting.palette import INKS, inks
+
+NAMES = ("overview", "fig3_imputation_mse", "fig4_anchor_shift", "fig5_oracle")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_svg_is_valid_has_its_words_as_text_and_no_date(report, name):
+    text = (report.folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert len(words) > 8
+    assert not any(element.tag.endswith("image") for element in root.iter())
+    assert "dc:date" not in text
+    expected = {"overview": "CLIP, observed pairs", "fig3_imputation_mse": "ppca", "fig4_anchor_shift": "with calibration"}
+    assert expected.get(name, "Recall@10") in words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hover_values_and_intervals_are_in_the_svg(report, name):
+    text = (report.folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    titles = re.findall(r"<title>(.*?)</title>", text)
+    assert any(re.search(r"\d (% )?\[\d", title) for title in titles), titles[:3]
+
+
+def test_the_bounds_are_drawn(report):
+    text = (report.folder / "figures" / "fig4_anchor_shift.svg").read_text(encoding="utf-8")
+    assert len(re.findall(r"<title>[^<]*proven bounds", text)) == 5  # all patterns together, and four
+
+
+def test_pdf_is_a_pdf_with_fonts_and_no_date(report):
+    for name in NAMES:
+        data = (report.folder / "figures" / f"{name}.pdf").read_bytes()
+        assert data.startswith(b"%PDF")
+        assert b"CreationDate" not in data
+
+
+def test_ids_are_unique_in_the_page(report):
+    ids = re.findall(r'\bid="([^"]+)"', report.page.read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids))
+
+
+def test_inline_figures_follow_the_page(report):
+    html = report.page.read_text(encoding="utf-8")
+    for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
+        assert 'role="img"' in svg
+        assert 'aria-label="' in svg
+        assert not [colour for colour in re.findall(r"#[0-9a-f]{6}\b", svg) if colour in {ink.light for ink in INKS}]
+        for target in re.findall(r"(?:href=\"|url\()#([^\")]+)", svg):
+            assert f'id="{target}"' in svg
+
+
+def _luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(a, b):
+    high, low = sorted((_luminance(a), _luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_colour_stands_out_on_its_page():
+    for ink in INKS:
+        assert _contrast(ink.light, "#ffffff") >= 3, ink
+        assert _contrast(ink.dark, "#1b2027") >= 4.5, ink
+
+
+def test_methods_have_different_colours_that_do_not_depend_on_order(experiment):
+    from calmrl_lab.reporting.gather import gather
+
+    methods = gather(experiment).methods
+    found = inks(methods)
+    assert len({ink.light for ink in found.values()}) == len(methods)
+    assert inks(methods[::-1]) == found
+    assert inks(methods[3:4])["calmrl-ppca"] == found["calmrl-ppca"]
+
+
+@pytest.mark.slow
+def test_another_process_writes_the_same_bytes(report, experiment, tmp_path):
+    code = f"from calmrl_lab.reporting import write_report; write_report({str(experiment)!r}, {str(tmp_path / 'again')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    for path in sorted(report.folder.rglob("*.*")):
+        assert (tmp_path / "again" / path.relative_to(report.folder)).read_bytes() == path.read_bytes(), path

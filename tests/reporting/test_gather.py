@@ -1,0 +1,109 @@
+"""Whatever state a folder of runs is in, it is described and never crashes the report."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from synthetic_runs import RECIPES, write_experiment, write_run
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.reporting.gather import gather
+
+
+def kinds(gathered):
+    return {problem.run: problem.kind for problem in gathered.problems}
+
+
+def test_methods_keep_the_order_of_the_experiment_file(experiment):
+    found = gather(experiment)
+    assert [method.name for method in found.methods] == [recipe.name for recipe in RECIPES]
+    assert [method.role for method in found.methods] == [recipe.role for recipe in RECIPES]
+    assert found.methods[0].seeds == (0, 1, 2)
+    assert (found.methods[3].objective, found.methods[3].imputer, found.methods[3].scenario) == ("calmrl", "ppca", "pairs:0.25")
+    assert found.problems == ()
+
+
+def test_every_bad_state_is_one_sentence(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=tuple(range(7)), items=10)
+    (folder / "pmrl-s0" / "summary.json").unlink()
+    (folder / "pmrl-s1" / "scores.parquet").unlink()
+    (folder / "pmrl-s2" / "scores.parquet").write_bytes(b"not parquet")
+    config = yaml.safe_load((folder / "pmrl-s3" / "config.yaml").read_text())
+    (folder / "pmrl-s3" / "config.yaml").write_text(yaml.safe_dump({**config, "format": 99}))
+    (folder / "pmrl-s4" / "error.json").write_text(
+        json.dumps({"run": "pmrl-s4", "error": "the loss is not finite", "traceback": "Tb"})
+    )
+    pd.read_parquet(folder / "pmrl-s5" / "scores.parquet").drop(columns="equal").to_parquet(
+        folder / "pmrl-s5" / "scores.parquet"
+    )
+    found = gather(folder)
+    assert kinds(found) == {
+        "pmrl-s0": "unfinished", "pmrl-s1": "not evaluated", "pmrl-s2": "damaged", "pmrl-s3": "other version", "pmrl-s4": "failed",
+        "pmrl-s5": "damaged",
+    }  # fmt: skip
+    assert all(problem.sentence for problem in found.problems)
+    assert found.methods[0].seeds == (6,)
+    assert next(p for p in found.problems if p.run == "pmrl-s4").detail == "Tb"
+
+
+def test_failures_that_only_the_experiment_file_knows_are_shown(tmp_path):
+    failed = [{"run": "gram-s0", "label": "GRAM", "error": "the worker died"}, {"run": "pmrl-s0", "error": "an old failure"}]
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=10, failed=failed)
+    assert kinds(gather(folder)) == {"gram-s0": "failed"}
+
+
+def test_a_method_without_a_run_is_absent_not_forgotten(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0,), items=10)
+    (folder / "pmrl-s0" / "summary.json").unlink()
+    found = gather(folder)
+    assert [method.name for method in found.absent] == ["pmrl"]
+
+
+def test_single_runs_without_an_experiment_file(tmp_path):
+    for recipe in RECIPES[:5]:
+        for seed in (0, 1):
+            write_run(tmp_path / f"{recipe.name}-s{seed}", recipe, seed, items=10)
+    found = gather(tmp_path)
+    roles = {method.name: method.role for method in found.methods}
+    assert roles["oracle"] == "oracle"
+    assert (roles["pmrl"], roles["calmrl-ppca"], roles["calmrl-mean"]) == ("baseline", "calibrated", "control")
+    assert found.store["digest"] == "5f1d0c"
+    assert not found.complete
+
+
+def test_runs_with_one_label_are_told_apart(tmp_path):
+    recipe = RECIPES[2]
+    for name in ("a-s0", "b-s0"):
+        write_run(tmp_path / name, recipe, 0, items=10)
+    assert [m.label for m in gather(tmp_path).methods] == ["PMRL, observed only (a)", "PMRL, observed only (b)"]
+
+
+def test_the_only_experiment_below_a_folder_is_taken_and_several_are_asked_about(tmp_path):
+    write_experiment(tmp_path / "runs" / "demo", RECIPES[2:3], seeds=(0,), items=10)
+    assert gather(tmp_path / "runs").folder.name == "demo"
+    write_experiment(tmp_path / "runs" / "table1", RECIPES[2:3], seeds=(0,), items=10)
+    with pytest.raises(CalmrlError, match="holds 2 experiments: demo, table1"):
+        gather(tmp_path / "runs")
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(CalmrlError, match="there is no folder"):
+        gather(tmp_path / "absent")
+    with pytest.raises(CalmrlError, match="holds no runs"):
+        gather(tmp_path)
+
+
+def test_a_run_on_another_version_of_the_store_is_marked(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0, 1), items=10)
+    path = folder / "pmrl-s1" / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "store": {"digest": "other"}}))
+    assert kinds(gather(folder)) == {"pmrl-s1": "other store"}
+
+
+def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=10)
+    with open(folder / "pmrl-s0" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 9, "validat')
+    assert len(gather(folder).methods[0].runs[0].metrics) == 8

@@ -1,0 +1,135 @@
+"""The words follow the numbers, whatever their order."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_runs import RECIPES, Recipe, with_skills, write_experiment
+
+from calmrl_lab.reporting.comparisons import comparisons
+from calmrl_lab.reporting.gather import gather
+from calmrl_lab.reporting.imputations import imputations
+from calmrl_lab.reporting.narrative import narrate
+from calmrl_lab.reporting.recalls import recalls
+from calmrl_lab.reporting.shifts import shifts
+
+
+def story(folder):
+    gathered = gather(folder)
+    found = recalls(gathered)
+    return narrate(gathered, found, comparisons(gathered, found), imputations(gathered), shifts(gathered))
+
+
+def words(tmp_path, recipes, seeds=(0, 1, 2), items=150):
+    return story(write_experiment(tmp_path / "x", recipes, seeds=seeds, items=items))
+
+
+def test_calibration_helps_and_clip_is_better_still(tmp_path):
+    told = words(tmp_path, RECIPES)
+    assert told.headline.startswith("Filling in missing modalities helped (+")
+    assert "was better still" in told.headline
+    assert "so what is filled in matters" in told.paragraph
+    assert "did harm against keeping them" in told.paragraph
+    assert "of that" in told.paragraph
+    assert "this order is sure" in told.paragraph
+    assert told.cautions == ()
+
+
+def test_calibration_helps_and_beats_clip(tmp_path):
+    told = words(tmp_path, with_skills(clip=0.1, calmrl_ppca=0.25))
+    assert "helped" in told.headline
+    assert "beats plain contrastive training" in told.headline
+    assert "It beat plain pairwise" in told.paragraph
+
+
+def test_calibration_does_harm(tmp_path):
+    told = words(tmp_path, with_skills(calmrl_ppca=0.07))
+    assert "did harm (−" in told.headline
+    assert "lowered mean Recall@1" in told.paragraph
+    assert "filling in widened the gap" in told.paragraph
+    assert "better fillings did not become better retrieval" in told.paragraph
+    assert "helped" not in told.headline
+
+
+def test_no_difference_is_called_no_difference_and_bounded(tmp_path):
+    told = words(tmp_path, with_skills(calmrl_ppca=0.14, calmrl_mean=0.14, calmrl_random=0.14, clip=0.14))
+    assert "made no difference that shows" in told.headline
+    assert "fits these data" in told.paragraph or "any effect is smaller than" in told.paragraph
+    assert "nothing here shows that the quality of the filling matters" in told.paragraph
+    assert "it is not shown that filling in won back any of that" in told.paragraph
+    assert "cannot be told from it" in told.paragraph
+
+
+def test_the_control_can_win(tmp_path):
+    told = words(tmp_path, with_skills(calmrl_mean=0.28))
+    assert "CalMRL, PPCA was worse than CalMRL, mean" in told.paragraph
+    assert "so what is filled in matters" not in told.paragraph
+    assert "Highest mean Recall@1 apart from the oracle: CalMRL, mean" in told.paragraph
+
+
+def test_no_gap_to_close(tmp_path):
+    assert "there is no gap to close here" in words(tmp_path, with_skills(oracle=0.14)).paragraph
+
+
+def test_more_than_the_whole_gap(tmp_path):
+    assert "won back all of that and more" in words(tmp_path, with_skills(oracle=0.18, calmrl_ppca=0.28)).paragraph
+
+
+def test_incomplete_items_can_do_harm(tmp_path):
+    assert "Incomplete items did harm" in words(tmp_path, with_skills(pmrl_complete=0.25)).paragraph
+
+
+def test_fillings_in_another_order(tmp_path):
+    bad = Recipe(
+        "calmrl-ppca", "CalMRL, PPCA", "calibrated", "calmrl", "ppca", 0.2, error={"ppca": 1.0, "mean": 0.8, "random": 1.6}
+    )
+    told = words(tmp_path, [*RECIPES[:3], bad, *RECIPES[4:]])
+    assert re.search(r"\d \(mean\), [01]\.\d\d \(ppca\) and 1\.\d\d \(random\)", told.paragraph)
+
+
+def test_fillings_that_are_alike_are_not_ordered(tmp_path):
+    same = Recipe("calmrl-ppca", "CalMRL, PPCA", "calibrated", "calmrl", "ppca", 0.2, error={"ppca": 0.8, "mean": 0.8})
+    told = words(tmp_path, [*RECIPES[:3], same, *RECIPES[4:]])
+    assert "cannot be told apart" in told.paragraph
+    assert "this order is sure" not in told.paragraph
+
+
+def test_anchors_can_move_away(tmp_path):
+    away = Recipe(
+        *[getattr(RECIPES[3], n) for n in ("name", "label", "role", "objective", "impute", "skill")],
+        gain=-0.1,
+        error={"ppca": 1},
+    )
+    assert "took anchors farther" in words(tmp_path, [*RECIPES[:3], away]).paragraph
+
+
+def test_one_seed_is_a_caution(tmp_path):
+    told = words(tmp_path, RECIPES, seeds=(0,))
+    assert any("Only one seed" in sentence for sentence in told.cautions)
+    assert "1 seed and at least" in told.paragraph
+
+
+def test_a_run_at_chance_is_said_loudly(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES, seeds=(0, 1), items=60)
+    for path in folder.glob("calmrl-ppca-s*/scores.parquet"):
+        frame = pd.read_parquet(path)
+        frame["greater"] = np.random.default_rng(3).integers(0, 60, len(frame))
+        frame.assign(equal=0).to_parquet(path)
+    told = story(folder)
+    assert told.headline == "CalMRL, PPCA is at chance: something is wrong, and nothing can be concluded."
+    assert any(sentence.startswith("CalMRL, PPCA is at chance") for sentence in told.cautions)
+
+
+@pytest.mark.parametrize("keep", [("pmrl",), ("calmrl-ppca",), ("clip", "calmrl-ppca"), ("oracle", "clip"), ("pmrl", "oracle")])
+def test_any_part_of_the_cast_may_be_missing(tmp_path, keep):
+    told = words(tmp_path, [recipe for recipe in RECIPES if recipe.name in keep], items=40)
+    assert told.headline.endswith(".")
+    assert "None" not in told.headline + told.paragraph
+    assert "How sure" in told.paragraph
+
+
+def test_no_numbers_at_all(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=10)
+    (folder / "pmrl-s0" / "summary.json").unlink()
+    assert story(folder).headline == "No finished run can be compared."

@@ -1,0 +1,98 @@
+"""Recalls from ranks, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_runs import RECIPES, scores, with_skills, write_experiment
+
+from calmrl_lab.reporting.gather import gather
+from calmrl_lab.reporting.recalls import hits, recalls
+
+
+def test_a_three_way_tie_is_a_third_of_a_hit():
+    greater, equal = np.array([0, 1, 0]), np.array([0, 0, 2])
+    assert hits(greater, equal, 1) == pytest.approx([1, 0, 1 / 3])
+    assert hits(greater, equal, 5) == pytest.approx([1, 1, 1])
+
+
+def test_hits_agree_with_the_evaluation():
+    retrieval = pytest.importorskip("calmrl_lab.retrieval")
+    generator = np.random.default_rng(0)
+    greater, equal = generator.integers(0, 12, 200), generator.integers(0, 4, 200)
+    for depth in (1, 5, 10):
+        assert hits(greater, equal, depth) == pytest.approx(retrieval.recall(greater, equal, depth))
+
+
+def _rewrite(folder, change):
+    for path in folder.glob("*/scores.parquet"):
+        change(path)
+
+
+def test_recall_chance_and_median_by_hand(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0, 1), items=4)
+    base = {
+        "query": "a",
+        "gallery": "b",
+        "scorer": "cosine",
+        "gallery_scenario": "full",
+        "pattern": "a+b",
+        "candidates": 4,
+        "positives": 1,
+    }
+    for seed, greater in ((0, [0, 0, 1, 3]), (1, [0, 2, 1, 3])):
+        rows = [{**base, "item": str(i), "group": str(i), "greater": g, "equal": 0} for i, g in enumerate(greater)]
+        pd.DataFrame(rows).to_parquet(folder / f"pmrl-s{seed}" / "scores.parquet")
+    found = recalls(gather(folder))["pmrl"].directions["a", "b"]
+    assert found.recalls[1].value == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert found.recalls[5].value == pytest.approx(1.0)
+    assert found.chance[1] == pytest.approx(1 / 4)
+    assert found.median_rank == 2.0  # of 1 1 2 4 1 3 2 4
+    assert (found.queries, found.gallery) == (4, 4)
+
+
+def test_only_the_plain_gallery_and_the_first_scorer_count(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=20)
+
+    def add(path):
+        frame = pd.read_parquet(path)
+        hidden = frame.assign(gallery_scenario="drop:audio", greater=19)
+        other = frame.assign(scorer="volume", greater=19)
+        pd.concat([frame, hidden, other]).to_parquet(path)
+
+    before = recalls(gather(folder))["pmrl"].means[1].value
+    _rewrite(folder, add)
+    assert recalls(gather(folder))["pmrl"].means[1].value == pytest.approx(before)
+
+
+def test_means_are_over_the_directions_that_all_methods_have(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0,), items=30)
+    path = folder / "pmrl-s0" / "scores.parquet"
+    frame = pd.read_parquet(path)
+    frame[(frame["query"] != "audio") & (frame["gallery"] != "audio")].to_parquet(path)
+    found = recalls(gather(folder))
+    assert len(found.directions) == 6
+    assert len(found.all_directions) == 12
+    assert ("audio", "vision") not in found["pmrl"].directions
+
+
+def test_methods_without_a_common_seed_are_not_compared(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=20, record=False)
+    write_experiment(folder, RECIPES[3:4], seeds=(1,), items=20, record=False)
+    assert recalls(gather(folder)).compare("pmrl", "calmrl-ppca") is None
+
+
+def test_a_method_at_chance_is_found(tmp_path):
+    folder = write_experiment(tmp_path / "x", with_skills(clip=0.2)[2:], seeds=(0, 1), items=60)
+    for seed in (0, 1):
+        path = folder / f"clip-s{seed}" / "scores.parquet"
+        frame = pd.read_parquet(path)
+        frame["greater"] = np.random.default_rng(seed).integers(0, 60, len(frame))
+        frame.assign(equal=0).to_parquet(path)
+    found = recalls(gather(folder))
+    assert found["clip"].at_chance
+    assert not found["pmrl"].at_chance
+
+
+def test_the_invented_scores_are_valid_ranks():
+    frame = scores(RECIPES[0], 0, 50, ("a", "b"))
+    assert ((frame["greater"] >= 0) & (frame["greater"] + frame["equal"] <= 50)).all()

@@ -1,0 +1,91 @@
+"""One table in five forms."""
+
+import csv
+import io
+import shutil
+import subprocess
+
+import pytest
+
+from calmrl_lab.reporting.tables import Cell, Column, Table, tex
+
+NASTY = r"50 % of R&D_x #1 {~^\} <$> |a| “q” ‖z − x‖² → 日"
+
+
+@pytest.fixture
+def table():
+    columns = [
+        Column("method", numeric=False),
+        Column("R@1 %", group="vision → caption"),
+        Column("R@5 %", group="vision → caption"),
+    ]
+    rows = [
+        [Cell("A & B"), Cell("12.0", "[11.0, 13.0]", bold=True, title="n = 5", sort=12.0), Cell("30.0")],
+        [Cell(NASTY), Cell("−1.5", sort=-1.5), Cell("–")],
+    ]
+    records = [{"method": "A & B", "r": 12.0}, {"method": 'a "quoted", name', "r": float("nan")}]
+    return Table("toy", "A caption with 100 % & more", columns, rows, ("a note_1",), ("method", "r"), records, rules=(1,))
+
+
+def test_csv_is_exact_and_empty_where_there_is_no_number(table):
+    read = list(csv.reader(io.StringIO(table.to_csv())))
+    assert read == [["method", "r"], ["A & B", "12"], ['a "quoted", name', ""]]
+
+
+def test_markdown_escapes_pipes_and_marks_the_best(table):
+    text = table.to_markdown()
+    assert "| **12.0 [11.0, 13.0]** |" in text
+    assert "\\|a\\|" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_text_is_aligned(table):
+    lines = table.to_text().splitlines()
+    assert "12.0 [11.0, 13.0]*" in lines[4]
+    assert lines[2].index("R@5") > lines[2].index("R@1")
+
+
+def test_html_escapes_scrolls_and_explains(table):
+    html = table.to_html()
+    assert "A &amp; B" in html
+    assert "&lt;$&gt;" in html
+    assert '<div class="scroll" role="region" tabindex="0"' in html
+    assert "<caption>A caption with 100 % &amp; more</caption>" in html
+    assert 'colspan="2">vision → caption</th>' in html
+    assert 'title="n = 5"' in html
+    assert html.count('scope="row"') == 2
+
+
+def test_latex_escapes_everything(table):
+    assert tex(r"a_b & 5% ~ ^ \x {y} $") == (r"a\_b \& 5\% \textasciitilde{} \textasciicircum{} \textbackslash{}x \{y\} \$")
+    text = table.to_latex()
+    assert r"\textbf{12.0} {\scriptsize [11.0, 13.0]}" in text
+    assert r"\multicolumn{2}{c}{vision $\rightarrow$ caption}" in text
+    assert r"\cmidrule(lr){2-3}" in text
+    assert text.isascii()
+
+
+def test_latex_balances_braces_and_has_equal_columns(table):
+    text = table.to_latex()
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {row.replace(r"\&", "").count("&") for row in rows} == {2}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.slow
+def test_latex_compiles(report, table, tmp_path):
+    files = [path.read_text(encoding="utf-8") for path in sorted((report.folder / "tables").glob("*.tex"))]
+    body = "\n\\clearpage\n".join([*files, table.to_latex()])
+    source = "\\documentclass{article}\n\\usepackage[margin=1cm,landscape,a3paper]{geometry}\n\\usepackage{booktabs}\n"
+    (tmp_path / "all.tex").write_text(f"{source}\\begin{{document}}\n{body}\n\\end{{document}}\n", encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Missing character" not in (tmp_path / "all.log").read_text(errors="replace")
