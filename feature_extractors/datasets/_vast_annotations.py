@@ -140,17 +140,25 @@ class AnnotatedDataset:
         captions: str | None = None,
         require_audio: bool | None = None,
         missing: str = "fail",
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(self.name, unknown, ("preset", "annotations", "splits", "captions", "require_audio", "missing"))
         implied = self.preset_options.get(preset or "", {})
         self.media = Path(media) if media is not None else None
         self.annotation_root = Path(annotations) if annotations is not None else None
-        self.wanted = [splits] if isinstance(splits, str) else list(splits) if splits is not None else None
+        self.wanted = splits.split(",") if isinstance(splits, str) else list(splits) if splits is not None else None
         self.captions = captions if captions is not None else implied.get("captions", "all")
         self.require_audio = require_audio if require_audio is not None else implied.get("require_audio", False)
         self.missing = missing
-        for value, known, what in ((self.captions, ("all", "first"), "captions"), (missing, ("fail", "drop"), "missing")):
+        for value, known, what in (
+            (self.captions, ("all", "first"), "captions"),
+            (missing, ("fail", "drop"), "missing"),
+            (self.require_audio, (True, False), "require_audio"),
+        ):
             if value not in known:
-                raise CalmrlError(f"dataset '{self.name}': {what}={value} is unknown", hint=f"known: {', '.join(known)}")
+                raise CalmrlError(
+                    f"dataset '{self.name}': {what}={value} is unknown", hint=f"known: {', '.join(map(str, known)).lower()}"
+                )
         names = [split.name for split in self.splits]
         for split in self.wanted or []:
             if split not in names:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._vast_annotations import presets
+from feature_extractors.datasets._vast_annotations import presets, refuse_unknown
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
 _VIDEO = {".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"}
@@ -38,7 +38,8 @@ class ClassFolder:
         {"vast": "vast/eva-g", "gram": "vast/eva-g-gram"}, "vast/beats64"
     )
 
-    def __init__(self, media: Path | None = None, template: str = "{}") -> None:
+    def __init__(self, media: Path | None = None, template: str = "{}", **unknown: Any) -> None:
+        refuse_unknown("class-folder", unknown, ("template",))
         if media is None or not Path(media).is_dir():
             what = "needs a media folder" if media is None else f"finds no folder '{media}'"
             raise CalmrlError(f"dataset 'class-folder' {what}", hint=f"--media DIR, where DIR looks like this:\n    {_LAYOUT}")
@@ -48,7 +49,10 @@ class ClassFolder:
         self.template = template
 
     def manifest(self) -> Manifest:
-        """Items sorted by path; an item's id is its path below the folder. Modalities that no file gives are left out."""
+        """Items sorted by path; an item's id is its path below the folder.
+
+        Vision, audio and caption are always there; choose fewer with --encoders where no file gives one of them.
+        """
         items = [item for split, root in self._parts() for item in self._items(split, root)]
         if not items:
             raise CalmrlError(

@@ -168,6 +168,7 @@ class TestChoices:
 
     def test_one_split(self, media):
         assert [item.id for item in self.make(media, splits="test").items] == ["v0", "v1", "v2"]
+        assert len(self.make(media, splits="train,test").items) == 4
         with pytest.raises(CalmrlError, match="no split 'dev'"):
             self.make(media, splits="dev")
 
@@ -187,6 +188,10 @@ class TestChoices:
     def test_unknown_choices(self, media):
         with pytest.raises(CalmrlError, match="captions=some is unknown"):
             self.make(media, captions="some")
+        with pytest.raises(CalmrlError, match="require_audio=yes is unknown"):
+            self.make(media, require_audio="yes")
+        with pytest.raises(CalmrlError, match="has no option 'split'; did you mean 'splits'"):
+            self.make(media, split="test")
 
 
 class TestPresets:

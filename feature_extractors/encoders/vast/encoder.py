@@ -34,8 +34,8 @@ _BUCKET = 8
 class VastEncoder:
     """What the three have in common: weights read when first needed, the fingerprint, the heads.
 
-    `weights` is the folder (or file) given with --weights. Making an encoder reads only small files, so that decoding workers
-    can hold one: the model is loaded by the first `encode`, and is left behind when an encoder is pickled.
+    `weights` is the folder (or file) given with --weights. Making an encoder reads nothing, so that decoding workers can hold one:
+    the model is loaded by the first `encode`, and is left behind when an encoder is pickled.
     """
 
     part: ClassVar[str]
@@ -45,17 +45,25 @@ class VastEncoder:
     def __init__(
         self, device: str = "cpu", weights: Path | None = None, precision: str = "fp32", batch_rows: int | None = None
     ) -> None:
-        if weights is None:
-            raise CalmrlError("VAST's encoders need the released weights", hint=f"--weights DIR; {LAYOUT}")
         if precision not in PRECISIONS:
             raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
         self.device = device
-        self.weights = Path(weights)
+        self.given = Path(weights) if weights is not None else None
         self.precision = precision
         self.pieces = Pieces(batch_rows or self.rows, device)
-        if not self.weights.exists():
-            raise CalmrlError(f"the weights folder '{weights}' does not exist", hint=LAYOUT)
-        self.architecture: Architecture = read_architecture(root_of(self.weights))
+
+    @cached_property
+    def weights(self) -> Path:
+        """The weights folder, asked for when something of it is needed, so that errors about the dataset come first."""
+        if self.given is None:
+            raise CalmrlError("VAST's encoders need the released weights", hint=f"--weights DIR; {LAYOUT}")
+        if not self.given.exists():
+            raise CalmrlError(f"the weights folder '{self.given}' does not exist", hint=LAYOUT)
+        return self.given
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return read_architecture(root_of(self.weights))
 
     def settings(self) -> dict[str, Any]:
         """Every setting that changes the features, as JSON values."""
@@ -266,9 +274,17 @@ class TextEncoder(VastEncoder):
         return bert.load(weights, self.architecture.text)
 
     @cached_property
+    def vocabulary(self) -> Path:
+        return find_vocabulary(self.weights)
+
+    @cached_property
     def tokenizer(self) -> Any:
         from feature_extractors.encoders.vast import bert
 
+        if not 3 <= self.max_length <= self.architecture.text.positions:
+            raise CalmrlError(
+                f"text length {self.max_length} is out of range", hint=f"3 to {self.architecture.text.positions} tokens"
+            )
         made = bert.tokenizer(self.vocabulary, self.max_length)
         if made.get_vocab_size() > self.architecture.text.vocabulary:
             raise CalmrlError(

@@ -17,14 +17,14 @@ JOINT = {"va": ("vision", "audio"), "vs": ("vision", "subtitle"), "vas": ("visio
 def own_heads(heads: Mapping[str, np.ndarray], modality: str) -> dict[str, np.ndarray]:
     """What a modality's encoder hands to the store: its own head, `contra_head_<letter>` [512, d_m].
 
-    The caption encoder also hands over the joint heads (weight and bias) and the temperature, which belong to no single modality.
+    The caption encoder also hands over the joint heads (weight and bias) and the temperature [1], which belong to no single modality.
     """
     letter = LETTERS[modality]
     kept = {f"contra_head_{letter}": heads[f"contra_head_{letter}.linear.weight"]}
     if modality == "caption":
         for name in JOINT:
             kept |= {f"contra_head_{name}.{tail}": heads[f"contra_head_{name}.{tail}"] for tail in ("weight", "bias")}
-        kept["contra_temp"] = heads["contra_temp"]
+        kept["contra_temp"] = np.reshape(heads["contra_temp"], 1)
     return {name: np.asarray(values, dtype=np.float32) for name, values in kept.items()}
 
 
