@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
 from feature_extractors.datasets._media_index import MediaIndex
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
@@ -309,6 +310,15 @@ class AnnotatedDataset:
     def _find(self, index: MediaIndex, annotation: Annotation, modality: str) -> Path | None:
         names = dict.fromkeys((annotation.id, annotation.raw_id, *self.aliases(annotation.id, modality)))
         return next((path for name in names if (path := index.find(modality, name)) is not None), None)
+
+
+def refuse_unknown(dataset: str, unknown: Mapping[str, Any], known: Sequence[str]) -> None:
+    """CalmrlError for an option that a dataset does not have."""
+    if unknown:
+        raise CalmrlError(
+            f"dataset '{dataset}' has no option '{min(unknown)}'{nearest(min(unknown), list(known))}",
+            hint=f"options: {', '.join(known)}",
+        )
 
 
 def presets(
