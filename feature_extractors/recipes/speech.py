@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from feature_extractors.protocols import MediaError, Waveform
 _SYNCHRONOUS = 2
 _UTF8 = 1
 _CHARACTERS = 1
+_ONE_AT_A_TIME = threading.Lock()  # the library has one state a process, and ctypes lets other threads run
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -28,15 +30,16 @@ def speak(text: str, voice: str) -> tuple[np.ndarray, int]:
         import espeakng_loader
     except ImportError:
         raise missing_extra("espeakng-loader", "demo", "speaking a text") from None
-    system = ctypes.CDLL(None)
-    system.dlclose.argtypes = [ctypes.c_void_p]
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    try:
-        system.srand(1)
-        return _speak(library, espeakng_loader.get_data_path().encode(), text, voice)
-    finally:
-        library.espeak_Terminate()
-        system.dlclose(library._handle)
+    with _ONE_AT_A_TIME:
+        system = ctypes.CDLL(None)
+        system.dlclose.argtypes = [ctypes.c_void_p]
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        try:
+            system.srand(1)
+            return _speak(library, espeakng_loader.get_data_path().encode(), text, voice)
+        finally:
+            library.espeak_Terminate()
+            system.dlclose(library._handle)
 
 
 def _speak(library: ctypes.CDLL, data: bytes, text: str, voice: str) -> tuple[np.ndarray, int]:

