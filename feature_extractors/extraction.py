@@ -102,7 +102,8 @@ def extract(
     choice = _choice(dataset, source.presets, preset)
     request = Request(choice, _device(device), weights, media)
     kinds = request.encoders()
-    manifest = source(media=media, **(options or {})).manifest()
+    with _one_thread():
+        manifest = source(media=media, **(options or {})).manifest()
     manifest = _restricted(manifest, tuple(choice))
     plan = _plan(manifest, choice, kinds, block_size)
     folder = out.with_name(out.name + ".parts")
@@ -120,6 +121,19 @@ def extract(
             hint=f"read {out / 'failures.jsonl'}; a wrong --media folder is the usual cause",
         )
     return summary
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Datasets may use an encoder to group their items; its last bits must not depend on the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _choice(dataset: str, presets: Mapping[str, Mapping[str, str]], preset: str | None) -> dict[str, str]:
@@ -308,7 +322,7 @@ def _local(
 
 
 def _pool(request: Request, workers: int) -> ProcessPoolExecutor:
-    os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(request,))
 
 
