@@ -61,7 +61,7 @@ def import_(
     ),
     ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one a line, for files that hold none."),
     mask: list[str] = typer.Option(
-        [], metavar="NAME=FILE", help="True where a row is observed. [default: rows of NaN are missing]"
+        [], metavar="NAME=FILE", help="True where a row is observed (default: rows of NaN are missing)."
     ),
     table: Path | None = typer.Option(
         None, help="Items: columns id, split, group; all others are labels (.csv, .jsonl, .parquet)."
@@ -85,9 +85,10 @@ def import_(
     """
     from calmrl_lab.store.assignments import assignments, ids_options
     from calmrl_lab.store.importing import import_features
-    from calmrl_lab.store.restoring import restore
+    from calmrl_lab.store.restoring import nothing_beside, restore
 
     if export is not None:
+        nothing_beside(export, modality, ids, mask, table)
         _report(restore(export, out, overwrite), as_json)
         return
     shared, ids_of = ids_options(ids)
@@ -102,7 +103,7 @@ def import_(
 def export(
     store: Path = typer.Argument(..., help="Feature store."),
     out: Path = typer.Option(..., "--out", help="File (.h5, .npz) or folder (.parquet) to write."),
-    form: str | None = typer.Option(None, "--format", help="hdf5, npz or parquet. [default: by the ending]"),
+    form: str | None = typer.Option(None, "--format", help="hdf5, npz or parquet (default: by the ending)."),
     overwrite: bool = _OVERWRITE,
     as_json: bool = _JSON,
 ) -> None:

@@ -36,6 +36,8 @@ _BYTES = [{"name": "bytes", "configuration": {"endian": "little"}}]
 _SINGLE_BYTES = [{"name": "bytes"}]
 _STRINGS = [{"name": "vlen-utf8", "configuration": {}}]
 _MAPPED_FILES = 128
+# Metadata beyond these is damage or mischief: 10^13 values are 20 TB.
+_MOST_VALUES, _MOST_CHUNKS = 10**13, 10**7
 
 
 def array_metadata(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
@@ -197,12 +199,17 @@ class StoredArray:
             unique, back = np.unique(index, return_inverse=True)
             return self._through_zarr().oindex[unique][back] if len(index) else np.empty((0, *self.shape[1:]), self.dtype)
         out = np.empty((len(index), *self.shape[1:]), dtype=self.dtype)
-        order = np.argsort(index, kind="stable")
+        in_order = bool((index[1:] >= index[:-1]).all())
+        order = slice(None) if in_order else np.argsort(index, kind="stable")
         ordered = index[order]
         edges = np.searchsorted(ordered, np.arange(math.ceil(self.shape[0] / self.chunk_rows) + 1) * self.chunk_rows)
         for chunk in np.flatnonzero(np.diff(edges)):
             part = slice(edges[chunk], edges[chunk + 1])
-            out[order[part]] = self._mapped(int(chunk))[ordered[part] - chunk * self.chunk_rows]
+            rows, local = self._mapped(int(chunk)), ordered[part] - chunk * self.chunk_rows
+            if isinstance(order, slice):
+                np.take(rows, local, axis=0, out=out[part])
+            else:
+                out[order[part]] = rows[local]
         return out
 
     def _chunk_name(self, chunk: int) -> str:
@@ -298,6 +305,8 @@ def _parse(root: Path, name: str) -> _Layout:
         or 0 in chunk
     ):
         raise CalmrlError(f"{where} has shape {list(shape)} in chunks {list(chunk)}")
+    if math.prod(shape) > _MOST_VALUES or math.prod(-(-e // c) for e, c in zip(shape, chunk, strict=True)) > _MOST_CHUNKS:
+        raise CalmrlError(f"{where} has shape {list(shape)} in chunks {list(chunk)}, more than any store has")
     plain_grid = regular and encoding.get("name") == "default" and not metadata.get("storage_transformers")
     whole_rows = all(c >= extent for c, extent in zip(chunk[1:], shape[1:], strict=True))
     exact_rows = chunk[1:] == tuple(max(1, extent) for extent in shape[1:])

@@ -31,10 +31,11 @@ def show(description: dict[str, Any], console: Console) -> None:
             console.print(f"{name}: " + ", ".join(f"{escape(key)} ({count})" for key, count in values.items()))
     if d["heads"]:
         console.print("heads: " + ", ".join(f"{escape(key)} {shape}" for key, shape in d["heads"].items()))
-    console.print()
-    console.print(_modalities(d))
-    console.print(_patterns(d))
-    console.print(_co_observed(d))
+    for m in d["modalities"]:
+        console.print(f"{m['name']}: {escape(m['encoder'])} [dim]({escape(m['fingerprint'][:24])})[/dim]", soft_wrap=True)
+    for table in (_modalities(d), _patterns(d), _co_observed(d)):
+        console.print()
+        console.print(table)
 
 
 def size(count: int) -> str:
@@ -55,14 +56,13 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _modalities(d: dict[str, Any]) -> Table:
-    columns = ("name", "d", "dtype", "rows", "observed", "absent", "failed", "not extracted", "size", "encoder")
+    columns = ("name", "d", "dtype", "rows", "observed", "%", "absent", "failed", "not extracted", "size")
     table = _table("modalities", *columns)
-    table.columns[-1].justify = "left"
     for m in d["modalities"]:
-        share = f"{m['observed']} ({100 * m['observed'] / d['items']:.0f} %)"
-        encoder = f"{escape(m['encoder'])} [dim]{escape(m['fingerprint'][:19])}[/dim]"
+        share = f"{100 * m['observed'] / d['items']:.0f}"
         numbers = (str(m[key]) for key in ("absent", "failed", "not_extracted"))
-        table.add_row(m["name"], str(m["dimension"]), m["dtype"], str(m["rows"]), share, *numbers, size(m["bytes"]), encoder)
+        counts = (str(m["dimension"]), m["dtype"], str(m["rows"]), str(m["observed"]), share)
+        table.add_row(m["name"], *counts, *numbers, size(m["bytes"]))
     return table
 
 

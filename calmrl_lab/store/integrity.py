@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
@@ -30,6 +31,7 @@ class Checksums:
         self.files: dict[str, dict[str, Any]] = {}
         self.digest: str | None = None
         self._checked: set[str] = set()
+        self._identity = self._look()
         if expected or (root / DIGEST_FILE).exists():
             self.files, self.digest = _read_digest(root)
 
@@ -51,6 +53,8 @@ class Checksums:
 
     def check(self, name: str) -> None:
         """CalmrlError if the file `name` is not the one that was written; files that digest.json does not list pass."""
+        if self._look() != self._identity:
+            raise CalmrlError(f"store '{self.root}' was replaced or removed since it was opened", hint="open it again")
         if name in self._checked or name not in self.files:
             return
         found = size_of(self.root / name)
@@ -63,6 +67,14 @@ class Checksums:
             )
         self._checked.add(name)
 
+    def _look(self) -> tuple[int, int] | None:
+        """What tells this store from another one that takes its place while it is open."""
+        try:
+            found = os.stat(self.root / "zarr.json")
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def check_all(self) -> None:
         for name in self.files:
             self.check(name)
@@ -71,10 +83,10 @@ class Checksums:
         return sha256_of(self.root / name) == self.files[name]["sha256"]
 
     def unlisted(self) -> Iterator[str]:
-        """Files below the store that digest.json should list and does not."""
+        """Files below the store that digest.json should list and does not; hidden ones (.DS_Store) are nobody's data."""
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root).as_posix()
-            if path.is_file() and name not in self.files and name not in _UNCOUNTED:
+            if path.is_file() and not path.name.startswith(".") and name not in self.files and name not in _UNCOUNTED:
                 yield name
 
 
@@ -106,6 +118,8 @@ def _read_digest(root: Path) -> tuple[dict[str, dict[str, Any]], str]:
         digest = str(content["store"])
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CalmrlError(f"store '{root}' is damaged: {DIGEST_FILE} does not list files with size and sha256") from None
+    if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in files):
+        raise CalmrlError(f"store '{root}' is damaged: {DIGEST_FILE} lists files outside of the store")
     if digest_of(files) != digest:
         raise CalmrlError(f"store '{root}' is damaged: {DIGEST_FILE} contradicts itself", hint=_VERIFY.format(root))
     return files, digest

@@ -33,6 +33,15 @@ def restore(source: str | Path, out: str | Path, overwrite: bool = False) -> Pat
     raise CalmrlError(f"'{source}' is not an exported store", hint=_HINT)
 
 
+def nothing_beside(source: Path, *others: object) -> None:
+    """CalmrlError if anything else was asked for together with restoring: a whole store takes no further parts."""
+    if any(others):
+        raise CalmrlError(
+            f"'{source}' is restored as a whole, so --modality, --ids, --mask and --table have no place beside it",
+            hint="to import it as a file of features, name it as --modality NAME=FILE:KEY",
+        )
+
+
 def _from_hdf5(source: Path, out: str | Path, overwrite: bool) -> Path:
     import h5py
 

@@ -22,7 +22,7 @@ PROVENANCE_FILE = "provenance.json"
 FAILURES_FILE = "failures.jsonl"
 SPLITS = ("train", "validation", "test")
 DTYPES = ("float16", "float32", "float64")
-MAX_STRING = 4096
+MAX_STRING = 1024
 
 # Root attributes that the format itself uses; extra attributes may not take these names.
 RESERVED = ("format", "version", "dataset", "licence", "attribution", "modalities", "checksums")
@@ -129,6 +129,8 @@ def parse_attributes(attributes: Any, where: str) -> tuple[ModalitySpec, ...]:
     for name in ("dataset", "licence"):
         if not isinstance(attributes.get(name), str):
             raise CalmrlError(f"store '{where}': zarr.json: the attribute '{name}' is missing or not a text")
+    if not isinstance(attributes.get("attribution", ""), str):
+        raise CalmrlError(f"store '{where}': zarr.json: the attribute 'attribution' is not a text")
     described = attributes.get("modalities")
     if not isinstance(described, list) or not described:
         raise CalmrlError(f"store '{where}': zarr.json: the attribute 'modalities' is missing or empty")

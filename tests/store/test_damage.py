@@ -201,3 +201,29 @@ def test_rows_and_modalities_that_do_not_exist(store_path):
         store.rows("vision", [-1])
     with pytest.raises(CalmrlError, match="no modality 'visoin'; did you mean 'vision'?"):
         store.features("visoin")
+
+
+def test_metadata_made_to_do_harm(store_path):
+    """A digest that points elsewhere, an array too large for any memory: refused before anything is read or reserved."""
+    digest = json.loads((store_path / "digest.json").read_text())
+    digest["files"]["../../etc/passwd"] = {"size": 1, "sha256": "0"}
+    (store_path / "digest.json").write_text(json.dumps(digest))
+    assert "lists files outside of the store" in refusal(store_path)
+    without_digest(store_path)
+    file = store_path / "features/vision/zarr.json"
+    metadata = json.loads(file.read_text())
+    for shape, chunk in (
+        ([10**15, 4], [10**15, 4]),
+        ([10**9, 4], [1, 4]),
+        ([-3, 4], [3, 4]),
+        ([3, 4], [0, 4]),
+        (["3", 4], [3, 4]),
+    ):
+        metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"] = shape, chunk
+        file.write_text(json.dumps(metadata))
+        assert "features/vision/zarr.json has shape" in refusal(store_path)
+
+
+def test_hidden_files_are_nobodys_data(store_path):
+    (store_path / ".DS_Store").write_text("x")
+    assert verify(store_path) == []
