@@ -36,35 +36,37 @@ class Parameters:
 
 @dataclass
 class Totals:
-    """Sums over all items that show modality m: what the M-step needs beside the E-step, computed once a fit."""
+    """Sums over all items that show modality m: what EM needs beside the moments themselves, computed once a fit."""
 
     count: Float[Tensor, " k"]
     total: list[Float[Tensor, " d"]]
     # Sum of squares about the mean, over items and coordinates.
     scatter: Float[Tensor, " k"]
     floor: Float[Tensor, " k"]
+    # Sums of squares about the shift, an entry an observed modality, for every pattern.
+    squares: dict[tuple[int, ...], Float[Tensor, " o"]]
 
     @classmethod
     def of(cls, statistics: Statistics) -> Totals:
-        device = statistics.device
-        k = len(statistics.dims)
+        dims, device = statistics.dims, statistics.device
+        k = len(dims)
         count = torch.zeros(k, dtype=torch.float64, device=device)
-        total = [torch.zeros(d, dtype=torch.float64, device=device) for d in statistics.dims]
-        squares = [torch.zeros(d, dtype=torch.float64, device=device) for d in statistics.dims]
-        for sums in statistics.patterns.values():
-            sizes = [statistics.dims[j] for j in sums.observed]
-            split = zip(sums.observed, sums.total.split(sizes), sums.diagonal().split(sizes), strict=True)
-            for j, part, square in split:
+        total = [torch.zeros(d, dtype=torch.float64, device=device) for d in dims]
+        square = [torch.zeros(d, dtype=torch.float64, device=device) for d in dims]
+        squares = {}
+        for observed, sums in statistics.patterns.items():
+            sizes = [dims[j] for j in observed]
+            parts = sums.diagonal().split(sizes)
+            squares[observed] = torch.stack([part.sum() for part in parts])
+            for j, first, second in zip(observed, sums.total.split(sizes), parts, strict=True):
                 count[j] += sums.count
-                total[j] += part
-                squares[j] += square
-        scatter = torch.stack(
-            [(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(squares, total, count, strict=True)]
-        )
-        size = torch.tensor(statistics.dims, dtype=torch.float64, device=device)
+                total[j] += first
+                square[j] += second
+        scatter = torch.stack([(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, count, strict=True)])
+        size = torch.tensor(dims, dtype=torch.float64, device=device)
         raw = torch.stack([c.square().sum() for c in statistics.shift]) / size
         floor = torch.maximum(_RELATIVE_FLOOR * scatter / (count * size), _ROUNDING_FLOOR * raw).clamp(min=_ABSOLUTE_FLOOR)
-        return cls(count, total, scatter, floor)
+        return cls(count, total, scatter, floor, squares)
 
 
 @dataclass
@@ -77,14 +79,15 @@ class Expectation:
     log_likelihood: float
 
 
-def expect(statistics: Statistics, parameters: Parameters) -> Expectation:
+def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Expectation:
     """The E-step: sums of E[beta], E[beta beta'] and z E[beta]' a modality, and the observed-data log-likelihood of
     `parameters`."""
     dims = statistics.dims
     k, q = len(dims), parameters.weights.shape[1]
-    weights, means, noise = parameters.weights.split(dims), parameters.mean.split(dims), parameters.noise
+    noise = parameters.noise
+    weights, means = parameters.weights.split(dims), parameters.mean.split(dims)
     scaled = [w / s for w, s in zip(weights, noise, strict=True)]
-    grams = [w.T @ w_scaled for w, w_scaled in zip(weights, scaled, strict=True)]
+    grams = torch.stack([w.T @ w_scaled for w, w_scaled in zip(weights, scaled, strict=True)])
     eye = torch.eye(q, dtype=torch.float64, device=statistics.device)
 
     latent = eye.new_zeros(k, q)
@@ -94,7 +97,7 @@ def expect(statistics: Statistics, parameters: Parameters) -> Expectation:
     for sums in statistics.patterns.values():
         observed, n = list(sums.observed), sums.count
         sizes = [dims[j] for j in observed]
-        factor = torch.linalg.cholesky(eye + sum((grams[j] for j in observed), torch.zeros_like(eye)))
+        factor = torch.linalg.cholesky(eye + grams[observed].sum(dim=0))
         posterior = torch.cholesky_inverse(factor)
         projection = torch.cat([scaled[j] for j in observed])
         mean = torch.cat([means[j] for j in observed])
@@ -102,18 +105,16 @@ def expect(statistics: Statistics, parameters: Parameters) -> Expectation:
         g, h = projection.T @ mean, projection.T @ sums.total
         # Sums of b b' and of z b' over items, b = W~'(z - mu): the mean is taken out of the moments, not of rows.
         outer_b = projection.T @ moment - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
-        cross_b = moment - torch.outer(sums.total, g)
-        sum_latent = posterior @ (h - n * g)
+        moment.addr_(sums.total, g, alpha=-1)
         half = posterior @ outer_b
-        square = n * posterior + half @ posterior
-        latent[observed] += sum_latent
-        latent_square[observed] += square
-        for j, part in zip(observed, (cross_b @ posterior).split(sizes), strict=True):
+        latent[observed] += posterior @ (h - n * g)
+        latent_square[observed] += n * posterior + half @ posterior
+        for j, part in zip(observed, (moment @ posterior).split(sizes), strict=True):
             cross[j] += part
-        scatter = (sums.diagonal() - 2 * mean * sums.total + n * mean.square()).split(sizes)
         log_likelihood -= 0.5 * (2 * n * factor.diagonal().log().sum() - half.diagonal().sum())
-        for j, part in zip(observed, scatter, strict=True):
-            log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + part.sum() / noise[j])
+        for j, square, total in zip(observed, totals.squares[sums.observed], sums.total.split(sizes), strict=True):
+            scatter = square - 2 * means[j] @ total + n * means[j] @ means[j]
+            log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + scatter / noise[j])
     return Expectation(latent, latent_square, torch.cat(cross), float(log_likelihood))
 
 
@@ -126,21 +127,33 @@ def maximise(
     Gaussian prior N(0, s_m^2 / ridge) on every entry of W (MAP instead of maximum likelihood).
     """
     weights, means, residuals = [], [], []
-    eye = torch.eye(expected.latent.shape[1], dtype=torch.float64, device=expected.latent.device)
+    q = expected.latent.shape[1]
+    eye = torch.eye(q, dtype=torch.float64, device=expected.latent.device)
     for j, cross in enumerate(expected.cross.split(dims)):
         n, total, latent = totals.count[j], totals.total[j], expected.latent[j]
         # Regression about the means: the same answer as with a column of ones, and better conditioned.
         square = expected.latent_square[j] - torch.outer(latent, latent) / n + ridge * eye
         target = cross - torch.outer(total, latent) / n
-        solved = torch.cholesky_solve(target.T, torch.linalg.cholesky(square)).T
+        solved = torch.cholesky_solve(target.T, _root(square)).T
         weights.append(solved)
         means.append((total - solved @ latent) / n)
         residuals.append(totals.scatter[j] - (solved * target).sum())
-    size = totals.count * torch.tensor(dims, dtype=torch.float64, device=eye.device)
-    freedom = size if ridge == 0 else size + eye.shape[0] * torch.tensor(dims, dtype=torch.float64, device=eye.device)
-    variance = torch.stack(residuals) / freedom
-    floor = totals.floor
+    sizes = torch.tensor(dims, dtype=torch.float64, device=eye.device)
+    freedom = totals.count * sizes if ridge == 0 else (totals.count + q) * sizes
+    residual = torch.stack(residuals)
+    variance, floor = residual / freedom, totals.floor
     if noise == "shared":
-        variance = (torch.stack(residuals).sum() / freedom.sum()).expand_as(variance)
+        variance = (residual.sum() / freedom.sum()).expand_as(variance)
         floor = floor.max().expand_as(floor)
     return Parameters(torch.cat(weights), torch.cat(means), torch.maximum(variance, floor))
+
+
+def _root(square: Float[Tensor, "q q"]) -> Float[Tensor, "q q"]:
+    """Cholesky factor of a matrix that is positive definite in exact arithmetic; rounding may have undone that."""
+    factor, failed = torch.linalg.cholesky_ex(square)
+    if not bool(failed):
+        return factor
+    # Directions that rounding has lost carry nothing either way.
+    values, vectors = torch.linalg.eigh((square + square.T) / 2)
+    values = values.clamp(min=float(values[-1].clamp(min=1e-300)) * 1e-13)
+    return torch.linalg.cholesky((vectors * values) @ vectors.T + 1e-13 * values[-1] * torch.eye(len(square)).to(square))

@@ -3,88 +3,161 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect
+from calmrl_lab.imputers.statistics import PatternStatistics, Statistics
 
 # Up to this many coordinates a full symmetric eigendecomposition is quicker than an iterative one.
 _DENSE_UP_TO = 384
 _ROUNDS = 6
-_FIRST_SWEEPS, _LATER_SWEEPS = 8, 2
+_FIRST_SWEEPS, _LATER_SWEEPS = 6, 2
 _EXTRA = 8
+# Components may explain at most this share of a modality at the start; more is a sign of moments that contradict each other.
+_MOST_EXPLAINED = 1 - 1e-6
+_ROWS_AT_ONCE = 4096
 
 
 def pairwise_start(statistics: Statistics, totals: Totals, latent_dim: int, noise: NoiseKind = "per-modality") -> Parameters:
     """PPCA of the pairwise covariance: blocks from the items that show both modalities, one noise variance a modality.
 
+    Blocks from different items may contradict each other (the matrix is then indefinite) where items are few beside the
+    dimensions. Where that shows, the start from the damped covariance, which is always positive semi-definite, is tried too,
+    and the more likely one is taken. Deterministic; components are in descending order of strength.
+    """
+    covariance, unknown = pairwise_covariance(statistics, totals)
+    start, sound = block_ppca(covariance, unknown, statistics, totals, latent_dim, noise)
+    if sound:
+        return start
+    damped, _ = block_ppca(_damped(covariance, statistics), [], statistics, totals, latent_dim, noise)
+    return max((start, damped), key=lambda parameters: expect(statistics, totals, parameters).log_likelihood)
+
+
+def block_ppca(
+    covariance: Float[Tensor, "d d"],
+    unknown: list[tuple[slice, slice]],
+    statistics: Statistics,
+    totals: Totals,
+    latent_dim: int,
+    noise: NoiseKind,
+) -> tuple[Parameters, bool]:
+    """PPCA of a known covariance with one noise variance a modality, and whether the components stayed within its diagonal.
+
     With one noise variance for all coordinates the maximum is a closed form (Tipping and Bishop 1999, eq. 7 and 8); with one a
     modality it is alternated: top eigenvectors of the noise-whitened covariance, then the noise that the components leave over.
-    Blocks of modalities never seen together are unknown and filled with what the components say, so chains of co-observation
-    carry over. Deterministic.
+    Blocks in `unknown` are filled with what the components say, so that chains of co-observation carry over.
     """
     dims, device = statistics.dims, statistics.device
-    covariance, unknown = pairwise_covariance(statistics, totals)
     sizes = torch.tensor(dims, dtype=torch.float64, device=device)
-    spread = torch.stack([block.sum() for block in covariance.diagonal().split(dims)])
-    floor = torch.maximum(totals.floor, 1e-6 * spread / sizes)
-    variance = torch.maximum(spread / sizes, floor)
     repeats = torch.tensor(dims, device=device)
+    spread = torch.stack([block.sum() for block in covariance.diagonal().split(dims)])
+    variance = torch.maximum(spread / sizes, totals.floor)
     basis: Tensor | None = None
     weights = covariance.new_zeros(len(covariance), latent_dim)
+    sound = True
     for turn in range(_ROUNDS):
         scale = variance.sqrt().repeat_interleave(repeats)
         whitened = covariance / torch.outer(scale, scale)
         if turn and unknown:
-            whitened_weights = weights / scale.unsqueeze(1)
+            relative = weights / scale.unsqueeze(1)
             for rows, columns in unknown:
-                block = whitened_weights[rows] @ whitened_weights[columns].T
+                block = relative[rows] @ relative[columns].T
                 whitened[rows, columns], whitened[columns, rows] = block, block.T
         values, basis = top_eigenvectors(whitened, latent_dim, basis)
         # A component of no strength would stay at zero under EM for ever; a weak one can grow.
         strength = (values[:latent_dim] - 1).clamp(min=1e-3).sqrt()
         weights = scale.unsqueeze(1) * basis[:, :latent_dim] * strength
         explained = torch.stack([block.square().sum() for block in weights.split(dims)])
-        variance = torch.maximum((spread - explained) / sizes, floor)
+        excess = (explained / (_MOST_EXPLAINED * spread).clamp(min=1e-300)).clamp(min=1.0)
+        sound = sound and bool((excess == 1).all())
+        weights = weights / excess.sqrt().repeat_interleave(repeats).unsqueeze(1)
+        variance = torch.maximum((spread - explained / excess) / sizes, totals.floor)
         if noise == "shared":
-            left = (spread.sum() - explained.sum()) / sizes.sum()
-            variance = torch.maximum(left, floor.max()).expand_as(variance)
+            left = (spread.sum() - (explained / excess).sum()) / sizes.sum()
+            variance = torch.maximum(left, totals.floor.max()).expand_as(variance)
     means = torch.cat([total / n for total, n in zip(totals.total, totals.count, strict=True)])
-    return Parameters(weights, means, variance.clone())
+    return Parameters(weights, means, variance.clone()), sound
 
 
 def pairwise_covariance(statistics: Statistics, totals: Totals) -> tuple[Float[Tensor, "d d"], list[tuple[slice, slice]]]:
     """Covariance with every block from the items that show both its modalities, and the blocks (zero) that no item shows.
 
-    Need not be positive semi-definite.
+    Blocks are about the available-case means, so that all of them speak of the same centre. Need not be positive semi-definite.
     """
     dims = statistics.dims
-    ends = torch.tensor([0, *dims]).cumsum(0).tolist()
-    place = [slice(a, b) for a, b in itertools.pairwise(ends)]
+    place = _places(dims)
     size = sum(dims)
     moment = torch.zeros(size, size, dtype=torch.float64, device=statistics.device)
-    pairs = torch.from_numpy(statistics.co_observed()).to(moment)
-    means = [total / n for total, n in zip(totals.total, totals.count, strict=True)]
+    few: list[PatternStatistics] = []
     for sums in statistics.patterns.values():
-        parts = torch.tensor([0, *(dims[j] for j in sums.observed)]).cumsum(0).tolist()
-        dense = sums.dense()
-        mean = torch.cat([means[j] for j in sums.observed])
-        # About the available-case means, so that all blocks speak of the same centre.
-        dense -= torch.outer(sums.total, mean) + torch.outer(mean, sums.total) - sums.count * torch.outer(mean, mean)
-        for a, i in enumerate(sums.observed):
-            for b, j in enumerate(sums.observed):
-                moment[place[i], place[j]] += dense[parts[a] : parts[a + 1], parts[b] : parts[b + 1]]
+        if sums.moment is None:
+            few.append(sums)
+            continue
+        where = [place[j] for j in sums.observed]
+        parts = _places([dims[j] for j in sums.observed])
+        for (a, rows), (b, columns) in itertools.product(zip(parts, where, strict=True), repeat=2):
+            moment[rows, columns] += sums.moment[a, b]
+    for block in _zero_filled(few, dims, statistics.device):
+        moment.addmm_(block.T, block)
+
+    means = [total / n for total, n in zip(totals.total, totals.count, strict=True)]
+    pairs = torch.from_numpy(statistics.co_observed()).to(moment)
     unknown = []
-    for i in range(len(dims)):
-        for j in range(len(dims)):
-            if pairs[i, j] > 0:
-                moment[place[i], place[j]] /= pairs[i, j]
-            elif i < j:
+    for i, j in itertools.product(range(len(dims)), repeat=2):
+        n = pairs[i, j]
+        if n == 0:
+            if i < j:
                 unknown.append((place[i], place[j]))
+            continue
+        together = [sums for sums in statistics.patterns.values() if i in sums.observed and j in sums.observed]
+        total_i = torch.stack([_part(sums, i, dims) for sums in together]).sum(dim=0)
+        total_j = torch.stack([_part(sums, j, dims) for sums in together]).sum(dim=0)
+        part = moment[place[i], place[j]]
+        part -= torch.outer(total_i, means[j]) + torch.outer(means[i], total_j - n * means[j])
+        part /= n
     return (moment + moment.T) / 2, unknown
+
+
+def _damped(covariance: Float[Tensor, "d d"], statistics: Statistics) -> Float[Tensor, "d d"]:
+    """Blocks times n_ij / sqrt(n_i n_j): the second moment of zero-filled items with unit-weight diagonals, hence positive
+    semi-definite."""
+    pairs = torch.from_numpy(statistics.co_observed()).to(covariance)
+    own = pairs.diagonal().sqrt()
+    factor = pairs / torch.outer(own, own)
+    repeats = torch.tensor(statistics.dims, device=covariance.device)
+    return covariance * factor.repeat_interleave(repeats, dim=0).repeat_interleave(repeats, dim=1)
+
+
+def _zero_filled(
+    patterns: list[PatternStatistics], dims: tuple[int, ...], device: torch.device
+) -> Iterator[Float[Tensor, "n d"]]:
+    """The rows held by `patterns` over all coordinates, a few thousand at a time: one product instead of one a pattern."""
+    place = _places(dims)
+    held = [(sums, rows) for sums in patterns for rows in sums.rows]
+    while held:
+        taken, count = [], 0
+        while held and (count == 0 or count + len(held[-1][1]) <= _ROWS_AT_ONCE):
+            taken.append(held.pop())
+            count += len(taken[-1][1])
+        block = torch.zeros(count, sum(dims), dtype=torch.float64, device=device)
+        start = 0
+        for sums, rows in taken:
+            for j, part in zip(sums.observed, rows.split([dims[j] for j in sums.observed], dim=1), strict=True):
+                block[start : start + len(rows), place[j]] = part
+            start += len(rows)
+        yield block
+
+
+def _places(sizes: tuple[int, ...] | list[int]) -> list[slice]:
+    return [slice(a, b) for a, b in itertools.pairwise(itertools.accumulate(sizes, initial=0))]
+
+
+def _part(sums: PatternStatistics, index: int, dims: tuple[int, ...]) -> Float[Tensor, " d"]:
+    return sums.total.split([dims[j] for j in sums.observed])[sums.observed.index(index)]
 
 
 def top_eigenvectors(
@@ -92,8 +165,8 @@ def top_eigenvectors(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "d b"]]:
     """The largest eigenvalues (descending) and their eigenvectors, at least `count` of them; pass the result on as `start`.
 
-    Small matrices by a full decomposition; large ones by block power iteration with Rayleigh-Ritz, which is accurate to what a
-    start for EM needs, at 2 D^2 (q + 8) flops a sweep instead of about 4 D^3.
+    Small matrices by a full decomposition; large ones by block power iteration with Rayleigh-Ritz, whose products are in
+    float32: all that a start for EM needs, at 2 D^2 (q + 8) flops a sweep instead of about 4 D^3.
     """
     size = len(matrix)
     if size <= _DENSE_UP_TO or count + _EXTRA > size // 4:
@@ -104,9 +177,9 @@ def top_eigenvectors(
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(size, count + _EXTRA, generator=generator, dtype=torch.float64).to(matrix)
         sweeps = _FIRST_SWEEPS
-    # The pairwise covariance may have large negative eigenvalues; shifted by their bound they cannot win the power iteration.
+    single = matrix.float()
     basis = torch.linalg.qr(start).Q
     for _ in range(sweeps):
-        basis = torch.linalg.qr(matrix @ basis).Q
-    values, rotation = torch.linalg.eigh(basis.T @ matrix @ basis)
+        basis = torch.linalg.qr((single @ basis.float()).double()).Q
+    values, rotation = torch.linalg.eigh(basis.T @ (single @ basis.float()).double())
     return values.flip(0), basis @ rotation.flip(1)

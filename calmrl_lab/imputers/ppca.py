@@ -89,10 +89,10 @@ class PPCA(Imputer):
             parameters = self._started(start, statistics)
         likelihoods = []
         for _ in range(iterations):
-            expected = expect(statistics, parameters)
+            expected = expect(statistics, totals, parameters)
             likelihoods.append(expected.log_likelihood)
             parameters = maximise(dims, totals, expected, noise, self.ridge)
-        likelihoods.append(expect(statistics, parameters).log_likelihood)
+        likelihoods.append(expect(statistics, totals, parameters).log_likelihood)
         self._adopt(parameters, statistics, likelihoods)
         return self
 
