@@ -1,4 +1,4 @@
-"""Exact ranks by streaming tiles, both directions from the same scores, ties counted; recall and its kin from ranks."""
+"""Exact ranks, both directions from the same tiles of scores, ties counted; recall and its kin from ranks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.scorers.base import Scorer
+from calmrl_lab.tiles import Counts, Listed, Positives, SameOwner, count_products, count_scores, tile_size
 
-# 1,024 x 1,024 float32 are 4 MB: the tile stays in cache, and nothing of size Q x G is ever held.
-TILE = 1024
-TileScore = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"]], Float[Tensor, "q g"]]
+BlockScore = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"]], Float[Tensor, "q g"]]
 
 
 @dataclass(frozen=True)
@@ -33,88 +33,141 @@ class Ranks:
     candidates: Int[np.ndarray, " q"]
 
 
-def inner_product(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"]) -> Float[Tensor, "q g"]:
-    """The default tile score: <q, g>, the cosine of unit-norm embeddings."""
-    return queries @ gallery.mT
+def rank(
+    queries: Float[Tensor, "q d"],
+    gallery: Float[Tensor, "g d"],
+    positives: Int[Tensor, " q"] | tuple[Int[Tensor, " q_plus_1"], Int[Tensor, " p"]],
+    tile: int | None = None,
+) -> Ranks:
+    """Ranks of `queries` in `gallery` by inner product, where positives are listed by position.
+
+    `positives` is one gallery position a query (-1: none), or (offsets [Q + 1], positions): those of query i are
+    `positions[offsets[i]:offsets[i + 1]]`. With several, the best one counts. Exactness as in `rank_both`. Raises CalmrlError
+    for positions that do not exist, NaN, and sizes that do not fit.
+    """
+    if not isinstance(positives, tuple):
+        listed = positives >= 0
+        offsets = torch.cat([listed.new_zeros(1, dtype=torch.int64), listed.long().cumsum(0)])
+        positives = (offsets, positives[listed])
+    if len(positives[0]) != len(queries) + 1:
+        raise CalmrlError(f"ranking needs positives for {len(queries)} queries, got them for {len(positives[0]) - 1}")
+    return _rank_products(queries, gallery, Listed(*positives, len(gallery)), tile)[0]
 
 
-@torch.no_grad()
 def rank_both(
     left: Float[Tensor, "q d"],
     right: Float[Tensor, "g d"],
     left_owner: Int[Tensor, " q"],
     right_owner: Int[Tensor, " g"],
-    score: TileScore = inner_product,
-    tile: int = TILE,
+    score: BlockScore | None = None,
+    tile: int | None = None,
 ) -> tuple[Ranks, Ranks]:
     """Ranks of `left` rows against the gallery `right`, and of `right` rows against the gallery `left`.
 
     Rows of the same owner (item) are each other's positives; with several, the best one counts (the rank is the minimum over
-    positives). Two passes over the tiles: the best positive's score of every row first, the counts second. Both read the same
-    products of the same tiles: computed any other way, a positive's score differs in the last bit and beats or ties itself.
-    Memory is two tiles. Raises CalmrlError for NaN scores or sizes that do not fit.
+    positives). The score is the inner product, the cosine of unit-norm embeddings, ranked as if computed in float64 whatever
+    the dtype; or `score` of (some left rows, some right rows), read as it comes. Memory is a few tiles (default: 1,024 square,
+    8,192 on a GPU). Raises CalmrlError for NaN scores or sizes that do not fit.
     """
-    if len(left) != len(left_owner) or len(right) != len(right_owner) or left.shape[1:] != right.shape[1:]:
-        raise CalmrlError(
-            f"ranking needs [Q, d], [G, d] and an owner a row, got {list(left.shape)}, {list(right.shape)}, {len(left_owner)}, {len(right_owner)}"
+    _check_owners(len(left), len(right), left_owner, right_owner)
+    positives = SameOwner(left_owner, right_owner)
+    if score is None:
+        return _rank_products(left, right, positives, tile)
+    with torch.no_grad():
+        tile = tile or tile_size(left.device)
+        counts = count_scores(
+            lambda r, c: score(left[r], right[c]), positives, len(left), len(right), left.device, tile, tie=0.0
         )
-    best_left = _fill(len(left), -torch.inf, left)
-    best_right = _fill(len(right), -torch.inf, left)
-    own_left, own_right = (torch.zeros(n, dtype=torch.int64, device=left.device) for n in (len(left), len(right)))
-    for rows, columns in _tiles(len(left), len(right), tile):
-        same = left_owner[rows, None] == right_owner[None, columns]
-        # Most tiles of a large gallery hold no positive at all, and their products are not needed yet.
-        if not bool(same.any()):
-            continue
-        scores = _finite(score(left[rows], right[columns]))
-        positive = scores.masked_fill(~same, -torch.inf)
-        best_left[rows] = torch.maximum(best_left[rows], positive.amax(dim=1))
-        best_right[columns] = torch.maximum(best_right[columns], positive.amax(dim=0))
-        own_left[rows] += same.sum(dim=1)
-        own_right[columns] += same.sum(dim=0)
-    above_left, tied_left, above_right, tied_right = (
-        torch.zeros(n, dtype=torch.int64, device=left.device) for n in (len(left), len(left), len(right), len(right))
+    return _ranks(counts, len(left), len(right))
+
+
+def rank_items(
+    scorer: Scorer,
+    queries: Float[Tensor, "q d"],
+    query_owner: Int[Tensor, " q"],
+    items: Float[Tensor, "g k d"],
+    mask: Bool[Tensor, "g k"],
+    item_owner: Int[Tensor, " g"],
+    tile: int | None = None,
+) -> tuple[Ranks, Ranks]:
+    """Ranks of `queries` (of one modality) among items that show any subset of k modalities, and of the items among the queries.
+
+    An item that shows nothing the scorer can use stays a candidate and ranks below all others, tied with its like; as a query
+    it has no answer (positives = 0). Raises CalmrlError for NaN scores or sizes that do not fit.
+    """
+    _check_owners(len(queries), len(items), query_owner, item_owner)
+    served = scorer.serves(mask)
+    shown = served.nonzero().squeeze(1)
+    owners = item_owner[shown]
+    tile = tile or tile_size(queries.device)
+    with torch.no_grad():
+        if scorer.items_are_vectors:
+            vectors = scorer.vectors(items[shown], mask[shown])
+            counts = count_products(_wide(queries), _wide(vectors), SameOwner(query_owner, owners), tile)
+        else:
+            counts = count_scores(
+                lambda r, c: scorer.score(queries[r], items[shown[c]], mask[shown[c]]),
+                SameOwner(query_owner, owners), len(queries), len(shown), queries.device, tile, scorer.tie,
+            )  # fmt: skip
+    forward, backward = _ranks(counts, len(queries), len(shown))
+    return _with_unserved(forward, query_owner, item_owner[~served]), _spread(backward, served)
+
+
+def _with_unserved(ranks: Ranks, query_owner: Tensor, unserved_owner: Tensor) -> Ranks:
+    """Candidates that no score was computed for come last, all tied."""
+    if len(unserved_owner) == 0:
+        return ranks
+    owners, counts = (t.cpu().numpy() for t in torch.unique(unserved_owner, return_counts=True))
+    asked = query_owner.cpu().numpy()
+    place = np.searchsorted(owners, asked).clip(max=len(owners) - 1)
+    own = np.where(owners[place] == asked, counts[place], 0)
+    only_last = (ranks.positives == 0) & (own > 0)
+    served = ranks.candidates
+    return Ranks(
+        greater=np.where(only_last, served, ranks.greater),
+        equal=np.where(only_last, len(unserved_owner) - own, ranks.equal),
+        positives=ranks.positives + own,
+        candidates=served + len(unserved_owner),
     )
-    for rows, columns in _tiles(len(left), len(right), tile):
-        scores = _finite(score(left[rows], right[columns]))
-        same = left_owner[rows, None] == right_owner[None, columns]
-        others = ~same if bool(same.any()) else None
-        for best, above, tied, dim in (
-            (best_left[rows, None], above_left[rows], tied_left[rows], 1),
-            (best_right[None, columns], above_right[columns], tied_right[columns], 0),
-        ):
-            above += (scores > best).sum(dim=dim)
-            level = scores == best
-            tied += (level if others is None else level & others).sum(dim=dim)
-    return _ranks(above_left, tied_left, own_left, len(right)), _ranks(above_right, tied_right, own_right, len(left))
 
 
-def _fill(n: int, value: float, like: Tensor) -> Tensor:
-    return torch.full((n,), value, dtype=like.dtype, device=like.device)
+def _spread(ranks: Ranks, served: Bool[Tensor, " g"]) -> Ranks:
+    place = served.cpu().numpy()
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        target = np.zeros(len(place), dtype=np.int64)
+        target[place] = values
+        return target
+
+    candidates = int(ranks.candidates[0]) if len(ranks.candidates) else 0
+    return Ranks(
+        spread(ranks.greater), spread(ranks.equal), spread(ranks.positives), np.full(len(place), candidates, dtype=np.int64)
+    )
 
 
-def _tiles(rows: int, columns: int, tile: int) -> list[tuple[slice, slice]]:
-    return [
-        (slice(r, min(r + tile, rows)), slice(c, min(c + tile, columns)))
-        for r in range(0, rows, tile)
-        for c in range(0, columns, tile)
-    ]
+def _check_owners(rows: int, columns: int, left: Tensor, right: Tensor) -> None:
+    if rows != len(left) or columns != len(right):
+        raise CalmrlError(f"ranking needs an owner a row, got {len(left)} for {rows} rows and {len(right)} for {columns}")
 
 
-def _finite(scores: Tensor) -> Tensor:
-    # A NaN compares false with everything and would rank first.
-    if bool(torch.isnan(scores.sum())) and bool(torch.isnan(scores).any()):
-        raise CalmrlError(
-            "a score is not a number: the embeddings hold NaN", hint="calmrl-lab store verify, or train the run again"
-        )
-    return scores
+@torch.no_grad()
+def _rank_products(left: Tensor, right: Tensor, positives: Positives, tile: int | None) -> tuple[Ranks, Ranks]:
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise CalmrlError(f"ranking needs embeddings [Q, d] and [G, d], got {list(left.shape)} and {list(right.shape)}")
+    counts = count_products(_wide(left), _wide(right), positives, tile or tile_size(left.device))
+    return _ranks(counts, len(left), len(right))
 
 
-def _ranks(above: Tensor, tied: Tensor, own: Tensor, candidates: int) -> Ranks:
-    served = own > 0
-    numbers = (t.masked_fill(~served, 0).cpu().numpy() for t in (above, tied))
-    greater, equal = numbers
-    return Ranks(greater, equal, own.cpu().numpy(), np.full(len(greater), candidates, dtype=np.int64))
+def _wide(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _ranks(counts: tuple[Counts, Counts], left: int, right: int) -> tuple[Ranks, Ranks]:
+    forward, backward = (
+        Ranks(above, tied, own, np.full(len(own), candidates, dtype=np.int64))
+        for (above, tied, own), candidates in zip((side.numpy() for side in counts), (right, left), strict=True)
+    )
+    return forward, backward
 
 
 Ties = Literal["expected", "optimistic", "pessimistic"]

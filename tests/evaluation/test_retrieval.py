@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.retrieval import discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
+from calmrl_lab.retrieval import discounted_gain, expected_rank, rank, rank_both, recall, reciprocal_rank
 
 
 def slow_ranks(scores, query_owner, gallery_owner):
@@ -72,21 +72,93 @@ def test_every_item_twice_ties_with_its_double():
     assert recall(ranks.greater, ranks.equal, 1).mean() == 0.5
 
 
-@pytest.mark.parametrize("tile", [7, 64, 300, 4096])
+def float64_ranks(left, right):
+    """A plain float64 matrix, ties to 12 digits."""
+    scores = left.double().numpy() @ right.double().numpy().T
+    own = np.diag(scores)[:, None]
+    return np.stack([(scores > own + 1e-12).sum(1), (np.abs(scores - own) <= 1e-12).sum(1) - 1], axis=1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 5.0])
+def test_float32_embeddings_are_ranked_as_in_float64(noise):
+    generator = torch.Generator().manual_seed(2)
+    left = torch.nn.functional.normalize(torch.randn(400, 48, generator=generator), dim=1)
+    right = torch.nn.functional.normalize(left + noise * torch.randn(400, 48, generator=generator), dim=1)
+    # Close calls on purpose: copies whose scores differ in the last bits of float32, exact copies, and zeros.
+    right[200:300] = right[:100] * (1 + 6e-8 * torch.randint(-3, 4, (100, 1), generator=generator))
+    right[300:350] = right[:50]
+    left[380:], right[390:] = 0, 0
+    owner = torch.arange(400)
+    for forward in (True, False):
+        a, b = (left, right) if forward else (right, left)
+        ranks = rank_both(left, right, owner, owner, tile=128)[0 if forward else 1]
+        np.testing.assert_array_equal(np.stack([ranks.greater, ranks.equal], axis=1), float64_ranks(a, b))
+
+
+@pytest.mark.parametrize("tile", [23, 64, 300, 4096])
 def test_tiles_and_threads_change_nothing(tile):
     generator = torch.Generator().manual_seed(1)
     left, right = (torch.nn.functional.normalize(torch.randn(300, 64, generator=generator), dim=1) for _ in range(2))
+    right[150:] = right[:150]
     owner = torch.arange(300)
-    expected, _ = rank_both(left, right, owner, owner)
+    expected = rank_both(left, right, owner, owner)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        got, _ = rank_both(left, right, owner, owner, tile=tile)
+        got = rank_both(left, right, owner, owner, tile=tile)
     finally:
         torch.set_num_threads(before)
-    assert (got.equal == 0).all()  # a positive never ties with itself
-    assert np.abs(got.greater - expected.greater).max() <= 1
-    assert (got.greater != expected.greater).mean() < 0.02
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one.greater, other.greater)
+        np.testing.assert_array_equal(one.equal, other.equal)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), st.integers(0, 9999))
+@settings(max_examples=40, deadline=None)
+def test_listed_positives_equal_a_plain_count(q, g, tile, seed):
+    rng = np.random.default_rng(seed)
+    left, right = (torch.from_numpy(rng.integers(-2, 3, (n, 2)).astype(np.float32)) for n in (q, g))
+    listed = [np.flatnonzero(rng.random(g) < 0.3) for _ in range(q)]
+    offsets = torch.from_numpy(np.cumsum([0, *map(len, listed)]))
+    indices = torch.from_numpy(np.concatenate(listed).astype(np.int64))
+    scores = left.double().numpy() @ right.double().numpy().T
+    expected = []
+    for row, own in zip(scores, listed, strict=True):
+        best = max((row[j] for j in own), default=np.inf)
+        others = np.delete(row, own)
+        expected.append((int((row > best).sum()), int((others == best).sum()), len(own)) if len(own) else (0, 0, 0))
+    check(rank(left, right, (offsets, indices), tile=tile), np.array(expected).reshape(-1, 3))
+
+
+def test_one_position_a_query():
+    ranks = rank(torch.eye(3), torch.eye(3), torch.tensor([0, -1, 1]))
+    assert ranks.positives.tolist() == [1, 0, 1]
+    assert ranks.greater.tolist() == [0, 0, 1]
+    with pytest.raises(CalmrlError, match="indices below 3"):
+        rank(torch.eye(3), torch.eye(3), torch.tensor([0, 5, 1]))
+    with pytest.raises(CalmrlError, match="positives for 3 queries, got them for 2"):
+        rank(torch.eye(3), torch.eye(3), torch.tensor([0, 1]))
+
+
+def test_half_precision_is_ranked_in_float32():
+    z = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    ranks, _ = rank_both(z.half(), z.half(), torch.arange(20), torch.arange(20))
+    assert (ranks.greater == 0).all()
+
+
+def test_one_item_and_none():
+    one = torch.ones(1, 4)
+    ranks, _ = rank_both(one, one, torch.arange(1), torch.arange(1))
+    assert (ranks.greater.tolist(), ranks.equal.tolist(), ranks.candidates.tolist()) == ([0], [0], [1])
+    ranks, back = rank_both(one, torch.zeros(0, 4), torch.arange(1), torch.arange(0))
+    assert (ranks.positives.tolist(), len(back.greater)) == ([0], 0)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(CalmrlError, match="an owner a row"):
+        rank_both(torch.ones(3, 2), torch.ones(3, 2), torch.arange(2), torch.arange(3))
+    with pytest.raises(CalmrlError, match="embeddings"):
+        rank_both(torch.ones(3, 2), torch.ones(3, 4), torch.arange(3), torch.arange(3))
 
 
 def test_a_nan_is_refused():

@@ -1,0 +1,5 @@
+"""Scorers: how similar a query of one modality is to an item that shows any subset of the others. One file a scorer."""
+
+from calmrl_lab.registry import Registry
+
+scorers = Registry("scorer", "calmrl_lab.scorers")

@@ -1,0 +1,43 @@
+"""Cosine of the query with one modality of the item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
+from calmrl_lab.scorers import scorers
+from calmrl_lab.scorers.base import VectorScorer
+
+
+@scorers.register("cosine")
+class Cosine(VectorScorer):
+    """Cosine of the query with one modality of the item; items that do not show it rank last.
+
+    `modality` may be left out where items have only one.
+    """
+
+    name = "cosine"
+
+    def __init__(self, query: str, modalities: Sequence[str], modality: str | None = None) -> None:
+        super().__init__(query, modalities)
+        if modality is None and len(self.modalities) > 1:
+            raise CalmrlError(
+                f"scorer 'cosine' compares with one modality, and items have {len(self.modalities)}",
+                hint=f"for example cosine:{self.modalities[0]}",
+            )
+        self.modality = modality or self.modalities[0]
+        if self.modality not in self.modalities:
+            raise CalmrlError(
+                f"scorer 'cosine': items have no modality '{self.modality}'{nearest(self.modality, list(self.modalities))}",
+                hint=f"they have: {', '.join(self.modalities)}",
+            )
+        self._index = self.modalities.index(self.modality)
+
+    def serves(self, mask: Tensor) -> Tensor:
+        return mask[:, self._index]
+
+    def _vectors(self, items: Tensor, mask: Tensor) -> Tensor:
+        return items[:, self._index]
