@@ -102,6 +102,7 @@ class TestEveryEncoder:
         assert "model_step_N.pt" in caught.value.hint
         with pytest.raises(CalmrlError, match="does not exist"):
             _ = make(weights=tmp_path / "no").dimension
+        assert make().part, "making one needs nothing, so that errors about the dataset come first"
         with pytest.raises(CalmrlError, match="unknown precision"):
             make(weights=weights, precision="int8")
         with pytest.raises(MediaError, match="needed, got vector"):

@@ -259,13 +259,9 @@ class TextEncoder(VastEncoder):
     ) -> None:
         super().__init__(device, weights, precision, batch_rows)
         self.max_length = length or self.length
-        if not 3 <= self.max_length <= self.architecture.text.positions:
-            raise CalmrlError(
-                f"text length {self.max_length} is out of range", hint=f"3 to {self.architecture.text.positions} tokens"
-            )
-        self.vocabulary = find_vocabulary(self.weights)
 
     def settings(self) -> dict[str, Any]:
+        _ = self.tokenizer  # a vocabulary that does not fit is an error now, not in the middle of an extraction
         return {"length": self.max_length, "vocabulary": file_digest(self.vocabulary)}
 
     def build(self, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -314,7 +310,7 @@ class TextEncoder(VastEncoder):
         ids, observed = bert.pad(list(batch), self.max_length, self._padding)
         return list(self.pieces.run(self._tokens, ids, observed))
 
-    @property
+    @cached_property
     def _padding(self) -> int:
         return int(self.tokenizer.token_to_id("[PAD]"))
 
