@@ -1,0 +1,120 @@
+"""EVA against timm and BEATs against speechbrain, where these happen to be installed; they are no dependency of the project."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from feature_extractors.encoders.vast import beats, eva
+from feature_extractors.encoders.vast.architecture import AudioSizes, VisionSizes, audio_shapes, vision_shapes
+
+
+def random_weights(shapes, seed=1):
+    """Normal values of trained size; one table of relative positions for all layers."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, shape in shapes.items():
+        spread = float(torch.tensor(shape[1:]).prod()) ** -0.5 if len(shape) > 1 else 0.1
+        made[name] = torch.randn(shape, generator=generator) * spread
+        if ("norm" in name.lower() and name.endswith("weight")) or name.endswith(("weight_g", "grep_a")):
+            made[name] = 1 + torch.rand(shape, generator=generator) * 0.5
+    table = torch.randn(320, 12, generator=generator)
+    return {k: table if k.endswith("relative_attention_bias.weight") else v for k, v in made.items()}
+
+
+def test_eva_is_timms():
+    if find_spec("timm") is None or find_spec("torchvision") is None:
+        pytest.skip("timm and torchvision are not installed")
+    # torchvision's compiled operators may be built for another torch; their schemas are enough to import it.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from timm.models.eva import Eva, checkpoint_filter_fn
+
+    sizes = VisionSizes(depth=2)
+    weights = random_weights(vision_shapes(sizes))
+    model = Eva(
+        patch_size=14, embed_dim=1408, depth=2, num_heads=16, mlp_ratio=6144 / 1408, num_classes=1024, global_pool="token"
+    ).eval()
+    released = checkpoint_filter_fn({f"visual.{k}": v for k, v in weights.items()}, model)
+    model.load_state_dict(released, strict=True)
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            eva.tokens(eva.load(weights, sizes), pixels), model.forward_features(pixels), atol=1e-5, rtol=0
+        )
+
+
+@pytest.fixture
+def without_torchaudio(monkeypatch):
+    """An empty torchaudio, where the real one is missing or built for another torch: only speechbrain's import asks for it."""
+    names = (
+        "torchaudio",
+        "torchaudio.compliance",
+        "torchaudio.compliance.kaldi",
+        "torchaudio.functional",
+        "torchaudio.transforms",
+    )
+    for name in names:
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        module.__version__ = "2.11.0"
+        module.list_audio_backends = lambda: ["none"]
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], leaf, module)
+
+
+def test_beats_is_speechbrains(without_torchaudio):
+    if find_spec("speechbrain") is None:
+        pytest.skip("speechbrain is not installed")
+    from speechbrain.lobes.models.beats import TransformerEncoder
+
+    sizes = AudioSizes(depth=2)
+    weights = random_weights(audio_shapes(sizes))
+    settings = {
+        "encoder_layers": 2,
+        "encoder_embed_dim": 768,
+        "encoder_ffn_embed_dim": 3072,
+        "encoder_attention_heads": 12,
+        "conv_pos": 128,
+        "conv_pos_groups": 16,
+        "num_buckets": 320,
+        "max_distance": 800,
+        "deep_norm": True,
+        "relative_position_embedding": True,
+        "gru_rel_pos": True,
+        "layer_norm_first": False,
+        "layer_wise_gradient_decay_ratio": 1.0,
+        "activation_fn": "gelu",
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "encoder_layerdrop": 0.0,
+    }
+    encoder = TransformerEncoder(SimpleNamespace(**settings)).eval()
+    parametrised = "pos_conv.0.parametrizations.weight.original"
+    released = {
+        k.removeprefix("encoder.")
+        .replace("pos_conv.0.weight_g", f"{parametrised}0")
+        .replace("pos_conv.0.weight_v", f"{parametrised}1"): v
+        for k, v in weights.items()
+        if k.startswith("encoder.")
+    }
+    encoder.load_state_dict(released, strict=True)
+    spectrograms = torch.randn(2, 1024, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        patches = (
+            functional.conv2d(spectrograms[:, None], weights["patch_embedding.weight"], stride=16).flatten(2).transpose(1, 2)
+        )
+        patches = functional.layer_norm(patches, (512,), weights["layer_norm.weight"], weights["layer_norm.bias"])
+        patches = functional.linear(patches, weights["post_extract_proj.weight"], weights["post_extract_proj.bias"])
+        torch.testing.assert_close(beats.load(weights, sizes)(spectrograms), encoder(patches)[0], atol=1e-5, rtol=0)
