@@ -1,6 +1,7 @@
 """The media and encoders of the demo: deterministic, and no result depends on its neighbours."""
 
 import pickle
+import socket
 from importlib.util import find_spec
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_a_feature_does_not_depend_on_its_batch_or_the_threads(name):
     assert np.array_equal(together, alone)
     assert np.array_equal(together, on_more_threads)
     assert encoders.get(name)().fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize("name", list(MEDIA))
+def test_nothing_is_looked_up_on_the_network(name, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    encoder = encoders.get(name)()
+    encoder.encode([encoder.prepare(made(name)[0])])
 
 
 @pytest.mark.parametrize("name", ["minilm", "universal-sentence"])
