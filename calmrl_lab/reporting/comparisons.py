@@ -47,6 +47,21 @@ class Comparisons:
     def of(self, name: str, other: str) -> Difference | None:
         return self.pairs.get((name, other))
 
+    def told(self) -> list[tuple[Method, Method, Difference]]:
+        """The comparisons worth a line of their own, in the order of the questions they answer."""
+        parts, pairs = self.cast, []
+        for method in parts.calibrated:
+            others = (
+                (parts.fair, parts.clip, parts.complete_only, *parts.controls)
+                if method is parts.calibrated[0]
+                else (parts.fair,)
+            )
+            pairs += [(method, other) for other in others if other is not None]
+        if parts.fair is not None:
+            pairs += [(method, parts.fair) for method in (parts.clip, parts.complete_only, parts.oracle) if method is not None]
+        found = [(method, other, self.of(method.name, other.name)) for method, other in pairs]
+        return [(method, other, one) for method, other, one in found if one is not None]
+
 
 def comparisons(gathered: Gathered, recalls: Recalls) -> Comparisons:
     """Every method against the fair baseline and against CLIP, and the calibrated ones against their controls and the oracle."""

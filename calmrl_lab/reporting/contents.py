@@ -129,8 +129,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
         percent = {depth: result.means[depth].scaled(100) for depth in DEPTHS}
         record: dict[str, object] = {"method": method.label, "role": method.role, "seeds": len(method.seeds)}
         row = [
-            Cell(method.label, swatch=_swatch(inks.get(method.name)), title=f"{method.objective}, imputer {method.imputer}, scenario {method.scenario}"),
-            Cell(method.role),
+            Cell(method.label, swatch=_swatch(inks.get(method.name)), title=f"{method.role}: {method.objective}, imputer {method.imputer}, scenario {method.scenario}"),
         ]  # fmt: skip
         for depth in DEPTHS:
             row.append(_estimate(percent[depth], bold=depth == 1 and best == method.name))
@@ -148,7 +147,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
             record |= {f"delta_{name}_high": scaled and scaled.high, f"p_{name}": found and found.corrected}
         rows.append(row)
         records.append(record)
-    columns = [Column("method", numeric=False), Column("role", numeric=False)]
+    columns = [Column("method", numeric=False)]
     columns += [Column(f"R@{depth} %", group="mean over directions") for depth in DEPTHS]
     for reference in references:
         columns += [Column("Δ R@1", group=f"against {reference.label}"), Column("p", group=f"against {reference.label}")]

@@ -1,19 +1,18 @@
-"""Values with intervals: means over queries and seeds, bootstrapped over both, and paired differences of them."""
+"""Values with intervals for whole tables at once: sums by seed and group, one set of resamples for all columns, paired differences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-Key = TypeVar("Key")
-REPLICATES = 10_000
-# Weights kept in memory at most: very large test sets get fewer resamples, and need fewer.
-_WEIGHTS = 40_000_000
-LEVEL = 0.95
+from calmrl_lab import significance
+from calmrl_lab.significance import LEVEL, REPLICATES
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,16 @@ class Difference:
         return 1 if self.value > 0 else -1
 
     def scaled(self, factor: float) -> Difference:
-        low, high = sorted((self.low * factor, self.high * factor))
-        return Difference(self.value * factor, low, high, self.p, self.corrected)
+        """The same in other units; `factor` is positive."""
+        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of a score by seed and group, so that any resample is a weighted sum.
+    """Sums of scores by seed and group, so that any resample is a weighted sum.
 
     `totals` and `counts` are [seeds, groups, columns] with one column a quantity (a direction, a modality); a group is the unit that is
-    resampled. `groups` names the second axis.
+    resampled (near duplicates, captions of one clip).
     """
 
     seeds: tuple[int, ...]
@@ -68,46 +67,56 @@ class Sums:
         chosen = [self.seeds.index(seed) for seed in seeds]
         return Sums(tuple(seeds), self.groups, self.totals[chosen], self.counts[chosen])
 
+    def means(self) -> Float[np.ndarray, "s c"]:
+        """The mean of every column in every seed."""
+        return self.totals.sum(axis=1) / np.maximum(self.counts.sum(axis=1), 1e-300)
+
+    def shares(self, columns: Sequence[int]) -> Float[np.ndarray, "s g"]:
+        """What every group adds to the mean over `columns`, scaled so that the mean over groups is that mean.
+
+        A column's mean is a ratio of sums; this is its linearisation, in which rare columns (directions with few queries) weigh as much
+        as the others although they have fewer rows.
+        """
+        chosen = list(columns)
+        totals, counts, means = self.totals[:, :, chosen], self.counts[:, :, chosen], self.means()[:, chosen]
+        size = np.maximum(counts.sum(axis=1, keepdims=True), 1e-300)
+        influence = ((totals - means[:, None] * counts) / size).mean(axis=2)
+        return influence * len(self.groups) + means.mean(axis=1, keepdims=True)
+
 
 class Resamples:
-    """Bootstrap weights of one vocabulary of groups: all methods see the same resamples, so differences are paired.
+    """The rule of `significance.interval` for many columns at once: groups and seeds drawn independently, with replacement.
 
-    Groups of queries and seeds are drawn independently, with replacement; with one seed the interval covers the queries only.
+    One drawing serves every column of a table; a column at a time would draw anew for each cell. With one seed the interval covers
+    the queries only.
     """
 
-    def __init__(self, groups: Sequence[str], replicates: int | None = None, seed: int = 0) -> None:
+    def __init__(self, groups: Sequence[str], replicates: int = REPLICATES, seed: int = 0) -> None:
         self.groups = tuple(groups)
-        size = len(self.groups)
-        self.replicates = replicates or int(np.clip(_WEIGHTS // max(size, 1), 1000, REPLICATES))
+        self.replicates = replicates
         self._seed = seed
-        generator = np.random.default_rng([seed, 0])
-        drawn = [
-            np.bincount(generator.integers(size, size=size), minlength=size) if size else np.zeros(0)
-            for _ in range(self.replicates)
-        ]
-        self._weights = np.array(drawn, dtype=np.float32)
+        generator, size = np.random.default_rng([seed, 0]), len(self.groups)
+        drawn = [np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(replicates if size else 0)]
+        self._weights = np.array(drawn, dtype=np.float32).reshape(len(drawn), size)
 
     def means(self, sums: Sums) -> tuple[Float[np.ndarray, c], Float[np.ndarray, "b c"]]:
         """(the mean of every column, its resamples): seeds count alike, queries count alike within a seed."""
         assert sums.groups == self.groups
         seeds, groups, columns = sums.totals.shape
-        counts = np.maximum(sums.counts.sum(axis=1), 1e-300)
-        value = np.mean(sums.totals.sum(axis=1) / counts, axis=0)
+        value = sums.means().mean(axis=0)
         flat = (groups, seeds * columns)
         totals = self._weights @ sums.totals.transpose(1, 0, 2).reshape(flat).astype(np.float32)
-        weights = self._weights @ sums.counts.transpose(1, 0, 2).reshape(flat).astype(np.float32)
-        ratio = np.divide(totals, weights, out=np.full_like(totals, np.nan), where=weights > 0)
-        ratio = ratio.reshape(self.replicates, seeds, columns).astype(np.float64)
-        draws = self._seed_weights(sums.seeds)
-        known = np.isfinite(ratio)
-        weight = draws[:, :, None] * known
-        replicates = (np.where(known, ratio, 0.0) * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-300)
-        return value, np.where(weight.sum(axis=1) > 0, replicates, value)
+        counts = self._weights @ sums.counts.transpose(1, 0, 2).reshape(flat).astype(np.float32)
+        ratio = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0).astype(np.float64)
+        shape = (self.replicates, seeds, columns)
+        weight = self._drawn_seeds(seeds)[:, :, None] * (counts > 0).reshape(shape)
+        size = weight.sum(axis=1)
+        replicates = (ratio.reshape(shape) * weight).sum(axis=1) / np.maximum(size, 1e-300)
+        return value, np.where(size > 0, replicates, value)
 
-    def _seed_weights(self, seeds: tuple[int, ...]) -> Float[np.ndarray, "b s"]:
-        # Equal sets of seeds get equal draws: a method's seed 3 is compared with the other's seed 3, which hid the same modalities.
-        generator = np.random.default_rng([self._seed, 1, len(seeds)])
-        return generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=self.replicates).astype(np.float64)
+    def _drawn_seeds(self, size: int) -> Float[np.ndarray, "b s"]:
+        generator = np.random.default_rng([self._seed, 1, size])
+        return generator.multinomial(size, np.full(size, 1 / size), size=self.replicates).astype(np.float64)
 
 
 def estimate(value: float, replicates: Float[np.ndarray, b]) -> Estimate:
@@ -116,21 +125,23 @@ def estimate(value: float, replicates: Float[np.ndarray, b]) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
-def difference(value: float, replicates: Float[np.ndarray, b]) -> Difference:
-    """A paired difference; p is twice the share of resamples on the other side of zero (uncorrected as yet)."""
-    around = estimate(value, replicates)
-    size = len(replicates)
-    tail = min(int((replicates <= 0).sum()), int((replicates >= 0).sum()))
-    p = min(1.0, 2 * (tail + 1) / (size + 1))
-    return Difference(around.value, around.low, around.high, p, p)
+def paired(a: Sums, a_columns: Sequence[int], b: Sums, b_columns: Sequence[int]) -> Difference | None:
+    """Mean over `a_columns` of `a` minus that over `b_columns` of `b`, paired by group and seed; None without a common seed.
+
+    p is not corrected yet: `corrected` equals it until `holm` has seen the family.
+    """
+    assert a.groups == b.groups
+    seeds = tuple(seed for seed in a.seeds if seed in b.seeds)
+    if not seeds or not len(a_columns) or not len(b_columns):
+        return None
+    first, second = a.at(seeds).shares(a_columns), b.at(seeds).shares(b_columns)
+    groups = np.tile(np.arange(len(a.groups)), len(seeds))
+    runs = np.repeat(np.arange(len(seeds)), len(a.groups))
+    found = significance.compare(first.ravel(), second.ravel(), np.random.default_rng(0), groups, runs)
+    return Difference(found.value, found.low, found.high, found.p, found.p)
 
 
 def holm(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
-    """The same differences with p corrected for looking at all of them (Holm's step-down rule)."""
-    ordered = sorted(differences, key=lambda name: differences[name].p)
-    corrected: dict[Key, float] = {}
-    running = 0.0
-    for index, name in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - index) * differences[name].p))
-        corrected[name] = running
+    """The same differences with p corrected for looking at all of them."""
+    corrected = significance.holm({name: found.p for name, found in differences.items()})
     return {name: replace(found, corrected=corrected[name]) for name, found in differences.items()}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.reporting.comparisons import Comparisons
-from calmrl_lab.reporting.contents import arrow, span
+from calmrl_lab.reporting.contents import arrow, probability, signed, span
 from calmrl_lab.reporting.drawing import BAND, INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.estimates import Estimate
 from calmrl_lab.reporting.gather import Method
 from calmrl_lab.reporting.imputations import ALL, Imputations
-from calmrl_lab.reporting.palette import BLUE, VERMILLION, Ink, imputer_ink
+from calmrl_lab.reporting.palette import BLUE, GREEN, GREY, VERMILLION, Ink, imputer_ink
 from calmrl_lab.reporting.recalls import DEPTHS, Recalls
 from calmrl_lab.reporting.shifts import LARGEST, PatternShift, Shifts
 
@@ -84,7 +84,39 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
     return Figure("overview", f"All methods: {best.method.label} is highest", caption, description, draw)
 
 
-def imputation_error(found: Imputations, paper: bool = True) -> Figure:
+def differences(compared: Comparisons) -> Figure | None:
+    """The comparisons that the words rest on, with zero; None if there are none."""
+    told = compared.told()
+    if not told:
+        return None
+
+    def draw(narrow: bool) -> Drawing:
+        made, axes = canvas(narrow, 0.9 + (0.46 if narrow else 0.3) * len(told))
+        axis, drawing = axes[0, 0], Drawing(made)
+        axis.axvline(0, color=INK, linewidth=1)
+        for y, (method, other, found) in enumerate(told):
+            points = found.scaled(100)
+            ink = {1: GREEN, 0: GREY, -1: VERMILLION}[found.verdict]._replace(marker="o")
+            value = Estimate(points.value, points.low, points.high)
+            p = probability(found.corrected)
+            words = f"{method.label} − {other.label}: {signed(points.value)} points {span(points, sign=True)}, p {p}"
+            _dot(drawing, axis, value, y, ink, words, hollow=found.verdict == 0)
+        labels = [f"{method.label} − {other.label}" for method, other, _ in told]
+        _rows(axis, [_wrapped(label, 24) if narrow else label for label in labels])
+        axis.set_xlabel("difference in Recall@1, points")
+        return drawing
+
+    caption = (
+        "Paired differences in Recall@1, averaged over the directions, with 95 % interval. Green: better, red: worse, hollow grey: "
+        f"cannot be told, after correction for {len(compared.pairs)} comparisons."
+    )
+    description = "Differences in mean Recall@1 in points: " + "; ".join(
+        f"{method.label} minus {other.label} {signed(100 * found.value)}" for method, other, found in told
+    )
+    return Figure("differences", "Who is better than whom", caption, description, draw)
+
+
+def imputation_error(found: Imputations) -> Figure:
     """Figure 3: error of imputed embeddings by modality and imputer."""
     rows = [row for row in found.rows if row.split == found.split and row.pattern == ALL]
     modalities = list(dict.fromkeys(row.modality for row in rows))
@@ -203,15 +235,15 @@ def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Fig
         left, right = axes.flat
         for index, result in enumerate(results):
             ink = inks[result.method.name]
-            offset = (index - (len(results) - 1) / 2) * 0.5 / max(len(results) - 1, 1)
+            place = (index - (len(results) - 1) / 2) / max(len(results) - 1, 1)
             for row, depth in enumerate(DEPTHS):
                 value = result.means[depth].scaled(100)
                 words = f"{result.method.label}, Recall@{depth}: {value.value:.1f} % {span(value)}"
-                _dot(drawing, left, value, row + offset, ink, words, result.method.label if row == 0 else None)
+                _dot(drawing, left, value, row + 0.3 * place, ink, words, result.method.label if row == 0 else None)
             for row, direction in enumerate(directions):
                 value = result.directions[direction].recalls[1].scaled(100)
                 words = f"{result.method.label}, {arrow(direction)}: {value.value:.1f} % {span(value)}"
-                _dot(drawing, right, value, row + offset, ink, words)
+                _dot(drawing, right, value, row + 0.46 * place, ink, words)
         _rows(left, [f"Recall@{depth}" for depth in DEPTHS])
         _rows(right, [arrow(direction) for direction in directions])
         left.set_title("mean over directions")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, difference, estimate, holm
+from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 from calmrl_lab.reporting.gather import Gathered, Method
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def _of_split(
         keys.append((imputer, ALL, ALL))
     groups = sorted(every["group"].astype(str).unique())
     resamples = Resamples(groups)
-    value, replicates = resamples.means(_sums(every, groups, [seed for seed, _ in runs], keys))
+    sums = _sums(every, groups, [seed for seed, _ in runs], keys)
+    value, replicates = resamples.means(sums)
     items = _distinct(every)
     rows = [
         ImputationRow(
@@ -115,12 +117,9 @@ def _of_split(
     ]
     place = {imputer: keys.index((imputer, ALL, ALL)) for imputer in imputers}
     overall = {imputer: estimate(value[i], replicates[:, i]) for imputer, i in place.items()}
-    pairs = {
-        (a, b): difference(value[place[a]] - value[place[b]], replicates[:, place[a]] - replicates[:, place[b]])
-        for index, a in enumerate(imputers)
-        for b in imputers[index + 1 :]
-    }
-    return rows, overall, holm(pairs)
+    pairs = {pair: paired(sums, [place[pair[0]]], sums, [place[pair[1]]]) for pair in itertools.combinations(imputers, 2)}
+    known = {pair: found for pair, found in pairs.items() if found is not None}
+    return rows, overall, holm(known)
 
 
 def _sums(every: pd.DataFrame, groups: Sequence[str], seeds: Sequence[int], keys: Sequence[Key]) -> Sums:

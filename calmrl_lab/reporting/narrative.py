@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from calmrl_lab.reporting.comparisons import Cast, Comparisons
-from calmrl_lab.reporting.contents import probability, signed
+from calmrl_lab.reporting.contents import signed
 from calmrl_lab.reporting.estimates import Difference
 from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.imputations import Imputations
@@ -16,11 +16,17 @@ from calmrl_lab.reporting.shifts import Shifts
 
 @dataclass(frozen=True)
 class Narrative:
-    """`headline` in one line, `paragraph` with the reasons, `cautions` as sentences to be read before quoting a number."""
+    """`headline` in one line, `findings` with the reasons, `sureness` on how far they hold, `cautions` to be read before quoting."""
 
     headline: str
-    paragraph: str
+    findings: str
     cautions: tuple[str, ...]
+    sureness: str = ""
+
+    @property
+    def paragraph(self) -> str:
+        """What helped, what did not, and how sure that is."""
+        return f"{self.findings} {self.sureness}".strip()
 
 
 def narrate(
@@ -41,20 +47,22 @@ def narrate(
         *_anchors(shifts),
         *_disagreement(compared, imputations),
         _leader(recalls),
-        _sureness(recalls, compared),
     ]
-    return Narrative(_headline(recalls, compared), " ".join(sentences), _cautions(gathered, recalls))
+    cautions = _cautions(gathered, recalls)
+    return Narrative(_headline(recalls, compared), " ".join(sentences), cautions, _sureness(recalls, compared))
+
+
+def _by(found: Difference) -> str:
+    """The size of a sure difference with its interval, both without sign."""
+    points = found.scaled(100)
+    low, high = sorted((abs(points.low), abs(points.high)))
+    return f"{abs(points.value):.1f} points [{low:.1f}, {high:.1f}]"
 
 
 def _points(found: Difference) -> str:
-    """The evidence in brackets: points of Recall@1, interval, corrected p."""
+    """A difference that may be none, with its signs."""
     points = found.scaled(100)
-    return f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}], p {_p(found)}"
-
-
-def _p(found: Difference) -> str:
-    text = probability(found.corrected)
-    return text if text.startswith("<") else f"= {text}"
+    return f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]"
 
 
 def _bound(found: Difference) -> str:
@@ -63,15 +71,6 @@ def _bound(found: Difference) -> str:
     if max(abs(low), abs(high)) <= 1:
         return f"any effect is smaller than {max(abs(low), abs(high)):.1f} points"
     return f"anything from {signed(low)} to {signed(high)} points fits these data"
-
-
-def _versus(found: Difference, subject: str, other: str) -> str:
-    """ "subject was better than other (...)" in the three ways it can come out."""
-    if found.verdict > 0:
-        return f"{subject} was better than {other} ({_points(found)})"
-    if found.verdict < 0:
-        return f"{subject} was worse than {other} ({_points(found)})"
-    return f"{subject} could not be told from {other} ({_points(found)})"
 
 
 def _effect(compared: Comparisons) -> list[str]:
@@ -83,15 +82,16 @@ def _effect(compared: Comparisons) -> list[str]:
         found = compared.of(method.name, parts.fair.name)
         if found is None:
             continue
-        against = f"the same data with nothing filled in ({parts.fair.label})" if index == 0 else parts.fair.label
-        if found.verdict > 0:
-            outcome = f"raised mean Recall@1 over {against}: {_points(found)}."
-        elif found.verdict < 0:
-            outcome = f"lowered mean Recall@1 under {against}: {_points(found)}."
-        else:
-            outcome = f"showed no effect on mean Recall@1 against {against} ({_points(found)}): {_bound(found)}."
         subject = f"Filling in missing modalities ({method.label})" if index == 0 else method.label
-        sentences.append(f"{subject} {outcome}")
+        against = f"training on the same data with nothing filled in ({parts.fair.label})" if index == 0 else parts.fair.label
+        if found.verdict:
+            sentences.append(
+                f"{subject} {'raised' if found.verdict > 0 else 'lowered'} mean Recall@1 by {_by(found)} against {against}."
+            )
+        else:
+            sentences.append(
+                f"{subject} showed no effect on mean Recall@1 against {against}: {_points(found)}, so {_bound(found)}."
+            )
     return sentences
 
 
@@ -100,39 +100,38 @@ def _controls(compared: Comparisons) -> list[str]:
     if not parts.calibrated or not parts.controls:
         return []
     main = parts.calibrated[0]
-    found = [(control, compared.of(main.name, control.name)) for control in parts.controls]
-    known = [(control, one) for control, one in found if one is not None]
-    if not known:
+    known = [(control, compared.of(main.name, control.name)) for control in parts.controls]
+    verdicts = {one.verdict for _, one in known if one is not None}
+    clauses = [_versus(one, control.label) for control, one in known if one is not None]
+    if not clauses:
         return []
-    clauses = [_versus(one, main.label if index == 0 else "it", control.label) for index, (control, one) in enumerate(known)]
-    text = f"Against fillings that know nothing of the item, {_and(clauses)}"
-    verdicts = {one.verdict for _, one in known}
+    text = f"Beside fillings that know nothing of the item, {main.label} was {_and(clauses)}"
     if verdicts == {1}:
-        return [f"{text}; so what is filled in matters."]
+        return [f"{text}: what is filled in matters."]
     if 1 not in verdicts:
-        return [f"{text}; so nothing here shows that the quality of the filling matters to retrieval."]
+        return [f"{text}: nothing here shows that the quality of the filling matters to retrieval."]
     return [f"{text}."]
+
+
+def _versus(found: Difference, other: str) -> str:
+    """How "it was ..." goes on, in the three ways it can come out."""
+    if found.verdict == 0:
+        return f"not to be told from {other} ({_points(found)})"
+    return f"{'better' if found.verdict > 0 else 'worse'} than {other} by {_by(found)}"
 
 
 def _clip(compared: Comparisons) -> list[str]:
     parts = compared.cast
-    if parts.clip is None:
-        return []
     subject = parts.calibrated[0] if parts.calibrated else parts.fair
-    found = compared.of(subject.name, parts.clip.name) if subject else None
-    if subject is None or found is None:
+    found = compared.of(subject.name, parts.clip.name) if subject and parts.clip else None
+    if subject is None or parts.clip is None or found is None:
         return []
+    clip = f"plain pairwise contrastive training on the observed pairs ({parts.clip.label})"
     if found.verdict > 0:
-        return [f"It beat plain pairwise contrastive training on the observed pairs ({parts.clip.label}; {_points(found)})."]
+        return [f"{subject.label} beat {clip} by {_by(found)}."]
     if found.verdict < 0:
-        return [
-            f"Plain pairwise contrastive training on the observed pairs ({parts.clip.label}), which fills in nothing, was better than "
-            f"{subject.label} (that one: {_points(found)})."
-        ]
-    return [
-        f"Plain pairwise contrastive training on the observed pairs ({parts.clip.label}) and {subject.label} could not be told apart "
-        f"({_points(found)})."
-    ]
+        return [f"{clip[0].upper()}{clip[1:]}, which fills in nothing, was better than {subject.label} by {_by(found)}."]
+    return [f"{subject.label} could not be told from {clip}: {_points(found)}."]
 
 
 def _complete_only(compared: Comparisons) -> list[str]:
@@ -143,16 +142,15 @@ def _complete_only(compared: Comparisons) -> list[str]:
     if found is None:
         return []
     if found.verdict < 0:
-        return [
-            f"Throwing incomplete items away ({parts.complete_only.label}) did harm against keeping them ({_points(found)})."
-        ]
+        return [f"Throwing incomplete items away ({parts.complete_only.label}) cost {_by(found)} against keeping them."]
     if found.verdict > 0:
         return [
-            f"Incomplete items did harm when nothing was filled in: training on complete items only ({parts.complete_only.label}) was "
-            f"better ({_points(found)})."
+            "Incomplete items did harm when nothing was filled in: training on complete items only "
+            f"({parts.complete_only.label}) was better by {_by(found)}."
         ]
     return [
-        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no difference that shows ({_points(found)})."
+        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no difference that shows: "
+        f"{_points(found)}."
     ]
 
 
@@ -163,20 +161,21 @@ def _gap(compared: Comparisons) -> list[str]:
     gap = compared.of(parts.oracle.name, parts.fair.name)
     if gap is None:
         return []
-    if gap.verdict <= 0:
-        word = "no better" if gap.verdict == 0 else "worse"
+    if gap.verdict < 0:
         return [
-            f"With nothing hidden ({parts.oracle.label}) the result was {word} than with observed modalities only ({_points(gap)}), so there is no gap to close here."
+            f"With nothing hidden ({parts.oracle.label}) the result was worse by {_by(gap)}, so there is no gap to close here."
         ]
-    text = f"With nothing hidden ({parts.oracle.label}) the same objective stands at {_points(gap)}"
+    if gap.verdict == 0:
+        return [
+            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so there is no gap to close here."
+        ]
+    text = f"Hiding modalities cost {_by(gap)} ({parts.oracle.label} against {parts.fair.label})"
     won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None
     if won is None:
         return [f"{text}."]
     if won.verdict > 0:
         share = 100 * won.value / gap.value
-        if share > 100:
-            return [f"{text}; filling in won back all of that and more."]
-        return [f"{text}; filling in won back about {share:.0f} % of that."]
+        return [f"{text}; filling in won back {'all of that and more' if share > 100 else f'about {share:.0f} % of that'}."]
     if won.verdict < 0:
         return [f"{text}; filling in widened the gap."]
     return [f"{text}; it is not shown that filling in won back any of that."]
@@ -189,12 +188,14 @@ def _fillings(found: Imputations | None) -> list[str]:
     if not values:
         return []
     ordered = sorted(values, key=lambda name: values[name])
-    text = f"The fillings themselves missed the truth by {_and([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance, lower is better"
+    text = (
+        f"The fillings themselves missed the truth by {_and([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance"
+    )
     if len(ordered) == 1:
         return [f"{text}."]
     unsure = [(first, second) for first, second in itertools.pairwise(ordered) if _error_verdict(found, first, second) == 0]
     if not unsure:
-        return [f"{text}, and this order is sure."]
+        return [f"{text}; this order is sure."]
     return [f"{text}; {_and([f'{first} and {second}' for first, second in unsure])} cannot be told apart."]
 
 
@@ -257,12 +258,12 @@ def _sureness(recalls: Recalls, compared: Comparisons) -> str:
     seeds = min(len(found.method.seeds) for found in recalls.methods)
     queries = min(found.queries for result in recalls.methods for found in result.directions.values())
     groups = len(recalls.resamples.groups)
-    basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries a direction in {groups} groups"
+    basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries a direction ({groups} groups)"
     number = len(compared.pairs)
-    corrected = f", p corrected for {number} comparisons" if number > 1 else ""
+    corrected = f" and hold after correction for {number} comparisons" if number > 1 else ""
     return (
-        f"How sure: these statements rest on {basis}; intervals are 95 % over both{corrected}. "
-        "They speak of this dataset, this split and these settings only."
+        f"How sure: brackets are 95 % intervals over {basis}; differences called better or worse leave out zero{corrected}. "
+        "All this is about one dataset, one split and these settings."
     )
 
 

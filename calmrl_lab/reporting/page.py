@@ -16,6 +16,7 @@ from calmrl_lab.reporting.contents import signed, span
 from calmrl_lab.reporting.drawing import Figure
 from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.imputations import Imputations
+from calmrl_lab.reporting.inside import Case, Cases
 from calmrl_lab.reporting.narrative import Narrative
 from calmrl_lab.reporting.palette import INKS, Ink
 from calmrl_lab.reporting.recalls import Recalls
@@ -38,6 +39,8 @@ class Section:
     title: str
     body: str
     intro: str = ""
+    short: str = ""
+    """The word in the line of contents; default: the title."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class Findings:
     tables: dict[str, Table]
     figures: dict[str, Figure]
     footnotes: Sequence[str] = ()
-    extra_sections: Sequence[Section] = field(default_factory=tuple)
+    cases: Cases | None = None
+    first: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Run name -> query item -> the items it finds first; empty if the store is not there."""
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def page(found: Findings, files: Sequence[str]) -> str:
@@ -63,19 +69,23 @@ def page(found: Findings, files: Sequence[str]) -> str:
     sections = [
         *_results(found),
         *_calibration(found),
-        *found.extra_sections,
+        *_inside(found, environment),
         *_published(found),
         Section(
-            "protocol", "How it was measured", environment.get_template("protocol.html.j2").render(protocol=protocol(found))
+            "protocol",
+            "How it was measured",
+            environment.get_template("protocol.html.j2").render(protocol=protocol(found)),
+            short="Method",
         ),
-        Section("data", "The data", environment.get_template("data.html.j2").render(**_data(found))),
-        Section("runs", "Runs and settings", environment.get_template("runs.html.j2").render(**_runs(found))),
+        Section("data", "The data", environment.get_template("data.html.j2").render(**_data(found)), short="Data"),
+        Section("runs", "Runs and settings", environment.get_template("runs.html.j2").render(**_runs(found)), short="Runs"),
         Section("files", "Files", _files(files), "The same tables and figures for a paper, a spreadsheet or a script."),
     ]
     return environment.get_template("page.html.j2").render(
         gathered=found.gathered,
         narrative=found.narrative,
-        sections=[Section(s.id, s.title, _safe(s.body), s.intro) for s in sections],
+        sections=[Section(s.id, s.title, _safe(s.body), s.intro, s.short or s.title) for s in sections],
+        overview=_safe(_overview(found)),
         tiles=_tiles(found),
         css=_safe(_css()),
         script=_safe((_TEMPLATES / "sort.js").read_text(encoding="utf-8")),
@@ -147,6 +157,15 @@ def _tiles(found: Findings) -> list[dict[str, str]]:
     return tiles
 
 
+def _overview(found: Findings) -> str:
+    """All methods at a glance, beside the words; one drawing serves all widths."""
+    figure = found.figures.get("overview")
+    if figure is None:
+        return ""
+    caption = f"<figcaption>{_escape(figure.caption)}</figcaption>"
+    return f'<figure class="overview" id="{figure.name}">{figure.inline(narrow=True)}{caption}</figure>'
+
+
 def _chart(figure: Figure) -> str:
     return (
         f'<figure class="chart" id="{figure.name}">{figure.inline()}{figure.inline(narrow=True)}'
@@ -168,14 +187,14 @@ def _details(summary: str, body: str, small: str = "") -> str:
 def _results(found: Findings) -> list[Section]:
     if "summary" not in found.tables:
         return []
-    body = _chart(found.figures["overview"]) + found.tables["summary"].to_html()
-    sections = [Section("results", "Results", body)]
+    chart = _chart(found.figures["differences"]) if "differences" in found.figures else ""
+    sections = [Section("results", "Results", found.tables["summary"].to_html() + chart)]
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
-        sections.append(Section("oracle", "Observed only, calibrated, nothing hidden", _chart(figure)))
+        sections.append(Section("oracle", "Observed only, calibrated, nothing hidden", _chart(figure), short="Oracle"))
     recall = found.tables["recall"]
     full = _details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
-    sections.append(Section("recall", "By direction", found.tables["by_direction"].to_html() + full))
+    sections.append(Section("recall", "By direction", found.tables["by_direction"].to_html() + full, short="Directions"))
     return sections
 
 
@@ -185,14 +204,61 @@ def _calibration(found: Findings) -> list[Section]:
         table = found.tables["imputation_mse"]
         body = _chart(found.figures["fig3_imputation_mse"]) + _predicted(found.imputations)
         body += _details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
-        sections.append(Section("imputation", "How good the fillings are", body))
+        sections.append(Section("imputation", "How good the fillings are", body, short="Imputation"))
     if found.shifts is not None:
         body = _chart(found.figures["fig4_anchor_shift"])
         if found.shifts.broken:
             body += f'<p class="failed-run">{found.shifts.broken} shifts lie outside their proven bounds: something is wrong with these numbers.</p>'
         body += _details("By pattern", found.tables["anchor_shift"].to_html())
-        sections.append(Section("anchors", "Where the anchors go", body))
+        sections.append(Section("anchors", "Where the anchors go", body, short="Anchors"))
     return sections
+
+
+def _inside(found: Findings, environment: Any) -> list[Section]:
+    parts = [found.tables[name].to_html() for name in ("worst_shifts", "harmed_fillings") if name in found.tables]
+    examples = ""
+    if found.cases is not None and any(picked for _, _, picked in found.cases.kinds):
+        examples = environment.get_template("examples.html.j2").render(**_examples(found, found.cases))
+    body = examples + "".join(parts)
+    return [Section("inside", "Looking inside", body, short="Examples")] if body else []
+
+
+def _examples(found: Findings, cases: Cases) -> dict[str, Any]:
+    query, gallery = cases.direction
+    titles = {
+        "won": f"Found first by {cases.labels[0]} only",
+        "lost": f"Found first by {cases.labels[1]} only",
+        "far off for both": "Not among the first ten of either",
+    }
+    return {
+        "words": (
+            f"Queries by {query}, gallery of {gallery}, seed {cases.run.seed}. Drawn at random within each group, not picked; the item "
+            "sought is framed in green."
+        ),
+        "queries": cases.queries,
+        "kinds": [
+            {"title": titles[kind], "count": count, "cases": [_case(found, cases, case) for case in picked]}
+            for kind, count, picked in cases.kinds
+        ],
+    }
+
+
+def _case(found: Findings, cases: Cases, case: Case) -> dict[str, Any]:
+    rows = []
+    for label, run, rank in zip(cases.labels, (cases.run, cases.other), (case.rank, case.other_rank), strict=True):
+        hits = found.first.get(run.name, {}).get(case.item, [])
+        shown = [{"face": _face(hit), "name": found.names.get(hit, hit), "right": hit == case.item} for hit in hits]
+        rows.append({"label": label, "rank": f"{rank:g}", "hits": shown})
+    return {"face": _face(case.item), "name": found.names.get(case.item, case.item), "rows": rows}
+
+
+def _face(item: str) -> str:
+    """The id itself where it is a picture (an emoji); nothing for ids in letters and digits."""
+    return item if (item and not item[0].isalnum() and not item.isascii()) or _keycap(item) else ""
+
+
+def _keycap(item: str) -> bool:
+    return "\u20e3" in item
 
 
 def _predicted(found: Imputations) -> str:
@@ -216,7 +282,7 @@ def _published(found: Findings) -> list[Section]:
     notes = "".join(f"<li>{_escape(line)}</li>" for line in found.footnotes)
     body = found.tables["published"].to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
     intro = "The published numbers are on other data. Only the order of the systems can be compared, never the level."
-    return [Section("published", "Beside the paper", body, intro)]
+    return [Section("published", "Beside the paper", body, intro, "Paper")]
 
 
 def protocol(found: Findings) -> list[tuple[str, str]]:
@@ -362,5 +428,15 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _files(files: Sequence[str]) -> str:
-    links = "".join(f'<li><a href="{_escape(name)}">{_escape(name)}</a></li>' for name in files)
-    return f'<ul class="files">{links}</ul>'
+    """One row a table or figure, with a link a format."""
+    formats: dict[str, list[str]] = {}
+    for name in files:
+        formats.setdefault(name.rsplit(".", 1)[0], []).append(name)
+    rows = "".join(
+        f'<tr><th scope="row">{_escape(stem)}</th><td>'
+        + "".join(f'<a href="{_escape(name)}">{_escape(name.rsplit(".", 1)[1])}</a>' for name in names)
+        + "</td></tr>"
+        for stem, names in formats.items()
+    )
+    head = '<thead><tr><th scope="col">what</th><th scope="col">as</th></tr></thead>'
+    return f'<div class="scroll"><table class="files">{head}<tbody>{rows}</tbody></table></div>'

@@ -59,14 +59,14 @@ def beside(gathered: Gathered, recalls: Recalls, inks: dict[str, Ink]) -> Table 
     columns += [Column(f"{task[:1]}→{task[2:]}", group=f"published: {name}") for name, task, _ in _TASKS]
     columns += [Column("average", group="published"), Column("our run", numeric=False)]
     columns += [Column(arrow(direction), group=f"ours: {dataset}, R@1 %") for _, _, direction in known]
-    rows = []
-    for key, label in (*_SYSTEMS, *((name, "") for name in ours if name not in dict(_SYSTEMS))):
+    rows, own = [], [name for name in ours if name not in dict(_SYSTEMS)]
+    for key, label in (*_SYSTEMS, *((name, "") for name in own)):
         method = ours.get(key)
-        row = [Cell(label or "–")]
+        row = [Cell(label) if label else _own(method, inks)]
         for name, task, _ in _TASKS:
             row.append(_published(values.get((key, name, task))))
         row.append(_published(next((f for (m, d, _), f in values.items() if m == key and d.startswith("average")), None)))
-        row.append(Cell(method.label, swatch=f"var({inks[method.name].variable})") if method else Cell("–"))
+        row.append(_own(method, inks) if label else Cell(""))
         row += [_measured(recalls, method, direction) for _, _, direction in known]
         rows.append(row)
     notes = (
@@ -75,19 +75,25 @@ def beside(gathered: Gathered, recalls: Recalls, inks: dict[str, Ink]) -> Table 
         f"Ours: {dataset}, other items, other encoders, another gallery. Levels cannot be compared across the two halves; only whether the "
         "order of the systems is the same.",
     )
-    return Table("published", "Table 1 of the paper and ours, on other data", columns, rows, notes)
+    return Table(
+        "published", "Table 1 of the paper and ours, on other data", columns, rows, notes, rules=(len(_SYSTEMS),) if own else ()
+    )
+
+
+def _own(method: Method | None, inks: dict[str, Ink]) -> Cell:
+    return Cell(method.label, swatch=f"var({inks[method.name].variable})") if method else Cell("")
 
 
 def _published(fact: Fact | None) -> Cell:
     if fact is None:
-        return Cell("–", title="not known")
+        return Cell("")
     return Cell(fact.value, title=f"published: {fact.source}", sort=float(fact.value))
 
 
 def _measured(recalls: Recalls, method: Method | None, direction: Direction) -> Cell:
     found = recalls[method.name].directions.get(direction) if method else None
     if found is None:
-        return Cell("–")
+        return Cell("")
     value = found.recalls[1].scaled(100)
     return Cell(f"{value.value:.1f}", span(value), sort=round(value.value, 6))
 

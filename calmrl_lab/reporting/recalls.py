@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, difference, estimate, holm
+from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 from calmrl_lab.reporting.gather import Gathered, Method
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class Recalls:
     columns: tuple[tuple[Direction, int], ...]
     resamples: Resamples
     sums: dict[str, Sums]
-    _means: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[str, str, int, Direction | None], Difference | None] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __getitem__(self, name: str) -> MethodResult:
         return next(found for found in self.methods if found.method.name == name)
@@ -78,23 +80,12 @@ class Recalls:
 
     def compare(self, name: str, other: str, depth: int = 1, direction: Direction | None = None) -> Difference | None:
         """`name` minus `other`, paired by query and seed; None if they share no seed. Mean over directions unless one is named."""
-        a, b = self.sums[name], self.sums[other]
-        seeds = tuple(seed for seed in a.seeds if seed in b.seeds)
         wanted = self.directions if direction is None else (direction,)
         chosen = [index for index, (where, at) in enumerate(self.columns) if at == depth and where in wanted]
-        if not seeds or not chosen:
-            return None
-        (first, firsts), (second, seconds) = (self._resampled(which, seeds) for which in (name, other))
-        return difference(
-            float(first[chosen].mean() - second[chosen].mean()),
-            firsts[:, chosen].mean(axis=1) - seconds[:, chosen].mean(axis=1),
-        )
-
-    def _resampled(self, name: str, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        if (name, seeds) not in self._means:
-            self._means[name, seeds] = self.resamples.means(self.sums[name].at(seeds))
-        found: tuple[np.ndarray, np.ndarray] = self._means[name, seeds]
-        return found
+        key = (name, other, depth, direction)
+        if key not in self._known:
+            self._known[key] = paired(self.sums[name], chosen, self.sums[other], chosen)
+        return self._known[key]
 
     def family(self, pairs: Sequence[tuple[str, str]], depth: int = 1) -> dict[tuple[str, str], Difference]:
         """Comparisons of all `pairs`, p corrected for their number; pairs without a common seed are left out."""

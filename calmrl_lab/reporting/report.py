@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.reporting.comparisons import comparisons
 from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
 from calmrl_lab.reporting.drawing import Figure
-from calmrl_lab.reporting.figures import anchor_shift, imputation_error, oracle, overview
+from calmrl_lab.reporting.figures import anchor_shift, differences, imputation_error, oracle, overview
 from calmrl_lab.reporting.gather import gather
-from calmrl_lab.reporting.imputations import imputations
+from calmrl_lab.reporting.imputations import Imputations, imputations
+from calmrl_lab.reporting.inside import Cases, cases, harmed_fillings, worst_shifts
 from calmrl_lab.reporting.narrative import Narrative, narrate
+from calmrl_lab.reporting.neighbours import found_first, item_names, source
 from calmrl_lab.reporting.page import Findings, page
 from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.published import beside, footnotes
 from calmrl_lab.reporting.recalls import recalls
-from calmrl_lab.reporting.shifts import shifts
+from calmrl_lab.reporting.shifts import Shifts, shifts
 from calmrl_lab.reporting.tables import Table
 from calmrl_lab.runs import write_atomically
+
+if TYPE_CHECKING:
+    from calmrl_lab.store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,9 @@ def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
             "by_direction": direction_table(found, colours),
         }
         figures["overview"] = overview(found, colours)
-        way = oracle(found, compared, colours)
+        more = (differences(compared), oracle(found, compared, colours))
+        figures |= {figure.name: figure for figure in more if figure is not None}
         table = beside(gathered, found, colours)
-        figures |= {way.name: way} if way else {}
         tables |= {table.name: table} if table else {}
     if errors is not None:
         tables["imputation_mse"] = imputation_table(errors)
@@ -84,13 +89,36 @@ def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
     if moved is not None:
         tables["anchor_shift"] = shift_table(moved)
         figures["fig4_anchor_shift"] = anchor_shift(moved)
+    store = source(gathered)
+    names = item_names(store)
+    chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None
+    first = _first(store, chosen, gathered.split)
+    tables |= _inside(errors, moved, names)
     narrative = narrate(gathered, found, compared, errors, moved)
     contents = {**_table_files(tables), **_figure_files(figures)}
-    findings = Findings(gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes())
+    findings = Findings(
+        gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, names
+    )
     html = page(findings, sorted(contents))
     _write(folder, {**contents, "index.html": html.encode()})
     problems = tuple(f"{problem.run}: {problem.sentence}" for problem in gathered.problems)
     return Report(folder, gathered.title, narrative, tables, tuple(sorted(contents)), problems)
+
+
+def _first(store: FeatureStore | None, chosen: Cases | None, split: str) -> dict[str, dict[str, list[str]]]:
+    """What both runs of the examples find first; empty without the store."""
+    if store is None or chosen is None:
+        return {}
+    items = [case.item for _, _, picked in chosen.kinds for case in picked]
+    return {run.name: found_first(store, run, chosen.direction, items, split) for run in (chosen.run, chosen.other)}
+
+
+def _inside(errors: Imputations | None, moved: Shifts | None, names: dict[str, str]) -> dict[str, Table]:
+    tables = [
+        worst_shifts(moved.method, moved.split, names) if moved else None,
+        harmed_fillings(errors.method, errors.split, names) if errors else None,
+    ]
+    return {table.name: table for table in tables if table is not None}
 
 
 def _table_files(tables: dict[str, Table]) -> dict[str, bytes]:

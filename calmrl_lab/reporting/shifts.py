@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, difference, estimate
+from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, estimate, paired
 from calmrl_lab.reporting.gather import Gathered, Method
 
 if TYPE_CHECKING:
@@ -92,17 +92,20 @@ def _patterns(every: pd.DataFrame, seeds: Sequence[int]) -> list[PatternShift]:
     names = sorted(every["pattern"].astype(str).unique(), key=lambda name: (name.count("+"), name))
     keys = [ALL, *names]
     groups = sorted(every["group"].astype(str).unique())
-    value, replicates = Resamples(groups).means(_sums(every, groups, [s for s in seeds if (every["seed"] == s).any()], keys))
+    sums = _sums(every, groups, [seed for seed in seeds if (every["seed"] == seed).any()], keys)
+    value, replicates = Resamples(groups).means(sums)
     found = []
     for index, key in enumerate(keys):
         part = every if key == ALL else every[every["pattern"] == key]
         at, then = 2 * index, 2 * index + 1
+        change = paired(sums, [then], sums, [at])
+        assert change is not None
         found.append(
             PatternShift(
                 pattern=key,
                 observed=estimate(value[at], replicates[:, at]),
                 calibrated=estimate(value[then], replicates[:, then]),
-                change=difference(value[then] - value[at], replicates[:, then] - replicates[:, at]),
+                change=change,
                 lower=float(part["lower"].mean()),
                 upper=float(part["upper"].mean()),
                 improved=float((part["shift_calibrated"] < part["shift_observed"]).mean()),

@@ -174,9 +174,10 @@ class Table:
             for index, row in enumerate(self.rows)
         )
         notes = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in self.notes)}</ul>' if self.notes else ""
+        name = escape(self.name)
         return (
-            f'<figure class="table" id="table-{escape(self.name)}"><div class="scroll" role="region" tabindex="0" '
-            f'aria-label="{escape(self.caption)}"><table><caption>{escape(self.caption)}</caption>'
+            f'<figure class="table" id="table-{name}"><p class="caption" id="caption-{name}">{escape(self.caption)}</p>'
+            f'<div class="scroll" role="region" tabindex="0" aria-labelledby="caption-{name}"><table aria-labelledby="caption-{name}">'
             f"<thead>{head}<tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>{notes}</figure>"
         )
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from calmrl_lab.reporting.estimates import Difference, Resamples, Sums, difference, estimate, holm
+from calmrl_lab import significance
+from calmrl_lab.reporting.estimates import Difference, Resamples, Sums, estimate, holm, paired
 
 
 def sums(values):
@@ -38,13 +39,46 @@ def test_seeds_widen_the_interval_when_they_disagree():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
+def test_many_columns_at_once_agree_with_one_interval_at_a_time():
+    generator = np.random.default_rng(3)
+    values, group = generator.uniform(size=(3, 200)), generator.integers(0, 80, 200)
+    groups = tuple(map(str, range(80)))
+    totals = np.stack([np.bincount(group, row, 80) for row in values])[:, :, None]
+    counts = np.stack([np.bincount(group, minlength=80)] * 3).astype(float)[:, :, None]
+    value, replicates = Resamples(groups).means(Sums((0, 1, 2), groups, totals, counts))
+    fast = estimate(value[0], replicates[:, 0])
+    slow = significance.interval(values.ravel(), generator, np.tile(group, 3), np.repeat(np.arange(3), 200))
+    assert fast.value == pytest.approx(slow.value)
+    assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high), abs=0.15 * (slow.high - slow.low))
+
+
+def test_a_paired_difference_of_one_column_is_that_of_its_rows():
+    generator = np.random.default_rng(4)
+    a, b = generator.uniform(size=(2, 3, 90))
+    first, second = sums(a), sums(b)
+    found = paired(first, [0], second, [0])
+    seeds, groups = np.repeat(np.arange(3), 90), np.tile(np.arange(90), 3)
+    rows = significance.compare(a.ravel(), b.ravel(), generator, groups, seeds)
+    assert (found.value, found.low, found.high, found.p) == pytest.approx((rows.value, rows.low, rows.high, rows.p))
+
+
+def test_rare_columns_weigh_as_much_as_the_others():
+    #                     column 0: two queries, column 1: one query, only in group a
+    totals, counts = np.array([[[1.0, 0.0], [1.0, 0.0]]]), np.array([[[1.0, 1.0], [1.0, 0.0]]])
+    shares = Sums((0,), ("a", "b"), totals, counts).shares([0, 1])
+    assert shares.mean() == pytest.approx((1.0 + 0.0) / 2)
+
+
 def test_a_constant_gain_on_very_unequal_queries_is_found_because_the_difference_is_paired():
     base = np.random.default_rng(1).uniform(size=(2, 60))
-    resamples = Resamples(sums(base).groups, replicates=2000)
-    (a, ra), (b, rb) = resamples.means(sums(base + 0.01)), resamples.means(sums(base))
-    found = difference(a[0] - b[0], ra[:, 0] - rb[:, 0])
-    assert found.value == pytest.approx(0.01, abs=1e-6)
+    found = paired(sums(base + 0.01), [0], sums(base), [0])
+    assert found.value == pytest.approx(0.01, abs=1e-9)
     assert found.verdict == 1
+
+
+def test_without_a_common_seed_there_is_no_difference():
+    a, b = sums(np.ones((1, 4))), sums(np.ones((1, 4)))
+    assert paired(Sums((0,), a.groups, a.totals, a.counts), [0], Sums((1,), b.groups, b.totals, b.counts), [0]) is None
 
 
 def test_a_column_that_a_resample_misses_keeps_its_mean():

@@ -51,7 +51,7 @@ def test_html_escapes_scrolls_and_explains(table):
     assert "A &amp; B" in html
     assert "&lt;$&gt;" in html
     assert '<div class="scroll" role="region" tabindex="0"' in html
-    assert "<caption>A caption with 100 % &amp; more</caption>" in html
+    assert ">A caption with 100 % &amp; more</p>" in html
     assert 'colspan="2">vision → caption</th>' in html
     assert 'title="n = 5"' in html
     assert html.count('scope="row"') == 2

@@ -1,0 +1,84 @@
+"""The store behind the runs, where it is still there: names of items, and what a run finds first for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.reporting.gather import Gathered, RunRecord
+from calmrl_lab.reporting.recalls import Direction
+
+if TYPE_CHECKING:
+    from calmrl_lab.store import FeatureStore
+
+# Labels that say in words what an item is, best first.
+_NAMES = ("name", "title", "caption", "text")
+
+
+def source(gathered: Gathered) -> FeatureStore | None:
+    """The store of these runs if it lies where they say and has not changed since; else None."""
+    from calmrl_lab.store import FeatureStore
+
+    place, digest = gathered.store.get("path"), gathered.store.get("digest")
+    if not place or not Path(str(place)).exists():
+        return None
+    try:
+        store = FeatureStore.open(Path(str(place)))
+    except CalmrlError:
+        return None
+    return store if digest in (None, store.digest) else None
+
+
+def item_names(store: FeatureStore | None) -> dict[str, str]:
+    """Item id to its name in words, from the first label that looks like one; empty if there is none."""
+    if store is None:
+        return {}
+    label = next((store.labels[name] for name in _NAMES if name in store.labels), None)
+    return {} if label is None else dict(zip(map(str, store.ids), map(str, label), strict=True))
+
+
+def found_first(
+    store: FeatureStore, run: RunRecord, direction: Direction, items: Sequence[str], split: str, depth: int = 5
+) -> dict[str, list[str]]:
+    """For every query item, the first `depth` gallery items of `split`, best first, as `run` ranks them (cosine).
+
+    An item that owns several rows is represented by its first row as a query and by its best row in the gallery. Empty if the heads
+    of the run cannot be read.
+    """
+    import numpy as np
+    import torch
+
+    from calmrl_lab.batches import load_table
+    from calmrl_lab.config import TrainConfig
+    from calmrl_lab.runs import Run
+    from calmrl_lab.training import splits_of
+
+    try:
+        heads = Run.open(run.path).load_heads()
+        config: TrainConfig = Run.open(run.path).config
+    except CalmrlError:
+        return {}
+    query, gallery = (heads.modalities.index(name) for name in direction)
+    table = load_table(store, heads.modalities)
+    held_out = table.select(np.flatnonzero(splits_of(store, config) == split))
+    place = {str(item): index for index, item in enumerate(held_out.ids)}
+    asked = [item for item in items if item in place and _owns(held_out, query, place[item])]
+    if not asked:
+        return {}
+    with torch.no_grad():
+        starts = held_out.offsets[query][[place[item] for item in asked]]
+        questions = heads.project(query, held_out.rows[query][starts])
+        scores = questions @ heads.project(gallery, held_out.rows[gallery]).T
+    owners = np.repeat(np.arange(len(held_out)), held_out.offsets[gallery].diff().numpy())
+    found = {}
+    for item, row in zip(asked, scores.numpy(), strict=True):
+        order = owners[np.argsort(-row, kind="stable")]
+        distinct = list(dict.fromkeys(order[: depth * 20].tolist()))[:depth]
+        found[item] = [str(held_out.ids[index]) for index in distinct]
+    return found
+
+
+def _owns(table: Any, modality: int, index: int) -> bool:
+    return bool(table.offsets[modality][index + 1] > table.offsets[modality][index])
