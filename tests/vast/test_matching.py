@@ -7,9 +7,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.checkpoint import load_checkpoint
-from feature_extractors.encoders.vast.condition import TokenFile, TokenWriter, tokens_folder
+from feature_extractors.encoders.vast.condition import keep_tokens, rerank_kept
 from feature_extractors.encoders.vast.matching import Matcher, rerank
+from feature_extractors.encoders.vast.token_file import TokenFile, TokenWriter, tokens_folder
+from feature_extractors.protocols import Image, Item, Manifest, Text, Waveform
 
 #                 clip  0   1   2   3
 SIMILARITY = np.array([[0.9, 0.8, 0.1, 0.0], [0.2, 0.3, 0.7, 0.6], [0.5, 0.5, 0.5, 0.4]])
@@ -122,3 +125,55 @@ def test_a_value_that_float16_cannot_hold_stops_and_leaves_nothing(tmp_path):
     with pytest.raises(WorkFailedError, match="do not fit float16"), TokenWriter(tmp_path / "a.tokens", 1, "") as writer:
         writer.add("x", np.array([[1e6]]), [])
     assert list(tmp_path.iterdir()) == []
+
+
+CHOICE = {"vision": "vast/eva-g", "audio": "vast/beats64", "caption": "vast/bert-caption", "subtitle": "vast/bert-subtitle"}
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    """Four test items: everything, no subtitle, sound too short to use, nothing but a caption; and a training item."""
+    generator = np.random.default_rng(0)
+    picture = [Image(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(3)]
+    sound = [Waveform(generator.standard_normal((1, n)).astype(np.float32), 16000) for n in (8000, 9000, 10)]
+    text = [Text(t) for t in ("a dog", "a cat is playing", "a man", "the car", "two")]
+    items = [
+        Item("all", "test", {"vision": [picture[0]], "audio": [sound[0]], "caption": text[:2], "subtitle": [text[2]]}),
+        Item("silent", "test", {"vision": [picture[1]], "audio": [sound[2]], "caption": [text[2]]}),
+        Item("heard", "test", {"audio": [sound[1]], "caption": [text[3]], "subtitle": [Text(" ")]}),
+        Item("nothing", "test", {"caption": [text[4]]}),
+        Item("seen", "train", {"vision": [picture[2]], "caption": [text[4]]}),
+    ]
+    return Manifest("made", "none", "none", tuple(CHOICE), tuple(items))
+
+
+def test_the_tokens_of_a_split_are_kept_and_re_rank_it(manifest, weights, tmp_path):
+    path = tmp_path / "made.tokens"
+    assert keep_tokens(manifest, CHOICE, path, weights, workers=2) == {"kept": 3, "left_out": 1}
+    tokens = TokenFile(path)
+    assert tokens.ids == ["all", "silent", "heard"]
+    vision, audio = 257, 256
+    assert [len(tokens.condition(i)) for i in range(3)] == [vision + audio + 70, vision, audio]
+    assert [len(c) for c in tokens.captions] == [2, 1, 1]
+
+    matcher = Matcher(load_checkpoint(weights))
+    owners = ["all", "all", "silent", "heard"]
+    similarity = np.random.default_rng(0).standard_normal((4, 3))
+    scores = rerank_kept(similarity, owners, tokens.ids, tokens, matcher)
+    caption = encoders.get("vast/bert-caption")(weights=weights)
+    second = caption.prepare(manifest.items[0].media["caption"][1])
+    expected = matcher.scores([second], matcher.keys_values(tokens.condition(2)))
+    assert_allclose(scores[1, 2], expected[0], atol=1e-6)
+    with pytest.raises(CalmrlError, match="has 1 captions"):
+        rerank_kept(similarity, ["silent", "silent", "all", "heard"], tokens.ids, tokens, matcher)
+    with pytest.raises(CalmrlError, match="no condition tokens of item 'seen'"):
+        rerank_kept(similarity, owners, ["all", "silent", "seen"], tokens, matcher)
+
+
+def test_tokens_of_other_encoders_or_of_no_items_are_refused(manifest, weights, tmp_path):
+    with pytest.raises(CalmrlError, match="has no items in split 'validation'"):
+        keep_tokens(manifest, CHOICE, tmp_path / "a", weights, split="validation")
+    with pytest.raises(CalmrlError, match="the encoder 'minilm' is among"):
+        keep_tokens(manifest, CHOICE | {"subtitle": "minilm"}, tmp_path / "a", weights)
+    with pytest.raises(CalmrlError, match="no encoder of captions"):
+        keep_tokens(manifest, {"vision": "vast/eva-g"}, tmp_path / "a", weights)

@@ -1,153 +1,119 @@
-"""Condition tokens kept beside a store, so that captions and clips can be matched later without the media."""
+"""Condition tokens of a split kept beside its store, so that captions and clips can be matched later without the media."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float, Float64
 
-from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.errors import CalmrlError
+from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.encoder import VastEncoder
-from feature_extractors.encoders.vast.matching import Matcher
-from feature_extractors.protocols import AbsentError, Item, MediaError
+from feature_extractors.encoders.vast.matching import TOP, Matcher, rerank
+from feature_extractors.encoders.vast.token_file import TokenFile, TokenWriter
+from feature_extractors.fingerprints import fingerprint
+from feature_extractors.protocols import AbsentError, File, Item, Manifest, MediaError
 
-FORMAT = "calmrl-condition-tokens"
-_TOKENS, _INDEX = "tokens.f16", "index.json"
-
-
-def tokens_folder(store: Path) -> Path:
-    """Where the tokens of a store are kept: `<name>.tokens` beside it (3.7 MB a clip of 8 frames)."""
-    return store.with_name(store.name.removesuffix(".zarr") + ".tokens")
-
-
-class TokenWriter:
-    """Writes tokens item by item into a new folder, which appears under its name only when everything is written.
-
-    As a context manager it removes what it began if the body raises.
-    """
-
-    def __init__(self, path: Path, width: int, fingerprint: str) -> None:
-        if path.exists():
-            raise CalmrlError(f"'{path}' exists already", hint="remove it first; tokens of two runs are never mixed")
-        self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._partial.mkdir(parents=True)
-        self._file = (self._partial / _TOKENS).open("wb")
-        self._index: dict[str, object] = {"format": FORMAT, "version": 1, "width": width, "fingerprint": fingerprint}
-        self._ids: list[str] = []
-        self._offsets = [0]
-        self._captions: list[list[list[int]]] = []
-
-    def add(self, name: str, condition: Float[np.ndarray, "T width"], captions: Sequence[Int[np.ndarray, " length"]]) -> None:
-        """The condition tokens and the caption token ids of one item. Raises WorkFailedError where float16 cannot hold a value."""
-        with np.errstate(over="ignore"):
-            stored = np.asarray(condition, dtype=np.float16)
-        if not np.isfinite(stored).all():
-            raise WorkFailedError(
-                f"the condition tokens of '{name}' do not fit float16", hint="check the weights: calmrl-lab weights check DIR"
-            )
-        self._file.write(np.ascontiguousarray(stored).data)
-        self._ids.append(name)
-        self._offsets.append(self._offsets[-1] + len(stored))
-        self._captions.append([[int(token) for token in caption] for caption in captions])
-
-    def __enter__(self) -> TokenWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if kind is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        self._index |= {"ids": self._ids, "offsets": self._offsets, "captions": self._captions}
-        (self._partial / _INDEX).write_text(json.dumps(self._index))
-        self._partial.rename(self.path)
-
-
-class TokenFile:
-    """Condition tokens of a store's items, memory-mapped.
-
-    `ids`, `captions[i]` (token ids of each caption of item i) and `condition(i)` [T, width]. Raises CalmrlError for a folder of
-    another kind or a file that is cut short.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            index = json.loads((path / _INDEX).read_text())
-        except (OSError, ValueError) as error:
-            raise CalmrlError(
-                f"no condition tokens in '{path}': {error}", hint="extract the test split again with --keep-tokens"
-            ) from None
-        if index.get("format") != FORMAT or index.get("version") != 1:
-            raise CalmrlError(f"'{path}' is of the format {index.get('format')} {index.get('version')}, expected {FORMAT} 1")
-        self.path = path
-        self.ids: list[str] = index["ids"]
-        self.fingerprint: str = index["fingerprint"]
-        self.captions = [[np.array(caption, dtype=np.int64) for caption in captions] for captions in index["captions"]]
-        self._offsets: list[int] = index["offsets"]
-        expected = self._offsets[-1] * index["width"] * 2
-        size = (path / _TOKENS).stat().st_size
-        if size != expected:
-            raise CalmrlError(
-                f"'{path / _TOKENS}' has {size} bytes, expected {expected}",
-                hint="extract the test split again with --keep-tokens",
-            )
-        self._rows = (
-            np.memmap(path / _TOKENS, np.float16, "r", shape=(self._offsets[-1], index["width"]))
-            if expected
-            else np.zeros((0, 1), np.float16)
-        )
-        self._places = {name: place for place, name in enumerate(self.ids)}
-
-    def place(self, name: str) -> int:
-        """The position of an item; CalmrlError if its tokens were not kept."""
-        if name not in self._places:
-            raise CalmrlError(
-                f"no condition tokens of item '{name}' in '{self.path}'", hint="re-rank the split whose tokens were kept"
-            )
-        return self._places[name]
-
-    def condition(self, place: int) -> Float16[np.ndarray, "T width"]:
-        """The tokens of the item at `place`."""
-        return self._rows[self._offsets[place] : self._offsets[place + 1]]
+_CONDITIONS = ("vision", "audio", "subtitle")
 
 
 def keep_tokens(
-    items: Iterable[Item], encoders: Mapping[str, VastEncoder], matcher: Matcher, path: Path, fingerprint: str
+    manifest: Manifest,
+    choice: Mapping[str, str],
+    path: Path,
+    weights: Path,
+    media: Path | None = None,
+    split: str = "test",
+    device: str = "cpu",
+    workers: int = 4,
+    precision: str = "fp32",
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
-    """Encode `items` once more, all tokens instead of pooled ones, and write their condition tokens to `path`.
+    """Encode the items of one split once more, all tokens instead of pooled ones, and write their condition tokens to `path`.
 
-    `encoders` holds VAST's encoders by modality (vision, audio, subtitle, and caption for its tokenizer). An item all of whose
-    modalities are absent or failed is left out. Returns counts: `kept`, `left_out`.
+    `choice` maps modalities to VAST's encoders (as a preset does; `caption` is needed for its tokenizer). A modality that is absent or
+    fails gives no tokens (extraction itself records why), and an item without any is left out. `workers` threads decode ahead.
+    Returns counts: `kept`, `left_out`. Raises CalmrlError for encoders that are not VAST's or a split without items.
     """
-    kept = left_out = 0
-    with TokenWriter(path, matcher.width, fingerprint) as writer:
-        for item in items:
-            tokens = {
-                m: rows
-                for m in ("vision", "audio", "subtitle")
-                if m in encoders and (rows := _tokens(encoders[m], item, m)) is not None
-            }
-            if not tokens:
-                left_out += 1
-                continue
-            captions = [encoders["caption"].prepare(medium) for medium in item.media.get("caption", ())]
-            writer.add(item.id, matcher.condition(**tokens), captions)
-            kept += 1
-    return {"kept": kept, "left_out": left_out}
+    kinds = {m: encoders.get(choice[m]) for m in (*_CONDITIONS, "caption") if m in choice}
+    foreign = [choice[m] for m, kind in kinds.items() if not (isinstance(kind, type) and issubclass(kind, VastEncoder))]
+    if foreign or "caption" not in kinds:
+        what = f"the encoder '{foreign[0]}' is" if foreign else "no encoder of captions is"
+        raise CalmrlError(f"condition tokens need VAST's encoders, and {what} among those chosen", hint="--encoders vast-paper")
+    made: dict[str, VastEncoder] = {m: kind(device=device, weights=weights, precision=precision) for m, kind in kinds.items()}
+    items = [item for item in manifest.items if item.split == split]
+    if not items:
+        raise CalmrlError(f"dataset '{manifest.dataset}' has no items in split '{split}'")
+    checkpoint = made["caption"].checkpoint
+    for encoder in made.values():
+        encoder.__dict__["checkpoint"] = checkpoint  # read and checked once, not once a modality
+    matcher = Matcher(checkpoint, device, precision)
+    parts = [f"{m} {made[m].fingerprint}" for m in sorted(made)]
+    kept = 0
+    with TokenWriter(path, matcher.width, fingerprint({"parts": " ".join(parts)}, {})) as writer:
+        for item, prepared in _ahead(items, lambda item: _prepare(made, item, media), workers):
+            tokens = {m: made[m].tokens([prepared[m]])[0] for m in _CONDITIONS if m in prepared}
+            if tokens:
+                captions = [made["caption"].prepare(medium) for medium in item.media.get("caption", ())]
+                writer.add(item.id, matcher.condition(**tokens), captions)
+                kept += 1
+            if progress is not None:
+                progress(1)
+    return {"kept": kept, "left_out": len(items) - kept}
 
 
-def _tokens(encoder: VastEncoder, item: Item, modality: str) -> np.ndarray | None:
-    """All tokens of one modality of an item, or None where it is absent or its medium fails (extraction itself records why)."""
-    for medium in item.media.get(modality, ()):
-        try:
-            return encoder.tokens([encoder.prepare(medium)])[0]
-        except (AbsentError, MediaError):
-            return None
-    return None
+def _prepare(made: Mapping[str, VastEncoder], item: Item, media: Path | None) -> dict[str, np.ndarray]:
+    """The prepared media of one item, by modality; what is absent, fails or lies outside `media` is not in it."""
+    prepared = {}
+    for modality in _CONDITIONS:
+        for medium in item.media.get(modality, ()) if modality in made else ():
+            if isinstance(medium, File) and media is not None and not medium.path.resolve().is_relative_to(media.resolve()):
+                break
+            with suppress(AbsentError, MediaError, OSError):
+                prepared[modality] = made[modality].prepare(medium)
+            break
+    return prepared
+
+
+def _ahead(items: Sequence[Item], function: Callable[[Item], Any], workers: int) -> Iterator[tuple[Item, Any]]:
+    """`function` of each item, in order, computed by threads at most two items a thread ahead."""
+    with ThreadPoolExecutor(workers) as threads:
+        waiting = deque((item, threads.submit(function, item)) for item in items[: 2 * workers])
+        for item in [*items[2 * workers :], *[None] * len(waiting)]:
+            done, future = waiting.popleft()
+            if item is not None:
+                waiting.append((item, threads.submit(function, item)))
+            yield done, future.result()
+
+
+def rerank_kept(
+    similarity: Float[np.ndarray, "captions clips"],
+    caption_items: Sequence[str],
+    clips: Sequence[str],
+    tokens: TokenFile,
+    matcher: Matcher,
+    top: int = TOP,
+    queries: str = "captions",
+    progress: Callable[[int], None] | None = None,
+) -> Float64[np.ndarray, "captions clips"]:
+    """`matching.rerank` with everything read from kept tokens.
+
+    Row r of `similarity` is a caption of the item `caption_items[r]` (the captions of an item in the order of its store rows), column j the
+    item `clips[j]`. Raises CalmrlError if an item's tokens were not kept or it has fewer captions there.
+    """
+    seen: Counter[str] = Counter()
+    captions = []
+    for name in caption_items:
+        known = tokens.captions[tokens.place(name)]
+        if seen[name] >= len(known):
+            raise CalmrlError(f"item '{name}' has {len(known)} captions in '{tokens.path}', and more in the store")
+        captions.append(known[seen[name]])
+        seen[name] += 1
+    places = [tokens.place(name) for name in clips]
+    return rerank(similarity, captions, lambda clip: tokens.condition(places[clip]), matcher, top, queries, progress)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Float64, Int
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.batching import Pieces, autocast, place
@@ -145,7 +145,7 @@ def rerank(
     top: int = TOP,
     queries: str = "captions",
     progress: Callable[[int], None] | None = None,
-) -> Float[np.ndarray, "captions clips"]:
+) -> Float64[np.ndarray, "captions clips"]:
     """Scores in which every query's `top` candidates come first, ordered by P(match), and the others keep their order behind them.
 
     `queries` says who asks: `captions` (each row's best columns are re-scored) or `clips` (each column's best rows). `condition(j)`
