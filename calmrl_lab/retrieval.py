@@ -99,7 +99,8 @@ def rank_items(
     served = scorer.serves(mask)
     shown = served.nonzero().squeeze(1)
     owners = item_owner[shown]
-    tile = tile or tile_size(queries.device)
+    # Set scorers hold one tile of float64 a modality at once.
+    tile = tile or tile_size(queries.device) // (1 if scorer.items_are_vectors else 2)
     with torch.no_grad():
         if scorer.items_are_vectors:
             vectors = scorer.vectors(items[shown], mask[shown])

@@ -1,0 +1,256 @@
+"""Scorers against plain per-pair formulations, and the contract that every one of them keeps."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.retrieval import rank_items
+from calmrl_lab.scorers import scorers
+from calmrl_lab.scorers.base import make_scorer
+
+NAMES = ("vision", "audio", "subtitle")
+DIM = 6
+
+
+def unit(generator, *shape):
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def cone(seed, q=5, g=9, k=3):
+    """Queries and items that lean the same way, as embeddings do, with random gaps; every item shows something."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = unit(generator, DIM)
+    queries, items = (
+        torch.nn.functional.normalize(centre + unit(generator, *shape), dim=-1) for shape in ((q, DIM), (g, k, DIM))
+    )
+    mask = torch.rand(g, k, generator=generator) < 0.6
+    mask[torch.arange(g), torch.randint(k, (g,), generator=generator)] = True
+    return queries, items, mask
+
+
+@pytest.fixture(scope="module")
+def ppca():
+    generator = torch.Generator().manual_seed(9)
+    data = [unit(generator, 400, DIM) for _ in range(4)]
+    shared = unit(generator, 400, DIM)
+    imputer = PPCA(latent_dim=3)
+    imputer.modalities = ("caption", *NAMES)
+    return imputer.fit([0.5 * z + shared for z in data], torch.rand(400, 4, generator=generator) < 0.8, iterations=5)
+
+
+@pytest.fixture(
+    params=["cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood"]
+)
+def scorer(request, ppca):
+    options = {"imputer": ppca} if request.param == "likelihood" else {}
+    names = NAMES[:2] if request.param == "area" else NAMES
+    return make_scorer(request.param, "caption", names, **options)
+
+
+def test_every_scorer_is_tested(ppca):
+    tested = {"cosine", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood"}
+    assert set(scorers) == tested
+
+
+class TestEveryScorer:
+    def case(self, scorer, seed):
+        queries, items, mask = cone(seed, k=len(scorer.modalities))
+        return queries, items, mask
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_is_hidden_cannot_change_a_score(self, scorer, seed):
+        queries, items, mask = self.case(scorer, seed)
+        spoiled = items.masked_fill(~mask.unsqueeze(-1), float("nan"))
+        torch.testing.assert_close(scorer.score(queries, spoiled, mask), scorer.score(queries, items, mask), rtol=0, atol=0)
+
+    def test_a_score_depends_on_its_own_pair_only(self, scorer):
+        queries, items, mask = self.case(scorer, 5)
+        whole = scorer.score(queries, items, mask)
+        for i, j in ((0, 0), (3, 7), (4, 2)):
+            alone = scorer.score(queries[i : i + 1], items[j : j + 1], mask[j : j + 1])
+            torch.testing.assert_close(alone[0, 0], whole[i, j], rtol=1e-9, atol=1e-9)
+
+    def test_an_item_that_shows_nothing_comes_last(self, scorer):
+        queries, items, mask = self.case(scorer, 6)
+        mask[4] = False
+        scores = scorer.score(queries, items, mask)
+        assert torch.isneginf(scores[:, 4]).all()
+        assert not torch.isnan(scores).any()
+        assert not scorer.serves(mask)[4]
+
+    def test_ranks_equal_a_plain_sort(self, scorer):
+        queries, items, mask = self.case(scorer, 7)
+        queries, items, mask = queries.repeat(2, 1), items.repeat(2, 1, 1), mask.repeat(2, 1)
+        mask[[2, 5]] = False
+        query_owner, item_owner = torch.arange(10) % 7, torch.arange(18) % 8
+        forward, backward = rank_items(scorer, queries, query_owner, items, mask, item_owner, tile=4)
+        scores = scorer.score(queries, items, mask).numpy()
+        served = scorer.serves(mask).numpy()
+        for i in range(10):
+            own = (item_owner == query_owner[i]).numpy()
+            best = scores[i][own].max()
+            close = (np.abs(scores[i] - best) <= 1e-7) if np.isfinite(best) else np.isneginf(scores[i])
+            assert forward.greater[i] == ((scores[i] > best) & ~close).sum()
+            assert forward.equal[i] == (close & ~own).sum()
+            assert forward.positives[i] == own.sum()
+        assert (forward.candidates == 18).all()
+        for j in range(18):
+            own = (query_owner == item_owner[j]).numpy()
+            if not served[j] or not own.any():
+                assert (backward.greater[j], backward.equal[j], backward.positives[j]) == (0, 0, 0)
+                continue
+            best = scores[:, j][own].max()
+            close = np.abs(scores[:, j] - best) <= 1e-7
+            assert backward.greater[j] == ((scores[:, j] > best) & ~close).sum()
+            assert backward.equal[j] == (close & ~own).sum()
+
+    def test_a_perfect_copy_is_the_best_answer(self, scorer):
+        if scorer.name == "likelihood":
+            pytest.skip("a likelihood asks what is likely, not what is equal")
+        queries, items, mask = self.case(scorer, 8)
+        items[3], mask[3] = queries[0], True
+        assert scorer.score(queries, items, mask)[0].argmax() == 3
+
+    def test_shapes_that_disagree_are_refused(self, scorer):
+        queries, items, mask = self.case(scorer, 0)
+        with pytest.raises(CalmrlError, match=f"scorer '{scorer.name}' needs"):
+            scorer.score(queries, items[:, :1], mask[:, :1])
+        with pytest.raises(CalmrlError, match="needs"):
+            scorer.score(queries[:, :3], items, mask)
+
+    def test_one_vector_an_item_gives_the_same_scores(self, scorer):
+        queries, items, mask = self.case(scorer, 3)
+        if not scorer.items_are_vectors:
+            with pytest.raises(CalmrlError, match="no vector an item"):
+                scorer.vectors(items, mask)
+            return
+        served = scorer.serves(mask)
+        products = (queries @ scorer.vectors(items, mask).T)[:, served]
+        torch.testing.assert_close(products, scorer.score(queries, items, mask)[:, served], rtol=1e-10, atol=1e-12)
+
+
+def pairs(queries, items, mask):
+    for i, t in enumerate(queries):
+        for j, (z, shown) in enumerate(zip(items, mask, strict=True)):
+            yield i, j, t, z[shown]
+
+
+@given(st.integers(0, 9999), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_set_scores_equal_their_definitions(seed, k):
+    queries, items, mask = cone(seed, q=3, g=5, k=k)
+    names = [f"m{j}" for j in range(k)]
+    made = {
+        name: make_scorer(name, "t", names).score(queries, items, mask)
+        for name in ("centroid", "query-centroid", "volume", "singular-value", "anchor")
+    }
+    made["share"] = make_scorer("singular-value", "t", names, share=True).score(queries, items, mask)
+    made["root"] = make_scorer("volume", "t", names, per_modality=True).score(queries, items, mask)
+    for i, j, t, z in pairs(queries, items, mask):
+        together = torch.cat([t[None], z])
+        values = torch.linalg.svdvals(together)
+        weights = ((z @ t) / 0.1).softmax(dim=0)
+        mean = weights @ z
+        u = torch.linalg.svd(z.T)[0][:, 0]
+        volume = values.prod() if len(together) <= DIM else torch.zeros(())
+        expected = {
+            "centroid": t @ z.mean(dim=0) / z.mean(dim=0).norm(),
+            "query-centroid": t @ mean / mean.norm(),
+            "volume": -volume,
+            "root": -(volume ** (1 / len(z))),
+            "singular-value": values[0],
+            "share": values[0] ** 2 / len(together),
+            "anchor": (t @ u) * torch.sign(u @ z.sum(dim=0)),
+        }
+        if abs(u @ z.sum(dim=0)) < 1e-6:
+            del expected["anchor"]  # two vectors on opposite sides: their anchor is across their sum, and has no side
+        for name, value in expected.items():
+            assert made[name][i, j].item() == pytest.approx(value.item(), abs=1e-8), name
+
+
+def test_the_leading_singular_value_of_copies_and_of_orthogonal_sets():
+    eye = torch.eye(4, dtype=torch.float64)
+    items = torch.stack([eye[[0, 0, 0]], eye[[1, 2, 3]], eye[[0, 1, 1]]])
+    scores = make_scorer("singular-value", "t", NAMES).score(eye[:2], items, torch.ones(3, 3, dtype=torch.bool))
+    expected = [[torch.linalg.svdvals(torch.cat([t[None], z]))[0].item() for z in items] for t in eye[:2]]
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-12)
+
+
+def test_the_area_is_heron_s():
+    queries, items, _ = cone(1, k=2)
+    scores = make_scorer("area", "t", ["a", "b"]).score(queries, items, torch.ones(9, 2, dtype=torch.bool))
+    for i, j, t, z in pairs(queries, items, torch.ones(9, 2, dtype=torch.bool)):
+        a, b, c = (t - z[0]).norm(), (t - z[1]).norm(), (z[0] - z[1]).norm()
+        half = (a + b + c) / 2
+        assert -scores[i, j].item() == pytest.approx((half * (half - a) * (half - b) * (half - c)).sqrt().item(), abs=1e-9)
+
+
+def test_an_item_of_one_modality_ranks_by_its_cosine():
+    # Sets of two vectors: every set score is a function of the one cosine there is (volume and singular value of its square).
+    queries, items, _ = cone(2, q=4, g=8, k=1)
+    queries, items = queries * torch.sign(queries[:, :1]), items
+    mask = torch.ones(8, 1, dtype=torch.bool)
+    cosine = make_scorer("cosine", "t", ["m"]).score(queries, items, mask)
+    for name in ("centroid", "query-centroid", "anchor"):
+        torch.testing.assert_close(make_scorer(name, "t", ["m"]).score(queries, items, mask), cosine)
+    for name in ("volume", "singular-value"):
+        order = make_scorer(name, "t", ["m"]).score(queries, items, mask).argsort(dim=1)
+        assert torch.equal(order, cosine.abs().argsort(dim=1))
+    hidden = torch.tensor([[True, False]]).expand(8, 2)
+    wide = torch.cat([items, torch.zeros_like(items)], dim=1)
+    assert torch.equal(make_scorer("area", "t", ["m", "n"]).score(queries, wide, hidden).argsort(dim=1), cosine.argsort(dim=1))
+
+
+def test_more_modalities_shrink_volumes():
+    queries, items, _ = cone(3)
+    everything = torch.ones(9, 3, dtype=torch.bool)
+    fewer = everything.clone()
+    fewer[:, 2] = False
+    volume = make_scorer("volume", "t", NAMES)
+    assert (volume.score(queries, items, everything) >= volume.score(queries, items, fewer)).all()
+
+
+def test_the_likelihood_is_that_of_the_dense_gaussian(ppca):
+    queries, items, mask = cone(4)
+    scores = make_scorer("likelihood", "caption", NAMES, imputer=ppca).score(queries, items, mask)
+    weights = torch.from_numpy(np.concatenate(ppca.weights))
+    mean = torch.from_numpy(np.concatenate(ppca.means))
+    noise = torch.from_numpy(np.repeat(ppca.noise, [len(mu) for mu in ppca.means]))
+    covariance = weights @ weights.T + torch.diag(noise)
+
+    def density(values, places):
+        normal = torch.distributions.MultivariateNormal(mean[places], covariance[places][:, places])
+        return normal.log_prob(values).item()
+
+    block = [torch.arange(j * DIM, (j + 1) * DIM) for j in range(4)]
+    for i, (j, shown) in ((i, (j, shown)) for i in range(5) for j, shown in enumerate(mask)):
+        places = torch.cat([block[1 + m] for m in shown.nonzero().squeeze(1).tolist()])
+        seen = items[j][shown].reshape(-1)
+        joint = density(torch.cat([queries[i], seen]), torch.cat([block[0], places]))
+        assert scores[i, j].item() == pytest.approx(joint - density(seen, places) - density(queries[i], block[0]), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: make_scorer("centriod", "t", NAMES), "unknown scorer 'centriod'; did you mean 'centroid'?"),
+        (lambda: make_scorer("cosine", "t", NAMES), "items have 3"),
+        (lambda: make_scorer("cosine:visio", "t", NAMES), "no modality 'visio'; did you mean 'vision'?"),
+        (lambda: make_scorer("area", "t", NAMES), "exactly two modalities, got 3"),
+        (lambda: make_scorer("centroid:vision", "t", NAMES), "unexpected keyword argument 'modality'"),
+        (lambda: make_scorer("query-centroid", "t", NAMES, temperature=0), "temperature is 0"),
+        (lambda: make_scorer("likelihood", "t", NAMES), "needs a fitted PPCA"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(call, said):
+    with pytest.raises(CalmrlError, match=said.replace("?", r"\?")):
+        call()
+
+
+def test_the_likelihood_names_a_modality_it_does_not_know(ppca):
+    with pytest.raises(CalmrlError, match="no modality 'smell'"):
+        make_scorer("likelihood", "smell", NAMES, imputer=ppca)
