@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import zipfile
@@ -219,6 +220,19 @@ class TestRefusing:
         (folder / "bert" / "bert-base-uncased" / "vocab.txt").unlink()
         with pytest.raises(CalmrlError, match=r"no vocabulary of bert-base-uncased .*bert/bert-base-uncased/vocab.txt"):
             find_vocabulary(folder)
+
+    def test_settings_of_the_run_that_leave_no_trace_in_the_tensors(self, make_weights, tensors):
+        folder = make_weights(tensors)
+        path = folder / "log" / "hps.json"
+        path.write_text(json.dumps({"model_cfg": {"audio_melbins": 128, "audio_encoder_type": "beats"}}))
+        with pytest.raises(CalmrlError, match="audio_melbins is 128, here 64"):
+            load_checkpoint(folder)
+        assert check_weights(folder)[0]["state"] == "bad"
+        path.write_text("{}")
+        with pytest.raises(CalmrlError, match="hps.json' cannot be read"):
+            load_checkpoint(folder)
+        path.unlink()
+        load_checkpoint(folder)
 
     def test_several_checkpoints_of_equal_standing(self, tmp_path):
         for name in ("a.pt", "b.pt"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.architecture import (
@@ -131,6 +132,11 @@ def load_checkpoint(weights: Path) -> Checkpoint:
     """
     path = find_checkpoint(weights)
     architecture = read_architecture(root_of(weights))
+    if differing := contradictions(read_run_settings(run_folder(path)), architecture):
+        raise CalmrlError(
+            f"'{path}' was trained with other settings ({run_folder(path) / 'log' / 'hps.json'}): {'; '.join(differing)}",
+            hint="sizes that differ can be given in architecture.json; other encoders are not supported",
+        )
     tensors = released_names(read_tensors(path))
     problems = compare(tensors, architecture)
     if problems:
@@ -139,6 +145,40 @@ def load_checkpoint(weights: Path) -> Checkpoint:
             hint=f"calmrl-lab weights check {weights}",
         )
     return Checkpoint(path, architecture, {k: v for k, v in tensors.items() if not _UNUSED.match(k)})
+
+
+def read_run_settings(root: Path) -> dict[str, Any]:
+    """`model_cfg` of the run's log/hps.json, or nothing if there is none. Raises CalmrlError for a file that cannot be read."""
+    path = root / "log" / "hps.json"
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        if not isinstance(settings, dict):
+            raise TypeError(f"model_cfg is {type(settings).__name__}")
+        return settings
+    except (ValueError, KeyError, TypeError) as error:
+        raise CalmrlError(
+            f"the run settings '{path}' cannot be read: {error}", hint="restore the released file, or remove it"
+        ) from None
+
+
+def contradictions(settings: Mapping[str, Any], architecture: Architecture) -> list[str]:
+    """Where a run's settings differ from what is built here, as clauses; settings that are not there contradict nothing.
+
+    The number of mel bins and the length of a slice leave no trace in the shapes of the tensors, so only these settings tell.
+    """
+    sizes = architecture.audio
+    built = {
+        "vision_encoder_type": "evaclip01_giant",
+        "audio_encoder_type": "beats",
+        "audio_melbins": sizes.mel_bins,
+        "audio_target_length": sizes.slice_frames,
+        "vision_resolution": architecture.vision.resolution,
+    }
+    return [
+        f"{key} is {settings[key]}, here {value}" for key, value in built.items() if key in settings and settings[key] != value
+    ]
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -242,6 +282,11 @@ def compare(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> 
     if not problems and any(not tensors[key].equal(tensors[shared[0]]) for key in shared[1:]):
         problems.append("the audio layers hold different tables of relative positions, but BEATs shares one")
     return problems
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to: the folder above ckpt/."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "ckpt" else checkpoint.parent
 
 
 def _fits(got: Shape, expected: Shape) -> bool:

@@ -12,11 +12,14 @@ from feature_extractors.encoders.vast.architecture import PUBLISHED, AudioSizes,
 from feature_extractors.encoders.vast.checkpoint import (
     LAYOUT,
     compare,
+    contradictions,
     find_checkpoint,
     find_vocabulary,
+    read_run_settings,
     read_tensors,
     released_names,
     root_of,
+    run_folder,
 )
 
 _BEATS_FILES = (
@@ -72,11 +75,12 @@ def check_weights(folder: Path) -> list[dict[str, str]]:
 def _tensors(folder: Path) -> list[dict[str, str]]:
     try:
         path = find_checkpoint(folder)
-        tensors = released_names(read_tensors(path))
         architecture = read_architecture(root_of(folder))
+        differing = contradictions(read_run_settings(run_folder(path)), architecture)
+        tensors = released_names(read_tensors(path))
     except CalmrlError as error:
         return [_finding("bad", error.message, error.hint or LAYOUT)]
-    problems = compare(tensors, architecture)
+    problems = [f"log/hps.json: {clause}" for clause in differing] + compare(tensors, architecture)
     if problems:
         return [
             _finding("bad", f"'{path}': {problem}", "use a checkpoint of VAST, GRAM or PMRL with EVA01-CLIP-g/14 and BEATs")
