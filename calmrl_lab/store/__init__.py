@@ -13,13 +13,37 @@ _HOME = {
     "Reason": "calmrl_lab.store.schema",
     "offsets_of": "calmrl_lab.store.schema",
     "verify": "calmrl_lab.store.verification",
+    "describe": "calmrl_lab.store.description",
+    "merge": "calmrl_lab.store.merging",
+    "import_features": "calmrl_lab.store.importing",
+    "export_store": "calmrl_lab.store.exporting",
+    "restore": "calmrl_lab.store.restoring",
     "assign_splits": "calmrl_lab.store.splits",
     "group_by_links": "calmrl_lab.store.splits",
 }
-__all__ = ["FeatureStore", "ModalitySpec", "Reason", "assign_splits", "group_by_links", "offsets_of", "verify", "write_store"]
+__all__ = [
+    "FeatureStore",
+    "ModalitySpec",
+    "Reason",
+    "assign_splits",
+    "describe",
+    "export_store",
+    "group_by_links",
+    "import_features",
+    "merge",
+    "offsets_of",
+    "restore",
+    "verify",
+    "write_store",
+]
 
 if TYPE_CHECKING:
+    from calmrl_lab.store.description import describe
+    from calmrl_lab.store.exporting import export_store
+    from calmrl_lab.store.importing import import_features
+    from calmrl_lab.store.merging import merge
     from calmrl_lab.store.reading import FeatureStore
+    from calmrl_lab.store.restoring import restore
     from calmrl_lab.store.schema import ModalitySpec, Reason, offsets_of
     from calmrl_lab.store.splits import assign_splits, group_by_links
     from calmrl_lab.store.verification import verify

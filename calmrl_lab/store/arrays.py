@@ -184,6 +184,7 @@ class StoredArray:
                 out[:] = self._through_zarr()[start:stop]
             return out
         step = self.chunk_rows
+        # One after the other: the copy from the page cache is bound by memory, and threads made it no faster.
         for chunk in range(start // step, math.ceil(stop / step) if stop > start else 0):
             low, high = max(start, chunk * step), min(stop, (chunk + 1) * step)
             self._read_into(chunk, low - chunk * step, out[low - start : high - start])

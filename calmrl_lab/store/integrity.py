@@ -15,7 +15,6 @@ from calmrl_lab.store.schema import DIGEST_FILE
 
 # Up to this size a store is read and checked whole when it is opened (about 0.2 s); beyond, each file when it is first read.
 WHOLE_CHECK_BYTES = 256 * 2**20
-_READ_BYTES = 2**20
 
 
 class Checksums:
@@ -91,14 +90,11 @@ class Checksums:
 
 
 def sha256_of(path: Path) -> str:
-    checksum = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
-            while block := file.read(_READ_BYTES):
-                checksum.update(block)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CalmrlError(f"the file '{path}' cannot be read: {error.strerror}") from None
-    return checksum.hexdigest()
 
 
 def size_of(path: Path) -> int | None:

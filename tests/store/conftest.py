@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def parts(seed: int = 0, dtype: str = "float16") -> dict[str, Any]:
         "failures": [{"id": "plain", "modality": "audio", "reason": "decode_error", "error": "bad \udc80 byte"}],
         "attributes": {"preset": "demo"},
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Hundreds of stores are written here, and none must survive a power failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -44,20 +43,21 @@ def counted_files(path):
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_one_flipped_bit_anywhere(pristine, data):
-    """Copies are cheap: five items. Only provenance.json may change without notice."""
-    copy = pristine.parent / "copy.zarr"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(pristine, copy)
-    name = data.draw(st.sampled_from(counted_files(copy)))
-    flip(copy / name, data.draw(st.integers(0, 10**6)))
-    message = refusal(copy)
-    # A flipped bit in digest.json or in a number of the root attributes can show as the file that it speaks of.
-    if name not in ("digest.json", "zarr.json"):
-        assert name in message
-        assert [damage.place for damage in verify(copy)] == [name]
-    else:
-        with contextlib.suppress(CalmrlError):
-            assert verify(copy) != []
+    """Only provenance.json may change without notice."""
+    name = data.draw(st.sampled_from(counted_files(pristine)))
+    original = (pristine / name).read_bytes()
+    flip(pristine / name, data.draw(st.integers(0, 10**6)))
+    try:
+        message = refusal(pristine)
+        # A flipped bit in digest.json or in the root attributes can show as the file that it speaks of.
+        if name not in ("digest.json", "zarr.json"):
+            assert name in message
+            assert [damage.place for damage in verify(pristine)] == [name]
+        else:
+            with contextlib.suppress(CalmrlError):
+                assert verify(pristine) != []
+    finally:
+        (pristine / name).write_bytes(original)
 
 
 @pytest.mark.parametrize(
