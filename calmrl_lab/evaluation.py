@@ -25,6 +25,7 @@ from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
 from calmrl_lab.retrieval import rank_both
 from calmrl_lab.runs import Run
+from calmrl_lab.tempering import held_out_errors
 from calmrl_lab.training import splits_of, training_items
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def evaluate(
     if store is None and imputers.get(config.impute).fills:
         train_table = training_items(table, splits, config)
         if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(run, heads, train_table, held_out, split)
+            imputation, anchors = _calibration(
+                run, heads, train_table, table.select(np.flatnonzero(splits == "validation")), held_out, split
+            )
     run.write_frame("scores.parquet", scores)
     for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
         if frame is not None:
@@ -174,23 +177,29 @@ def _owners(offsets: Tensor) -> Tensor:
 
 
 def _calibration(
-    run: Run, heads: Heads, train_table: FeatureTable, held_out: FeatureTable, split: str
+    run: Run, heads: Heads, train_table: FeatureTable, validation: FeatureTable, held_out: FeatureTable, split: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Imputation error and anchor shift where the truth is known: hidden training entries, and held-out items under every pattern."""
+    """Imputation error and anchor shift where the truth is known: hidden training entries, and held-out items under every pattern.
+
+    The predicted error of an entry is the mean error of its pattern and modality on the validation items.
+    """
     import pandas as pd
 
     config = run.config
     names = [config.impute, *(name for name in CONTROLS if name != config.impute)]
     train_embeddings = encode(heads, train_table)
+    validation_embeddings = encode(heads, validation)
     errors, shifts = [], []
     for name in names:
         imputer = _fitted(run, name, train_embeddings, train_table.mask, train_table.modalities)
         own = name == config.impute
+        expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
         for place, table, mask in _masked(train_table, held_out, split):
             embeddings = encode(heads, table)
             truth, known = stack(embeddings), table.natural_mask()
             filled = stack(imputer.impute(embeddings, mask))
-            predicted = imputer.predicted_error(embeddings, mask) if hasattr(imputer, "predicted_error") else None
+            unknown = np.full(len(table.modalities), np.nan)
+            predicted = np.stack([expected.get(tuple(row), unknown) for row in mask.tolist()])
             about = _about(table, mask, name, place)
             errors.append(_errors(about, truth, filled, known & ~mask, predicted, table.modalities))
             complete = known.all(dim=1)
@@ -198,7 +207,7 @@ def _calibration(
                 report = anchor_report(truth[complete], mask[complete], filled[complete])
                 kept = about[complete.cpu().numpy()].reset_index(drop=True)
                 shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))
-    return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True)
+    return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True) if shifts else pd.DataFrame()
 
 
 def _fitted(run: Run, name: str, embeddings: list[Tensor], mask: Tensor, modalities: tuple[str, ...]) -> Any:
@@ -237,7 +246,7 @@ def _errors(
     truth: Float[Tensor, "n k d"],
     filled: Float[Tensor, "n k d"],
     hidden: Bool[Tensor, "n k"],
-    predicted: Float[Tensor, "n k"] | None,
+    predicted: Float[np.ndarray, "n k"],
     modalities: tuple[str, ...],
 ) -> pd.DataFrame:
     """A row a hidden entry whose truth is known: ||imputed - true||^2."""
@@ -248,6 +257,5 @@ def _errors(
     for index, modality in enumerate(modalities):
         chosen = hidden[:, index].cpu().numpy()
         part = about[chosen].assign(modality=modality, squared_error=squared[chosen, index])
-        expected = np.nan if predicted is None else np.asarray(torch.as_tensor(predicted).cpu())[chosen, index]
-        parts.append(part.assign(predicted_error=expected))
+        parts.append(part.assign(predicted_error=predicted[chosen, index]))
     return pd.concat(parts, ignore_index=True)

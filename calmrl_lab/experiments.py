@@ -102,7 +102,7 @@ class Job:
         return digest == _digest(self.config.store)
 
 
-def _digest(store: str, _known: dict[str, str] = {}) -> str:  # noqa: B006 - a cache: a store is opened once a process
+def _digest(store: str, _known: dict[str, str] = {}) -> str:  # noqa: B006
     if store not in _known:
         from calmrl_lab.store import FeatureStore
 
@@ -156,7 +156,7 @@ def _outcomes(todo: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str
     if not todo:
         return
     # One thread a process: runs are the parallelism, and their numbers do not depend on how many go at once.
-    os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn"), initializer=_single_thread) as pool:
         waiting: dict[Future[dict[str, Any]], Job] = {pool.submit(_perform, job): job for job in todo}
         try:

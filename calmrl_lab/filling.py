@@ -14,6 +14,7 @@ from calmrl_lab.batches import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
+from calmrl_lab.tempering import temper
 
 
 @torch.no_grad()
@@ -32,18 +33,27 @@ def stack(embeddings: Sequence[Tensor]) -> Float[Tensor, "n k d"]:
 class Filler:
     """Fills what a scenario hides, with an imputer that follows the moving heads.
 
-    `replay` are tables of complete items (a warm-up store) whose embeddings are encoded anew at every refresh and stay in the
-    imputer's statistics; without them its parameters for modalities that training no longer shows go stale.
+    `held_out` are the validation items that decide how far to trust a generative imputer. `replay` are tables of complete items (a
+    warm-up store) whose embeddings are encoded anew at every refresh and stay in the imputer's statistics; without them its parameters for
+    modalities that training no longer shows go stale.
     """
 
     def __init__(
-        self, name: str, options: Mapping[str, Any], modalities: Sequence[str], replay: Sequence[FeatureTable] = ()
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        modalities: Sequence[str],
+        held_out: FeatureTable,
+        replay: Sequence[FeatureTable] = (),
     ) -> None:
         self.name = name
         self.options = dict(options)
         self.modalities = tuple(modalities)
+        self.held_out = held_out
         self.replay = list(replay)
         self.imputer = self._make()
+        # What fills: the fitted imputer, its noise scaled by what held-out items say. EM itself goes on from the fitted one.
+        self.tempered = self.imputer
 
     def _make(self) -> Any:
         try:
@@ -65,27 +75,37 @@ class Filler:
         parts = [encode(heads, part) for part in tables]
         embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]
         mask = torch.cat([part.mask for part in tables])
-        if not hasattr(self.imputer, "log_likelihoods"):
+        logged = {}
+        if hasattr(self.imputer, "log_likelihoods"):
+            # Parameters go on from where they were: embeddings have moved a little, not everything is new.
+            self.imputer.fit(embeddings, mask, iterations=iterations, start=self.imputer if self.imputer.fitted else None)
+            logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(len(mask), 1)
+        else:
             self.imputer.fit(embeddings, mask)
-            return {}
-        # Parameters go on from where they were: embeddings have moved a little, not everything is new.
-        start = self.imputer if self.imputer.log_likelihoods is not None else None
-        self.imputer.fit(embeddings, mask, iterations=iterations, start=start)
-        return {"imputer_log_likelihood": float(self.imputer.log_likelihoods[-1]) / max(len(mask), 1)}
+        self.tempered, logged["imputer_noise_scale"] = temper(
+            self.imputer, encode(heads, self.held_out), self.held_out.mask, table.mask
+        )
+        return logged
 
     @torch.no_grad()
     def fill(self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """`embeddings` with the entries under a False mask imputed; no gradient flows through the result."""
         detached = embeddings.detach()
-        return stack(self.imputer.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
+        return stack(self.tempered.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
 
-    def state(self) -> dict[str, np.ndarray] | None:
-        """Parameters for imputer.safetensors, or None if the imputer has none to keep."""
-        if not self.fills or not hasattr(self.imputer, "state"):
-            return None
-        return self.imputer.state()
+    def state(self) -> dict[str, np.ndarray]:
+        """The parameters of the fitted imputer and of the one that fills; nothing before the first fit."""
+        if not self.fills or not self.imputer.fitted:
+            return {}
+        both = (("fitted", self.imputer), ("tempered", self.tempered))
+        return {f"{part}/{key}": np.asarray(value) for part, imputer in both for key, value in imputer.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from saved parameters."""
-        self.imputer = imputers.get(self.name).from_state(dict(state))
-        self.imputer.modalities = self.modalities
+        """Go on from what `state` returned."""
+        self.imputer, self.tempered = (self._restored(state, part) for part in ("fitted", "tempered"))
+
+    def _restored(self, state: Mapping[str, np.ndarray], part: str) -> Any:
+        own = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(f"{part}/")}
+        imputer = imputers.get(self.name).from_state(own)
+        imputer.modalities = self.modalities
+        return imputer

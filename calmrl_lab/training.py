@@ -104,7 +104,7 @@ class _Session:
 
         self.heads = self._heads(full).to(self.device)
         self.objective = self._objective(full.modalities)
-        self.filler = Filler(config.impute, config.impute_options, full.modalities, replay)
+        self.filler = Filler(config.impute, config.impute_options, full.modalities, self.validation_table, replay)
         if config.objective == "calmrl" and not self.filler.fills and not bool(self.train_table.mask.all()):
             raise CalmrlError(
                 f"objective 'calmrl' needs the gaps filled, and imputer '{config.impute}' fills none",
@@ -257,17 +257,12 @@ class _Session:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "objective_generator": _generator_state(self.objective),
-            "imputer": {k: torch.from_numpy(np.array(v)) for k, v in (self.filler.state() or {}).items()}
-            if self._fitted()
-            else {},
+            "imputer": {key: torch.from_numpy(np.array(value)) for key, value in self.filler.state().items()},
             "metrics_lines": self.epoch + 1,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(run.path / "state.pt", buffer.getvalue())
-
-    def _fitted(self) -> bool:
-        return self.filler.fills and getattr(self.filler.imputer, "fitted", False)
 
     def restore(self, run: Run) -> None:
         """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
@@ -305,12 +300,12 @@ class _Session:
         config = self.config
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
+        noise_scale = 1.0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            self.filler.refresh(self.heads, self.train_table, config.first_iterations)
-            state = self.filler.state()
-            if state is not None:
-                run.save_imputer(config.impute, state)
+            logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
+            noise_scale = logged.get("imputer_noise_scale", 1.0)
+            run.save_imputer(config.impute, self.filler.tempered.state())
         run.save_heads(self.heads)
         mask = self.train_table.mask
         summary = {
@@ -326,6 +321,7 @@ class _Session:
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
             "validation_mrr": self.best["score"],
+            "imputer_noise_scale": noise_scale,
             "seconds": round(time.monotonic() - self.started, 2),
             "counts": {
                 "train_items": len(self.train_table),
