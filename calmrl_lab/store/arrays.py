@@ -1,9 +1,4 @@
-"""Zarr v3 arrays on disk: written as plain row chunks, read straight from them, or through zarr if they differ.
-
-Only one layout is written: regular chunks of whole rows, little-endian bytes (strings: vlen-utf8), no compressor, every chunk
-present. It is what any Zarr tool reads, its bytes depend on nothing but the values, and a chunk file can be read or mapped
-as it is, at several times the speed of the general path.
-"""
+"""Zarr v3 arrays on disk to memory: straight from the chunk files where these are plain rows, through zarr otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ import os
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -23,92 +18,11 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.files import FileTree
+from calmrl_lab.store.array_writing import BYTE_CODECS, NUMBER_CODECS, PLAIN_TYPES
 
-# Zarr data types that a chunk file can hold as plain bytes, and the value of a chunk's unused tail.
-_PLAIN: dict[str, Any] = {
-    "bool": False,
-    **dict.fromkeys(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"), 0),
-    **dict.fromkeys(("float16", "float32", "float64"), 0.0),
-}
-_BYTES = [{"name": "bytes", "configuration": {"endian": "little"}}]
-# Types of one byte have no order of bytes, and Zarr writes their codec without one.
-_SINGLE_BYTES = [{"name": "bytes"}]
-_STRINGS = [{"name": "vlen-utf8", "configuration": {}}]
 _MAPPED_FILES = 128
 # Metadata beyond these is damage or mischief: 10^13 values are 20 TB.
 _MOST_VALUES, _MOST_CHUNKS = 10**13, 10**7
-
-
-def array_metadata(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
-    if data_type == "string":
-        codecs: list[Any] = _STRINGS
-    else:
-        codecs = _SINGLE_BYTES if np.dtype(data_type).itemsize == 1 else _BYTES
-    return {
-        "shape": list(shape),
-        "data_type": data_type,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": _PLAIN.get(data_type, ""),
-        "codecs": codecs,
-        "attributes": {},
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-    }
-
-
-def write_group(tree: FileTree, name: str, attributes: dict[str, Any]) -> None:
-    tree.put_json(
-        f"{name}/zarr.json" if name else "zarr.json", {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
-    )
-
-
-def write_rows(
-    tree: FileTree,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    blocks: Iterator[Shaped[np.ndarray, "*shape"]],
-    chunk_rows: int | None = None,
-) -> None:
-    """Write the rows that `blocks` yield (of any sizes, `shape[0]` in all) in chunks of `chunk_rows` (default: one chunk)."""
-    rows_a_chunk = max(1, min(chunk_rows or shape[0], shape[0]))
-    chunk_shape = (rows_a_chunk, *(max(1, extent) for extent in shape[1:]))
-    tree.put_json(f"{name}/zarr.json", array_metadata(shape, chunk_shape, dtype.name))
-    buffer, filled, index = np.zeros(chunk_shape, dtype=dtype.newbyteorder("<")), 0, 0
-    tail = "/0" * (len(shape) - 1)
-    for block in blocks:
-        start = 0
-        while start < len(block):
-            count = min(rows_a_chunk - filled, len(block) - start)
-            buffer[filled : filled + count] = block[start : start + count]
-            filled, start = filled + count, start + count
-            if filled == rows_a_chunk:
-                tree.put(f"{name}/c/{index}{tail}", buffer.data)
-                filled, index = 0, index + 1
-    if filled:
-        buffer[filled:] = _PLAIN[dtype.name]
-        tree.put(f"{name}/c/{index}{tail}", buffer.data)
-        index += 1
-    assert index == math.ceil(shape[0] / rows_a_chunk), f"{name}: the blocks do not add up to {shape[0]} rows"
-
-
-def write_array(tree: FileTree, name: str, values: Shaped[np.ndarray, "*shape"]) -> None:
-    """Write a small array as one chunk."""
-    write_rows(tree, name, values.shape, values.dtype, iter([values]))
-
-
-def write_strings(tree: FileTree, name: str, values: Shaped[np.ndarray, " n"]) -> None:
-    """Write strings as one vlen-utf8 chunk: their number, then length and UTF-8 bytes of each."""
-    tree.put_json(f"{name}/zarr.json", array_metadata((len(values),), (max(1, len(values)),), "string"))
-    pieces = [struct.pack("<I", len(values))]
-    for value in values.tolist():
-        encoded = value.encode()
-        pieces += (struct.pack("<I", len(encoded)), encoded)
-    if len(values):
-        tree.put(f"{name}/c/0", b"".join(pieces))
 
 
 @dataclass(frozen=True)
@@ -314,9 +228,9 @@ def _parse(root: Path, name: str) -> _Layout:
     if data_type == "string":
         direct = plain_grid and separator == "/" and names == ["vlen-utf8"] and chunk[0] >= shape[0]
     else:
-        if data_type not in _PLAIN:
+        if data_type not in PLAIN_TYPES:
             raise CalmrlError(f"{where} has data type {data_type!r}, which no array of a store has")
-        little = codecs in (_BYTES, _SINGLE_BYTES) if np.dtype(data_type).itemsize == 1 else codecs == _BYTES
+        little = codecs in (NUMBER_CODECS, BYTE_CODECS) if np.dtype(data_type).itemsize == 1 else codecs == NUMBER_CODECS
         direct = plain_grid and separator == "/" and little and whole_rows and exact_rows and sys.byteorder == "little"
     one_file = plain_grid and "sharding_indexed" not in names
     return _Layout(shape, str(data_type), chunk, direct, one_file, separator)

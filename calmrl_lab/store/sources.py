@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
 
 from calmrl_lab.errors import CalmrlError
 
@@ -27,14 +26,14 @@ _MASK_KEYS = ("mask", "observed")
 class Source:
     """What one file gives for one modality.
 
-    rows: [R, d_m] floating point, in memory or mapped. ids: [R] str, or None if the file names none; an id that is repeated
+    rows: [R, d_m] numbers, in memory or mapped. ids: [R] str, or None if the file names none; an id that is repeated
     owns several rows. observed: [R] bool, or None if the file has no mask (then rows that are all NaN are missing).
     """
 
     path: Path
-    rows: Float[np.ndarray, "rows dimension"]
-    ids: Shaped[np.ndarray, " rows"] | None = None
-    observed: Bool[np.ndarray, " rows"] | None = None
+    rows: np.ndarray
+    ids: np.ndarray | None = None
+    observed: np.ndarray | None = None
 
 
 def split_key(text: str) -> tuple[Path, str | None]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.arrays import write_array, write_group, write_rows, write_strings
+from calmrl_lab.store.array_writing import write_array, write_group, write_rows, write_strings
 from calmrl_lab.store.files import FileTree, encode_json, json_bytes
 from calmrl_lab.store.placing import new_directory
 from calmrl_lab.store.schema import (
