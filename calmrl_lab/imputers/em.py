@@ -62,10 +62,14 @@ class Totals:
                 count[j] += sums.count
                 total[j] += first
                 square[j] += second
-        scatter = torch.stack([(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, count, strict=True)])
+        scatter = torch.stack(
+            [(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, count.clamp(min=1), strict=True)]
+        )
         size = torch.tensor(dims, dtype=torch.float64, device=device)
         raw = torch.stack([c.square().sum() for c in statistics.shift]) / size
-        floor = torch.maximum(_RELATIVE_FLOOR * scatter / (count * size), _ROUNDING_FLOOR * raw).clamp(min=_ABSOLUTE_FLOOR)
+        floor = torch.maximum(_RELATIVE_FLOOR * scatter / (count.clamp(min=1) * size), _ROUNDING_FLOOR * raw).clamp(
+            min=_ABSOLUTE_FLOOR
+        )
         return cls(count, total, scatter, floor, squares)
 
 
@@ -157,3 +161,45 @@ def _root(square: Float[Tensor, "q q"]) -> Float[Tensor, "q q"]:
     values, vectors = torch.linalg.eigh((square + square.T) / 2)
     values = values.clamp(min=float(values[-1].clamp(min=1e-300)) * 1e-13)
     return torch.linalg.cholesky((vectors * values) @ vectors.T + 1e-13 * values[-1] * torch.eye(len(square)).to(square))
+
+
+def iterate(
+    statistics: Statistics,
+    totals: Totals,
+    parameters: Parameters,
+    iterations: int,
+    noise: NoiseKind = "per-modality",
+    ridge: float = 0.0,
+    accelerate: bool = False,
+) -> tuple[Parameters, list[float]]:
+    """`iterations` EM steps, and the log-likelihood of the parameters that entered each.
+
+    With `accelerate`, every third step starts from where the last two point to (SQUAREM, Varadhan and Roland 2008, scheme S3,
+    over W, mu and log s^2) if that is no less likely; an attempt that fails costs one more E-step.
+    """
+    likelihoods: list[float] = []
+    path = [parameters]
+    while len(likelihoods) < iterations:
+        expected = None
+        if accelerate and len(path) == 3:
+            expected = expect(statistics, totals, leap := _leap(path[0], path[1], path[2], totals.floor))
+            if expected.log_likelihood >= likelihoods[-1]:
+                path = [leap]
+            else:
+                expected, path = None, path[-1:]
+        expected = expected or expect(statistics, totals, path[-1])
+        likelihoods.append(expected.log_likelihood)
+        path.append(maximise(statistics.dims, totals, expected, noise, ridge))
+        path = path if accelerate else path[-1:]
+    return path[-1], likelihoods
+
+
+def _leap(a: Parameters, b: Parameters, c: Parameters, floor: Float[Tensor, " k"]) -> Parameters:
+    """The point that three successive iterates aim at, by the step length that suits their curvature."""
+    points = [torch.cat([p.weights.flatten(), p.mean, p.noise.log()]) for p in (a, b, c)]
+    change = points[1] - points[0]
+    bend = points[2] - points[1] - change
+    length = (change.norm() / bend.norm().clamp(min=1e-300)).clamp(min=1.0, max=1e6)
+    leap = points[0] + 2 * length * change + length**2 * bend
+    weights, mean, noise = leap.split([a.weights.numel(), a.mean.numel(), a.noise.numel()])
+    return Parameters(weights.reshape(a.weights.shape), mean, torch.maximum(noise.exp(), floor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,11 +14,15 @@ from torch import Tensor
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer, indexed, refuse_unobserved
-from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect, maximise
+from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect, iterate
+from calmrl_lab.imputers.heldout import fold_statistics, merged, split_by_group
 from calmrl_lab.imputers.initialisation import pairwise_start
 from calmrl_lab.imputers.observations import Array, Observations, Pattern, modality_name, observe
 from calmrl_lab.imputers.posterior import Posterior
+from calmrl_lab.imputers.selection import most_likely_latent_dim
 from calmrl_lab.imputers.statistics import Statistics
+
+_FOLDS = 5
 
 
 @imputers.register("ppca")
@@ -30,9 +34,11 @@ class PPCA(Imputer):
     by EM with the exact joint M-step over W and mu on the observed entries only; the likelihood never falls (arXiv 2511.12034,
     section 4).
 
-    latent_dim: q, at least 1 and below the sum of the dimensions.
-    shared_noise: one noise variance for all modalities instead of one each.
-    ridge: a Gaussian prior N(0, s_m^2 / ridge) on the entries of W, in pseudo-items; 0 is maximum likelihood.
+    latent_dim: q, at least 1 and below the sum of the dimensions; "auto": of 4, 8, ..., 128 the one under which a held-out
+    fifth of the items is most likely. shared_noise: one noise variance for all modalities instead of one each. ridge: a
+    Gaussian prior N(0, s_m^2 / ridge) on the entries of W, in pseudo-items; 0 is maximum likelihood. With as many pseudo-items
+    as items, W is fitted well where there are more dimensions than items. accelerate: SQUAREM extrapolation between EM steps;
+    worth it where the likelihood is flat.
 
     After `fit`, as float64 NumPy: `weights` (k of [d_m, q]), `means` (k of [d_m]), `noise` [k] (variances s_m^2), and
     `log_likelihoods`: the total log-likelihood (nats) of the observed entries under the parameters that enter each iteration,
@@ -41,9 +47,10 @@ class PPCA(Imputer):
 
     name: ClassVar[str] = "ppca"
 
-    latent_dim: int = 32
+    latent_dim: int | Literal["auto"] = 32
     shared_noise: bool = False
     ridge: float = 0.0
+    accelerate: bool = False
 
     weights: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
     means: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
@@ -52,9 +59,10 @@ class PPCA(Imputer):
     _posteriors: dict[Any, Posterior] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.latent_dim = _whole(self.latent_dim, "latent_dim", 1)
-        if not self.ridge >= 0:
-            raise CalmrlError(f"ridge is {self.ridge}, expected a number of at least 0")
+        if self.latent_dim != "auto":
+            self.latent_dim = whole(self.latent_dim, "latent_dim", 1)
+        if not isinstance(self.ridge, (int, float)) or not 0 <= self.ridge < float("inf"):
+            raise CalmrlError(f"ridge is {self.ridge!r}, expected a number of at least 0")
 
     def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
         """Exactly `iterations` EM iterations on `embeddings` (k of [N, d_m], NaN allowed where `mask` [N, k] is False).
@@ -69,29 +77,45 @@ class PPCA(Imputer):
         """
         data = observe(embeddings, mask, self.modalities)
         refuse_unobserved(data, self.name)
-        return self.fit_statistics(Statistics.of(data), iterations, start)
+        if self.latent_dim != "auto" or start is not None:
+            return self.fit_statistics(Statistics.of(data), iterations, start)
+        parts = fold_statistics(data, split_by_group(len(data), _FOLDS, None, seed=0))
+        whole_data = merged(parts)
+        self._refuse_unconnected(whole_data)
+        q = most_likely_latent_dim(merged(parts[1:]), parts[0], self._noise_kind, self.ridge)
+        return self._fit_statistics(whole_data, q, whole(iterations, "iterations", 0), None)
 
     def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
         """`fit` from statistics that were accumulated elsewhere: streamed, merged from shards, or with forgetting."""
-        iterations = _whole(iterations, "iterations", 0)
+        q = self.latent_dim
+        if q == "auto":
+            if start is None:
+                raise CalmrlError(
+                    "latent_dim is 'auto', which holds items out and so needs the rows", hint="use fit, or give a number"
+                )
+            q = np.shape(_entry(start, "weights")[0])[-1]
+        return self._fit_statistics(statistics, q, whole(iterations, "iterations", 0), start)
+
+    @property
+    def _noise_kind(self) -> NoiseKind:
+        return "shared" if self.shared_noise else "per-modality"
+
+    def _fit_statistics(self, statistics: Statistics, q: int, iterations: int, start: Any) -> Self:
         dims = statistics.dims
-        if self.latent_dim >= sum(dims):
+        if q >= sum(dims):
             raise CalmrlError(
-                f"latent_dim is {self.latent_dim}, but the modalities have only {sum(dims)} dimensions together",
+                f"latent_dim is {q}, but the modalities have only {sum(dims)} dimensions together",
                 hint=f"use at most {sum(dims) - 1}",
             )
         self._refuse_unconnected(statistics)
         totals = Totals.of(statistics)
-        noise: NoiseKind = "shared" if self.shared_noise else "per-modality"
         if start is None:
-            parameters = pairwise_start(statistics, totals, self.latent_dim, noise)
+            parameters = pairwise_start(statistics, totals, q, self._noise_kind)
         else:
-            parameters = self._started(start, statistics)
-        likelihoods = []
-        for _ in range(iterations):
-            expected = expect(statistics, totals, parameters)
-            likelihoods.append(expected.log_likelihood)
-            parameters = maximise(dims, totals, expected, noise, self.ridge)
+            parameters = self._started(start, statistics, q)
+        parameters, likelihoods = iterate(
+            statistics, totals, parameters, iterations, self._noise_kind, float(self.ridge), self.accelerate
+        )
         likelihoods.append(expect(statistics, totals, parameters).log_likelihood)
         self._adopt(parameters, statistics, likelihoods)
         return self
@@ -106,9 +130,9 @@ class PPCA(Imputer):
         self.dims = dims
         self._posteriors = {}
 
-    def _started(self, start: Any, statistics: Statistics) -> Parameters:
+    def _started(self, start: Any, statistics: Statistics, q: int) -> Parameters:
         weights, means, noise = (_entry(start, key) for key in ("weights", "means", "noise"))
-        dims, device, q = statistics.dims, statistics.device, self.latent_dim
+        dims, device = statistics.dims, statistics.device
         if len(weights) != len(dims) or len(means) != len(dims):
             raise CalmrlError(f"start has {len(weights)} weights and {len(means)} means, expected {len(dims)} of each")
         for index, (w, mu, d) in enumerate(zip(weights, means, dims, strict=True)):
@@ -196,19 +220,20 @@ class PPCA(Imputer):
         """Parameters and options as named arrays: weights.0, ..., means.0, ..., noise, log_likelihoods, options."""
         named = {f"weights.{j}": w for j, w in enumerate(self.weights)} | {f"means.{j}": mu for j, mu in enumerate(self.means)}
         likelihoods = np.zeros(0) if self.log_likelihoods is None else self.log_likelihoods
-        options = np.array([self.latent_dim, self.shared_noise, self.ridge], dtype=np.float64)
-        return {**named, "noise": self.noise, "log_likelihoods": likelihoods, "options": options}
+        options = [-1 if self.latent_dim == "auto" else self.latent_dim, self.shared_noise, self.ridge, self.accelerate]
+        return {**named, "noise": self.noise, "log_likelihoods": likelihoods, "options": np.array(options, dtype=np.float64)}
 
     def _restore(self, state: Mapping[str, np.ndarray]) -> None:
-        latent_dim, shared_noise, ridge = np.asarray(state["options"]).tolist()
-        self.latent_dim, self.shared_noise, self.ridge = int(latent_dim), bool(shared_noise), float(ridge)
+        latent_dim, shared_noise, ridge, accelerate = np.asarray(state["options"]).tolist()
+        self.latent_dim = "auto" if latent_dim < 0 else int(latent_dim)
+        self.shared_noise, self.ridge, self.accelerate = bool(shared_noise), float(ridge), bool(accelerate)
         self.weights, self.means = indexed(state, "weights"), indexed(state, "means")
         self.noise, self.log_likelihoods = np.asarray(state["noise"]), np.asarray(state["log_likelihoods"])
         self.dims = tuple(len(mu) for mu in self.means)
         self._posteriors = {}
 
 
-def _whole(value: Any, name: str, least: int) -> int:
+def whole(value: Any, name: str, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:

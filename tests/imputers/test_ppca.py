@@ -220,7 +220,7 @@ def truth_error(truth, observed, missing):
         {
             **{f"weights.{j}": w for j, w in enumerate(truth.weights)},
             **{f"means.{j}": mu for j, mu in enumerate(truth.means)},
-            "noise": truth.noise, "log_likelihoods": np.zeros(0), "options": np.array([3.0, 0, 0]),
+            "noise": truth.noise, "log_likelihoods": np.zeros(0), "options": np.array([3.0, 0, 0, 0]),
         }
     )  # fmt: skip
     return oracle.posterior(observed).expected_error(missing)

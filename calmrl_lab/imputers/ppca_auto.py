@@ -1,0 +1,253 @@
+"""PPCA that checks itself: settings, gains and predicted errors come from held-out items, and what does not help is left
+out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.base import indexed, refuse_unobserved
+from calmrl_lab.imputers.em import Totals, iterate
+from calmrl_lab.imputers.heldout import Agreement, Target, fold_statistics, merged, split_by_group, targets_of
+from calmrl_lab.imputers.initialisation import pairwise_start
+from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
+from calmrl_lab.imputers.ppca import PPCA, whole
+from calmrl_lab.imputers.selection import Choice, Fold, choose, pseudo_items
+from calmrl_lab.imputers.statistics import Statistics
+
+# Folds that settings are chosen on; gains are estimated on all.
+_SEARCH_FOLDS = 2
+_LARGEST_GAIN = 2.0
+# A target's own items count for as much as this many items of its modality's other targets.
+_POOLED_ITEMS = 30.0
+# Standard errors by which a held-out improvement has to exceed zero.
+_CONFIDENCE = 1.0
+
+
+@imputers.register("ppca-auto")
+@dataclass(eq=False)
+class AutoPPCA(PPCA):
+    """PPCA with everything chosen on held-out items: latent dimension, prior, iterations, and how far to trust each imputation.
+
+    Every conditional mean is drawn towards the modality's mean by a gain in [0, 2], one for each set of observed modalities and
+    each missing one, estimated by cross-fitting; where held-out items show no improvement beyond chance the gain is 0, and the
+    result is mean imputation. `predicted_error` is the held-out error, not what the model believes. All of it is computed from
+    statistics of five folds, so it costs EM iterations and no passes over rows.
+
+    latent_dim: q, or "auto" (8, 32 or 128 by held-out imputation error). ridge: pseudo-items of the prior on W, or "auto".
+    folds: parts that items are split into; items of one group (`fit(..., groups=...)`) stay together, which matters where items
+    have near duplicates. seed: of that split.
+
+    After `fit`, besides what `PPCA` has: `choice` (latent_dim, ridge as a share of items, iterations), `gains` and `errors`,
+    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error an item.
+    Where no item can check a target (modalities never seen together), the modality's other targets decide.
+    """
+
+    name: ClassVar[str] = "ppca-auto"
+
+    latent_dim: int | Literal["auto"] = "auto"
+    ridge: float | Literal["auto"] = "auto"  # type: ignore[assignment]
+    folds: int = 5
+    seed: int = 0
+
+    choice: Choice | None = field(init=False, repr=False, default=None)
+    gains: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
+    errors: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
+    references: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
+    # The same for targets without an entry of their own, a modality each.
+    pooled_gains: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
+    pooled_errors: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        wanted = self.ridge
+        if wanted == "auto":
+            self.ridge = 0.0
+        super().__post_init__()
+        self.ridge = wanted
+        self.folds = whole(self.folds, "folds", 2)
+        self.seed = whole(self.seed, "seed", 0)
+
+    def fit(
+        self,
+        embeddings: Sequence[Array],
+        mask: Array,
+        iterations: int = 50,
+        start: Any = None,
+        groups: Sequence[object] | None = None,
+    ) -> Self:
+        """At most `iterations` EM iterations on `embeddings` (k of [N, d_m]) where `mask` [N, k] is True; the held-out error
+        decides.
+
+        `groups` [N]: items of one group stay in one fold. `start`, if it is a fitted AutoPPCA, lends its choice of settings,
+        and EM goes on from its parameters; the gains are estimated afresh. Raises CalmrlError as `PPCA.fit` does.
+        """
+        data = observe(embeddings, mask, self.modalities)
+        refuse_unobserved(data, self.name)
+        if groups is not None and len(groups) != len(data):
+            raise CalmrlError(f"{len(groups)} groups were given for {len(data)} items")
+        fold = split_by_group(len(data), self.folds, groups, self.seed)
+        parts = fold_statistics(data, fold)
+        everything = merged(parts)
+        self._refuse_unconnected(everything)
+        weights = self._targets(data)
+        iterations = whole(iterations, "iterations", 0)
+        going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == data.dims
+        lent = start.choice if going_on else None
+        folds = [part for part in (self._fold(parts, index) for index in range(len(parts))) if part is not None]
+        self.choice = lent or self._choose(folds[:_SEARCH_FOLDS], everything, weights, iterations)
+        self._fit_chosen(everything, self.choice, iterations if start is not None else self.choice.iterations, start)
+        totals = Totals.of(everything)
+        means = [t / n + shift for t, n, shift in zip(totals.total, totals.count, everything.shift, strict=True)]
+        self.references = [mean.cpu().numpy() for mean in means]
+        self._estimate_gains(folds, list(weights), everything, totals)
+        return self
+
+    def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
+        """Not possible: held-out items have to be told apart first. Raises CalmrlError."""
+        raise CalmrlError("imputer 'ppca-auto' holds items out and so needs the rows", hint="use fit, or the imputer 'ppca'")
+
+    def _fold(self, parts: Sequence[Statistics], index: int) -> Fold | None:
+        """The split that holds out part `index`; None if what is left does not identify the model."""
+        if len(parts) < 2:
+            return None
+        training = merged(part for place, part in enumerate(parts) if place != index)
+        try:
+            self._refuse_unconnected(training)
+        except CalmrlError:
+            return None
+        return Fold.of(training, parts[index])
+
+    def _targets(self, data: Observations) -> dict[Target, float]:
+        """Targets with the number of items that ask for each (1 where all items are complete)."""
+        patterns = sorted((p for p in data.patterns() if p.observed), key=lambda p: -len(p.rows))
+        count = {pattern.observed: float(len(pattern.rows)) for pattern in patterns}
+        return {target: count.get(target[0], 1.0) for target in targets_of(count, len(data.dims))}
+
+    def _choose(self, folds: list[Fold], everything: Statistics, weights: dict[Target, float], iterations: int) -> Choice:
+        items = sum(sums.count for sums in everything.patterns.values())
+        most = max(1, min(sum(everything.dims) - 1, int(items // 2), 128))
+        dims = sorted({most, min(32, most), min(8, most)}, reverse=True) if self.latent_dim == "auto" else [self.latent_dim]
+        if dims[0] >= sum(everything.dims):
+            raise CalmrlError(
+                f"latent_dim is {dims[0]}, but the modalities have only {sum(everything.dims)} dimensions together",
+                hint=f"use at most {sum(everything.dims) - 1}",
+            )
+        if not folds:
+            return Choice(dims[-1], 1.0, iterations, float("inf"))
+        if self.ridge != "auto":
+            share = float(self.ridge) / max(pseudo_items(folds[0].totals, 1.0), 1.0)
+            return choose(folds, weights, dims, iterations, self._noise_kind, ridges=[share])
+        return choose(folds, weights, dims, iterations, self._noise_kind)
+
+    def _fit_chosen(self, everything: Statistics, choice: Choice, iterations: int, start: Any) -> None:
+        wanted, self.ridge = self.ridge, pseudo_items(Totals.of(everything), choice.ridge)
+        try:
+            self._fit_statistics(everything, choice.latent_dim, iterations, start)
+        finally:
+            self.ridge = wanted
+
+    def _estimate_gains(self, folds: list[Fold], targets: list[Target], everything: Statistics, totals: Totals) -> None:
+        assert self.choice is not None
+        found = []
+        for fold in folds:
+            parameters = pairwise_start(fold.training, fold.totals, self.choice.latent_dim, self._noise_kind)
+            ridge = pseudo_items(fold.totals, self.choice.ridge)
+            parameters, _ = iterate(fold.training, fold.totals, parameters, self.choice.iterations, self._noise_kind, ridge)
+            found.append(fold.score(parameters, targets))
+        k = len(everything.dims)
+        variance = (totals.scatter / totals.count).cpu().numpy()
+        pooled = [[sum((scores[t] for t in targets if t[1] == m), Agreement()) for scores in found] for m in range(k)]
+        self.pooled_gains, self.pooled_errors = np.zeros(k), variance.copy()
+        for m in range(k):
+            self.pooled_gains[m], self.pooled_errors[m] = gated(pooled[m], float(variance[m]))
+        self.gains, self.errors = {}, {}
+        for target in targets:
+            own = [scores[target] for scores in found]
+            if sum(agreement.count for agreement in own) == 0:
+                continue
+            others = pooled[target[1]]
+            share = _POOLED_ITEMS / max(sum(agreement.count for agreement in others), 1.0)
+            blended = [mine + other.scaled(share) for mine, other in zip(own, others, strict=True)]
+            self.gains[target], self.errors[target] = gated(blended, float(variance[target[1]]))
+
+    def _gain(self, target: Target) -> float:
+        return self.gains.get(target, float(self.pooled_gains[target[1]]))
+
+    def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
+        filled = {}
+        for j, values in super()._fill(data, pattern).items():
+            reference = torch.from_numpy(self.references[j]).to(values)
+            gain = self._gain((pattern.observed, j)) if pattern.observed else 0.0
+            filled[j] = reference + gain * (values - reference) if gain else reference.expand_as(values)
+        return filled
+
+    def predicted_error(self, embeddings: Sequence[Array], mask: Array) -> Array:
+        """Held-out squared error of every filled entry [N, k] (float64), by observed and missing modality; 0 where observed."""
+        data = self._observe_fitted(embeddings, mask)
+        result = torch.zeros(data.mask.shape, dtype=torch.float64, device=data.device)
+        for pattern in data.patterns():
+            for j in pattern.missing:
+                result[pattern.rows, j] = self.errors.get((pattern.observed, j), float(self.pooled_errors[j]))
+        return data.returned(result)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As `PPCA.state`, with the choice, the gains and the held-out errors."""
+        asked, self.ridge = self.ridge, -1.0 if self.ridge == "auto" else self.ridge
+        base = super().state()
+        self.ridge = asked
+        assert self.choice is not None
+        bits = [sum(1 << j for j in observed) for observed, _ in self.gains]
+        return {
+            **base,
+            **{f"references.{j}": mean for j, mean in enumerate(self.references)},
+            "choice": np.array([self.choice.latent_dim, self.choice.ridge, self.choice.iterations, self.choice.score]),
+            "folds": np.array([self.folds, self.seed]),
+            "targets": np.array([bits, [m for _, m in self.gains]], dtype=np.int64),
+            "gains": np.array([list(self.gains.values()), list(self.errors.values())], dtype=np.float64),
+            "pooled": np.stack([self.pooled_gains, self.pooled_errors]),
+        }
+
+    def _restore(self, state: Mapping[str, np.ndarray]) -> None:
+        super()._restore(state)
+        if self.ridge < 0:  # type: ignore[operator]
+            self.ridge = "auto"
+        self.references = indexed(state, "references")
+        q, ridge, iterations, score = np.asarray(state["choice"]).tolist()
+        self.choice = Choice(int(q), ridge, int(iterations), score)
+        self.folds, self.seed = (int(value) for value in state["folds"])
+        k = len(self.references)
+        targets = [(tuple(j for j in range(k) if bits >> j & 1), int(m)) for bits, m in np.asarray(state["targets"]).T.tolist()]
+        gains, errors = np.asarray(state["gains"]).tolist()
+        self.gains, self.errors = dict(zip(targets, gains, strict=True)), dict(zip(targets, errors, strict=True))
+        self.pooled_gains, self.pooled_errors = np.asarray(state["pooled"])
+
+
+def gated(folds: Sequence[Agreement], variance: float) -> tuple[float, float]:
+    """The gain that held-out items support, and the squared error an item that goes with it.
+
+    Each fold is scored at the gain of the others; unless the improvement over the reference exceeds its standard error over
+    folds, the gain is 0. Without held-out items: gain 0 and `variance`.
+    """
+    total = sum(folds, Agreement())
+    used = [fold for fold in folds if fold.count > 0]
+    if total.count == 0:
+        return 0.0, variance
+    closed = 0.0, total.energy / total.count
+    if len(used) < 2:
+        return closed
+    improvements = []
+    for index, fold in enumerate(used):
+        rest = sum((other for place, other in enumerate(used) if place != index), Agreement())
+        improvements.append((fold.energy - fold.error(rest.best_gain(_LARGEST_GAIN))) / fold.count)
+    spread = float(np.std(improvements, ddof=1)) / len(improvements) ** 0.5
+    if not np.mean(improvements) > _CONFIDENCE * spread:
+        return closed
+    gain = total.best_gain(_LARGEST_GAIN)
+    return gain, total.error(gain) / total.count
