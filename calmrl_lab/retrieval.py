@@ -93,7 +93,7 @@ def rank_items(
     """Ranks of `queries` (of one modality) among items that show any subset of k modalities, and of the items among the queries.
 
     An item that shows nothing the scorer can use stays a candidate and ranks below all others, tied with its like; as a query
-    it has no answer (positives = 0). Raises CalmrlError for NaN scores or sizes that do not fit.
+    it can only guess: all candidates are tied. Raises CalmrlError for NaN scores or sizes that do not fit.
     """
     _check_owners(len(queries), len(items), query_owner, item_owner)
     served = scorer.serves(mask)
@@ -111,39 +111,38 @@ def rank_items(
                 SameOwner(query_owner, owners), len(queries), len(shown), queries.device, tile, scorer.tie,
             )  # fmt: skip
     forward, backward = _ranks(counts, len(queries), len(shown))
-    return _with_unserved(forward, query_owner, item_owner[~served]), _spread(backward, served)
+    guesses = _owned(item_owner, query_owner)
+    return _with_unserved(forward, query_owner, item_owner[~served]), _with_guesses(backward, served, guesses, len(queries))
 
 
-def _with_unserved(ranks: Ranks, query_owner: Tensor, unserved_owner: Tensor) -> Ranks:
+def _owned(asking: Int[Tensor, " q"], owners: Int[Tensor, " g"]) -> Int[np.ndarray, " q"]:
+    """How many of `owners` are the same as each of `asking`."""
+    names, counts = (t.cpu().numpy() for t in torch.unique(owners, return_counts=True))
+    wanted = asking.cpu().numpy()
+    if len(names) == 0:
+        return np.zeros(len(wanted), dtype=np.int64)
+    place = np.searchsorted(names, wanted).clip(max=len(names) - 1)
+    return np.where(names[place] == wanted, counts[place], 0)
+
+
+def _with_unserved(ranks: Ranks, query_owner: Int[Tensor, " q"], unserved_owner: Int[Tensor, " u"]) -> Ranks:
     """Candidates that no score was computed for come last, all tied."""
-    if len(unserved_owner) == 0:
-        return ranks
-    owners, counts = (t.cpu().numpy() for t in torch.unique(unserved_owner, return_counts=True))
-    asked = query_owner.cpu().numpy()
-    place = np.searchsorted(owners, asked).clip(max=len(owners) - 1)
-    own = np.where(owners[place] == asked, counts[place], 0)
+    own = _owned(query_owner, unserved_owner)
     only_last = (ranks.positives == 0) & (own > 0)
-    served = ranks.candidates
     return Ranks(
-        greater=np.where(only_last, served, ranks.greater),
+        greater=np.where(only_last, ranks.candidates, ranks.greater),
         equal=np.where(only_last, len(unserved_owner) - own, ranks.equal),
         positives=ranks.positives + own,
-        candidates=served + len(unserved_owner),
+        candidates=ranks.candidates + len(unserved_owner),
     )
 
 
-def _spread(ranks: Ranks, served: Bool[Tensor, " g"]) -> Ranks:
+def _with_guesses(ranks: Ranks, served: Bool[Tensor, " g"], own: Int[np.ndarray, " g"], candidates: int) -> Ranks:
+    """Queries that no score was computed for find all candidates tied."""
     place = served.cpu().numpy()
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        target = np.zeros(len(place), dtype=np.int64)
-        target[place] = values
-        return target
-
-    candidates = int(ranks.candidates[0]) if len(ranks.candidates) else 0
-    return Ranks(
-        spread(ranks.greater), spread(ranks.equal), spread(ranks.positives), np.full(len(place), candidates, dtype=np.int64)
-    )
+    greater, equal = np.zeros(len(place), dtype=np.int64), np.where(own > 0, candidates - own, 0)
+    greater[place], equal[place] = ranks.greater, ranks.equal
+    return Ranks(greater, equal, own, np.full(len(place), candidates, dtype=np.int64))
 
 
 def _check_owners(rows: int, columns: int, left: Tensor, right: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.nn import functional
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
@@ -40,4 +41,5 @@ class Cosine(VectorScorer):
         return mask[:, self._index]
 
     def _vectors(self, items: Tensor, mask: Tensor) -> Tensor:
-        return items[:, self._index]
+        # Observed embeddings have unit norm already, imputed ones do not.
+        return functional.normalize(items[:, self._index], dim=1)

@@ -1,0 +1,230 @@
+"""Retrieval when modalities are missing at test time: ranks a query, for every scorer, scenario, and with gaps filled or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.embedded import Embedded, RunSpace
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.missingness import apply_scenario, pattern_names
+from calmrl_lab.registry import nearest
+from calmrl_lab.retrieval import Ranks, discounted_gain, expected_rank, rank_items, recall, reciprocal_rank
+from calmrl_lab.scorers.base import make_scorer
+from calmrl_lab.significance import compare, interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from calmrl_lab.runs import Run
+
+RATES = (0.25, 0.5, 0.75, 0.9)
+SCORERS = ("centroid", "anchor")
+# What makes one curve: rows that agree in these differ only in the scenario.
+CURVE = ("query", "gallery", "side", "scorer", "calibrated")
+
+
+def default_scenarios(modalities: Sequence[str]) -> list[str]:
+    """Nothing hidden, nested random masks at 25/50/75/90 %, and every modality dropped in turn (where another is left)."""
+    drops = [f"drop:{m}" for m in modalities] if len(modalities) > 1 else []
+    return ["full", *(f"random:{rate:g}" for rate in RATES), *drops]
+
+
+def missing_curves(
+    embedded: Embedded,
+    imputer: Any | None = None,
+    scorers: Sequence[str] = SCORERS,
+    scenarios: Sequence[str] | None = None,
+    queries: Sequence[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A row a query: one modality asks for items that show any subset of the others (side 'gallery' misses), and back (side 'query').
+
+    Scenarios hide modalities of the items, never of the modality that asks; their masks are the same for every scorer, with and
+    without calibration, and nested over the rates of `random`. Beside the `scorers`, `cosine:<modality>` is computed for every single
+    modality, for `aggregation_gain`. With a fitted `imputer`, everything is computed a second time with the items' gaps
+    filled from what they show (`calibrated`); 'likelihood' needs a PPCA and is computed once. Items that show nothing rank last and, as queries,
+    guess.
+
+    Columns: query, gallery, side, scorer, calibrated, gallery_scenario, item, group, pattern (shown by the item), greater, equal,
+    candidates, positives, unserved (candidates or queries that show nothing the scorer can use). Queries without a positive are left out.
+    Raises CalmrlError for unknown modalities, scorers and scenarios, and for a query modality that no item shares.
+    """
+    import pandas as pd
+
+    parts = []
+    for query in queries or embedded.modalities:
+        if query not in embedded.modalities:
+            raise CalmrlError(
+                f"there is no modality '{query}' to ask with{nearest(query, list(embedded.modalities))}",
+                hint=f"there are: {', '.join(embedded.modalities)}",
+            )
+        others = [m for m in embedded.modalities if m != query]
+        for scenario in scenarios or default_scenarios(others):
+            parts += _scenario_parts(embedded, imputer, scorers, scenario, query, others, seed)
+    return pd.concat(parts, ignore_index=True)
+
+
+def run_curves(
+    run: Run | str,
+    scorers: Sequence[str] = SCORERS,
+    scenarios: Sequence[str] | None = None,
+    queries: Sequence[str] | None = None,
+    impute: str | None = None,
+    split: str = "test",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """`missing_curves` of a finished run, written into it as curves.parquet.
+
+    Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with neither has no
+    calibrated rows.
+    """
+    space = RunSpace.open(run, device=device)
+    frame = missing_curves(space.embed(split), space.imputer(impute), scorers, scenarios, queries, space.run.config.seed)
+    space.run.write_frame("curves.parquet", frame)
+    return frame
+
+
+def _scenario_parts(
+    embedded: Embedded,
+    imputer: Any | None,
+    scorers: Sequence[str],
+    scenario: str,
+    query: str,
+    others: list[str],
+    seed: int,
+) -> list[pd.DataFrame]:
+    asking = embedded.modalities.index(query)
+    columns = [embedded.modalities.index(m) for m in others]
+    natural = embedded.mask[:, columns].cpu().numpy()
+    shown, keep = apply_scenario(scenario, embedded.ids, others, natural, seed)
+    if not keep.any():
+        raise CalmrlError(f"scenario '{scenario}' leaves no item in the gallery")
+    kept = torch.from_numpy(np.flatnonzero(keep)).to(embedded.mask.device)
+    mask = torch.from_numpy(shown).to(embedded.mask.device)
+    rows, owners = embedded.rows[asking], embedded.owners[asking]
+    if not bool(torch.isin(owners, kept).any()):
+        raise CalmrlError(f"no item of the gallery has modality '{query}', so nothing can be asked with it")
+    patterns = np.asarray(pattern_names(shown, others))
+    made: list[pd.DataFrame] = []
+    views = [(False, embedded.items[:, columns], mask)]
+    if imputer is not None:
+        views.append((True, *_calibrated(embedded, imputer, columns, mask)))
+    for calibrated, items, seen in views:
+        for name in [*scorers, *(f"cosine:{m}" for m in others)]:
+            if name == "likelihood" and (calibrated or imputer is None):
+                continue
+            # Conditioning on what is shown is what filling does for the others.
+            options = {"imputer": imputer} if name == "likelihood" else {}
+            scorer = make_scorer(name, query, others, **options)
+            forward, backward = rank_items(scorer, rows, owners, items[kept], seen[kept], kept)
+            unserved = int((~scorer.serves(seen[kept])).sum())
+            about = {"scorer": name, "calibrated": calibrated or name == "likelihood", "gallery_scenario": scenario}
+            joint = "+".join(others)
+            for direction, ranks, owner in (
+                ({"query": query, "gallery": joint, "side": "gallery"}, forward, owners),
+                ({"query": joint, "gallery": query, "side": "query"}, backward, kept),
+            ):
+                made.append(_rows(embedded, ranks, owner, patterns, {**direction, **about}, unserved))
+    return made
+
+
+def _calibrated(
+    embedded: Embedded, imputer: Any, columns: list[int], mask: Bool[Tensor, "n m"]
+) -> tuple[Float[Tensor, "n m d"], Bool[Tensor, "n m"]]:
+    """Items with gaps filled from what they show; the modality that asks stays hidden from the imputer."""
+    everything = torch.zeros_like(embedded.mask)
+    everything[:, columns] = mask
+    filled = embedded.filled(imputer, everything)[:, columns]
+    return filled, mask.any(dim=1, keepdim=True).expand_as(mask)
+
+
+def _rows(
+    embedded: Embedded, ranks: Ranks, owner: Tensor, patterns: np.ndarray, about: dict[str, Any], unserved: int
+) -> pd.DataFrame:
+    import pandas as pd
+
+    asked = ranks.positives > 0
+    item = owner.cpu().numpy()[asked]
+    return pd.DataFrame(
+        {
+            **about,
+            "item": embedded.ids[item],
+            "group": embedded.group[item],
+            "pattern": patterns[item],
+            **{name: getattr(ranks, name)[asked] for name in ("greater", "equal", "candidates", "positives")},
+            "unserved": unserved,
+        }
+    )
+
+
+def curve_table(curves: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """A row a curve and scenario: recalls in percent with intervals over groups, median rank, MRR, nDCG, counts.
+
+    `rate` is the share that `random` hides (0 for 'full'; NaN for other scenarios); `shown` the mean number of modalities an item shows.
+    """
+    import pandas as pd
+
+    table = []
+    for key, part in curves.groupby([*CURVE, "gallery_scenario"], sort=False):
+        greater, equal = part["greater"].to_numpy(), part["equal"].to_numpy()
+        row: dict[str, Any] = dict(zip([*CURVE, "gallery_scenario"], key, strict=True))
+        row["rate"] = _rate(row["gallery_scenario"])
+        for k in (1, 5, 10):
+            found = interval(100 * recall(greater, equal, k), generator, part["group"].to_numpy())
+            row |= {f"recall_at_{k}": found.value, f"low_{k}": found.low, f"high_{k}": found.high}
+        row["median_rank"] = float(np.median(expected_rank(greater, equal)))
+        row["mrr"] = float(reciprocal_rank(greater, equal).mean())
+        row["ndcg"] = float(discounted_gain(greater, equal).mean())
+        row["shown"] = float(np.mean([0 if name == "none" else name.count("+") + 1 for name in part["pattern"]]))
+        row |= {"queries": len(part), "candidates": int(part["candidates"].iloc[0]), "unserved": int(part["unserved"].iloc[0])}
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def aggregation_gain(curves: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """Recall@1 of all modalities of an item together minus that of its best single modality, in percent, with interval and p.
+
+    The best single modality is chosen by its mean on the same queries, which favours it a little. A row a curve that is not itself
+    a single modality, and scenario; the single is uncalibrated, as it would be used alone.
+    """
+    import pandas as pd
+
+    table = []
+    single = curves["scorer"].str.startswith("cosine:") & ~curves["calibrated"]
+    for (query, gallery, side, scenario), part in curves.groupby(["query", "gallery", "side", "gallery_scenario"], sort=False):
+        alone = dict(list(part[single.loc[part.index]].groupby("scorer", sort=False)))
+        if not alone:
+            continue
+        means = {name: float(_first(rows).mean()) for name, rows in alone.items()}
+        best = max(means, key=lambda name: means[name])
+        joint = part[~part["scorer"].str.startswith("cosine:")]
+        for (scorer, calibrated), rows in joint.groupby(["scorer", "calibrated"], sort=False):
+            found = compare(100 * _first(rows), 100 * _first(alone[best]), generator, rows["group"].to_numpy())
+            table.append(
+                {
+                    "query": query, "gallery": gallery, "side": side, "gallery_scenario": scenario, "scorer": scorer,
+                    "calibrated": calibrated, "joint": 100 * float(_first(rows).mean()), "best_single": best.removeprefix("cosine:"),
+                    "single": 100 * means[best], "gain": found.value, "low": found.low, "high": found.high, "p": found.p, "queries": len(rows),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def _first(rows: pd.DataFrame) -> Float[np.ndarray, " q"]:
+    return recall(rows["greater"].to_numpy(), rows["equal"].to_numpy(), 1)
+
+
+def _rate(scenario: str) -> float:
+    if scenario == "full":
+        return 0.0
+    name, _, rate = scenario.partition(":")
+    try:
+        return float(rate) if name == "random" else float("nan")
+    except ValueError:  # a chain of scenarios has no single rate
+        return float("nan")

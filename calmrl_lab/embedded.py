@@ -1,0 +1,121 @@
+"""Items under the heads of a run: what search, curves and classification work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from calmrl_lab.batches import FeatureTable, load_table
+from calmrl_lab.devices import resolve
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.filling import Filler, encode, stack
+from calmrl_lab.heads import Heads
+from calmrl_lab.imputers import imputers
+from calmrl_lab.runs import Run
+from calmrl_lab.training import splits_of, training_items
+
+if TYPE_CHECKING:
+    from calmrl_lab.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """N items of k modalities as unit-norm embeddings.
+
+    `items` [N, k, d] is the first row of every modality, zero where `mask` [N, k] is False; `rows[j]` [R_j, d] are all rows of
+    modality j, that of item i where `owners[j]` is i. `labels` are those of the store, a string an item.
+    """
+
+    modalities: tuple[str, ...]
+    ids: np.ndarray
+    group: np.ndarray
+    items: Float[Tensor, "n k d"]
+    mask: Bool[Tensor, "n k"]
+    rows: tuple[Float[Tensor, "r d"], ...]
+    owners: tuple[Int[Tensor, " r"], ...]
+    labels: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def filled(self, imputer: Any, mask: Bool[Tensor, "n k"]) -> Float[Tensor, "n k d"]:
+        """`items` with the gaps of `mask` imputed; what the mask hides is not looked at."""
+        return stack(imputer.impute(list(self.items.unbind(dim=1)), mask)).to(self.items.dtype)
+
+
+@torch.no_grad()
+def embed(heads: Heads, table: FeatureTable) -> Embedded:
+    """The items of `table`, under its mask, in the space of `heads`."""
+    rows = tuple(heads.project(index, features) for index, features in enumerate(table.rows))
+    owners = tuple(
+        torch.repeat_interleave(torch.arange(len(table), device=offsets.device), offsets.diff()) for offsets in table.offsets
+    )
+    items = stack(encode(heads, table)).masked_fill(~table.mask.unsqueeze(-1), 0.0)
+    return Embedded(table.modalities, table.ids, table.group, items, table.mask, rows, owners, {})
+
+
+@dataclass(frozen=True)
+class RunSpace:
+    """A finished run over a store: embeds any of its splits."""
+
+    run: Run
+    heads: Heads
+    table: FeatureTable
+    store: FeatureStore
+    splits: np.ndarray
+
+    @classmethod
+    def open(cls, run: Run | Path | str, store: FeatureStore | Path | str | None = None, device: str = "auto") -> RunSpace:
+        """`run` over the store it was trained on, or over `store`. Raises CalmrlError for an unfinished run or a store that does
+        not fit its heads."""
+        from calmrl_lab.store import FeatureStore
+
+        run = run if isinstance(run, Run) else Run.open(run)
+        config = run.config
+        # Reading the summary refuses a run that has not finished.
+        assert run.summary is not None
+        source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
+        place = resolve(device)
+        heads = run.load_heads().to(place)
+        table = load_table(source, heads.modalities, str(place))
+        if table.dims != heads.dims:
+            raise CalmrlError(
+                f"store '{source.path}' has dimensions {table.dims}, the heads of run '{run.path}' take {heads.dims}"
+            )
+        return cls(run, heads, table, source, splits_of(source, config))
+
+    def embed(self, split: str | None = "test") -> Embedded:
+        """The items of one split (None: of all). Raises CalmrlError if there are none."""
+        chosen = np.arange(len(self.table)) if split is None else np.flatnonzero(self.splits == split)
+        if len(chosen) == 0:
+            raise CalmrlError(
+                f"store '{self.store.path}' has no items in split '{split}'",
+                hint=f"it has: {', '.join(np.unique(self.splits))}",
+            )
+        labels = {name: np.asarray(values)[chosen] for name, values in self.store.labels.items()}
+        return replace(embed(self.heads, self.table.select(chosen)), labels=labels)
+
+    def imputer(self, name: str | None = None) -> Any | None:
+        """The run's own fitted imputer; with a name, that one fitted afterwards on the training embeddings as the run's scenario showed them.
+
+        None if the run trained without one, or filled nothing, and no name is given.
+        """
+        config = self.run.config
+        own = imputers.get(config.impute).fills and (self.run.path / "imputer.safetensors").is_file()
+        if own and name in (None, config.impute):
+            imputer = self.run.load_imputer()
+        elif name is None:
+            return None
+        else:
+            validation = self.table.select(np.flatnonzero(self.splits == "validation"))
+            filler = Filler(name, {}, self.heads.modalities, validation)
+            filler.refresh(self.heads, training_items(self.table, self.splits, config), config.first_iterations)
+            imputer = filler.tempered
+        imputer.modalities = self.heads.modalities
+        return imputer
