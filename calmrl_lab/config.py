@@ -45,7 +45,7 @@ class TrainConfig(BaseModel):
     features: Literal["scaled", "centred", "raw"] = Field(
         "scaled",
         description="what heads that start at random see: features scaled to mean squared norm one, the same about their mean, or as they "
-        "are. Spectral objectives are blind to signs: from centred features half of all pairs would start, and end, pointing away from each other",
+        "are. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
     )
     dim: int = Field(
         256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"

@@ -276,7 +276,7 @@ def describe_store(store: Any) -> dict[str, Any]:
             for j, m in enumerate(store.modalities)
         },
         "patterns": dict(sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])),
-        "encoders": {m: store.attributes["modalities"][m]["encoder"] for m in store.modalities},
+        "encoders": {m: store.spec(m).encoder for m in store.modalities},
     }
 
 

@@ -42,6 +42,29 @@ class Heads(nn.Module):
         self.get_buffer(f"centre_{index}").copy_(centre)
         self.get_buffer(f"scale_{index}").copy_(scale)
 
+    @torch.no_grad()
+    def share_side(self, features: Mapping[int, Float[Tensor, "n d_m"]]) -> None:
+        """Reflect the heads so that the mean projections of all modalities in `features` point in one direction.
+
+        A reflection changes no distance within a modality. Without it, random heads send the modalities to random sides, and objectives made
+        of singular values, which cannot tell z from -z, then align some of them back to back. Modalities without a mean stay.
+        """
+        target: Tensor | None = None
+        for index, rows in features.items():
+            centred = (rows - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")
+            mean = self.maps[index](centred).mean(dim=0)
+            if float(mean.norm()) < 1e-6:
+                continue
+            direction = mean / mean.norm()
+            if target is None:
+                target = direction
+                continue
+            across = direction - target
+            if float(across.norm()) > 1e-6:
+                across = across / across.norm()
+                last = self.maps[index] if isinstance(self.maps[index], nn.Linear) else self.maps[index][-1]
+                last.weight -= 2 * torch.outer(across, across @ last.weight)
+
     def load_linear(self, index: int, weight: Float[Tensor, "d d_m"]) -> None:
         """Start modality `index` from published projection weights (linear heads only)."""
         linear = self.maps[index]

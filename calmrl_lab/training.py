@@ -146,12 +146,15 @@ class _Session:
             for index, name in enumerate(table.modalities):
                 heads.load_linear(index, torch.from_numpy(np.asarray(stored[name], dtype=np.float32)))
             return heads
-        if config.features == "raw":
-            return heads
-        for index, rows in enumerate(self.train_table.first_rows()):
-            seen = self.train_table.mask[:, index]
-            if bool(seen.any()):
-                heads.rescale(index, rows[seen].cpu(), centred=config.features == "centred")
+        shown = {
+            index: rows[self.train_table.mask[:, index]].cpu()
+            for index, rows in enumerate(self.train_table.first_rows())
+            if bool(self.train_table.mask[:, index].any())
+        }
+        if config.features != "raw":
+            for index, rows in shown.items():
+                heads.rescale(index, rows, centred=config.features == "centred")
+        heads.share_side(shown)
         return heads
 
     def _objective(self, modalities: tuple[str, ...]) -> torch.nn.Module:

@@ -18,7 +18,7 @@ def evaluate(
     store: Path | None = typer.Option(None, help="Score on this store instead of the one it was trained on."),
     split: str = typer.Option("test", help="Items to score."),
     direction: list[str] = typer.Option(
-        [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. [default: all]"
+        [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),

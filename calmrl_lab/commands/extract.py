@@ -17,12 +17,12 @@ def register(app: typer.Typer) -> None:
 def extract(
     dataset: str = typer.Option(..., help="Dataset (calmrl-lab list datasets)."),
     encoders: str | None = typer.Option(
-        None, help="Preset of the dataset, or vision=NAME,caption=NAME. [default: its first preset]"
+        None, help="Preset of the dataset, or vision=NAME,caption=NAME. (default: its first preset)"
     ),
-    out: Path | None = typer.Option(None, help="Store to write. [default: stores/DATASET.zarr]"),
+    out: Path | None = typer.Option(None, help="Store to write. (default: stores/DATASET.zarr)"),
     media: Path | None = typer.Option(None, help="Folder of the media and annotations."),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights."),
-    workers: int | None = typer.Option(None, help="Worker processes. [default: one a core]"),
+    workers: int | None = typer.Option(None, help="Worker processes. (default: one a core)"),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
     max_failures: float = typer.Option(

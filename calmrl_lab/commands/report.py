@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     runs: Path = typer.Option(Path("runs"), help="Folder of an experiment, or of single runs."),
-    out: Path | None = typer.Option(None, help="Folder to write. [default: reports/<name of the runs folder>]"),
+    out: Path | None = typer.Option(None, help="Folder to write. (default: reports/<name of the runs folder>)"),
     show: bool = typer.Option(False, "--open", help="Open the page in a browser."),
     as_json: bool = typer.Option(False, "--json", help="Print what the report says as JSON."),
 ) -> None:

@@ -16,20 +16,20 @@ def register(app: typer.Typer) -> None:
 
 def train_heads(
     store: Path | None = typer.Option(None, help="Feature store to train on."),
-    objective: str | None = typer.Option(None, help="Alignment objective (calmrl-lab list objectives). [default: calmrl]"),
-    impute: str | None = typer.Option(None, help="Imputer of missing modalities (calmrl-lab list imputers). [default: ppca]"),
+    objective: str | None = typer.Option(None, help="Alignment objective (calmrl-lab list objectives). (default: calmrl)"),
+    impute: str | None = typer.Option(None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: ppca)"),
     scenario: str | None = typer.Option(
-        None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. [default: full]"
+        None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. (default: full)"
     ),
     warm_up: Path | None = typer.Option(None, help="Store of complete data to train on first."),
-    head: str | None = typer.Option(None, help="linear or mlp. [default: linear]"),
-    modalities: str | None = typer.Option(None, help="Modalities to align, by comma. [default: all of the store]"),
-    seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. [default: 0]"),
-    epochs: int | None = typer.Option(None, help="Passes over the training items. [default: 40]"),
-    device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. [default: auto]"),
+    head: str | None = typer.Option(None, help="linear or mlp. (default: linear)"),
+    modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
+    seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. (default: 0)"),
+    epochs: int | None = typer.Option(None, help="Passes over the training items. (default: 40)"),
+    device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. (default: auto)"),
     config: Path | None = typer.Option(None, help="YAML file with any of these settings."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
-    run: Path | None = typer.Option(None, "--run", help="Run directory to write. [default: runs/<what was asked>]"),
+    run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
     resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:

@@ -17,8 +17,8 @@ from calmrl_lab.imputers.statistics import Statistics
 
 _LATENT_DIMS = (4, 8, 16, 32, 64, 128)
 # Pseudo-items of the prior on W, as a share of the items that show a modality.
-_RIDGES = (3.0, 1.0, 0.3, 0.1, 0.0)
-_STOPS = (2, 4, 8, 16, 32, 50, 100, 200)
+_RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.0)
+_STOPS = (2, 4, 8, 16, 32, 64, 128)
 _LARGEST_GAIN = 2.0
 
 
@@ -80,31 +80,45 @@ def choose(
     iterations: int,
     noise: NoiseKind = "per-modality",
     ridges: Sequence[float] = _RIDGES,
-    steps: int = 6,
+    steps: int = 4,
 ) -> Choice:
     """The choice of least held-out imputation error, over `folds` together.
 
-    The error of a target is taken at its best gain and relative to that of the mean, and weighted by `weights`. For every
-    latent dimension the prior is relaxed step by step, each fit going on from the last; then the number of iterations is
-    chosen.
+    The error of a target is taken at its best gain and relative to that of the mean, and weighted by `weights`. At the first
+    latent dimension the prior is relaxed step by step, each fit going on from the last, until that stops helping; then the
+    other latent dimensions are tried under the prior that was best, and last the number of iterations is chosen.
     """
-    tried = []
-    for q in latent_dims:
-        current = [pairwise_start(fold.training, fold.totals, q, noise) for fold in folds]
-        for ridge in ridges:
-            current = _advance(folds, current, steps, noise, ridge)
-            tried.append(Choice(q, ridge, iterations, _score(folds, current, weights)))
+
+    def starts(q: int) -> list[Parameters]:
+        return [pairwise_start(fold.training, fold.totals, q, noise) for fold in folds]
+
+    first, *others = latent_dims
+    current = starts(first)
+    tried: list[Choice] = []
+    for ridge in ridges:
+        current = _advance(folds, current, steps, noise, ridge)
+        tried.append(Choice(first, ridge, iterations, _score(folds, current, weights)))
+        if _worsening(tried):
+            break
+    best = min(tried, key=lambda choice: choice.score)
+    for q in others:
+        current = _advance(folds, starts(q), 2 * steps, noise, best.ridge)
+        tried.append(Choice(q, best.ridge, iterations, _score(folds, current, weights)))
     best = min(tried, key=lambda choice: choice.score)
 
-    current = [pairwise_start(fold.training, fold.totals, best.latent_dim, noise) for fold in folds]
-    stops = sorted({min(stop, iterations) for stop in (*_STOPS, iterations)})
+    current = starts(best.latent_dim)
     reached: list[Choice] = []
-    for before, stop in itertools.pairwise([0, *stops]):
+    for before, stop in itertools.pairwise([0, *sorted({min(stop, iterations) for stop in (*_STOPS, iterations)})]):
         current = _advance(folds, current, stop - before, noise, best.ridge)
         reached.append(Choice(best.latent_dim, best.ridge, stop, _score(folds, current, weights)))
-        if len(reached) > 2 and reached[-1].score > reached[-2].score > reached[-3].score:
+        if _worsening(reached):
             break
     return min(reached, key=lambda choice: choice.score)
+
+
+def _worsening(tried: Sequence[Choice]) -> bool:
+    """Whether the last score is no better than the one before: held-out error has one valley along both paths."""
+    return len(tried) > 1 and tried[-1].score >= tried[-2].score
 
 
 def pseudo_items(totals: Totals, share: float) -> float:

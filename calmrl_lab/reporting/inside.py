@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from calmrl_lab.reporting.contents import signed
 from calmrl_lab.reporting.gather import Gathered, Method, RunRecord
+from calmrl_lab.reporting.neighbours import Items
 from calmrl_lab.reporting.recalls import Direction, Recalls, plain
 from calmrl_lab.reporting.tables import Cell, Column, Table
 
@@ -78,7 +78,7 @@ def _ranks(run: RunRecord, direction: Direction) -> pd.Series:
     return rank.groupby(frame["item"].astype(str)).min().sort_index()
 
 
-def worst_shifts(method: Method, split: str, names: Mapping[str, str]) -> Table | None:
+def worst_shifts(method: Method, split: str, items: Items) -> Table | None:
     """The items whose anchor calibration took farthest away, averaged over seeds; None if it took none away."""
     import pandas as pd
 
@@ -94,7 +94,7 @@ def worst_shifts(method: Method, split: str, names: Mapping[str, str]) -> Table 
     worst = harmed.sort_values(["change", "item", "pattern"], ascending=[False, True, True]).head(_SHOWN)
     rows = [
         [
-            _item(str(row.item), names),
+            _item(str(row.item), items),
             Cell(str(row.pattern)),
             Cell(f"{row.shift_observed:.3f}"),
             Cell(f"{row.shift_calibrated:.3f}"),
@@ -111,7 +111,7 @@ def worst_shifts(method: Method, split: str, names: Mapping[str, str]) -> Table 
     return Table("worst_shifts", "Anchors that calibration took farthest astray", columns, rows, notes)
 
 
-def harmed_fillings(method: Method, split: str, names: Mapping[str, str]) -> Table | None:
+def harmed_fillings(method: Method, split: str, items: Items) -> Table | None:
     """The gaps that the imputer of `method` filled worst compared with the mean, averaged over seeds; None without both."""
     import pandas as pd
 
@@ -132,7 +132,7 @@ def harmed_fillings(method: Method, split: str, names: Mapping[str, str]) -> Tab
     worst = harmed.sort_values(["change", "item", "modality", "pattern"], ascending=[False, True, True, True]).head(_SHOWN)
     rows = [
         [
-            _item(str(row["item"]), names),
+            _item(str(row["item"]), items),
             Cell(str(row["modality"])),
             Cell(str(row["pattern"])),
             Cell(f"{row[own]:.3f}"),
@@ -152,7 +152,7 @@ def harmed_fillings(method: Method, split: str, names: Mapping[str, str]) -> Tab
     return Table("harmed_fillings", f"Gaps that {own} filled worse than the mean", columns, rows, notes)
 
 
-def _item(item: str, names: Mapping[str, str]) -> Cell:
-    """An item by its id, and by its name where the store has one."""
-    name = names.get(item, "")
-    return Cell(item, name if name != item else "", sort=name or item)
+def _item(item: str, items: Items) -> Cell:
+    """An item by its picture and name where the store has them, else by its id."""
+    shown = " ".join(part for part in (items.face(item), items.name(item)) if part)
+    return Cell(shown, sort=items.name(item), title=item if shown != item else "")

@@ -37,19 +37,26 @@ def narrate(
         return Narrative(
             "No finished run can be compared.", "There are no scores that all methods share.", _cautions(gathered, recalls)
         )
+    parts = compared.cast
+    main, fair = (_judged(recalls, method) for method in (parts.calibrated[0] if parts.calibrated else None, parts.fair))
     sentences = [
-        *_effect(compared),
-        *_controls(compared),
-        *_clip(compared),
-        *_complete_only(compared),
-        *_gap(compared),
+        *(_effect(compared) if main and fair else []),
+        *(_controls(compared) if main else []),
+        *(_clip(compared) if main or not parts.calibrated else []),
+        *(_complete_only(compared) if fair else []),
+        *(_gap(compared, recalls) if fair else []),
         *_fillings(imputations),
         *_anchors(shifts),
-        *_disagreement(compared, imputations),
+        *(_disagreement(compared, imputations) if main and fair else []),
         _leader(recalls),
     ]
     cautions = _cautions(gathered, recalls)
     return Narrative(_headline(recalls, compared), " ".join(sentences), cautions, _sureness(recalls, compared))
+
+
+def _judged(recalls: Recalls, method: Method | None) -> bool:
+    """Whether sentences about `method` make sense: it is there, and not at chance."""
+    return method is not None and not recalls[method.name].at_chance
 
 
 def _by(found: Difference) -> str:
@@ -154,10 +161,14 @@ def _complete_only(compared: Comparisons) -> list[str]:
     ]
 
 
-def _gap(compared: Comparisons) -> list[str]:
+def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
     parts = compared.cast
     if parts.oracle is None or parts.fair is None:
         return []
+    if recalls[parts.oracle.name].at_chance:
+        return [
+            f"With nothing hidden ({parts.oracle.label}) the objective itself is at chance, so what hiding costs cannot be judged."
+        ]
     gap = compared.of(parts.oracle.name, parts.fair.name)
     if gap is None:
         return []
@@ -214,12 +225,11 @@ def _anchors(found: Shifts | None) -> list[str]:
     if whole.change.low <= 0 <= whole.change.high:
         return [f"The mean anchor shift did not change measurably ({moved})."]
     if whole.change.value < 0:
-        return [
-            f"Filling in brought anchors closer to those of the complete items (mean shift {moved}), though not everywhere: in "
-            f"{100 * (1 - whole.improved):.0f} % of the cases it took them farther away."
-            if whole.improved < 1
-            else f"Filling in brought every anchor closer to that of the complete item (mean shift {moved})."
-        ]
+        closer = f"Filling in brought anchors closer to those of the complete items (mean shift {moved})"
+        share = 100 * (1 - whole.improved)
+        if share < 0.5:
+            return [f"{closer}, nearly everywhere."]
+        return [f"{closer}, though not everywhere: in {share:.0f} % of the cases it took them farther away."]
     return [f"Filling in took anchors farther from those of the complete items (mean shift {moved})."]
 
 
@@ -270,8 +280,10 @@ def _sureness(recalls: Recalls, compared: Comparisons) -> str:
 def _headline(recalls: Recalls, compared: Comparisons) -> str:
     parts = compared.cast
     main = parts.calibrated[0] if parts.calibrated else None
-    if main is not None and recalls[main.name].at_chance:
-        return f"{main.label} is at chance: something is wrong, and nothing can be concluded."
+    lost = [method.label for method in (main, parts.fair) if method is not None and recalls[method.name].at_chance]
+    if lost:
+        verb = "is" if len(lost) == 1 else "are"
+        return f"{_and(lost)} {verb} at chance: whether filling in missing modalities helps cannot be judged from these runs."
     effect = compared.of(main.name, parts.fair.name) if main and parts.fair else None
     if main is None or effect is None:
         return _leader(recalls)
@@ -300,7 +312,7 @@ def _aside(compared: Comparisons, parts: Cast, main: Method, effect: int) -> str
 
 
 def _cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
-    found = [_at_chance(result) for result in recalls.methods if result.means and result.at_chance]
+    found = _at_chance([result for result in recalls.methods if result.means and result.at_chance])
     few = [result.method.label for result in recalls.methods if len(result.method.seeds) == 1]
     if few:
         found.append(f"Only one seed for {_and(few)}: how much another training run would differ is not in the intervals.")
@@ -321,12 +333,17 @@ def _cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _at_chance(result: MethodResult) -> str:
-    value = result.means[10].scaled(100)
-    return (
-        f"{result.method.label} is at chance: Recall@10 {value.value:.1f} % [{value.low:.1f}, {value.high:.1f}], a random order gives "
-        f"{100 * result.chance[10]:.1f} %. Look for weights that were not loaded, or features that do not belong to these items."
-    )
+def _at_chance(lost: list[MethodResult]) -> list[str]:
+    if not lost:
+        return []
+    named = [
+        f"{r.method.label} ({100 * r.means[10].value:.1f} % [{100 * r.means[10].low:.1f}, {100 * r.means[10].high:.1f}])"
+        for r in lost
+    ]
+    return [
+        f"At chance in Recall@10: {_and(named)}; a random order gives {100 * lost[0].chance[10]:.1f} %. Nothing can be concluded from "
+        "that. Look for training that diverged, weights that were not loaded, or features that do not belong to these items."
+    ]
 
 
 def _and(parts: list[str]) -> str:

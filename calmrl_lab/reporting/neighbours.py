@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,36 @@ def source(gathered: Gathered) -> FeatureStore | None:
     return store if digest in (None, store.digest) else None
 
 
-def item_names(store: FeatureStore | None) -> dict[str, str]:
-    """Item id to its name in words, from the first label that looks like one; empty if there is none."""
+@dataclass(frozen=True)
+class Items:
+    """How items are shown to a person: `names` in words, `faces` as one picture character, both by id; either may be empty."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    faces: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, item: str) -> str:
+        return self.names.get(item, item)
+
+    def face(self, item: str) -> str:
+        return self.faces.get(item, "")
+
+
+def describe(store: FeatureStore | None) -> Items:
+    """Names from the first label that looks like one; faces for openmoji, whose items are named by the code points of an emoji."""
     if store is None:
-        return {}
+        return Items()
+    ids = [str(item) for item in store.ids]
     label = next((store.labels[name] for name in _NAMES if name in store.labels), None)
-    return {} if label is None else dict(zip(map(str, store.ids), map(str, label), strict=True))
+    names = {} if label is None else dict(zip(ids, map(str, label), strict=True))
+    faces = {item: _character(item) for item in ids} if store.dataset == "openmoji" else {}
+    return Items(names, faces)
+
+
+def _character(item: str) -> str:
+    try:
+        return "".join(chr(int(point, 16)) for point in item.split("-"))
+    except ValueError:
+        return ""
 
 
 def found_first(

@@ -18,6 +18,7 @@ from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.imputations import Imputations
 from calmrl_lab.reporting.inside import Case, Cases
 from calmrl_lab.reporting.narrative import Narrative
+from calmrl_lab.reporting.neighbours import Items
 from calmrl_lab.reporting.palette import INKS, Ink
 from calmrl_lab.reporting.recalls import Recalls
 from calmrl_lab.reporting.shifts import Shifts
@@ -60,7 +61,7 @@ class Findings:
     cases: Cases | None = None
     first: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Run name -> query item -> the items it finds first; empty if the store is not there."""
-    names: dict[str, str] = field(default_factory=dict)
+    items: Items = field(default_factory=Items)
 
 
 def page(found: Findings, files: Sequence[str]) -> str:
@@ -226,8 +227,8 @@ def _inside(found: Findings, environment: Any) -> list[Section]:
 def _examples(found: Findings, cases: Cases) -> dict[str, Any]:
     query, gallery = cases.direction
     titles = {
-        "won": f"Found first by {cases.labels[0]} only",
-        "lost": f"Found first by {cases.labels[1]} only",
+        "won": f"Found first only by {cases.labels[0]}",
+        "lost": f"Found first only by {cases.labels[1]}",
         "far off for both": "Not among the first ten of either",
     }
     return {
@@ -247,18 +248,9 @@ def _case(found: Findings, cases: Cases, case: Case) -> dict[str, Any]:
     rows = []
     for label, run, rank in zip(cases.labels, (cases.run, cases.other), (case.rank, case.other_rank), strict=True):
         hits = found.first.get(run.name, {}).get(case.item, [])
-        shown = [{"face": _face(hit), "name": found.names.get(hit, hit), "right": hit == case.item} for hit in hits]
+        shown = [{"face": found.items.face(hit), "name": found.items.name(hit), "right": hit == case.item} for hit in hits]
         rows.append({"label": label, "rank": f"{rank:g}", "hits": shown})
-    return {"face": _face(case.item), "name": found.names.get(case.item, case.item), "rows": rows}
-
-
-def _face(item: str) -> str:
-    """The id itself where it is a picture (an emoji); nothing for ids in letters and digits."""
-    return item if (item and not item[0].isalnum() and not item.isascii()) or _keycap(item) else ""
-
-
-def _keycap(item: str) -> bool:
-    return "\u20e3" in item
+    return {"face": found.items.face(case.item), "name": found.items.name(case.item), "rows": rows}
 
 
 def _predicted(found: Imputations) -> str:

@@ -57,16 +57,16 @@ def beside(gathered: Gathered, recalls: Recalls, inks: dict[str, Ink]) -> Table 
     dataset = str(gathered.store.get("dataset") or "our data")
     columns = [Column("system", numeric=False)]
     columns += [Column(f"{task[:1]}→{task[2:]}", group=f"published: {name}") for name, task, _ in _TASKS]
-    columns += [Column("average", group="published"), Column("our run", numeric=False)]
+    columns.append(Column("average", group="published"))
     columns += [Column(arrow(direction), group=f"ours: {dataset}, R@1 %") for _, _, direction in known]
     rows, own = [], [name for name in ours if name not in dict(_SYSTEMS)]
     for key, label in (*_SYSTEMS, *((name, "") for name in own)):
         method = ours.get(key)
-        row = [Cell(label) if label else _own(method, inks)]
+        ours_too = f"ours: {method.label}" if method else ""
+        row = [Cell(label, ours_too, swatch=_swatch(method, inks)) if label else _own(method, inks)]
         for name, task, _ in _TASKS:
             row.append(_published(values.get((key, name, task))))
         row.append(_published(next((f for (m, d, _), f in values.items() if m == key and d.startswith("average")), None)))
-        row.append(_own(method, inks) if label else Cell(""))
         row += [_measured(recalls, method, direction) for _, _, direction in known]
         rows.append(row)
     notes = (
@@ -81,7 +81,11 @@ def beside(gathered: Gathered, recalls: Recalls, inks: dict[str, Ink]) -> Table 
 
 
 def _own(method: Method | None, inks: dict[str, Ink]) -> Cell:
-    return Cell(method.label, swatch=f"var({inks[method.name].variable})") if method else Cell("")
+    return Cell(method.label if method else "", swatch=_swatch(method, inks))
+
+
+def _swatch(method: Method | None, inks: dict[str, Ink]) -> str:
+    return f"var({inks[method.name].variable})" if method else ""
 
 
 def _published(fact: Fact | None) -> Cell:

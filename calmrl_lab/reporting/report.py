@@ -15,7 +15,7 @@ from calmrl_lab.reporting.gather import gather
 from calmrl_lab.reporting.imputations import Imputations, imputations
 from calmrl_lab.reporting.inside import Cases, cases, harmed_fillings, worst_shifts
 from calmrl_lab.reporting.narrative import Narrative, narrate
-from calmrl_lab.reporting.neighbours import found_first, item_names, source
+from calmrl_lab.reporting.neighbours import Items, describe, found_first, source
 from calmrl_lab.reporting.page import Findings, page
 from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.published import beside, footnotes
@@ -90,14 +90,14 @@ def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
         tables["anchor_shift"] = shift_table(moved)
         figures["fig4_anchor_shift"] = anchor_shift(moved)
     store = source(gathered)
-    names = item_names(store)
+    items = describe(store)
     chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None
     first = _first(store, chosen, gathered.split)
-    tables |= _inside(errors, moved, names)
+    tables |= _inside(errors, moved, items)
     narrative = narrate(gathered, found, compared, errors, moved)
     contents = {**_table_files(tables), **_figure_files(figures)}
     findings = Findings(
-        gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, names
+        gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, items
     )
     html = page(findings, sorted(contents))
     _write(folder, {**contents, "index.html": html.encode()})
@@ -113,10 +113,10 @@ def _first(store: FeatureStore | None, chosen: Cases | None, split: str) -> dict
     return {run.name: found_first(store, run, chosen.direction, items, split) for run in (chosen.run, chosen.other)}
 
 
-def _inside(errors: Imputations | None, moved: Shifts | None, names: dict[str, str]) -> dict[str, Table]:
+def _inside(errors: Imputations | None, moved: Shifts | None, items: Items) -> dict[str, Table]:
     tables = [
-        worst_shifts(moved.method, moved.split, names) if moved else None,
-        harmed_fillings(errors.method, errors.split, names) if errors else None,
+        worst_shifts(moved.method, moved.split, items) if moved else None,
+        harmed_fillings(errors.method, errors.split, items) if errors else None,
     ]
     return {table.name: table for table in tables if table is not None}
 

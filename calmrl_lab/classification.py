@@ -1,0 +1,332 @@
+"""Classification over embeddings: zero-shot by class text, class centroids, nearest neighbours, linear probe; gaps allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from calmrl_lab.embedded import Embedded, RunSpace
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
+from calmrl_lab.scorers.centroid import Centroid
+from calmrl_lab.significance import interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from calmrl_lab.runs import Run
+
+KINDS = ("zero-shot", "centroid", "knn", "linear")
+NEIGHBOURS = 10
+# exp(cosine / 0.07) weights of neighbours, the temperature that contrastive papers use for this.
+_TEMPERATURE = 0.07
+_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+_FOLDS = 3
+# A modality's key for all modalities of an item together.
+JOINT = "joint"
+
+
+def classify(
+    train: Embedded,
+    test: Embedded,
+    label: str,
+    kinds: Sequence[str] = KINDS,
+    text: str | None = None,
+    class_vectors: tuple[Sequence[str], Float[Tensor, "c d"]] | None = None,
+    imputer: Any | None = None,
+) -> pd.DataFrame:
+    """Predict `label` of the test items from each single modality and from all that an item shows ('joint', their centroid).
+
+    zero-shot: the nearest class text, in cosine; class texts are `class_vectors` (names, unit-norm embeddings), or else the mean of the
+    embeddings in modality `text` of each class's training items (one vector where the text is the class name). No other modality's labels
+    are used. centroid: the nearest class mean of the same modality. knn: the ten nearest training items vote with weight
+    exp(cosine / 0.07). linear: logistic regression, its strength chosen by three-fold cross-validation on training groups. Training and
+    test items that do not show a modality are left out of its rows. With an `imputer`, the joint embedding is computed a second time with
+    gaps filled (`calibrated`). Items without a label take no part.
+
+    A row an item, kind and modality: kind, modality, calibrated, item, group, pattern, label, predicted, correct, correct_at_5
+    (NaN with five classes or fewer), known (False if training has no item of the class). Raises CalmrlError for an unknown label, kind or
+    text modality, and for training items of fewer than two classes.
+    """
+    import pandas as pd
+
+    _check(train, test, label, kinds, text)
+    names = np.unique([name for name in train.labels[label].tolist() if name])
+    if len(names) < 2:
+        raise CalmrlError(f"label '{label}' has {len(names)} class in training, expected at least 2")
+    texts = _class_texts(train, label, names, text, class_vectors) if "zero-shot" in kinds else None
+    parts = []
+    for modality, calibrated, view in _views(train, test, imputer):
+        fitted = _Representation.of(train, view, label, names, training=True)
+        asked = _Representation.of(test, view, label, names, training=False)
+        for kind in kinds:
+            if kind == "zero-shot" and (texts is None or modality == text):
+                continue
+            if len(asked.items) == 0 or (kind != "zero-shot" and len(np.unique(fitted.truth)) < 2):
+                continue
+            if kind == "zero-shot":
+                assert texts is not None
+                scores = asked.vectors @ texts[1].T
+                candidates = texts[0]
+            else:
+                scores, candidates = _SCORES[kind](fitted, asked.vectors, len(names)), names
+            parts.append(_rows(test, asked, label, scores, candidates, kind, modality, calibrated))
+    if not parts:
+        raise CalmrlError(f"no test item with label '{label}' shows a modality that could be classified")
+    return pd.concat(parts, ignore_index=True)
+
+
+def classify_run(
+    run: Run | str,
+    label: str | None = None,
+    kinds: Sequence[str] = KINDS,
+    text: str | None = None,
+    split: str = "test",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """`classify` of a finished run, trained on the labels of its training split, written into it as classification.parquet.
+
+    `label` may be left out if the store has one label of at most 1,000 classes. `text` defaults to `caption` where that is a modality;
+    without a text modality zero-shot is left out.
+    """
+    space = RunSpace.open(run, device=device)
+    test = space.embed(split)
+    names = {name: len(np.unique(values)) for name, values in space.store.labels.items()}
+    if label is None:
+        fitting = [name for name, classes in names.items() if 2 <= classes <= min(1000, len(space.table) // 2)]
+        if len(fitting) != 1:
+            raise CalmrlError(
+                f"store '{space.store.path}' has {len(fitting)} labels that could be classified",
+                hint=f"it has: {', '.join(names) or 'none'}",
+            )
+        label = fitting[0]
+    text = text or ("caption" if "caption" in test.modalities else None)
+    if text is None:
+        kinds = [kind for kind in kinds if kind != "zero-shot"]
+    frame = classify(space.embed("train"), test, label, kinds, text, imputer=space.imputer())
+    space.run.write_frame("classification.parquet", frame)
+    return frame
+
+
+def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """A row a kind and modality: accuracy (percent, interval over groups), accuracy at 5, macro average over classes, counts.
+
+    `majority` is what always naming the most frequent class of these items would reach.
+    """
+    import pandas as pd
+
+    table = []
+    for (kind, modality, calibrated), part in frame.groupby(["kind", "modality", "calibrated"], sort=False):
+        found = interval(100.0 * part["correct"].to_numpy(), generator, part["group"].to_numpy())
+        classes = part.groupby("label")["correct"]
+        table.append(
+            {
+                "kind": kind, "modality": modality, "calibrated": calibrated, "accuracy": found.value, "low": found.low, "high": found.high,
+                "accuracy_at_5": 100 * float(part["correct_at_5"].astype(float).mean()), "macro": 100 * float(classes.mean().mean()),
+                "majority": 100 * float(classes.size().max() / len(part)), "items": len(part), "classes": classes.ngroups,
+                "unknown_class": int((~part["known"]).sum()),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def class_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a kind, modality and class: accuracy in percent, items, and the class it is most often taken for instead."""
+    import pandas as pd
+
+    table = []
+    for key, part in frame.groupby(["kind", "modality", "calibrated", "label"], sort=False):
+        wrong = part.loc[~part["correct"], "predicted"]
+        row = dict(zip(("kind", "modality", "calibrated", "label"), key, strict=True))
+        mistaken = str(wrong.value_counts().index[0]) if len(wrong) else ""
+        table.append({**row, "accuracy": 100 * float(part["correct"].mean()), "items": len(part), "mistaken_for": mistaken})
+    return pd.DataFrame(table)
+
+
+class _View:
+    """One way to make vectors of items: a single modality, or the centroid of what is shown, gaps filled or not."""
+
+    def __init__(self, modality: int | None, imputer: Any | None = None) -> None:
+        self._modality, self._imputer = modality, imputer
+
+    def vectors(self, items: Embedded) -> tuple[Float[Tensor, "n d"], np.ndarray]:
+        """Unit-norm vectors [N, d] and which items have one [N]."""
+        if self._modality is not None:
+            return items.items[:, self._modality], items.mask[:, self._modality].cpu().numpy()
+        shown, mask = items.items, items.mask
+        if self._imputer is not None:
+            shown, mask = items.filled(self._imputer, mask), mask.any(dim=1, keepdim=True).expand_as(mask)
+        return Centroid("", items.modalities).vectors(shown, mask), mask.any(dim=1).cpu().numpy()
+
+
+def _views(train: Embedded, test: Embedded, imputer: Any | None) -> list[tuple[str, bool, _View]]:
+    views = [(name, False, _View(index)) for index, name in enumerate(test.modalities)]
+    views.append((JOINT, False, _View(None)))
+    if imputer is not None and not (bool(test.mask.all()) and bool(train.mask.all())):
+        views.append((JOINT, True, _View(None, imputer)))
+    return views
+
+
+class _Representation:
+    """Labelled items that a view has vectors for: positions, vectors, class indices (-1: a class that training lacks), groups."""
+
+    def __init__(self, items: np.ndarray, vectors: Tensor, truth: Int[np.ndarray, " n"], group: np.ndarray) -> None:
+        self.items, self.vectors, self.truth, self.group = items, vectors, truth, group
+
+    @classmethod
+    def of(cls, embedded: Embedded, view: _View, label: str, names: np.ndarray, training: bool) -> _Representation:
+        vectors, present = view.vectors(embedded)
+        labels = embedded.labels[label]
+        items = np.flatnonzero(present & (labels != ""))
+        place = np.searchsorted(names, labels[items]).clip(max=len(names) - 1)
+        truth = np.where(names[place] == labels[items], place, -1)
+        assert not training or (truth >= 0).all()
+        return cls(items, vectors[torch.from_numpy(items).to(vectors.device)].double().cpu(), truth, embedded.group[items])
+
+
+def _by_centroid(train: _Representation, vectors: Tensor, classes: int) -> Tensor:
+    return vectors @ _class_means(train.vectors, train.truth, classes).T
+
+
+def _class_means(vectors: Tensor, truth: np.ndarray, classes: int) -> Float[Tensor, "c d"]:
+    """Unit-norm class means; a class without items is NaN-free and matches nothing (zero vector scores below any positive cosine)."""
+    sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype).index_add_(0, torch.from_numpy(truth), vectors)
+    return functional.normalize(sums, dim=1)
+
+
+def _by_neighbours(train: _Representation, vectors: Tensor, classes: int) -> Tensor:
+    k = min(NEIGHBOURS, len(train.vectors))
+    votes = torch.zeros(len(vectors), classes, dtype=vectors.dtype)
+    truth = torch.from_numpy(train.truth)
+    for start in range(0, len(vectors), 1024):
+        rows = slice(start, start + 1024)
+        scores, near = (vectors[rows] @ train.vectors.T).topk(k, dim=1)
+        votes[rows] = votes[rows].scatter_add_(1, truth[near], (scores / _TEMPERATURE).exp())
+    return votes
+
+
+def _by_regression(train: _Representation, vectors: Tensor, classes: int) -> Tensor:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    x, y = train.vectors.numpy(), train.truth
+    strength = _STRENGTHS[len(_STRENGTHS) // 2]
+    if len(np.unique(train.group)) >= _FOLDS:
+        folds = [
+            (inside, outside)
+            for inside, outside in GroupKFold(_FOLDS).split(x, y, train.group)
+            if len(np.unique(y[inside])) > 1
+        ]
+        hits = {
+            c: sum(int((_regression(LogisticRegression, x[i], y[i], c).predict(x[o]) == y[o]).sum()) for i, o in folds)
+            for c in _STRENGTHS
+        }
+        strength = max(_STRENGTHS, key=lambda c: hits[c])
+    model = _regression(LogisticRegression, x, y, strength)
+    decided = model.decision_function(vectors.numpy())
+    if decided.ndim == 1:
+        decided = np.stack([-decided, decided], axis=1)
+    scores = np.full((len(vectors), classes), -np.inf)
+    scores[:, model.classes_] = decided
+    return torch.from_numpy(scores)
+
+
+def _regression(kind: Any, x: np.ndarray, y: np.ndarray, strength: float) -> Any:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # The last digits of a probe's loss do not move its predictions; lbfgs stops after enough steps.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return kind(C=strength, max_iter=200).fit(x, y)
+
+
+_SCORES = {"centroid": _by_centroid, "knn": _by_neighbours, "linear": _by_regression}
+
+
+def _class_texts(
+    train: Embedded,
+    label: str,
+    names: np.ndarray,
+    text: str | None,
+    given: tuple[Sequence[str], Tensor] | None,
+) -> tuple[np.ndarray, Float[Tensor, "c d"]]:
+    if given is not None:
+        classes, vectors = np.asarray(given[0], dtype=np.str_), given[1]
+        if vectors.shape != (len(classes), train.items.shape[2]):
+            raise CalmrlError(
+                f"class texts must be [{len(classes)}, {train.items.shape[2]}] for {len(classes)} classes, got {list(vectors.shape)}"
+            )
+        return classes, functional.normalize(vectors.double().cpu(), dim=1)
+    assert text is not None
+    described = _Representation.of(train, _View(train.modalities.index(text)), label, names, training=True)
+    present = np.unique(described.truth)
+    if len(present) == 0:
+        raise CalmrlError(f"zero-shot: no training item with label '{label}' shows '{text}'")
+    return names[present], _class_means(described.vectors, described.truth, len(names))[torch.from_numpy(present)]
+
+
+def _rows(
+    test: Embedded,
+    asked: _Representation,
+    label: str,
+    scores: Float[Tensor, "n c"],
+    candidates: np.ndarray,
+    kind: str,
+    modality: str,
+    calibrated: bool,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    from calmrl_lab.missingness import pattern_names
+
+    truth = test.labels[label][asked.items]
+    ranked = scores.numpy()
+    place = np.searchsorted(np.sort(candidates), truth).clip(max=len(candidates) - 1)
+    own = np.argsort(candidates)[place]
+    known = candidates[own] == truth
+    score = ranked[np.arange(len(ranked)), own][:, None]
+    # Ties count against the true class: a vector that says nothing predicts nothing.
+    above = (ranked >= score).sum(axis=1) - 1
+    patterns = np.asarray(pattern_names(test.mask.cpu().numpy(), test.modalities))
+    return pd.DataFrame(
+        {
+            "kind": kind,
+            "modality": modality,
+            "calibrated": calibrated,
+            "item": test.ids[asked.items],
+            "group": test.group[asked.items],
+            "pattern": patterns[asked.items],
+            "label": truth,
+            "predicted": candidates[ranked.argmax(axis=1)],
+            "correct": known & (above == 0),
+            "correct_at_5": (known & (above < 5)).astype(np.float64) if len(candidates) > 5 else np.nan,
+            "known": known,
+        }
+    )
+
+
+def _check(train: Embedded, test: Embedded, label: str, kinds: Sequence[str], text: str | None) -> None:
+    for embedded in (train, test):
+        if label not in embedded.labels:
+            raise CalmrlError(
+                f"there is no label '{label}'{nearest(label, list(embedded.labels))}",
+                hint=f"there are: {', '.join(embedded.labels) or 'none'}",
+            )
+    for kind in kinds:
+        if kind not in KINDS:
+            raise CalmrlError(
+                f"unknown kind of classification '{kind}'{nearest(kind, list(KINDS))}", hint=f"known: {', '.join(KINDS)}"
+            )
+    if text is not None and text not in train.modalities:
+        raise CalmrlError(
+            f"there is no text modality '{text}'{nearest(text, list(train.modalities))}",
+            hint=f"there are: {', '.join(train.modalities)}",
+        )

@@ -1,0 +1,113 @@
+"""Evaluation of a run: what is ranked, what is imputed, what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calmrl_lab.batches import load_table
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation import evaluate
+from calmrl_lab.filling import encode
+from calmrl_lab.runs import Run
+from calmrl_lab.store import FeatureStore
+from calmrl_lab.training import train_heads
+
+QUICK = {"epochs": 3, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2}
+FOUR = ["vision", "audio", "caption", "subtitle"]
+
+
+@pytest.fixture(scope="module")
+def run(small_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return train_heads(
+        small_store, scenario="pairs:0.25", run=folder / "r", modalities=FOUR, impute_options={"latent_dim": 4}, **QUICK
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluation(run):
+    return evaluate(run, device="cpu")
+
+
+def test_every_ordered_pair_of_modalities_is_a_direction(evaluation):
+    table = evaluation.table()
+    assert len(table) == 12
+    assert (table["queries"] == 75).all()
+    assert table["chance_recall_at_1"].to_numpy() == pytest.approx(100 / 75)
+
+
+def test_ranks_equal_a_plain_sort(run, evaluation, small_store):
+    table = load_table(FeatureStore.open(small_store), FOUR)
+    test = table.select(np.flatnonzero(FeatureStore.open(small_store).split == "test"))
+    embeddings = encode(run.load_heads(), test)
+    scores = embeddings[2].double() @ embeddings[0].double().T
+    greater = (scores > scores.diagonal()[:, None]).sum(dim=1).numpy()
+    part = evaluation.scores.query("query == 'caption' and gallery == 'vision'").set_index("item").loc[test.ids]
+    assert np.abs(part["greater"].to_numpy() - greater).max() <= 1  # float32 against float64
+    assert (part["greater"].to_numpy() != greater).mean() < 0.05
+
+
+def test_a_direction_counts_only_items_that_have_both(run, small_store, tmp_path):
+    keywords = train_heads(
+        small_store, objective="clip", imputer="none", run=tmp_path / "k", modalities=["caption", "keywords"], **QUICK
+    )
+    table = evaluate(keywords).table().set_index(["query", "gallery"])
+    store = FeatureStore.open(small_store)
+    with_keywords = int((store.mask[:, store.modalities.index("keywords")] & (store.split == "test")).sum())
+    assert 0 < with_keywords < 75
+    assert table.loc[("caption", "keywords"), "queries"] == with_keywords
+    assert table.loc[("keywords", "caption"), "queries"] == with_keywords
+    assert table.loc[("keywords", "caption"), "chance_recall_at_1"] == pytest.approx(100 / 75)
+
+
+def test_imputation_is_scored_where_the_truth_is_known(evaluation, run):
+    frame = evaluation.imputation
+    assert set(frame["imputer"]) == {"ppca", "mean", "random"}
+    assert set(frame["split"]) == {"train", "test"}
+    assert np.isfinite(frame["squared_error"]).all()
+    means = frame.query("split == 'test'").groupby("imputer")["squared_error"].mean()
+    assert means["mean"] < means["random"]
+    for row in frame.itertuples():
+        assert row.modality not in row.pattern.split("+")
+    # Every test item under each of the six pairs lacks two modalities.
+    assert len(frame.query("split == 'test' and imputer == 'ppca'")) == 75 * 6 * 2
+
+
+def test_anchor_shifts_keep_their_proven_bounds(evaluation):
+    frame = evaluation.anchors
+    assert len(frame) == 75 * 6
+    assert (frame["lower"] <= frame["shift_observed"] + 1e-6).all()
+    assert (frame["shift_observed"] <= frame["upper"] + 1e-6).all()
+
+
+def test_the_files_hold_what_was_returned(evaluation, run):
+    pd.testing.assert_frame_equal(run.read_frame("scores.parquet"), evaluation.scores)
+    pd.testing.assert_frame_equal(run.read_frame("imputation.parquet"), evaluation.imputation)
+
+
+@pytest.mark.parametrize(
+    ("directions", "said"),
+    [
+        ([("caption", "smell")], "no modality 'smell'"),
+        ([("caption", "caption")], "with itself"),
+    ],
+)
+def test_a_direction_that_makes_no_sense(run, directions, said):
+    with pytest.raises(CalmrlError, match=said):
+        evaluate(run, directions)
+
+
+def test_an_unknown_split(run):
+    with pytest.raises(CalmrlError, match="no items in split 'dev'"):
+        evaluate(run, split="dev")
+
+
+def test_an_unfinished_run(run, tmp_path):
+    unfinished = Run.create(tmp_path / "u", run.config)
+    with pytest.raises(CalmrlError, match="has not finished"):
+        evaluate(unfinished)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(CalmrlError, match="is not a run"):
+        evaluate(tmp_path)
