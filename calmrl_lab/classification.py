@@ -45,7 +45,7 @@ def classify(
 
     zero-shot: the nearest class text, in cosine; class texts are `class_vectors` (names, unit-norm embeddings), or else the mean of the
     embeddings in modality `text` of each class's training items (one vector where the text is the class name). No other modality's labels
-    are used. centroid: the nearest class mean of the same modality. knn: the ten nearest training items vote with weight
+    are used, and its 'joint' leaves the text out. centroid: the nearest class mean of the same modality. knn: the ten nearest training items vote with weight
     exp(cosine / 0.07). linear: logistic regression, its strength chosen by three-fold cross-validation on training groups. Training and
     test items that do not show a modality are left out of its rows. With an `imputer`, the joint embedding is computed a second time with
     gaps filled (`calibrated`). Items without a label take no part.
@@ -72,11 +72,13 @@ def classify(
                 continue
             if kind == "zero-shot":
                 assert texts is not None
-                scores = asked.vectors @ texts[1].T
-                candidates = texts[0]
-            else:
-                scores, candidates = _SCORES[kind](fitted, asked.vectors, len(names)), names
-            parts.append(_rows(test, asked, label, scores, candidates, kind, modality, calibrated))
+                described = _Representation.of(test, view.without(text), label, names, training=False)
+                if len(described.items):
+                    scores = described.vectors @ texts[1].T
+                    parts.append(_rows(test, described, label, scores, texts[0], kind, modality, calibrated))
+                continue
+            scores = _SCORES[kind](fitted, asked.vectors, len(names))
+            parts.append(_rows(test, asked, label, scores, names, kind, modality, calibrated))
     if not parts:
         raise CalmrlError(f"no test item with label '{label}' shows a modality that could be classified")
     return pd.concat(parts, ignore_index=True)
@@ -152,17 +154,25 @@ def class_table(frame: pd.DataFrame) -> pd.DataFrame:
 class _View:
     """One way to make vectors of items: a single modality, or the centroid of what is shown, gaps filled or not."""
 
-    def __init__(self, modality: int | None, imputer: Any | None = None) -> None:
-        self._modality, self._imputer = modality, imputer
+    def __init__(self, modality: int | None, imputer: Any | None = None, left_out: str | None = None) -> None:
+        self._modality, self._imputer, self._left_out = modality, imputer, left_out
+
+    def without(self, modality: str | None) -> _View:
+        """The same, blind to one modality."""
+        return _View(self._modality, self._imputer, modality)
 
     def vectors(self, items: Embedded) -> tuple[Float[Tensor, "n d"], np.ndarray]:
         """Unit-norm vectors [N, d] and which items have one [N]."""
         if self._modality is not None:
             return items.items[:, self._modality], items.mask[:, self._modality].cpu().numpy()
-        shown, mask = items.items, items.mask
+        columns = [j for j, name in enumerate(items.modalities) if name != self._left_out]
+        seen = torch.zeros_like(items.mask)
+        seen[:, columns] = items.mask[:, columns]
+        shown, mask = items.items[:, columns], seen[:, columns]
         if self._imputer is not None:
-            shown, mask = items.filled(self._imputer, mask), mask.any(dim=1, keepdim=True).expand_as(mask)
-        return Centroid("", items.modalities).vectors(shown, mask), mask.any(dim=1).cpu().numpy()
+            shown = items.filled(self._imputer, seen)[:, columns]
+            mask = mask.any(dim=1, keepdim=True).expand_as(mask)
+        return Centroid("", [items.modalities[j] for j in columns]).vectors(shown, mask), mask.any(dim=1).cpu().numpy()
 
 
 def _views(train: Embedded, test: Embedded, imputer: Any | None) -> list[tuple[str, bool, _View]]:
@@ -191,11 +201,13 @@ class _Representation:
 
 
 def _by_centroid(train: _Representation, vectors: Tensor, classes: int) -> Tensor:
-    return vectors @ _class_means(train.vectors, train.truth, classes).T
+    scores = vectors @ _class_means(train.vectors, train.truth, classes).T
+    empty = np.setdiff1d(np.arange(classes), train.truth)
+    return scores.index_fill(1, torch.from_numpy(empty), -torch.inf)
 
 
 def _class_means(vectors: Tensor, truth: np.ndarray, classes: int) -> Float[Tensor, "c d"]:
-    """Unit-norm class means; a class without items is NaN-free and matches nothing (zero vector scores below any positive cosine)."""
+    """Unit-norm class means; zeros for a class without items."""
     sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype).index_add_(0, torch.from_numpy(truth), vectors)
     return functional.normalize(sums, dim=1)
 
