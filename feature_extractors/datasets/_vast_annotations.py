@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,7 +115,8 @@ class AnnotatedDataset:
     `media` is the folder described by `layout()`. `annotations`: another folder for the annotation files. `splits`: only these.
     `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`: drop items without an audio file before
     anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
-    failed) or `drop`. A preset in `preset_options` sets captions and require_audio as the code it names; explicit options win.
+    failed) or `drop`. `validation`: the share of the training groups that becomes the validation split, which no released list
+    has, so that models need not be selected on test items. A preset in `preset_options` sets captions and require_audio as the code it names; explicit options win.
     """
 
     name: ClassVar[str]
@@ -141,9 +143,12 @@ class AnnotatedDataset:
         captions: str | None = None,
         require_audio: bool | None = None,
         missing: str = "fail",
+        validation: float = 0.05,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(self.name, unknown, ("preset", "annotations", "splits", "captions", "require_audio", "missing"))
+        refuse_unknown(
+            self.name, unknown, ("preset", "annotations", "splits", "captions", "require_audio", "missing", "validation")
+        )
         implied = self.preset_options.get(preset or "", {})
         self.media = Path(media) if media is not None else None
         self.annotation_root = Path(annotations) if annotations is not None else None
@@ -151,6 +156,11 @@ class AnnotatedDataset:
         self.captions = captions if captions is not None else implied.get("captions", "all")
         self.require_audio = require_audio if require_audio is not None else implied.get("require_audio", False)
         self.missing = missing
+        self.validation = validation
+        if not isinstance(validation, int | float) or not 0 <= validation < 1:
+            raise CalmrlError(
+                f"dataset '{self.name}': validation={validation} is no share", hint="from 0 to below 1, e.g. 0.05"
+            )
         for value, known, what in (
             (self.captions, ("all", "first"), "captions"),
             (missing, ("fail", "drop"), "missing"),
@@ -160,7 +170,7 @@ class AnnotatedDataset:
                 raise CalmrlError(
                     f"dataset '{self.name}': {what}={value} is unknown", hint=f"known: {', '.join(map(str, known)).lower()}"
                 )
-        names = [split.name for split in self.splits]
+        names = [*(split.name for split in self.splits), "validation"]
         for split in self.wanted or []:
             if split not in names:
                 raise CalmrlError(f"dataset '{self.name}' has no split '{split}'", hint=f"its splits: {', '.join(names)}")
@@ -222,7 +232,7 @@ class AnnotatedDataset:
         annotated: list[Annotation] = []
         looked: list[Path] = []
         for split in self.splits:
-            if self.wanted is not None and split.name not in self.wanted:
+            if not self._wants(split.name) and not (split.name == "train" and self._wants("validation")):
                 continue
             candidates = [root / name for name in split.files for root in roots]
             path = next((p for p in candidates if p.is_file()), None)
@@ -305,11 +315,23 @@ class AnnotatedDataset:
             media["subtitle"] = (Text(annotation.subtitle),)
         for further, texts in annotation.extra.items():
             media[further] = tuple(Text(text) for text in (texts if self.captions == "all" else texts[:1]))
-        return Item(annotation.id, annotation.split, media, self.group(annotation.id), annotation.labels)
+        group = self.group(annotation.id)
+        split = annotation.split
+        if split == "train" and held_out(f"{self.name}/{group or annotation.id}", self.validation):
+            split = "validation"
+        return Item(annotation.id, split, media, group, annotation.labels) if self._wants(split) else None
+
+    def _wants(self, split: str) -> bool:
+        return self.wanted is None or split in self.wanted
 
     def _find(self, index: MediaIndex, annotation: Annotation, modality: str) -> Path | None:
         names = dict.fromkeys((annotation.id, annotation.raw_id, *self.aliases(annotation.id, modality)))
         return next((path for name in names if (path := index.find(modality, name)) is not None), None)
+
+
+def held_out(group: str, share: float) -> bool:
+    """Whether a group belongs to the held-out `share`: by the hash of its name, so that more or fewer items elsewhere change nothing."""
+    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2.0**64
 
 
 def refuse_unknown(dataset: str, unknown: Mapping[str, Any], known: Sequence[str]) -> None:

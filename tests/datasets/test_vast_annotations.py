@@ -54,7 +54,10 @@ class TestRealFiles:
         if not (REAL / folder).is_dir():
             pytest.skip(f"the released annotations of {dataset} are not here (set CALMRL_TEST_DATA)")
         items = datasets.get(dataset)(media, annotations=REAL).manifest().items
-        assert Counter(item.split for item in items) == splits
+        found = Counter(item.split for item in items)
+        held_out = found.pop("validation", 0)
+        assert held_out == pytest.approx(0.05 * splits.get("train", 0), rel=0.1)
+        assert found + Counter(train=held_out) == splits
         assert sum(len(item.media["caption"]) for item in items) == captions
         assert sum("subtitle" in item.media for item in items) == subtitles
         assert len({item.id for item in items}) == len(items)
@@ -180,6 +183,25 @@ class TestChoices:
             assert manifest.dataset == "audiocaps (captions first; items with an audio file)", "the subset is part of the name"
         assert len(self.make(media, preset="vast-paper").items) == 4
         assert len(self.make(media, preset="gram-compat", require_audio=False).items) == 4
+
+    def test_validation_items_come_out_of_the_training_items_by_group(self, media):
+        rows = [{"video_id": f"video{i}_{c}.000_9.000", "caption": "x"} for i in range(200) for c in (1, 2)]
+        write(media, "descs_ret_train.json", rows)
+        items = self.make(media, validation=0.25).items
+        splits = {}
+        for item in items:
+            splits.setdefault(item.group, set()).add(item.split)
+        assert all(len(found) == 1 for found in splits.values()), "clips of one video stay together"
+        held_out = [item.id for item in items if item.split == "validation"]
+        assert 60 < len(held_out) < 140
+        assert [item.id for item in self.make(media, validation=0.25, splits="validation").items] == held_out
+        assert not any(item.split == "validation" for item in self.make(media, validation=0).items)
+        # The same items are held out of half the list.
+        write(media, "descs_ret_train.json", rows[:200])
+        half = [item.id for item in self.make(media, validation=0.25, splits="validation").items]
+        assert half == [name for name in held_out if name in {row["video_id"] for row in rows[:200]}]
+        with pytest.raises(CalmrlError, match="validation=2 is no share"):
+            self.make(media, validation=2)
 
     def test_items_without_any_file_can_be_dropped(self, media):
         manifest = self.make(media, missing="drop")
