@@ -1,0 +1,186 @@
+"""`calmrl-lab index` and `calmrl-lab search`: a trained run as a search engine over a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from calmrl_lab import console
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from calmrl_lab.gallery import Gallery
+
+
+def register(app: typer.Typer) -> None:
+    app.command("index")(index)
+    app.command("search")(search)
+
+
+def index(
+    run: Path = typer.Option(..., help="Finished run whose heads make the vectors."),
+    out: Path = typer.Option(..., help="Index folder to write."),
+    store: Path | None = typer.Option(None, help="Store to index. (default: the run's own)"),
+    split: str | None = typer.Option(None, help="Items to index. (default: all)"),
+    modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
+    scorer: str = typer.Option("centroid", help="How an item becomes a vector: centroid, anchor or cosine:MODALITY."),
+    calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
+    kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
+    assign: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Option of the index, as lists=256; may be repeated."
+    ),
+    gpus: int = typer.Option(0, min=0, help="GPUs to build and shard a flat or ivf index on."),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
+    as_json: bool = typer.Option(False, "--json", help="Print the facts of the index as JSON."),
+) -> None:
+    """Index the items of a store under the heads of a run; items may lack modalities.
+
+    Example: calmrl-lab index --run runs/demo/calmrl-ppca-s0 --out indexes/emoji --modalities vision
+    """
+    from calmrl_lab.config import override
+    from calmrl_lab.gallery import build_gallery
+
+    names = [name.strip() for name in modalities.split(",")] if modalities else None
+    built = build_gallery(
+        run, out, store, split, names, scorer, calibrate, kind, override({}, assign), gpus, device  # type: ignore[arg-type]
+    )  # fmt: skip
+    console.emit(built.facts, as_json, lambda: _print_facts(built))
+
+
+def search(
+    index: Path = typer.Option(..., help="Index folder (calmrl-lab index)."),
+    text: str | None = typer.Option(None, help="Words to search for."),
+    item: str | None = typer.Option(None, help="Item of the indexed store to ask with."),
+    features: Path | None = typer.Option(None, help="Features to ask with: .npy, one query a row."),
+    modality: str | None = typer.Option(None, help="What the query is. (default: caption)"),
+    k: int = typer.Option(10, "-k", min=1, help="Items to show."),
+    effort: int | None = typer.Option(None, min=1, help="Lists visited (ivf) or candidates kept (hnsw): more finds more."),
+    store: Path | None = typer.Option(None, help="Where --item is looked up. (default: the indexed store)"),
+    weights: Path | None = typer.Option(None, help="Folder of encoder weights, for --text."),
+    as_json: bool = typer.Option(False, "--json", help="Print the items as JSON."),
+) -> None:
+    """Find the items of an index that answer a text, an item or features; one of the three.
+
+    Example: calmrl-lab search --index indexes/emoji --text "hot drink"
+    """
+    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.gallery import Gallery
+
+    gallery = Gallery.open(index)
+    if sum(source is not None for source in (text, item, features)) != 1:
+        raise CalmrlError("a search needs one of --text, --item and --features", hint='for example --text "hot drink"')
+    asked = modality or ("caption" if "caption" in gallery.modalities else gallery.modalities[0])
+    found = gallery.search(gallery.embed(asked, _query(gallery, asked, text, item, features, store, weights)), k, effort)
+    console.emit(found.to_dict("records"), as_json, lambda: _print_found(gallery, found))
+
+
+def _query(
+    gallery: Gallery,
+    modality: str,
+    text: str | None,
+    item: str | None,
+    features: Path | None,
+    store: Path | None,
+    weights: Path | None,
+) -> np.ndarray:
+    if text is not None:
+        return _encoded(gallery, modality, text, weights)
+    if item is not None:
+        return _stored(gallery, modality, item, store)
+    import numpy as np
+
+    from calmrl_lab.errors import CalmrlError
+
+    assert features is not None
+    try:
+        return np.load(features, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CalmrlError(f"features '{features}' cannot be read: {error}", hint="an array saved with numpy.save") from None
+
+
+def _encoded(gallery: Gallery, modality: str, text: str, weights: Path | None) -> np.ndarray:
+    """Features of a text by the very encoder that the store was made with."""
+    from calmrl_lab.errors import CalmrlError
+
+    # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
+    from feature_extractors.encoders import encoders
+    from feature_extractors.protocols import MediaError, Text
+
+    if modality not in gallery.modalities:
+        raise CalmrlError(
+            f"index '{gallery.path}' has no heads for '{modality}'", hint=f"it has: {', '.join(gallery.modalities)}"
+        )
+    made = gallery.facts["encoders"][modality]
+    encoder = encoders.get(made["name"])(weights=weights)
+    if encoder.fingerprint != made["fingerprint"]:
+        raise CalmrlError(
+            f"encoder '{made['name']}' is not the one '{modality}' was extracted with: its weights or settings differ",
+            hint="name the weights of the extraction with --weights",
+        )
+    try:
+        return encoder.encode([encoder.prepare(Text(text))])
+    except MediaError:
+        raise CalmrlError(
+            f"encoder '{made['name']}' of '{modality}' does not read text", hint="ask with --item or --features"
+        ) from None
+
+
+def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> np.ndarray:
+    """All rows that an item of the store has of a modality."""
+    import numpy as np
+
+    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.registry import nearest
+    from calmrl_lab.store import FeatureStore
+
+    source = FeatureStore.open(store or gallery.facts["store"]["path"])
+    place = np.flatnonzero(source.ids == item)
+    if len(place) == 0:
+        raise CalmrlError(f"store '{source.path}' has no item '{item}'{nearest(item, source.ids.tolist())}")
+    if modality not in source.modalities:
+        raise CalmrlError(f"store '{source.path}' has no modality '{modality}'", hint=f"it has: {', '.join(source.modalities)}")
+    start, stop = source.offsets(modality)[place[0] : place[0] + 2]
+    if start == stop:
+        raise CalmrlError(f"item '{item}' has no {modality}", hint="ask with another modality of it: --modality")
+    return source.features(modality)[start:stop]
+
+
+def _print_facts(gallery: Gallery) -> None:
+    facts = gallery.facts
+    console.out.print(
+        f"{facts['items']} items, {facts['kind']} index of dimension {facts['dim']}: {facts['scorer']} of {', '.join(facts['modalities'])}"
+        + (", gaps filled" if facts["calibrated"] else ""),
+        soft_wrap=True,
+    )
+    if facts["left_out"]:
+        console.out.print(f"{facts['left_out']} items show none of these and were left out")
+    if facts["recall_against_exact"] is not None:
+        console.out.print(f"finds {100 * facts['recall_against_exact']:.1f} % of the true ten nearest items")
+    console.out.print(f"written to {gallery.path}", soft_wrap=True)
+
+
+def _print_found(gallery: Gallery, found: pd.DataFrame) -> None:
+    from rich.table import Table
+
+    labels = [name for name in found.columns if name.startswith("label.")]
+    several = found["query"].nunique() > 1
+    shown = Table(box=None, pad_edge=False)
+    for heading in [
+        *(["query"] if several else []),
+        "rank",
+        "score",
+        "item",
+        *(name.removeprefix("label.") for name in labels),
+        "shows",
+    ]:
+        shown.add_column(heading, justify="right" if heading in ("query", "rank", "score") else "left")
+    for row in found.to_dict("records"):
+        cells: list[Any] = [row["query"]] if several else []
+        lacking = [name for name in gallery.modalities if name not in row["pattern"].split("+")]
+        cells += [row["rank"], f"{row['score']:.3f}", row["id"], *(row[name] for name in labels), ", ".join(lacking)]
+        shown.add_row(*map(str, cells))
+    console.out.print(shown)

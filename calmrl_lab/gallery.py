@@ -1,0 +1,201 @@
+"""A searchable gallery: the items of a store under the heads of a run, in an index folder that stands alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from calmrl_lab.embedded import Embedded, RunSpace
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.missingness import pattern_names
+from calmrl_lab.registry import nearest
+from calmrl_lab.runs import Run
+from calmrl_lab.scorers.base import make_scorer
+from calmrl_lab.search import Index, Kind, build_index, recall_against_exact
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from calmrl_lab.store import FeatureStore
+
+FORMAT = 1
+_PROBES, _PROBED = 1000, 10
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, heads.safetensors."""
+
+    path: Path
+    facts: dict[str, Any]
+    index: Index
+    items: pd.DataFrame
+
+    @classmethod
+    def open(cls, path: Path | str) -> Gallery:
+        """A gallery that `build_gallery` wrote. Raises CalmrlError if it is none, damaged, or of another version."""
+        path = Path(path)
+        try:
+            facts = json.loads((path / "gallery.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CalmrlError(f"'{path}' is no index: it has no gallery.json", hint="calmrl-lab index writes one") from None
+        except (OSError, ValueError) as error:
+            raise CalmrlError(
+                f"'{path / 'gallery.json'}' is damaged: {error}", hint="calmrl-lab index writes it anew"
+            ) from None
+        if facts.get("format") != FORMAT:
+            raise CalmrlError(
+                f"index '{path}' is of format {facts.get('format')}, this version reads {FORMAT}", hint="build it again"
+            )
+        index = Index.load(path / "index.faiss", facts["kind"])
+        items = Run(path).read_frame("items.parquet")
+        if len(items) != len(index):
+            raise CalmrlError(f"index '{path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
+        return cls(path, facts, index, items)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities a query may have: all those of the heads, whatever the items were made of."""
+        return tuple(self.facts["encoders"])
+
+    def embed(self, modality: str, features: Float[np.ndarray, "q d_m"]) -> Float[np.ndarray, "q d"]:
+        """Query vectors of cached or freshly encoded features. Raises CalmrlError for an unknown modality or another dimension."""
+        if modality not in self.modalities:
+            raise CalmrlError(
+                f"index '{self.path}' has no heads for '{modality}'{nearest(modality, list(self.modalities))}",
+                hint=f"it has: {', '.join(self.modalities)}",
+            )
+        heads = Run(self.path).load_heads()
+        wide = np.atleast_2d(np.asarray(features, dtype=np.float32))
+        if wide.ndim != 2 or wide.shape[1] != heads.dims[modality]:
+            raise CalmrlError(
+                f"features of '{modality}' have {heads.dims[modality]} values, got an array of shape {list(wide.shape)}"
+            )
+        if not np.isfinite(wide).all():
+            raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
+        with torch.no_grad():
+            return heads.project(heads.modalities.index(modality), torch.from_numpy(wide)).numpy()
+
+    def search(self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None) -> pd.DataFrame:
+        """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
+        import pandas as pd
+
+        found = self.index.search(vectors, k, effort)
+        query, rank = np.nonzero(found.positions >= 0)
+        about = self.items.iloc[found.positions[query, rank]].reset_index(drop=True)
+        return pd.concat([pd.DataFrame({"query": query, "rank": rank + 1, "score": found.scores[query, rank]}), about], axis=1)
+
+
+def build_gallery(
+    run: Run | Path | str,
+    out: Path | str,
+    store: FeatureStore | Path | str | None = None,
+    split: str | None = None,
+    modalities: Sequence[str] | None = None,
+    scorer: str = "centroid",
+    calibrate: bool = False,
+    kind: Kind = "flat",
+    options: Mapping[str, int] | None = None,
+    gpus: int = 0,
+    device: str = "auto",
+) -> Gallery:
+    """Index the items of a store (default: all of the run's own) under the heads of `run`, and write the folder `out`.
+
+    An item is the vector `scorer` makes of what it shows of `modalities` (default: all); `calibrate` fills its gaps with the run's imputer
+    first. Items that show none of them are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the
+    true ten nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 embeddings of the store's own rows.
+    Raises CalmrlError for scorers that make no vector of an item, unknown modalities, a run without imputer if `calibrate`, and an
+    existing folder that is no index.
+    """
+    import pandas as pd
+
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not (out / "gallery.json").is_file():
+        raise CalmrlError(f"'{out}' exists and is not an index", hint="choose another --out")
+    space = RunSpace.open(run, store, device)
+    embedded = space.embed(split)
+    vectors, shown, names = _vectors(space, embedded, modalities, scorer, calibrate)
+    index = build_index(vectors, kind, options, gpus)
+    folder = Run(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalmrlError(f"the index folder '{out}' cannot be made: {error.strerror or error}") from None
+    patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
+    items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
+    labels = {f"label.{name}": values[shown] for name, values in embedded.labels.items()}
+    facts = {
+        "format": FORMAT,
+        "run": space.run.name,
+        "store": {"path": str(space.store.path), "dataset": space.store.dataset, "digest": space.store.digest},
+        "split": split or "all",
+        "kind": kind,
+        "options": dict(options or {}),
+        "scorer": scorer,
+        "calibrated": calibrate,
+        "modalities": list(names),
+        "encoders": {m: _encoder(space.store, m) for m in embedded.modalities},
+        "dim": vectors.shape[1],
+        "items": len(shown),
+        "left_out": len(embedded) - len(shown),
+        "recall_against_exact": None if kind == "flat" else _measured(index, vectors, embedded),
+    }
+    # gallery.json goes last: a folder without it is no index.
+    (out / "gallery.json").unlink(missing_ok=True)
+    folder.save_heads(space.heads)
+    folder.write_frame("items.parquet", pd.DataFrame({**items, **labels}))
+    index.save(out / "index.faiss")
+    folder.write_json("gallery.json", facts)
+    return Gallery.open(out)
+
+
+def _vectors(
+    space: RunSpace, embedded: Embedded, modalities: Sequence[str] | None, scorer: str, calibrate: bool
+) -> tuple[Float[np.ndarray, "g d"], np.ndarray, tuple[str, ...]]:
+    names = tuple(modalities or embedded.modalities)
+    for name in names:
+        if name not in embedded.modalities:
+            raise CalmrlError(
+                f"the run has no modality '{name}'{nearest(name, list(embedded.modalities))}",
+                hint=f"it has: {', '.join(embedded.modalities)}",
+            )
+    columns = [embedded.modalities.index(name) for name in names]
+    items, mask = embedded.items[:, columns], embedded.mask[:, columns]
+    if calibrate:
+        imputer = space.imputer()
+        if imputer is None:
+            raise CalmrlError(
+                f"run '{space.run.path}' has no imputer to fill gaps with",
+                hint="index without --calibrate, or train with --impute ppca",
+            )
+        seen = torch.zeros_like(embedded.mask)
+        seen[:, columns] = mask
+        items, mask = embedded.filled(imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
+    maker = make_scorer(scorer, "", names)
+    if not maker.items_are_vectors:
+        raise CalmrlError(
+            f"scorer '{scorer}' makes no single vector of an item, and an index holds vectors",
+            hint="use centroid, anchor or cosine:<modality>",
+        )
+    shown = maker.serves(mask)
+    return maker.vectors(items, mask)[shown].float().cpu().numpy(), np.flatnonzero(shown.cpu().numpy()), names
+
+
+def _encoder(store: FeatureStore, modality: str) -> dict[str, str]:
+    entry = next(entry for entry in store.attributes["modalities"] if entry["name"] == modality)
+    return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
+
+
+def _measured(index: Index, vectors: np.ndarray, embedded: Embedded) -> float:
+    """Recall of the approximate index against the exact one, on embeddings that are no gallery vectors themselves."""
+    rows = np.concatenate([part.float().cpu().numpy() for part in embedded.rows])
+    chosen = np.random.default_rng(0).permutation(len(rows))[:_PROBES]
+    exact = build_index(vectors).search(rows[chosen], _PROBED)
+    return float(recall_against_exact(index.search(rows[chosen], _PROBED), exact).mean())
