@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 
-SMALL = {"ppca": {"latent_dim": 2}, "ppca-auto": {"latent_dim": 2}}
+SMALL = {"ppca": {"latent_dim": 2}, "ppca-auto": {"latent_dim": 2}, "autoencoder": {"epochs": 5}}
 
 
 def example(n=60, seed=0):
