@@ -75,14 +75,13 @@ class OpenEncoder:
             raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
         self.device = device
         self.precision = precision
-        self.source = locate(self.kind, self.default, weights, model)
         self.pieces = Pieces(batch_rows or self.rows, device)
-        found = self.config.model_type
-        if found not in self.model_types:
-            raise CalmrlError(
-                f"'{self.source}' is a {found} model, expected: {', '.join(self.model_types)}",
-                hint=f"for example {self.default}",
-            )
+        self._given = (Path(weights) if weights is not None else None, model)
+
+    @cached_property
+    def source(self) -> str:
+        """The folder or hub id; looked for when it is needed, so that errors about the dataset come first."""
+        return locate(self.kind, self.default, *self._given)
 
     @cached_property
     def transformers(self) -> Any:
@@ -94,10 +93,17 @@ class OpenEncoder:
 
     @cached_property
     def config(self) -> Any:
-        return from_pretrained(self.transformers.AutoConfig, self.source)
+        found = from_pretrained(self.transformers.AutoConfig, self.source)
+        if found.model_type not in self.model_types:
+            raise CalmrlError(
+                f"'{self.source}' is a {found.model_type} model, expected: {', '.join(self.model_types)}",
+                hint=f"for example {self.default}",
+            )
+        return found
 
     @cached_property
     def model(self) -> Any:
+        _ = self.config  # a model of another type is refused before its weights are read
         model = (
             from_pretrained(self.transformers.AutoModel, self.source, dtype="float32", use_safetensors=None)
             .eval()

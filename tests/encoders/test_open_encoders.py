@@ -214,14 +214,15 @@ def test_pooling_by_the_class_token(models, tmp_path):
 
 @pytest.mark.parametrize("name", ["clip/image", "siglip/text", "clap/audio", "sentence/text"])
 def test_wrong_folders(models, tmp_path, name):
+    make = encoders.get(name)
     with pytest.raises(CalmrlError, match="no .* model in") as caught:
-        encoders.get(name)(weights=tmp_path)
+        _ = make(weights=tmp_path).dimension
     assert "hf download" in caught.value.hint
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(CalmrlError, match="is a t5 model, expected"):
-        encoders.get(name)(weights=tmp_path)
+        _ = make(weights=tmp_path).fingerprint
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CalmrlError, match="cannot be loaded"):
-        encoders.get(name)(weights=tmp_path)
+        _ = make(weights=tmp_path).dimension
     with pytest.raises(CalmrlError, match="cannot be loaded"):
-        encoders.get(name)(model="nobody/has-this")
+        _ = make(model="nobody/has-this").fingerprint
