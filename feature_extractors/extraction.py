@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,20 +100,23 @@ def extract(
     started = time.monotonic()
     if out.exists():
         raise CalmrlError(f"'{out}' exists already", hint="choose another --out, or remove it to extract again")
+    if engine not in _ENGINES:
+        raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(_ENGINES))}", hint=f"engines: {', '.join(_ENGINES)}")
     source = datasets.get(dataset)
     choice = _choice(dataset, source.presets, preset)
     request = Request(choice, _device(device), weights, media)
+    count = _workers(workers, request.device)
     kinds = request.encoders()
     with _one_thread():
         manifest = source(media=media, **(options or {})).manifest()
     manifest = _restricted(manifest, tuple(choice))
     plan = _plan(manifest, choice, kinds, block_size)
     folder = out.with_name(out.name + ".parts")
-    with _locked(folder, plan):
+    with _locked(folder, plan), _terminated_as_interrupted(folder):
         blocks = [manifest.items[start : start + block_size] for start in range(0, len(manifest.items), block_size)]
         paths = [folder / f"{number:06d}.part" for number in range(len(blocks))]
         todo = [number for number, path in enumerate(paths) if Part.read(path) is None]
-        _run(engine, request, manifest.modalities, blocks, paths, todo, _workers(workers, request.device), dataset)
+        _run(engine, request, manifest.modalities, blocks, paths, todo, count, dataset)
         summary = _join(out, manifest, choice, kinds, paths, time.monotonic() - started, len(blocks) - len(todo))
     shutil.rmtree(folder)
     if summary.failed_media > max_failures * max(summary.media, 1):
@@ -237,19 +242,37 @@ def _locked(folder: Path, plan: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _terminated_as_interrupted(folder: Path) -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does: blocks under way are finished, and the same command goes on from there."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    usable = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if usable else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.note(f"stopped; finished blocks are in '{folder}', and the same command goes on from there")
+        raise
+    finally:
+        if usable:
+            signal.signal(signal.SIGTERM, before)
+
+
 _worker_request: Request | None = None
 _worker_encoders: dict[str, Encoder] = {}
 
 
 def _start_worker(request: Request) -> None:
     """One thread a process: the order of additions, and so every bit, must not depend on how many work beside it."""
-    import signal
-
     import torch
 
     global _worker_request, _worker_encoders
     # Ctrl-C is for the parent, which lets running blocks finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     console.err.quiet = True
     _worker_request, _worker_encoders = request, request.encoders()
@@ -271,8 +294,6 @@ def _run(
     workers: int,
     label: str,
 ) -> None:
-    if engine not in _ENGINES:
-        raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(_ENGINES))}", hint=f"engines: {', '.join(_ENGINES)}")
     total = sum(len(block) for block in blocks)
     with console.progress(f"extracting {label}", total) as ticker:
         ticker.advance(total - sum(len(blocks[number]) for number in todo))
@@ -309,8 +330,8 @@ def _local(
                             continue
                         left.remove(number)
                         yield count
-            except KeyboardInterrupt:
-                console.note("stopping after the blocks under way; the same command goes on from there")
+            except BaseException:
+                # Blocks under way are finished and kept; those that wait are not begun.
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         if broken:
@@ -334,42 +355,51 @@ def _one_by_one(request: Request, modalities: Sequence[str], items: Sequence[Ite
         return
     except BrokenProcessPool:
         pass
-    harmless, records = [], []
-    for item in items:
-        media = {}
-        for modality, listed in item.media.items():
-            if modality not in modalities:
-                continue
-            kept = []
-            for medium in listed:
-                if _survives(request, modality, medium):
-                    kept.append(medium)
-                else:
-                    records.append(
-                        failure(item.id, modality, medium, MediaError("worker_crash", "the worker process died on it"))
-                    )
-            media[modality] = kept
-        harmless.append(Item(item.id, item.split, media, item.group, item.labels))
+    deadly = _deadly(request, modalities, items)
+    harmless = [
+        Item(
+            item.id,
+            item.split,
+            {
+                m: [medium for place, medium in enumerate(item.media.get(m, ())) if (number, m, place) not in deadly]
+                for m in modalities
+            },
+            item.group,
+            item.labels,
+        )
+        for number, item in enumerate(items)
+    ]
     with _pool(request, 1) as pool:
         pool.submit(_block_in_worker, harmless, modalities, path).result()
     part = Part.read(path)
     assert part is not None
-    for record in records:
-        row = next(index for index, item in enumerate(items) if item.id == record["id"])
-        column = list(modalities).index(record["modality"])
-        if part.counts[record["modality"]][row] == 0:
-            part.reason[row, column] = Reason.FAILED
-    part.failures = [*part.failures, *records]
+    for number, modality, place in sorted(deadly):
+        error = MediaError("worker_crash", "the worker process died on it")
+        part.failures.append(failure(items[number].id, modality, items[number].media[modality][place], error))
+        if part.counts[modality][number] == 0:
+            part.reason[number, list(modalities).index(modality)] = Reason.FAILED
     part.write(path)
 
 
-def _survives(request: Request, modality: str, medium: Medium) -> bool:
-    try:
+def _deadly(request: Request, modalities: Sequence[str], items: Sequence[Item]) -> set[tuple[int, str, int]]:
+    """(item, modality, place among its media) of every medium that kills a worker when it is encoded alone."""
+    probes = [
+        (number, m, place, medium)
+        for number, item in enumerate(items)
+        for m in modalities
+        for place, medium in enumerate(item.media.get(m, ()))
+    ]
+    deadly = set()
+    while probes:
         with _pool(request, 1) as pool:
-            pool.submit(_try_medium, modality, medium).result()
-        return True
-    except BrokenProcessPool:
-        return False
+            while probes:
+                number, modality, place, medium = probes.pop(0)
+                try:
+                    pool.submit(_try_medium, modality, medium).result()
+                except BrokenProcessPool:
+                    deadly.add((number, modality, place))
+                    break
+    return deadly
 
 
 def _try_medium(modality: str, medium: Medium) -> None:

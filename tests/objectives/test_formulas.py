@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
+from objectives.test_contract import NAMES, batch, build
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives.calmrl import Calmrl
 from calmrl_lab.objectives.clip import Clip
 from calmrl_lab.objectives.pmrl import Pmrl
-
-from objectives.test_contract import NAMES, batch, build
 
 
 def slow_cross_entropy(scores, asks, answers):
