@@ -99,23 +99,23 @@ def test_twenty_random_kills_resume_to_the_same_bytes(undisturbed, tmp_path):
 def test_finished_blocks_are_not_done_again(fakes, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.02")
     out = tmp_path / "s.zarr"
-    extract("fake", out, workers=1, block_size=7)
+    extract("fake", out, workers=1, block_size=3)
     kept = contents(out)
 
     import shutil
 
     shutil.rmtree(out)
     with pytest.raises(KeyboardInterrupt):
-        interrupted(out)
+        interrupted(out, block_size=3)
     parts = sorted(path.name for path in (tmp_path / "s.zarr.parts").glob("*.part"))
-    assert 0 < len(parts) < 5
+    assert 0 < len(parts) < 10
     before = {name: (tmp_path / "s.zarr.parts" / name).stat().st_mtime_ns for name in parts}
-    summary = extract("fake", out, workers=1, block_size=7)
+    summary = extract("fake", out, workers=1, block_size=3)
     assert summary.resumed_blocks == len(before)
     assert contents(out) == kept
 
 
-def interrupted(out):
+def interrupted(out, block_size=7):
     """A run in which the person presses Ctrl-C after two blocks."""
     import feature_extractors.extraction as pipeline
 
@@ -130,7 +130,7 @@ def interrupted(out):
 
     pipeline._ENGINES["local"] = stops
     try:
-        extract("fake", out, workers=1, block_size=7)
+        extract("fake", out, workers=1, block_size=block_size)
     finally:
         pipeline._ENGINES["local"] = original
 
