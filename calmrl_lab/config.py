@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -134,10 +135,8 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
             raise CalmrlError(f"--set '{assignment}': the value is not valid YAML") from None
         # YAML 1.1 reads 1e-3 as text; nobody who types it means that.
         if isinstance(value, str):
-            try:
+            with suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         *parents, last = key.strip().split(".")
         place = result
         for parent in parents:

@@ -232,9 +232,9 @@ def _choose(
     every = [job for options in trials.values() for _, made in options for job in made]
     failures = _run_all(every, jobs, "choosing on validation") if every else []
     tried: dict[str, list[dict[str, Any]]] = {}
-    for name, options in trials.items():
+    for name, settings_and_jobs in trials.items():
         scored = []
-        for settings, made in options:
+        for settings, made in settings_and_jobs:
             scores = [Run.open(job.path).summary["validation_mrr"] for job in made if job.finished()]
             if len(scores) == len(made):
                 scored.append({"settings": settings, "validation_mrr": sum(scores) / len(scores)})

@@ -62,7 +62,9 @@ class Heads(nn.Module):
             across = direction - target
             if float(across.norm()) > 1e-6:
                 across = across / across.norm()
-                last = self.maps[index] if isinstance(self.maps[index], nn.Linear) else self.maps[index][-1]
+                head = self.maps[index]
+                last = head if isinstance(head, nn.Linear) else head.get_submodule("2")
+                assert isinstance(last, nn.Linear)
                 last.weight -= 2 * torch.outer(across, across @ last.weight)
 
     def load_linear(self, index: int, weight: Float[Tensor, "d d_m"]) -> None:

@@ -285,7 +285,9 @@ class _Session:
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
         if state["objective_generator"] is not None:
-            self.objective.generator.set_state(state["objective_generator"].cpu())
+            generator = self.objective.generator
+            assert isinstance(generator, torch.Generator)
+            generator.set_state(state["objective_generator"].cpu())
         if state["imputer"]:
             self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
         lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]

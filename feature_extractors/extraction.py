@@ -151,7 +151,7 @@ def _choice(dataset: str, presets: Mapping[str, Mapping[str, str]], preset: str 
             f"dataset '{dataset}' has no encoder preset '{preset}'{nearest(preset, list(presets))}",
             hint=f"presets: {', '.join(presets)}; or --encoders vision=NAME,caption=NAME (calmrl-lab list encoders)",
         )
-    chosen = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in preset.split(","))
+    chosen = {modality.strip(): name.strip() for modality, _, name in (pair.partition("=") for pair in preset.split(","))}
     for name in chosen.values():
         encoders.get(name)
     return chosen

@@ -30,9 +30,9 @@ def evaluate(
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.evaluation import evaluate as score
 
-    pairs = [tuple(text.split(":")) for text in direction]
+    pairs = [text.partition(":")[::2] for text in direction]
     for text, pair in zip(direction, pairs, strict=True):
-        if len(pair) != 2:
+        if not all(pair) or ":" in pair[1]:
             raise CalmrlError(
                 f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision"
             )

@@ -35,7 +35,9 @@ def experiment(
     folder = runs / file.stem
     if dry_run:
         rows = plan(asked, folder)
-        console.emit(rows, as_json, lambda: [console.out.print(f"{r['run']}: {r['what']}") for r in rows])
+        console.emit(
+            rows, as_json, lambda: console.out.print("\n".join(f"{r['run']}: {r['what']}" for r in rows), markup=False)
+        )
         return
     record = run_experiment(asked, folder, jobs)
     made = len(asked.methods) * len(asked.seeds) - len(record["failed"])

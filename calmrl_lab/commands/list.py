@@ -16,7 +16,16 @@ _HOME = {
     "encoders": "feature_extractors.encoders",
     "datasets": "feature_extractors.datasets",
 }
-Kind = StrEnum("Kind", {name: name for name in _HOME})
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    objectives = "objectives"
+    imputers = "imputers"
+    scorers = "scorers"
+    encoders = "encoders"
+    datasets = "datasets"
 
 
 def register(app: typer.Typer) -> None:
