@@ -13,6 +13,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 
+Pairs = tuple[Tensor, Tensor]
 TileScore = Callable[[slice, slice], Float[Tensor, "q g"]]
 # 1,024 x 1,024 float32 are 4 MB: the tile stays in a CPU's cache. A GPU has no use for tiles that small.
 CPU_TILE, GPU_TILE = 1024, 8192
@@ -20,15 +21,18 @@ CPU_TILE, GPU_TILE = 1024, 8192
 TIE = 1e-12
 # Above this share of a tile, its products are computed again as a whole instead of one by one.
 _DENSE = 1 / 16
-# Rows gathered at once to compute single products again: 2 x 2,048 rows of 512 float64 are 16 MB.
-_GATHERED = 1 << 20
+# Numbers gathered at once to compute single products again: 2 x 512 rows of 512 float64 are 4 MB.
+_GATHERED = 1 << 18
 
 
 class Positives(Protocol):
     """Which candidates answer which query."""
 
-    def tile(self, rows: slice, columns: slice) -> Bool[Tensor, "q g"] | None:
-        """True where row and column belong together; None if they do nowhere in the tile."""
+    def pairs(self, rows: slice, columns: slice) -> Pairs | None:
+        """Positions inside the tile that belong together; None if none do."""
+
+    def among(self, row: Int[Tensor, " p"], column: Int[Tensor, " p"]) -> Bool[Tensor, " p"]:
+        """Which of these pairs (positions in the whole) belong together."""
 
 
 class SameOwner:
@@ -36,23 +40,27 @@ class SameOwner:
 
     def __init__(self, left: Int[Tensor, " q"], right: Int[Tensor, " g"]) -> None:
         self._left, self._right = left, right
-        self._ranges: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._sorted: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def tile(self, rows: slice, columns: slice) -> Bool[Tensor, "q g"] | None:
-        # Owners usually ascend, so that most tiles of a large gallery can be told apart by their ends alone.
-        low_left, high_left = self._ends(0, self._left, rows)
-        low_right, high_right = self._ends(1, self._right, columns)
-        if high_left < low_right or high_right < low_left:
+    def pairs(self, rows: slice, columns: slice) -> Pairs | None:
+        key = (columns.start, columns.stop)
+        if key not in self._sorted:
+            ordered, order = self._right[columns].sort()
+            self._sorted[key] = (ordered, order)
+        ordered, order = self._sorted[key]
+        asking = self._left[rows].contiguous()
+        first, last = (torch.searchsorted(ordered, asking, right=right) for right in (False, True))
+        counts = last - first
+        total = int(counts.sum())
+        if total == 0:
             return None
-        same = self._left[rows, None] == self._right[None, columns]
-        return same if bool(same.any()) else None
+        i = torch.repeat_interleave(torch.arange(len(asking), device=asking.device), counts)
+        # The n-th pair of a row is its n-th match in sorted order.
+        nth = torch.arange(total, device=asking.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        return i, order[torch.repeat_interleave(first, counts) + nth]
 
-    def _ends(self, side: int, owners: Tensor, place: slice) -> tuple[int, int]:
-        key = (side, place.start, place.stop)
-        if key not in self._ranges:
-            part = owners[place]
-            self._ranges[key] = (int(part.min()), int(part.max()))
-        return self._ranges[key]
+    def among(self, row: Int[Tensor, " p"], column: Int[Tensor, " p"]) -> Bool[Tensor, " p"]:
+        return self._left[row] == self._right[column]
 
 
 class Listed:
@@ -66,18 +74,23 @@ class Listed:
             raise CalmrlError(
                 f"positives must be offsets [Q + 1] from 0 to the number of indices ({len(indices)}) and indices below {candidates}"
             )
-        self._offsets, self._indices = offsets, indices
-
-    def tile(self, rows: slice, columns: slice) -> Bool[Tensor, "q g"] | None:
-        offsets = self._offsets[rows.start : rows.stop + 1]
-        indices = self._indices[int(offsets[0]) : int(offsets[-1])]
         row = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
-        inside = (indices >= columns.start) & (indices < columns.stop)
+        self._candidates = candidates
+        # One number a pair, ascending; a positive listed twice is one positive.
+        self._codes = torch.unique(row * candidates + indices)
+
+    def pairs(self, rows: slice, columns: slice) -> Pairs | None:
+        bounds = torch.tensor([rows.start, rows.stop], device=self._codes.device) * self._candidates
+        start, stop = torch.searchsorted(self._codes, bounds).tolist()
+        codes = self._codes[start:stop]
+        column = codes % self._candidates
+        inside = (column >= columns.start) & (column < columns.stop)
         if not bool(inside.any()):
             return None
-        mask = torch.zeros(len(offsets) - 1, columns.stop - columns.start, dtype=torch.bool, device=offsets.device)
-        mask[row[inside], indices[inside] - columns.start] = True
-        return mask
+        return codes[inside] // self._candidates - rows.start, column[inside] - columns.start
+
+    def among(self, row: Int[Tensor, " p"], column: Int[Tensor, " p"]) -> Bool[Tensor, " p"]:
+        return torch.isin(row * self._candidates + column, self._codes)
 
 
 @dataclass(frozen=True)
@@ -122,13 +135,11 @@ def count_scores(
     left, right = Counts.zeros(rows, device), Counts.zeros(columns, device)
     best_left, best_right = (torch.full((n,), -torch.inf, dtype=torch.float64, device=device) for n in (rows, columns))
     for r, c in tiles(rows, columns, tile):
-        same = positives.tile(r, c)
-        if same is not None:
-            _raise_best(_checked(score(r, c)), same, best_left[r], best_right[c])
-            left.own[r] += same.sum(dim=1)
-            right.own[c] += same.sum(dim=0)
+        pairs = positives.pairs(r, c)
+        if pairs is not None:
+            _note_positives(pairs, _checked(score(r, c))[pairs].double(), (left, right), (best_left, best_right), r, c)
     for r, c in tiles(rows, columns, tile):
-        _count_plain(_checked(score(r, c)), positives.tile(r, c), best_left[r], best_right[c], tie, left, right, r, c)
+        _count_plain(_checked(score(r, c)), positives.pairs(r, c), best_left[r], best_right[c], tie, left, right, r, c)
     return left, right
 
 
@@ -145,7 +156,7 @@ def count_products(
     counts = Counts.zeros(len(left), device), Counts.zeros(len(right), device)
     if len(left) == 0 or len(right) == 0:
         return counts
-    scale = float(left.double().norm(dim=1).amax() * right.double().norm(dim=1).amax())
+    scale = 1.0001 * float(left.norm(dim=1).amax()) * float(right.norm(dim=1).amax())
     if not np.isfinite(scale):
         raise CalmrlError(
             "a score is not a number: the embeddings hold NaN or infinity",
@@ -155,30 +166,24 @@ def count_products(
     best = _best_products(left, right, positives, tile, counts)
     if left.dtype == torch.float64:
         for r, c in tiles(len(left), len(right), tile):
-            _count_plain(left[r] @ right[c].T, positives.tile(r, c), best[0][r], best[1][c], tie, *counts, r, c)
+            _count_plain(left[r] @ right[c].T, positives.pairs(r, c), best[0][r], best[1][c], tie, *counts, r, c)
         return counts
     margin = _rounding(left) * scale + tie
     for r, c in tiles(len(left), len(right), tile):
         scores = left[r] @ right[c].T
-        same = positives.tile(r, c)
-        near_rows = _count_clear(scores, best[0][r], margin, counts[0].above[r], 1)
-        near_columns = _count_clear(scores, best[1][c], margin, counts[1].above[c], 0)
-        if near_rows is None and near_columns is None:
-            continue
-        for side, near, (i, j) in (
-            (0, near_rows, _near(scores, best[0][r], near_rows, margin, 1)),
-            (1, near_columns, _near(scores, best[1][c], near_columns, margin, 0)),
-        ):
-            if near is None:
+        pairs = positives.pairs(r, c)
+        for side, place, dim in ((0, r, 1), (1, c, 0)):
+            doubtful = _count_clear(scores, best[side][place], margin, counts[side].above[place], pairs, dim)
+            if doubtful is None:
                 continue
-            place = (r, c)[side]
-            which = (i, j)[side]
+            i, j = _near(scores, best[side][place], doubtful, margin, dim)
             if len(i) > _DENSE * scores.numel():
                 exact = (left[r].double() @ right[c].double().T)[i, j]
             else:
                 exact = _products(left[r], right[c], i, j)
+            which = (i, j)[side]
             difference = exact - best[side][place][which]
-            others = torch.ones_like(i, dtype=torch.bool) if same is None else ~same[i, j]
+            others = ~positives.among(i + r.start, j + c.start)
             counts[side].above[place].index_add_(0, which, (difference > tie).long())
             counts[side].tied[place].index_add_(0, which, ((difference.abs() <= tie) & others).long())
     return counts
@@ -201,25 +206,28 @@ def _best_products(
     """The float64 score of every row's and column's best positive, -inf without one; counts positives on the way."""
     best = tuple(torch.full((len(x),), -torch.inf, dtype=torch.float64, device=left.device) for x in (left, right))
     for r, c in tiles(len(left), len(right), tile):
-        same = positives.tile(r, c)
-        if same is None:
+        pairs = positives.pairs(r, c)
+        if pairs is None:
             continue
-        counts[0].own[r] += same.sum(dim=1)
-        counts[1].own[c] += same.sum(dim=0)
-        i, j = same.nonzero(as_tuple=True)
-        if len(i) > _DENSE * same.numel():
-            _raise_best(left[r].double() @ right[c].double().T, same, best[0][r], best[1][c])
-            continue
-        exact = _products(left[r], right[c], i, j)
-        best[0][r].scatter_reduce_(0, i, exact, "amax")
-        best[1][c].scatter_reduce_(0, j, exact, "amax")
+        if len(pairs[0]) > _DENSE * (r.stop - r.start) * (c.stop - c.start):
+            exact = (left[r].double() @ right[c].double().T)[pairs]
+        else:
+            exact = _products(left[r], right[c], *pairs)
+        _note_positives(pairs, exact, counts, best, r, c)
     return best[0], best[1]
 
 
-def _raise_best(scores: Tensor, same: Tensor, best_rows: Tensor, best_columns: Tensor) -> None:
-    positive = scores.double().masked_fill(~same, -torch.inf)
-    torch.maximum(best_rows, positive.amax(dim=1), out=best_rows)
-    torch.maximum(best_columns, positive.amax(dim=0), out=best_columns)
+def _note_positives(
+    pairs: Pairs,
+    exact: Float[Tensor, " p"],
+    counts: tuple[Counts, Counts],
+    best: tuple[Tensor, ...],
+    r: slice,
+    c: slice,
+) -> None:
+    for side, place in ((0, r), (1, c)):
+        best[side][place].scatter_reduce_(0, pairs[side], exact, "amax")
+        counts[side].own[place].index_add_(0, pairs[side], torch.ones_like(pairs[side]))
 
 
 def _products(left: Tensor, right: Tensor, i: Tensor, j: Tensor) -> Float[Tensor, " p"]:
@@ -229,13 +237,21 @@ def _products(left: Tensor, right: Tensor, i: Tensor, j: Tensor) -> Float[Tensor
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=left.device)
 
 
-def _count_clear(scores: Tensor, best: Tensor, margin: float, above: Tensor, dim: int) -> Int[Tensor, " n"] | None:
-    """Add the scores beyond doubt above `best`; return how many are in doubt (a row or column), None if none is."""
+def _count_clear(
+    scores: Tensor, best: Tensor, margin: float, above: Tensor, pairs: Pairs | None, dim: int
+) -> Int[Tensor, " n"] | None:
+    """Add the scores beyond doubt above `best`; return how many others are in doubt (a row or column), None if none is.
+
+    Positives are never in doubt: none is above the best, and they do not tie with themselves.
+    """
     high = _outward(best + margin, torch.inf)
     low = _outward(best - margin, -torch.inf)
     sure = _number(torch.gt, scores, high, dim)
     above += sure
     doubtful = _number(torch.ge, scores, low, dim) - sure
+    if pairs is not None:
+        line, own = pairs[1 - dim], scores[pairs]
+        doubtful.index_add_(0, line, -((own >= low[line]) & (own <= high[line])).long())
     # Without a positive every score is above -inf, and nothing is asked of this row.
     doubtful.masked_fill_(torch.isneginf(best), 0)
     return doubtful if bool(doubtful.any()) else None
@@ -254,11 +270,8 @@ def _number(compare: Callable[..., Tensor], scores: Tensor, bound: Tensor, dim: 
     return (hits @ ones if dim == 1 else ones @ hits).long()
 
 
-def _near(scores: Tensor, best: Tensor, doubtful: Tensor | None, margin: float, dim: int) -> tuple[Tensor, Tensor]:
+def _near(scores: Tensor, best: Tensor, doubtful: Tensor, margin: float, dim: int) -> Pairs:
     """Positions (row, column) of the scores in doubt."""
-    empty = torch.zeros(0, dtype=torch.int64, device=scores.device)
-    if doubtful is None:
-        return empty, empty
     lines = doubtful.nonzero().squeeze(1)
     part = scores.index_select(1 - dim, lines)
     high, low = (_outward(best[lines] + sign * margin, sign * torch.inf).unsqueeze(dim) for sign in (1, -1))
@@ -268,7 +281,7 @@ def _near(scores: Tensor, best: Tensor, doubtful: Tensor | None, margin: float, 
 
 def _count_plain(
     scores: Tensor,
-    same: Tensor | None,
+    pairs: Pairs | None,
     best_rows: Tensor,
     best_columns: Tensor,
     tie: float,
@@ -280,7 +293,9 @@ def _count_plain(
     for counts, place, best, dim in ((left, r, best_rows.unsqueeze(1), 1), (right, c, best_columns.unsqueeze(0), 0)):
         level = (scores <= best + tie) & (scores >= best - tie)
         counts.above[place] += (scores > best + tie).sum(dim=dim)
-        counts.tied[place] += (level if same is None else level & ~same).sum(dim=dim)
+        if pairs is not None:
+            level[pairs] = False
+        counts.tied[place] += level.sum(dim=dim)
 
 
 def _checked(scores: Tensor) -> Tensor:
