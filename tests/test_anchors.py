@@ -1,5 +1,8 @@
 """Anchor shift and its bounds: equal to plain SVD, and every proven bound holds on sets of every shape."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +15,17 @@ from calmrl_lab.anchors import (
     anchor_report,
     anchor_shift,
     calibrated_shift,
+    certified_helpful,
+    helpful_error,
+    helpful_error_printed,
     lower_printed,
     lower_ratio,
     lower_sandwich,
     shift_terms,
     upper_gap,
+    upper_observed_only,
     upper_printed,
+    upper_rotation,
     upper_sandwich,
 )
 from calmrl_lab.errors import CalmrlError
@@ -106,11 +114,101 @@ def test_proven_bounds_hold(shape, k, d, seed):
     shift = aligned_distance(terms.anchor, terms.observed_anchor)
     for bound in (lower_printed, lower_ratio, lower_sandwich):
         assert bool((bound(terms) <= shift + ROUNDING).all()), bound.__name__
-    for bound in (upper_printed, upper_gap, upper_sandwich):
+    for bound in (upper_printed, upper_gap, upper_sandwich, upper_rotation):
         assert bool((bound(terms) >= shift - ROUNDING).all()), bound.__name__
+    blind = upper_observed_only(*tensors(z, observed), torch.from_numpy((~observed).sum(axis=1)))
+    assert bool((blind >= shift - ROUNDING).all())
+    assert bool((blind >= upper_rotation(terms) - ROUNDING).all())
     assert bool((lower_printed(terms) <= lower_ratio(terms) + ROUNDING).all())
     assert bool((lower_ratio(terms) <= lower_sandwich(terms) + ROUNDING).all())
     assert bool((upper_gap(terms) <= upper_printed(terms) + ROUNDING).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES[:-1]),
+    k=st.integers(2, 8),
+    d=st.sampled_from([2, 8, 64]),
+    share=st.floats(0.1, 1),
+    seed=st.integers(0, 10**6),
+)
+def test_the_corrected_corollary_holds(shape, k, d, share, seed):
+    rng = np.random.default_rng(seed)
+    z, observed = draw(shape, 60, k, d, rng), observed_mask(60, k, rng)
+    complete = np.ones((60, k), dtype=bool)
+    terms = shift_terms(*tensors(z, complete, observed))
+    error = rng.normal(size=z.shape) * ~observed[:, :, None]
+    size = np.linalg.norm(error, ord=2, axis=(1, 2))
+    wanted = share * 0.999 * helpful_error(terms).numpy()
+    imputed = z + error * (wanted / np.maximum(size, 1e-300))[:, None, None]
+    before = aligned_distance(terms.anchor, terms.observed_anchor).numpy()
+    after = calibrated_shift(*tensors(z, complete, observed, imputed)).numpy()
+    # Where the observed anchor is right to rounding there is nothing to gain.
+    matters = before > 1e-5
+    assert (after[matters] < before[matters] + 1e-9).all()
+    helped = certified_helpful(*tensors(imputed, complete, observed), torch.from_numpy(wanted))
+    assert (after < before)[helped.numpy()].all()
+
+
+def test_a_small_enough_error_is_certified_without_the_truth():
+    rng = np.random.default_rng(0)
+    z = draw("one astray", 200, 4, 16, rng)
+    observed = np.tile([True, False, False, True], (200, 1))
+    complete = np.ones_like(observed)
+    helped = certified_helpful(*tensors(z, complete, observed), torch.full((200,), 0.02, dtype=torch.float64))
+    assert helped.double().mean() > 0.5
+    assert not bool(certified_helpful(*tensors(z, complete, observed), torch.full((200,), 1.0, dtype=torch.float64)).any())
+
+
+def test_the_printed_corollary_has_counterexamples():
+    # Gradient ascent on shift after over shift before, with every imputed vector just within the printed error.
+    generator = torch.Generator().manual_seed(2)
+    raw = torch.randn(64, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    push = torch.randn(64, 7, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    optimiser = torch.optim.Adam([raw, push], lr=0.03)
+    complete = torch.ones(64, 8, dtype=torch.bool)
+    observed = torch.zeros_like(complete)
+    observed[:, 0] = True
+    for _ in range(300):
+        z = raw / raw.norm(dim=2, keepdim=True)
+        terms = shift_terms(z, complete, observed)
+        allowed = helpful_error_printed(terms, 7)
+        offset = push / push.norm(dim=2, keepdim=True) * (0.999 * allowed)[:, None, None]
+        imputed = torch.cat([z[:, :1], z[:, 1:] + offset], dim=1)
+        before = aligned_distance(terms.anchor, terms.observed_anchor)
+        after = calibrated_shift(z, complete, observed, imputed)
+        ratio = torch.where(allowed > 1e-3, after / before, 0.0)
+        if bool((ratio > 1.002).any()):
+            break
+        optimiser.zero_grad()
+        (-ratio.sum()).backward()
+        optimiser.step()
+    found = int(ratio.argmax())
+    assert_counterexample(z[found].detach().numpy(), imputed[found].detach().numpy(), 1)
+
+
+def assert_counterexample(z, imputed, shown):
+    """Plain SVD of one set: every vector within the printed error, and the shift grows."""
+    k = len(z)
+    s = np.linalg.svd(z, compute_uv=False)
+    u, v, w = (np.linalg.svd(part.T)[0][:, 0] for part in (z, z[:shown], imputed))
+    eta = np.square(z[shown:] @ v).sum()
+    first = np.linalg.svd(z[:shown], compute_uv=False)[0]
+    allowed = (s[0] - s[1]) / np.sqrt(k - shown) * np.sqrt(1 - (first + eta) / s[0])
+    assert np.linalg.norm(imputed - z, axis=1).max() < allowed
+    before, after = (min(np.linalg.norm(u - a), np.linalg.norm(u + a)) for a in (v, w))
+    assert after > before + 1e-3
+
+
+def test_a_known_counterexample_to_the_printed_corollary():
+    folder = Path(os.environ.get("CALMRL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "cor3_counterexample.npz").is_file():
+        pytest.skip("no cor3_counterexample.npz under CALMRL_TEST_DATA")
+    known = np.load(folder / "cor3_counterexample.npz")
+    z, imputed = known["Z"], known["Zhat"]
+    if not np.allclose(np.linalg.norm(z, axis=1), 1):
+        z, imputed = z.T, imputed.T
+    assert_counterexample(z, imputed, int(known["n_observed"]))
 
 
 def test_two_modalities_make_the_sandwich_an_equality():
@@ -169,5 +267,7 @@ def test_requests_that_make_no_sense():
         anchor_shift(z, full[:, :2], full)
     with pytest.raises(CalmrlError, match="whose truth is not known"):
         anchor_shift(z, ~full, full)
+    with pytest.raises(CalmrlError, match="unit embeddings only"):
+        upper_observed_only(z, full, 0)
     with pytest.raises(CalmrlError, match="imputed embeddings have shape"):
         calibrated_shift(z, full, full, z[:, :2])

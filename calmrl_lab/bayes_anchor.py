@@ -1,0 +1,154 @@
+"""The Bayes anchor: the best guess at an item's anchor given what is observed, what it promises, and when to believe the
+promise.
+
+With u the anchor of the complete set and a any unit vector that depends on observed embeddings only, E[sin^2 angle(a, u) |
+observed] is 1 - a' Pi a, with Pi = E[u u' | observed]. So the leading eigenvector of Pi is the best such vector, never worse in
+expectation than the anchor v of the observed embeddings, and its advantage u*' Pi u* - v' Pi v can be computed without seeing
+what is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.observations import Pattern, observe
+from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.spectrum import spectrum
+
+# Draws held at once, in numbers.
+_WORKING_SET = 2**24
+
+
+@dataclass(frozen=True)
+class AnchorPosterior:
+    """A row an item: `anchor` [n, d] (the Bayes anchor, signed to point with the observed one), `observed_anchor` [n, d];
+    `concentration` = E[cos^2] of the Bayes anchor with the true one, `gain` = its advantage in E[cos^2] over the observed
+    anchor, both in [0, 1]; `harm` = probability that it is the worse of the two."""
+
+    anchor: Float[Tensor, "n d"]
+    observed_anchor: Float[Tensor, "n d"]
+    concentration: Float[Tensor, " n"]
+    gain: Float[Tensor, " n"]
+    harm: Float[Tensor, " n"]
+
+
+@torch.no_grad()
+def anchor_posterior(
+    imputer: PPCA,
+    embeddings: Float[Tensor, "n k d"],
+    mask: Bool[Tensor, "n k"],
+    generator: torch.Generator,
+    samples: int = 128,
+    unit: bool = True,
+) -> AnchorPosterior:
+    """Bayes anchors of items under a fitted PPCA, by `samples` draws of the missing embeddings an item; float64.
+
+    `unit` returns draws to the unit sphere, as embeddings live there. Half of the draws find the anchor, the other half score
+    it: scored on its own draws it would look better than it is. Items that miss nothing get their own anchor with gain 0; items
+    that show nothing get the prior's anchor, a zero observed anchor, and all of E[cos^2] as gain. Raises CalmrlError if the
+    modalities differ in dimension.
+    """
+    if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2]:
+        raise CalmrlError(
+            f"embeddings {list(embeddings.shape)} and mask {list(mask.shape)} do not fit: expected [n, k, d] and [n, k]"
+        )
+    if samples < 4:
+        raise CalmrlError(f"samples is {samples}, expected at least 4")
+    data = observe(list(embeddings.unbind(dim=1)), mask, imputer.modalities, imputer.dims)
+    z = embeddings.double()
+    n, k, d = z.shape
+    full = torch.ones_like(mask)
+    own = spectrum(z, mask).anchor
+    anchor, ones = spectrum(z, full).anchor, torch.ones(n, dtype=torch.float64, device=z.device)
+    concentration, gain, harm = ones.clone(), torch.zeros_like(ones), torch.zeros_like(ones)
+    for pattern in data.patterns():
+        if not pattern.missing:
+            continue
+        at_once = max(1, _WORKING_SET // (samples * k * d))
+        for rows in torch.split(pattern.rows, at_once):
+            drawn = _draw(imputer, z[rows], pattern, samples, generator, unit)
+            u = spectrum(drawn.flatten(0, 1), full[:1].expand(len(rows) * samples, -1)).anchor.reshape(len(rows), samples, d)
+            found, scored = u[:, : samples // 2], u[:, samples // 2 :]
+            best = _leading(found)
+            cosine = (scored @ best.unsqueeze(2)).squeeze(2).square()
+            before = (scored @ own[rows].unsqueeze(2)).squeeze(2).square()
+            sign = torch.where((best * (own[rows] + 1e-12 * z[rows].nan_to_num().sum(dim=1))).sum(dim=1) < 0, -1.0, 1.0)
+            anchor[rows] = best * sign.unsqueeze(1)
+            concentration[rows], gain[rows] = cosine.mean(dim=1), (cosine.mean(dim=1) - before.mean(dim=1)).clamp(min=0)
+            harm[rows] = (cosine < before).double().mean(dim=1)
+    return AnchorPosterior(anchor, own, concentration, gain, harm)
+
+
+def _draw(
+    imputer: PPCA, z: Tensor, pattern: Pattern, samples: int, generator: torch.Generator, unit: bool
+) -> Float[Tensor, "n s k d"]:
+    """Complete sets with the missing embeddings drawn from their conditional distribution."""
+    posterior = imputer.posterior(pattern.observed, z.device)
+    n, _, d = z.shape
+    q = posterior.covariance.shape[0]
+    latent = z.new_zeros(n, q)
+    if pattern.observed:
+        latent = posterior.latent([z[:, j] for j in pattern.observed])
+    noise = torch.randn(n, samples, q, generator=generator, dtype=torch.float64, device=generator.device).to(z.device)
+    drawn_latent = latent.unsqueeze(1) + noise @ posterior.factor.T
+    sets = z.unsqueeze(1).expand(-1, samples, -1, -1).clone()
+    for j in pattern.missing:
+        own_noise = torch.randn(n, samples, d, generator=generator, dtype=torch.float64, device=generator.device).to(z.device)
+        drawn = posterior.means[j] + drawn_latent @ posterior.weights[j].T + posterior.noise[j].sqrt() * own_noise
+        sets[:, :, j] = drawn / torch.linalg.vector_norm(drawn, dim=2, keepdim=True).clamp(min=1e-300) if unit else drawn
+    return sets
+
+
+def _leading(anchors: Float[Tensor, "n s d"]) -> Float[Tensor, "n d"]:
+    """Leading eigenvector of the mean of u u' over draws, through the s x s Gram matrix."""
+    _, vectors = torch.linalg.eigh(anchors @ anchors.mT)
+    leading = (vectors[:, :, -1:].mT @ anchors).squeeze(1)
+    return leading / torch.linalg.vector_norm(leading, dim=1, keepdim=True).clamp(min=1e-300)
+
+
+def realised_gain(posterior: AnchorPosterior, complete: Float[Tensor, "n k d"]) -> Float[Tensor, " n"]:
+    """cos^2 with the true anchor of the `complete` sets, Bayes anchor minus observed anchor: negative where calibration did
+    harm."""
+    truth = spectrum(complete.double(), torch.ones(complete.shape[:2], dtype=torch.bool, device=complete.device)).anchor
+    after = (posterior.anchor * truth).sum(dim=1).square()
+    before = (posterior.observed_anchor * truth).sum(dim=1).square()
+    return after - before
+
+
+def conformal_threshold(predicted: np.ndarray, realised: np.ndarray, level: float = 0.05) -> float:
+    """The smallest threshold on the predicted gain at which at most `level` of new items are expected to be calibrated and
+    harmed.
+
+    Conformal risk control (Angelopoulos, Bates, Fisch, Lei and Schuster 2024): `predicted` and `realised` [n] gains are from
+    held-out complete items whose modalities were hidden as they will be missing, not seen when the imputer was fitted; the
+    risk, the share of all items whose predicted gain exceeds the threshold though their realised gain is negative, then holds
+    for exchangeable new items, on average over held-out sets. Infinity (calibrate nothing) if too few items were given to
+    promise `level`.
+    """
+    predicted, realised = np.asarray(predicted, dtype=np.float64), np.asarray(realised, dtype=np.float64)
+    if predicted.shape != realised.shape or predicted.ndim != 1:
+        raise CalmrlError(
+            f"predicted gains {list(predicted.shape)} and realised gains {list(realised.shape)} do not fit: expected [n] each"
+        )
+    if not 0 < level < 1:
+        raise CalmrlError(f"level is {level}, expected a share between 0 and 1")
+    n = len(predicted)
+    # At most this many harmed items may lie above the threshold: (harmed + 1) / (n + 1) <= level.
+    allowed = int(np.floor(level * (n + 1) + 1e-12)) - 1
+    if allowed < 0:
+        return float("inf")
+    harmed = np.sort(predicted[realised < 0])[::-1]
+    return float(harmed[allowed]) if len(harmed) > allowed else 0.0
+
+
+def gated_anchor(posterior: AnchorPosterior, threshold: float) -> Float[Tensor, "n d"]:
+    """The Bayes anchor where the predicted gain exceeds `threshold` or nothing is observed, the observed anchor elsewhere."""
+    shows = (torch.linalg.vector_norm(posterior.observed_anchor, dim=1) > 0).unsqueeze(1)
+    use = (posterior.gain > threshold).unsqueeze(1) | ~shows
+    return torch.where(use, posterior.anchor, posterior.observed_anchor)
