@@ -25,9 +25,7 @@ def number_of(frame: np.ndarray) -> int:
     """The number that `picture` wrote into a frame, read from the middles of the fields."""
     height, width = frame.shape[:2]
     grey = frame.mean(axis=2)
-    bits = [
-        grey[height * (2 * row + 1) // 4, width * (2 * column + 1) // 8] > 127 for row in range(2) for column in range(4)
-    ]
+    bits = [grey[height * (2 * row + 1) // 4, width * (2 * column + 1) // 8] > 127 for row in range(2) for column in range(4)]
     return sum(int(bit) << place for place, bit in enumerate(bits))
 
 

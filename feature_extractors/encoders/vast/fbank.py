@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from calmrl_lab.errors import missing_extra
-from feature_extractors.encoders.vast.segments import middle_of_segments
+from feature_extractors.sampling import middle_of_segments
 
 RATE = 16_000
 FRAME_LENGTH_MS, FRAME_SHIFT_MS = 25, 10

@@ -1,0 +1,204 @@
+"""Media files to frames and waveforms, through PyAV: content decides what a file is, never its ending."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from calmrl_lab.errors import missing_extra
+from feature_extractors.containers import is_cut_off
+from feature_extractors.protocols import AbsentError, File, Image, MediaError, Medium, Waveform
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+Choice = Callable[[int], Sequence[int]]
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Only formats that hold their own data: playlists (HLS, DASH, concat) make FFmpeg open other files and addresses.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,dv,ivf,h264,hevc,obu,"
+    "wav,w64,mp3,aac,flac,aiff,amr,au,caf,gif,apng,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe"
+)
+# Damage is an error here, not something to be painted over.
+_STRICT = {"err_detect": "explode"}
+
+
+def video_frames(path: Path, choose: Choice) -> UInt8[np.ndarray, "n height width 3"]:
+    """RGB frames of a video (or the one of an image), turned as its header asks; `choose` maps their number to the indices wanted.
+
+    Two passes: the packets are counted, then frames are decoded in order up to the last one chosen, so that variable frame rates and
+    missing key frames cannot lead to a wrong frame. Indices may repeat and must not fall. Raises MediaError: `not_found`, `empty_file`,
+    `not_media`, `no_stream`, `truncated` (the file ends before it says it does), `decode_error`.
+    """
+    with _opened(path) as container:
+        total = _count_frames(container)
+    if total == 0:
+        raise MediaError("no_stream", "the video stream is empty")
+    wanted = choose(total)
+    found, seen = _decode(path, wanted)
+    if len(found) < len(set(wanted)) and seen:
+        # Packets that show nothing (packed B-frames): count what is shown, and choose again.
+        wanted = choose(seen)
+        found, _ = _decode(path, wanted)
+    if len(found) < len(set(wanted)):
+        raise MediaError("decode_error", f"frame {max(wanted)} of {total} could not be decoded")
+    return np.stack([found[index] for index in wanted])
+
+
+def frame_folder(folder: Path, choose: Choice) -> UInt8[np.ndarray, "n height width 3"]:
+    """Frames kept as images in a folder, in the order of their names."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_ENDINGS))
+    if not names:
+        raise MediaError("empty_file", "a folder without images")
+    wanted = choose(len(names))
+    read = {index: video_frames(folder / names[index], lambda _: [0])[0] for index in set(wanted)}
+    return np.stack([read[index] for index in wanted])
+
+
+def waveform(path: Path) -> tuple[Float32[np.ndarray, "channels time"], int]:
+    """All samples of the first sound track in [-1, 1], and their rate in Hz.
+
+    Raises AbsentError if the file has other streams but no sound, or a track without samples; MediaError as `video_frames`.
+    """
+    chunks: list[np.ndarray] = []
+    rates: set[int] = set()
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise AbsentError("no sound track")
+        stream = container.streams.audio[0]
+        stream.codec_context.options = _STRICT
+        for frame in container.decode(stream):
+            chunks.append(_samples(frame))
+            rates.add(frame.sample_rate)
+    if not sum(chunk.shape[1] for chunk in chunks):
+        raise AbsentError("the sound track is empty")
+    if len(rates) > 1 or len({len(chunk) for chunk in chunks}) > 1:
+        raise MediaError("decode_error", "the sampling rate or the number of channels changes on the way")
+    return np.concatenate(chunks, axis=1), rates.pop()
+
+
+def image_of(medium: Medium) -> Image:
+    """A picture from whatever shows one: in memory already, an image file, the middle frame of a video."""
+    if isinstance(medium, File):
+        return Image(video_frames(medium.path, lambda total: [(total + 1) // 2 - 1])[0])
+    if not isinstance(medium, Image):
+        raise MediaError("not_media", f"an image is needed, got {type(medium).__name__.lower()}")
+    return medium
+
+
+def sound_of(medium: Medium) -> Waveform:
+    """A waveform from whatever sounds: in memory already, or a file."""
+    if isinstance(medium, File):
+        return Waveform(*waveform(medium.path))
+    if not isinstance(medium, Waveform):
+        raise MediaError("not_media", f"a waveform is needed, got {type(medium).__name__.lower()}")
+    return medium
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """The container, with FFmpeg's complaints as MediaError. A file that breaks off is `truncated` even where frames could be had."""
+    try:
+        import av
+    except ImportError:
+        raise missing_extra("av", "media", "decoding media files") from None
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        raise MediaError("not_found", "no such file") from None
+    except OSError as error:
+        raise MediaError("not_found", os.strerror(error.errno or 0).lower()) from None
+    with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise MediaError("empty_file", "the file is empty")
+        known = False
+        try:
+            cut_off = is_cut_off(path)
+            options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""} | _STRICT
+            with av.open(_Nameless(file), mode="r", options=options) as container:
+                known = True
+                if cut_off:
+                    raise MediaError("truncated", "the file is shorter than its header says")
+                yield container
+        except (av.error.FFmpegError, EOFError) as error:
+            said = getattr(error, "strerror", None) or type(error).__name__
+            if known:
+                raise MediaError("decode_error", said) from None
+            if cut_off or isinstance(error, EOFError):
+                raise MediaError("truncated", "the file ends before its header does") from None
+            raise MediaError("not_media", f"no known media format: {said}") from None
+
+
+class _Nameless:
+    """A file without a name: FFmpeg would let the ending of one decide."""
+
+    def __init__(self, file: Any) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _video_stream(container: InputContainer) -> Any:
+    from av.stream import Disposition
+
+    # The cover of a song is stored as a video of one frame.
+    shown = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not shown:
+        raise MediaError("no_stream", "no video stream")
+    shown[0].thread_type = "NONE"
+    shown[0].thread_count = 1
+    shown[0].codec_context.options = _STRICT
+    return shown[0]
+
+
+def _count_frames(container: InputContainer) -> int:
+    stream = _video_stream(container)
+    packets = shown = 0
+    broken = False
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if broken:
+            raise MediaError("decode_error", f"packet {packets - 1} is damaged")
+        broken = packet.is_corrupt
+        packets += 1
+        # Edit lists keep packets that are decoded but not shown.
+        shown += not packet.is_discard
+    indexed = stream.frames if "mp4" in container.format.name else 0
+    if broken or packets < indexed:
+        raise MediaError("truncated", f"the video ends after {packets} of {indexed or 'more'} packets")
+    return shown
+
+
+def _decode(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], int]:
+    """The wanted frames by index, and how many frames were decoded (all of them if a wanted one was not reached)."""
+    needed, last = set(wanted), max(wanted)
+    found: dict[int, np.ndarray] = {}
+    seen = 0
+    with _opened(path) as container:
+        for frame in container.decode(_video_stream(container)):
+            if seen in needed:
+                pixels = frame.to_ndarray(format="rgb24")
+                # `rotation` is how far to turn counter-clockwise, in degrees.
+                found[seen] = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
+            seen += 1
+            if seen > last:
+                break
+    return found, seen
+
+
+def _samples(frame: Any) -> Float32[np.ndarray, "channels time"]:
+    """The samples as they are, scaled to [-1, 1]: no resampler, whose rounding would differ between versions."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, len(frame.layout.channels)).T
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - 128) / 128
+    if values.dtype.kind == "i":
+        return (values / float(-int(np.iinfo(values.dtype).min))).astype(np.float32)
+    return np.ascontiguousarray(values, dtype=np.float32)
