@@ -1,0 +1,173 @@
+"""The whole path on a tiny VAST release, real clips and real annotations: extract, train-heads, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from calmrl_lab.store import FeatureStore, Reason
+
+_ROOT = Path(__file__).resolve().parents[2]
+REAL = Path(os.environ.get("CALMRL_TEST_DATA") or _ROOT.parent / "shared" / "data")
+MODALITIES = ("vision", "audio", "caption", "subtitle")
+TRAIN, TEST = 12, 10
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (REAL / "media").is_dir(), reason="the real clips and annotations are not here (set CALMRL_TEST_DATA)"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def msrvtt(tmp_path_factory):
+    """A media folder in the documented layout: the first real annotations, each with one of four real clips.
+
+    Of the test items one has no file, one a broken video, one sound without a video.
+    """
+    media = tmp_path_factory.mktemp("msrvtt")
+    for name in ("annotations", "videos", "audios"):
+        (media / name).mkdir()
+    for name, count in (("unique_descs_ret_train.json", TRAIN), ("descs_ret_test.json", TEST)):
+        rows = json.loads((REAL / "annotations" / "msrvtt" / name).read_text())[:count]
+        (media / "annotations" / name).write_text(json.dumps(rows))
+        for number, row in enumerate(rows):
+            shutil.copy(REAL / "media" / f"video{number % 4 + 1}.mp4", media / "videos" / f"{row['video_id']}.mp4")
+    test = [row["video_id"] for row in rows]
+    # Odd items have extracted sound, two of the four files are AAC in MP4 by another name.
+    for number in range(1, TEST, 2):
+        shutil.copy(REAL / "media" / f"audio{number % 4 + 1}.mp3", media / "audios" / f"{test[number]}.mp3")
+    (media / "videos" / f"{test[4]}.mp4").unlink()
+    (media / "videos" / f"{test[5]}.mp4").unlink()
+    (media / "videos" / f"{test[6]}.mp4").write_text("<html>Too many requests</html>")
+    return media, test
+
+
+@pytest.fixture(scope="module")
+def store_path(msrvtt, weights, tmp_path_factory):
+    from feature_extractors.extraction import extract
+
+    out = tmp_path_factory.mktemp("stores") / "msrvtt.zarr"
+    extract(
+        "msrvtt",
+        out,
+        "vast-paper",
+        msrvtt[0],
+        weights,
+        workers=1,
+        device="cpu",
+        block_size=8,
+        max_failures=0.2,
+        options={"validation": 0.3},
+    )
+    return out
+
+
+def test_gaps_have_their_reasons(msrvtt, store_path):
+    store = FeatureStore.open(store_path)
+    _, test = msrvtt
+    assert store.modalities == MODALITIES
+    assert store.dims == {"vision": 32, "audio": 48, "caption": 32, "subtitle": 32}
+    assert [split.replace("validation", "train") for split in store.split] == ["train"] * TRAIN + ["test"] * TEST
+    assert list(store.split).count("validation") >= 2
+    rows = {name: place for place, name in enumerate(store.ids)}
+    reason = {name: dict(zip(MODALITIES, store.reason[rows[name]].tolist(), strict=True)) for name in test}
+    gone, heard, broken = test[4], test[5], test[6]
+    assert reason[gone]["vision"] == reason[gone]["audio"] == Reason.FAILED
+    assert (reason[heard]["vision"], reason[heard]["audio"]) == (Reason.FAILED, Reason.OBSERVED)
+    assert reason[broken]["vision"] == Reason.FAILED
+    assert all(reason[name]["caption"] == Reason.OBSERVED for name in test)
+
+    annotated = json.loads((REAL / "annotations" / "msrvtt" / "descs_ret_test.json").read_text())[:TEST]
+    for row in annotated:
+        expected = Reason.OBSERVED if row["subtitle"].strip() else Reason.ABSENT
+        assert reason[row["video_id"]]["subtitle"] == expected
+    assert_array_equal(store.mask, store.reason == Reason.OBSERVED)
+    codes = {(record["id"], record["modality"]): record["code"] for record in store.failures()}
+    assert codes[gone, "vision"] == codes[gone, "audio"] == codes[heard, "vision"] == "not_found"
+    assert codes[broken, "vision"] == codes[broken, "audio"] == "not_media"
+
+
+def test_features_are_what_the_encoders_say_and_heads_are_stored(msrvtt, store_path, weights, tensors):
+    from feature_extractors.datasets import datasets
+    from feature_extractors.encoders import encoders
+
+    media, test = msrvtt
+    store = FeatureStore.open(store_path)
+    dataset = datasets.get("msrvtt")
+    items = {item.id: item for item in dataset(media).manifest().items}
+    for modality, name in dataset.presets["vast-paper"].items():
+        encoder = encoders.get(name)(weights=weights)
+        owner = next(i for i in test if store.mask[list(store.ids).index(i), store.modalities.index(modality)])
+        place = store.offsets(modality)[list(store.ids).index(owner)]
+        expected = encoder.encode([encoder.prepare(items[owner].media[modality][0])])[0]
+        assert_allclose(store.features(modality)[place], expected, atol=2e-3, rtol=2e-3)
+        assert next(spec.fingerprint for spec in store.specs if spec.name == modality) == encoder.fingerprint
+    for letter in "vats":
+        assert_allclose(store.heads[f"contra_head_{letter}"], tensors[f"contra_head_{letter}.linear.weight"].numpy())
+    assert store.heads["contra_head_vas.weight"].shape == (16, 32 + 48 + 32)
+
+
+def test_the_same_clip_has_the_same_features(store_path):
+    store = FeatureStore.open(store_path)
+    vision = store.features("vision")
+    # Training items 0, 4 and 8 are copies of one clip; 1 is another.
+    assert_array_equal(vision[0], vision[4])
+    assert np.abs(vision[0].astype(np.float32) - vision[1]).max() > 1e-3
+
+
+def test_training_starts_from_the_released_heads_and_reports(store_path, cli, tmp_path, tensors):
+    from calmrl_lab.runs import Run
+
+    runs = tmp_path / "runs"
+    for name, extra in (("zero-shot", ("--epochs", "0")), ("trained", ("--epochs", "2"))):
+        words = ("--objective", "pmrl", "--impute", "none", "--modalities", "vision,audio,caption", "--device", "cpu")
+        code, _, said = cli("train-heads", "--store", store_path, *words, *extra, "--set", "init=stored", "--run", runs / name)
+        assert code == 0, said
+        code, _, said = cli("evaluate", "--run", runs / name)
+        assert code == 0, said
+    heads = Run.open(runs / "zero-shot").load_heads()
+    assert_allclose(heads.maps[0].weight.detach().numpy(), tensors["contra_head_v.linear.weight"].numpy())
+    assert Run.open(runs / "trained").summary["epochs"] == 2
+    code, _, said = cli("report", "--runs", runs, "--out", tmp_path / "report")
+    assert code == 0, said
+    assert (tmp_path / "report" / "index.html").stat().st_size > 1000
+
+
+def test_gram_drops_what_has_no_extracted_sound(msrvtt, weights, tmp_path):
+    from feature_extractors.extraction import extract
+
+    media, test = msrvtt
+    out = tmp_path / "gram.zarr"
+    options = {"preset": "gram-compat", "splits": "test"}
+    extract("msrvtt", out, "gram-compat", media, weights, workers=1, device="cpu", max_failures=0.5, options=options)
+    store = FeatureStore.open(out)
+    assert list(store.ids) == [name for number, name in enumerate(test) if number % 2]
+    assert store.dataset == "msrvtt (captions first; items with an audio file)"
+
+
+def test_condition_tokens_of_the_test_split_re_rank_it(msrvtt, weights, tmp_path):
+    from feature_extractors.datasets import datasets
+    from feature_extractors.encoders.vast.checkpoint import load_checkpoint
+    from feature_extractors.encoders.vast.condition import keep_tokens, rerank_kept
+    from feature_extractors.encoders.vast.matching import Matcher
+    from feature_extractors.encoders.vast.token_file import TokenFile
+
+    media, test = msrvtt
+    dataset = datasets.get("msrvtt")
+    path = tmp_path / "msrvtt.tokens"
+    counts = keep_tokens(dataset(media).manifest(), dataset.presets["vast-paper"], path, weights, media)
+    tokens = TokenFile(path)
+    assert counts["kept"] == len(tokens.ids) == TEST - counts["left_out"]
+    whole = tokens.condition(tokens.place(test[0]))
+    assert len(whole) == 16 * 257 + 256 + 70, "16 frames, one slice, a padded subtitle"
+    similarity = np.random.default_rng(0).standard_normal((len(tokens.ids), len(tokens.ids)))
+    scores = rerank_kept(similarity, tokens.ids, tokens.ids, tokens, Matcher(load_checkpoint(weights)), top=2)
+    assert ((scores >= 0).sum(axis=1) == 2).all()
