@@ -153,8 +153,8 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
         columns += [Column("Δ R@1", group=f"against {reference.label}"), Column("p", group=f"against {reference.label}")]
     notes = [
         f"Means over {len(recalls.directions)} directions; brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
-        "Δ in points, paired by query and seed; p two-sided, corrected for all comparisons of this report (Holm).",
-        "Bold: above every other method but the oracle, beyond the paired 95 % interval of their difference.",
+        "Δ in points, paired by query and seed, bold if it is sure; p two-sided, corrected for all comparisons of this report (Holm).",
+        "Bold recall: above every other method but the oracle, beyond the paired 95 % interval of their difference.",
     ]
     fields = tuple(records[0]) if records else ()
     return Table("summary", "Mean recall of every method", columns, rows, tuple(notes), fields, records)

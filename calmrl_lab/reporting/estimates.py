@@ -99,7 +99,7 @@ class Resamples:
         drawn = [np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(replicates if size else 0)]
         self._weights = np.array(drawn, dtype=np.float32).reshape(len(drawn), size)
 
-    def means(self, sums: Sums) -> tuple[Float[np.ndarray, c], Float[np.ndarray, "b c"]]:
+    def means(self, sums: Sums) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, "b c"]]:
         """(the mean of every column, its resamples): seeds count alike, queries count alike within a seed."""
         assert sums.groups == self.groups
         seeds, groups, columns = sums.totals.shape
@@ -119,7 +119,7 @@ class Resamples:
         return generator.multinomial(size, np.full(size, 1 / size), size=self.replicates).astype(np.float64)
 
 
-def estimate(value: float, replicates: Float[np.ndarray, b]) -> Estimate:
+def estimate(value: float, replicates: Float[np.ndarray, " b"]) -> Estimate:
     """`value` with the percentile interval of its resamples."""
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))

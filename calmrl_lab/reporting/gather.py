@@ -189,7 +189,7 @@ def _load(path: Path) -> RunRecord | Problem:
     if not (path / "scores.parquet").is_file():
         return Problem(path.name, "not evaluated", f"run '{path.name}' has no scores; calmrl-lab evaluate --run computes them")
     try:
-        frames = {file.stem: _readable(run, file.stem) for file in sorted(path.glob("*.parquet"))}
+        read = {file.stem: _readable(run, file.stem) for file in sorted(path.glob("*.parquet"))}
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
         summary = run.summary
     except (CalmrlError, yaml.YAMLError, OSError) as error:
@@ -201,7 +201,8 @@ def _load(path: Path) -> RunRecord | Problem:
         summary=summary,
         environment=_read_json(path / "environment.json") or {},
         metrics=_lines(path / "metrics.jsonl"),
-        frames=frames,
+        # Nothing to say about (no gap whose truth is known, for example) is the same as not there.
+        frames={name: frame for name, frame in read.items() if len(frame)},
         path=path,
     )
 
@@ -211,18 +212,32 @@ _NEEDED = {
     "scores": ("query", "gallery", "item", "group", "pattern", "greater", "equal", "candidates", "positives"),
     "imputation": ("imputer", "modality", "pattern", "split", "item", "group", "squared_error"),
     "anchors": ("imputer", "pattern", "split", "item", "group", "shift_observed", "shift_calibrated", "lower", "upper"),
-    "classification": ("kind", "modality", "item", "group", "label", "predicted", "correct"),
+    "classification": ("kind", "modality", "item", "group", "label", "correct"),
+    "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", "greater", "equal"),
 }
+# Tables of this many rows a run are read with the needed columns only.
+_LARGE = frozenset({"curves"})
 
 
 def _readable(run: Run, stem: str) -> pd.DataFrame:
-    frame = run.read_frame(f"{stem}.parquet")
+    frame = _columns(run.path / f"{stem}.parquet", _NEEDED[stem]) if stem in _LARGE else run.read_frame(f"{stem}.parquet")
+    if not len(frame.columns):
+        return frame
     lacking = [column for column in _NEEDED.get(stem, ()) if column not in frame.columns]
     if lacking:
         raise CalmrlError(f"'{run.path / stem}.parquet' has no column '{lacking[0]}'; evaluate the run again with this version")
     if stem == "scores" and frame.empty:
         raise CalmrlError(f"'{run.path / stem}.parquet' has no rows")
     return frame
+
+
+def _columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path, columns=list(names))
+    except (OSError, ValueError) as error:
+        raise CalmrlError(f"'{path}' is damaged, or of another version: {str(error).splitlines()[0]}") from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

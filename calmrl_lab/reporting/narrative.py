@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from calmrl_lab.reporting.comparisons import Cast, Comparisons
-from calmrl_lab.reporting.contents import signed
+from calmrl_lab.reporting.contents import probability, signed
 from calmrl_lab.reporting.estimates import Difference
 from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.imputations import Imputations
@@ -67,9 +67,19 @@ def _by(found: Difference) -> str:
 
 
 def _points(found: Difference) -> str:
-    """A difference that may be none, with its signs."""
+    """A difference that may be none, with its signs; p where only the correction for all comparisons keeps it from being sure."""
     points = found.scaled(100)
-    return f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]"
+    text = f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]"
+    return f"{text}, p {_p(found)} after correction" if _doubtful(found) else text
+
+
+def _doubtful(found: Difference) -> bool:
+    return found.verdict == 0 and not found.low <= 0 <= found.high
+
+
+def _p(found: Difference) -> str:
+    text = probability(found.corrected)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _bound(found: Difference) -> str:
@@ -96,9 +106,8 @@ def _effect(compared: Comparisons) -> list[str]:
                 f"{subject} {'raised' if found.verdict > 0 else 'lowered'} mean Recall@1 by {_by(found)} against {against}."
             )
         else:
-            sentences.append(
-                f"{subject} showed no effect on mean Recall@1 against {against}: {_points(found)}, so {_bound(found)}."
-            )
+            bound = "" if _doubtful(found) else f", so {_bound(found)}"
+            sentences.append(f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(found)}{bound}.")
     return sentences
 
 
@@ -123,7 +132,7 @@ def _controls(compared: Comparisons) -> list[str]:
 def _versus(found: Difference, other: str) -> str:
     """How "it was ..." goes on, in the three ways it can come out."""
     if found.verdict == 0:
-        return f"not to be told from {other} ({_points(found)})"
+        return f"not surely different from {other} ({_points(found)})"
     return f"{'better' if found.verdict > 0 else 'worse'} than {other} by {_by(found)}"
 
 
@@ -156,7 +165,7 @@ def _complete_only(compared: Comparisons) -> list[str]:
             f"({parts.complete_only.label}) was better by {_by(found)}."
         ]
     return [
-        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no difference that shows: "
+        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no sure difference: "
         f"{_points(found)}."
     ]
 

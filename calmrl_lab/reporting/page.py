@@ -70,6 +70,7 @@ def page(found: Findings, files: Sequence[str]) -> str:
     sections = [
         *_results(found),
         *_calibration(found),
+        *_optional(found),
         *_inside(found, environment),
         *_published(found),
         Section(
@@ -212,6 +213,26 @@ def _calibration(found: Findings) -> list[Section]:
             body += f'<p class="failed-run">{found.shifts.broken} shifts lie outside their proven bounds: something is wrong with these numbers.</p>'
         body += _details("By pattern", found.tables["anchor_shift"].to_html())
         sections.append(Section("anchors", "Where the anchors go", body, short="Anchors"))
+    return sections
+
+
+def _optional(found: Findings) -> list[Section]:
+    """What only some runs were asked for: modalities missing at test time, classification."""
+    sections = []
+    if "missing_curves" in found.tables:
+        chart = _chart(found.figures["missing_curves"]) if "missing_curves" in found.figures else ""
+        table = found.tables["missing_curves"]
+        body = chart + _details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
+        if "aggregation_gain" in found.tables:
+            body += found.tables["aggregation_gain"].to_html()
+        sections.append(Section("missing", "Modalities missing at test time", body, short="Missing"))
+    if "classification" in found.tables:
+        single = found.tables["classification_by_modality"]
+        body = found.tables["classification"].to_html()
+        body += _details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
+        published = [line for line in found.footnotes if "Table 2" in line]
+        body += f'<ul class="notes">{"".join(f"<li>{_escape(line)}</li>" for line in published)}</ul>'
+        sections.append(Section("classification", "Classification", body, short="Classes"))
     return sections
 
 

@@ -19,7 +19,7 @@ DEPTHS = (1, 5, 10)
 Direction = tuple[str, str]
 
 
-def hits(greater: Float[np.ndarray, n], equal: Float[np.ndarray, n], depth: int) -> Float[np.ndarray, n]:
+def hits(greater: Float[np.ndarray, " n"], equal: Float[np.ndarray, " n"], depth: int) -> Float[np.ndarray, " n"]:
     """Probability that the best positive is among the first `depth` when ties are broken at random."""
     return np.clip((depth - greater) / (equal + 1.0), 0.0, 1.0)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.reporting.classifications import accuracy_table, classifications, single_table
 from calmrl_lab.reporting.comparisons import comparisons
 from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
 from calmrl_lab.reporting.drawing import Figure
@@ -20,6 +21,7 @@ from calmrl_lab.reporting.page import Findings, page
 from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.published import beside, footnotes
 from calmrl_lab.reporting.recalls import recalls
+from calmrl_lab.reporting.robustness import curve_figure, curve_table, gain_table, robustness
 from calmrl_lab.reporting.shifts import Shifts, shifts
 from calmrl_lab.reporting.tables import Table
 from calmrl_lab.runs import write_atomically
@@ -89,6 +91,15 @@ def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
     if moved is not None:
         tables["anchor_shift"] = shift_table(moved)
         figures["fig4_anchor_shift"] = anchor_shift(moved)
+    accuracies, hidden = classifications(gathered), robustness(gathered)
+    if accuracies is not None:
+        made = (accuracy_table(accuracies, colours), single_table(accuracies, colours))
+        tables |= {table.name: table for table in made}
+    if hidden is not None:
+        made = (curve_table(hidden, colours), gain_table(hidden, colours))
+        tables |= {table.name: table for table in made if table.rows}
+        curves = curve_figure(hidden, colours)
+        figures |= {curves.name: curves} if curves else {}
     store = source(gathered)
     items = describe(store)
     chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None

@@ -39,10 +39,10 @@ class PatternShift:
 class Profile:
     """Items in order of their shift without calibration, averaged in equal steps: every array is [steps]."""
 
-    observed: Float[np.ndarray, b]
-    calibrated: Float[np.ndarray, b]
-    lower: Float[np.ndarray, b]
-    upper: Float[np.ndarray, b]
+    observed: Float[np.ndarray, " b"]
+    calibrated: Float[np.ndarray, " b"]
+    lower: Float[np.ndarray, " b"]
+    upper: Float[np.ndarray, " b"]
     rows: int
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ _TEX = {
     "≤": r"$\leq$", "²": r"$^2$", "Δ": r"$\Delta$", "†": r"\dag{}", "‖": r"$\|$", "√": r"$\surd$", "α": r"$\alpha$", "…": r"\ldots{}",
     "“": "``", "”": "''", "’": "'", "\u00a0": "~", "\u2009": r"\,",
 }  # fmt: skip
+
+
+# Rows that fit on a page with caption and notes.
+_PAGE = 50
 
 
 def tex(text: str) -> str:
@@ -113,27 +118,41 @@ class Table:
         return "\n".join([self.caption, "", *lines, *(f"  {note}" for note in self.notes)]) + "\n"
 
     def to_latex(self) -> str:
-        """A `table` float that needs only \\usepackage{booktabs}; long tables are set small."""
+        """A float that needs only \\usepackage{booktabs}; a table longer than a page needs longtable too, and says so in its first line."""
         align = "".join("r" if column.numeric else "l" for column in self.columns)
-        size = r"\footnotesize" if len(self.columns) > 5 or len(self.rows) > 20 else r"\small"
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            size,
-            rf"\caption{{{tex(self.caption)}}}",
-            rf"\label{{tab:{self.name.replace('_', '-')}}}",
-        ]
-        lines += [rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}", r"\toprule", *self._tex_groups()]
-        lines += [" & ".join(tex(column.heading) for column in self.columns) + r" \\", r"\midrule"]
+        heads = [_stacked(column.heading, 11, "r" if column.numeric else "l") for column in self.columns]
+        head = [r"\toprule", *self._tex_groups(), " & ".join(heads) + r" \\", r"\midrule"]
+        # Wide tables have the interval below its value, so that they fit a text column.
+        stacked = len(self.columns) > 6
+        body = []
         for index, row in enumerate(self.rows):
-            if index in self.rules:
-                lines.append(r"\addlinespace")
-            lines.append(" & ".join(_tex_cell(cell) for cell in row) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        if self.notes:
-            notes = " ".join(tex(note) for note in self.notes)
-            lines += ["", r"\vspace{2pt}", rf"\parbox{{\linewidth}}{{\scriptsize {notes}}}"]
-        return "\n".join([*lines, r"\end{table}"]) + "\n"
+            if index and index in self.rules:
+                body.append(r"\addlinespace")
+            body.append(
+                " & ".join([_stacked_cell(row[0]), *(_tex_cell(cell, stacked) for cell in row[1:])])
+                + (r" \\[3pt]" if stacked else r" \\")
+            )
+        caption = rf"\caption{{{tex(self.caption)}}}\label{{tab:{self.name.replace('_', '-')}}}"
+        notes = (
+            [rf"\par\smallskip\noindent\parbox{{\linewidth}}{{\scriptsize {' '.join(map(tex, self.notes))}}}"]
+            if self.notes
+            else []
+        )
+        size = [r"\footnotesize", rf"\setlength{{\tabcolsep}}{{{2 if len(self.columns) > 8 else 3}pt}}"]
+        spec = rf"{{@{{}}{align}@{{}}}}"
+        if len(self.rows) > _PAGE:
+            lines = [
+                r"% \usepackage{booktabs,longtable}",
+                r"\begingroup",
+                *size,
+                rf"\begin{{longtable}}{spec}",
+                caption + r" \\",
+            ]
+            lines += [*head, r"\endhead", *body, r"\bottomrule", r"\end{longtable}", *notes, r"\endgroup"]
+        else:
+            lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", *size, caption, rf"\begin{{tabular}}{spec}"]
+            lines += [*head, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]
+        return "\n".join(lines) + "\n"
 
     def _tex_groups(self) -> list[str]:
         spans = self._spans()
@@ -141,7 +160,8 @@ class Table:
             return []
         cells, rules, at = [], [], 1
         for name, width in spans:
-            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{tex(name)}}}" if name else " & ".join([""] * width))
+            shown = _stacked(name, 12 * width, "c")
+            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{shown}}}" if name else " & ".join([""] * width))
             if name:
                 rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
             at += width
@@ -215,6 +235,25 @@ def _pipes(cells: Sequence[str], raw: bool = False) -> str:
     return "| " + " | ".join(cells if raw else [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]) + " |"
 
 
-def _tex_cell(cell: Cell) -> str:
+def _tex_cell(cell: Cell, stacked: bool) -> str:
     text = rf"\textbf{{{tex(cell.text)}}}" if cell.bold else tex(cell.text)
-    return rf"{text} {{\scriptsize {tex(cell.detail)}}}" if cell.detail else text
+    if not cell.detail:
+        return text
+    detail = rf"{{\tiny {tex(cell.detail)}}}" if stacked else rf"{{\scriptsize {tex(cell.detail)}}}"
+    return rf"\shortstack[r]{{{text}\\{detail}}}" if stacked else f"{text} {detail}"
+
+
+def _stacked(text: str, width: int, align: str) -> str:
+    """`text` in lines of at most `width` characters where it is longer, one upon the other: no package needed."""
+    lines = textwrap.wrap(text, width, break_long_words=False) or [""]
+    if len(lines) == 1:
+        return tex(text)
+    return rf"\shortstack[{align}]{{{(chr(92) * 2).join(map(tex, lines))}}}"
+
+
+def _stacked_cell(cell: Cell) -> str:
+    """The first cell of a row, wrapped if long, its remark below it."""
+    lines = textwrap.wrap(cell.text, 20, break_long_words=False) or [""]
+    shown = [rf"\textbf{{{tex(line)}}}" if cell.bold else tex(line) for line in lines]
+    shown += [rf"{{\scriptsize {tex(line)}}}" for line in textwrap.wrap(cell.detail, 26)] if cell.detail else []
+    return shown[0] if len(shown) == 1 else rf"\shortstack[l]{{{(chr(92) * 2).join(shown)}}}"

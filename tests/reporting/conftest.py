@@ -12,7 +12,7 @@ from synthetic_runs import write_experiment
 
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory) -> Path:
-    return write_experiment(tmp_path_factory.mktemp("runs") / "demo", items=120)
+    return write_experiment(tmp_path_factory.mktemp("runs") / "demo", items=120, extras=True)
 
 
 @pytest.fixture(scope="session")

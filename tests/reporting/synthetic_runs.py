@@ -60,11 +60,15 @@ def write_experiment(
     modalities: Sequence[str] = MODALITIES,
     record: bool = True,
     failed: Sequence[dict[str, Any]] = (),
+    extras: bool = False,
 ) -> Path:
-    """An experiment folder with a finished run of every recipe and seed."""
+    """An experiment folder with a finished run of every recipe and seed; `extras` adds classification and missing-modality curves."""
     for recipe in recipes:
         for seed in seeds:
-            write_run(folder / f"{recipe.name}-s{seed}", recipe, seed, items, modalities)
+            run = write_run(folder / f"{recipe.name}-s{seed}", recipe, seed, items, modalities)
+            if extras:
+                classification(recipe, seed, items).to_parquet(run / "classification.parquet", index=False)
+                curves(recipe, seed, items, modalities).to_parquet(run / "curves.parquet", index=False)
     if record:
         (folder / "experiment.json").write_text(
             json.dumps(_record(recipes, seeds, items, modalities, failed)), encoding="utf-8"
@@ -138,6 +142,52 @@ def imputation(recipe: Recipe, generator: np.random.Generator, items: int, modal
                         }
                     )
                 )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def classification(recipe: Recipe, seed: int, items: int) -> pd.DataFrame:
+    """Four classes of unequal size; the joint embedding is classified a second time with gaps filled."""
+    generator = np.random.default_rng([seed, sum(recipe.name.encode()), 5])
+    label = np.array(["animals", "flags", "food", "travel"])[np.minimum(np.arange(items) % 7, 3)]
+    frames = []
+    for kind, gain in (("zero-shot", 0.0), ("knn", 0.1), ("linear", 0.2)):
+        for modality, calibrated in (("vision", False), ("joint", False), ("joint", True)):
+            correct = generator.uniform(size=items) < recipe.skill + 0.3 + gain + 0.05 * calibrated
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "kind": kind, "modality": modality, "calibrated": calibrated, "label": label,
+                        "item": [f"item-{i:03d}" for i in range(items)], "group": [f"group-{i // 2:03d}" for i in range(items)],
+                        "pattern": "all", "predicted": np.where(correct, label, "animals"), "correct": correct,
+                        "correct_at_5": np.nan, "known": True,
+                    }
+                )
+            )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def curves(recipe: Recipe, seed: int, items: int, modalities: Sequence[str]) -> pd.DataFrame:
+    """Recall falls with the share that is hidden, more slowly with gaps filled; joining modalities gains a little."""
+    frames = []
+    scenarios = {"full": 0.0, "random:0.25": 0.25, "random:0.5": 0.5, "random:0.9": 0.9, f"drop:{modalities[0]}": 0.4}
+    for (scenario, rate), query, calibrated, side in itertools.product(
+        scenarios.items(), modalities[1:3], (False, True), ("gallery", "query")
+    ):
+        others = [name for name in modalities if name != query]
+        for scorer, gain in (("centroid", 0.05), *((f"cosine:{name}", 0.01 * i) for i, name in enumerate(others))):
+            luck = np.random.default_rng([seed, sum(scenario.encode()), sum(query.encode()), 17]).uniform(size=items)
+            share = (recipe.skill + gain) * (1 - rate * (0.5 if calibrated else 0.9))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "query": query if side == "gallery" else "+".join(others), "side": side, "scorer": scorer,
+                        "gallery": "+".join(others) if side == "gallery" else query, "calibrated": calibrated,
+                        "gallery_scenario": scenario, "item": [f"item-{i:03d}" for i in range(items)],
+                        "group": [f"group-{i // 2:03d}" for i in range(items)], "pattern": "+".join(others),
+                        "greater": np.where(luck < share, 0, 7), "equal": 0, "candidates": items, "positives": 1, "unserved": 0,
+                    }
+                )
+            )  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 

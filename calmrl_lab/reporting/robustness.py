@@ -1,0 +1,299 @@
+"""Retrieval with modalities missing at test time: Recall@1 along the share that is hidden, and what joining modalities gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calmrl_lab.reporting.contents import probability, signed, span
+from calmrl_lab.reporting.drawing import Drawing, Figure, canvas
+from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, estimate, paired
+from calmrl_lab.reporting.gather import Gathered, Method
+from calmrl_lab.reporting.palette import Ink
+from calmrl_lab.reporting.recalls import hits
+from calmrl_lab.reporting.tables import Cell, Column, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIELDS = ("method", "side", "scorer", "gaps_filled", "scenario", "recall_at_1", "low", "high", "seeds", "queries")
+_SINGLE = "cosine:"
+# What is asked with one modality of items that miss some, and what asks with items that miss some.
+_SIDES = {"gallery": "missing in the gallery", "query": "missing in the query"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Recall@1 of one method under one scenario, averaged over the modalities that ask (or are asked for)."""
+
+    method: Method
+    side: str
+    scorer: str
+    calibrated: bool
+    scenario: str
+    recall: Estimate
+    queries: int
+
+    @property
+    def rate(self) -> float | None:
+        """The share that is hidden at random; None for scenarios that are no rate."""
+        if self.scenario == "full":
+            return 0.0
+        name, _, rate = self.scenario.partition(":")
+        try:
+            return float(rate) if name == "random" else None
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """All modalities of an item together minus the best single one, nothing hidden, averaged over the modalities that ask."""
+
+    method: Method
+    side: str
+    scorer: str
+    calibrated: bool
+    joint: float
+    single: float
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Robustness:
+    points: tuple[Point, ...]
+    gains: tuple[Gain, ...]
+
+
+def robustness(gathered: Gathered) -> Robustness | None:
+    """Curves and gains of the methods whose runs have them; None if none has."""
+    found = [(method, method.frame("curves")) for method in gathered.methods if method.frame("curves")]
+    if not found:
+        return None
+    groups = sorted({str(g) for _, runs in found for _, frame in runs for g in frame["group"].unique()})
+    resamples = Resamples(groups)
+    points, gains = [], []
+    for method, runs in found:
+        keys, sums = _sums(runs, groups)
+        points += _points(method, keys, sums, resamples)
+        gains += _gains(method, keys, sums)
+    return Robustness(tuple(points), tuple(gains))
+
+
+# side, scorer, calibrated, scenario, and the single modality that asks or is asked for.
+Key = tuple[str, str, bool, str, str]
+
+
+def _sums(runs: Sequence[tuple[int, pd.DataFrame]], groups: Sequence[str]) -> tuple[list[Key], Sums]:
+    tables = [_by_group(frame) for _, frame in runs]
+    keys = sorted({key[:5] for table in tables for key in table.index})
+    key_at = {key: index for index, key in enumerate(keys)}
+    group_at = {name: index for index, name in enumerate(groups)}
+    shape = (len(runs), len(groups), len(keys))
+    totals, counts = np.zeros(shape), np.zeros(shape)
+    for index, table in enumerate(tables):
+        columns = np.array([key_at[key[:5]] for key in table.index])
+        rows = np.array([group_at[str(key[5])] for key in table.index])
+        totals[index, rows, columns] = table["sum"].to_numpy(float)
+        counts[index, rows, columns] = table["count"].to_numpy(float)
+    return keys, Sums(tuple(seed for seed, _ in runs), tuple(groups), totals, counts)
+
+
+def _by_group(frame: pd.DataFrame) -> pd.DataFrame:
+    hit = hits(frame["greater"].to_numpy(float), frame["equal"].to_numpy(float), 1)
+    single = frame["query"].where(frame["side"] == "gallery", frame["gallery"]).astype(str)
+    columns = [frame[name] for name in ("side", "scorer", "calibrated", "gallery_scenario")]
+    return (
+        frame.assign(hit=hit)
+        .groupby([*columns, single.rename("single"), frame["group"]], observed=True)["hit"]
+        .agg(["sum", "count"])
+    )
+
+
+def _points(method: Method, keys: Sequence[Key], sums: Sums, resamples: Resamples) -> list[Point]:
+    value, replicates = resamples.means(sums)
+    places: dict[tuple[str, str, bool, str], list[int]] = {}
+    for index, (side, scorer, calibrated, scenario, _) in enumerate(keys):
+        if not scorer.startswith(_SINGLE):
+            places.setdefault((side, scorer, bool(calibrated), scenario), []).append(index)
+    queries = sums.counts.sum(axis=1).mean(axis=0)
+    return [
+        Point(method, *key, estimate(value[at].mean(), replicates[:, at].mean(axis=1)), round(float(queries[at].mean())))
+        for key, at in places.items()
+    ]
+
+
+def _gains(method: Method, keys: Sequence[Key], sums: Sums) -> list[Gain]:
+    """The best single modality is chosen by its mean on the same queries, which favours it a little."""
+    means = sums.means().mean(axis=0)
+    full = [index for index, key in enumerate(keys) if key[3] == "full"]
+    best: dict[tuple[str, str], int] = {}
+    for index in full:
+        side, scorer, calibrated, _, asking = keys[index]
+        if scorer.startswith(_SINGLE) and not calibrated:
+            known = best.get((side, asking))
+            best[side, asking] = index if known is None or means[index] > means[known] else known
+    joint: dict[tuple[str, str, bool], list[int]] = {}
+    for index in full:
+        side, scorer, calibrated, _, asking = keys[index]
+        if not scorer.startswith(_SINGLE) and (side, asking) in best:
+            joint.setdefault((side, scorer, bool(calibrated)), []).append(index)
+    gains = []
+    for (side, scorer, calibrated), columns in joint.items():
+        others = [best[side, keys[index][4]] for index in columns]
+        difference = paired(sums, columns, sums, others)
+        if difference is not None:
+            value = (float(means[columns].mean()), float(means[others].mean()))
+            gains.append(Gain(method, side, scorer, calibrated, *value, difference))
+    return gains
+
+
+def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
+    """Recall@1 along the share of hidden modalities, with and without filling; None without at least two rates."""
+    scorer = found.points[0].scorer if found.points else ""
+    points = [point for point in found.points if point.scorer == scorer and point.rate is not None]
+    sides = [side for side in _SIDES if any(point.side == side for point in points)]
+    if len({point.rate for point in points}) < 2:
+        return None
+    lines = list(dict.fromkeys((point.method.name, point.calibrated) for point in points))
+
+    def draw(narrow: bool) -> Drawing:
+        tall = 2.5
+        legend = 0.2 * (len(lines) if narrow else -(-len(lines) // 3))
+        made, axes = canvas(narrow, tall * (len(sides) if narrow else 1) + legend + 0.3, columns=len(sides))
+        drawing = Drawing(made)
+        for axis, side in zip(axes.flat, sides, strict=True):
+            for name, calibrated in lines:
+                _line(
+                    drawing,
+                    axis,
+                    [p for p in points if (p.method.name, p.calibrated, p.side) == (name, calibrated, side)],
+                    inks[name],
+                )
+            axis.set_title(_SIDES[side])
+            axis.set_xlabel("modalities hidden, %")
+            axis.set_ylim(bottom=0)
+        axes.flat[0].set_ylabel("Recall@1, %")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside upper left", ncols=1 if narrow else 3)
+        return drawing
+
+    methods = list({point.method.name: point.method for point in points}.values())
+    caption = (
+        f"Recall@1 when modalities of the items are hidden at random at test time (at least one stays; masks are nested), scorer "
+        f"{scorer}, mean over the modalities on the other side, {points[0].queries} queries each; bands: 95 % interval. Dashed: gaps "
+        "filled before scoring."
+    )
+    description = "Recall@1 at the highest rate of hiding: " + "; ".join(
+        f"{point.method.label}{', gaps filled' if point.calibrated else ''} {100 * point.recall.value:.1f} %"
+        for point in points
+        if point.side == sides[0] and point.rate == max(p.rate or 0 for p in points)
+    )
+    assert methods
+    return Figure("missing_curves", "Modalities missing at test time", caption, description, draw)
+
+
+def _line(drawing: Drawing, axis: object, points: Sequence[Point], ink: Ink) -> None:
+    ordered = sorted(points, key=lambda point: point.rate or 0.0)
+    if not ordered:
+        return
+    rate = [100 * (point.rate or 0.0) for point in ordered]
+    value = [point.recall.scaled(100) for point in ordered]
+    name = f"{ordered[0].method.label}, gaps filled" if ordered[0].calibrated else ordered[0].method.label
+    axis.fill_between(rate, [v.low for v in value], [v.high for v in value], color=ink.light, alpha=0.12, linewidth=0)  # type: ignore[attr-defined]
+    style = (0, (4, 2)) if ordered[0].calibrated else "-"
+    axis.plot(rate, [v.value for v in value], color=ink.light, linestyle=style, label=name)  # type: ignore[attr-defined]
+    for x, v in zip(rate, value, strict=True):
+        (mark,) = axis.plot([x], [v.value], ink.marker, color=ink.light, markersize=4)  # type: ignore[attr-defined]
+        drawing.label(mark, f"{name}, {x:.0f} % hidden: {v.value:.1f} % {span(v)}")
+
+
+def curve_table(found: Robustness, inks: dict[str, Ink]) -> Table:
+    """A row a method, side, scorer and filling; a column a scenario."""
+    scenarios = list(dict.fromkeys(point.scenario for point in found.points))
+    # Rates first, in order; then the modalities that are dropped.
+    scenarios.sort(key=lambda name: _order(name))
+    lines: dict[tuple[str, str, str, bool], dict[str, Point]] = {}
+    for point in found.points:
+        lines.setdefault((point.side, point.scorer, point.method.name, point.calibrated), {})[point.scenario] = point
+    rows: list[list[Cell]] = []
+    rules, before = [], ("", "")
+    for (side, scorer, name, calibrated), by_scenario in sorted(lines.items(), key=lambda pair: pair[0][:2]):
+        if (side, scorer) != before:
+            rules.append(len(rows))
+            before = (side, scorer)
+        label = next(iter(by_scenario.values())).method.label
+        rows.append(
+            [
+                Cell(f"{label}, gaps filled" if calibrated else label, swatch=f"var({inks[name].variable})"),
+                Cell(side),
+                Cell(scorer),
+                *(_point(by_scenario.get(scenario)) for scenario in scenarios),
+            ]
+        )
+    columns = [Column("method", numeric=False), Column("missing in", numeric=False), Column("scorer", numeric=False)]
+    columns += [Column(scenario, group="Recall@1 %") for scenario in scenarios]
+    records = [
+        {
+            "method": p.method.label, "side": p.side, "scorer": p.scorer, "gaps_filled": int(p.calibrated), "scenario": p.scenario,
+            "recall_at_1": 100 * p.recall.value, "low": 100 * p.recall.low, "high": 100 * p.recall.high, "seeds": len(p.method.seeds),
+            "queries": p.queries,
+        }
+        for p in found.points
+    ]  # fmt: skip
+    notes = (
+        "random: share of modalities hidden at random, masks nested; drop: this modality hidden everywhere. 95 % intervals on hover and in the CSV file.",
+    )
+    return Table(
+        "missing_curves", "Recall@1 with modalities missing at test time", columns, rows, notes, FIELDS, records, rules
+    )
+
+
+def _order(scenario: str) -> tuple[int, float, str]:
+    name, _, rate = scenario.partition(":")
+    if scenario == "full":
+        return (0, 0.0, "")
+    return (1, float(rate), "") if name == "random" and rate.replace(".", "", 1).isdigit() else (2, 0.0, scenario)
+
+
+def _point(point: Point | None) -> Cell:
+    if point is None:
+        return Cell("–")
+    value = point.recall.scaled(100)
+    return Cell(f"{value.value:.1f}", title=f"95 % interval {span(value)}, {point.queries} queries", sort=round(value.value, 6))
+
+
+def gain_table(found: Robustness, inks: dict[str, Ink]) -> Table:
+    """What all modalities of an item together gain over the best single one; often less than nothing."""
+    rows = []
+    for gain in found.gains:
+        points = gain.difference.scaled(100)
+        rows.append(
+            [
+                Cell(
+                    f"{gain.method.label}, gaps filled" if gain.calibrated else gain.method.label,
+                    swatch=f"var({inks[gain.method.name].variable})",
+                ),
+                Cell("many to one" if gain.side == "query" else "one to many"),
+                Cell(gain.scorer),
+                Cell(f"{100 * gain.joint:.1f}"),
+                Cell(f"{100 * gain.single:.1f}"),
+                Cell(
+                    signed(points.value),
+                    span(points, sign=True),
+                    bold=gain.difference.verdict != 0,
+                    sort=round(points.value, 6),
+                ),
+                Cell(probability(gain.difference.p), sort=gain.difference.p),
+            ]
+        )
+    heads = ("method", "direction", "scorer", "joint R@1 %", "best single R@1 %", "gain", "p")
+    columns = [Column(head, numeric=index > 2) for index, head in enumerate(heads)]
+    notes = (
+        "Gain in points with its paired 95 % interval, p not corrected; bold: sure. The best single modality is chosen on the same queries, "
+        "which favours it a little. Nothing hidden.",
+    )
+    return Table("aggregation_gain", "All modalities together against the best single one", columns, rows, notes)
