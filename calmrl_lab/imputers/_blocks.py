@@ -30,8 +30,7 @@ class Blocks:
         for j, value in enumerate(data.values):
             rows = value[data.mask[:, j]].cpu().double()
             means.append(rows.mean(dim=0))
-            scale = (rows - means[-1]).square().sum(dim=1).mean().sqrt()
-            scales.append(scale if scale > 0 else torch.ones_like(scale))
+            scales.append((rows - means[-1]).square().sum(dim=1).mean().sqrt())
         return cls(means, torch.stack(scales))
 
     @property
@@ -46,9 +45,11 @@ class Blocks:
     def scaled(self, data: Observations) -> tuple[Float[Tensor, "n d"], Bool[Tensor, "n k"]]:
         """Rows of `data` (float64, CPU, zero under a False mask), and the mask."""
         mask = data.mask.cpu()
+        # A constant modality has scale zero: nothing of it goes into a row, and its mean comes out.
+        divisors = torch.where(self.scales > 0, self.scales, torch.inf)
         parts = [
-            ((value.cpu().double() - mean) / scale).masked_fill(~mask[:, j : j + 1], 0.0)
-            for j, (value, mean, scale) in enumerate(zip(data.values, self.means, self.scales, strict=True))
+            ((value.cpu().double() - mean) / divisor).masked_fill(~mask[:, j : j + 1], 0.0)
+            for j, (value, mean, divisor) in enumerate(zip(data.values, self.means, divisors, strict=True))
         ]
         return torch.cat(parts, dim=1), mask
 

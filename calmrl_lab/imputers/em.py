@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.statistics import Statistics
 
 NoiseKind: TypeAlias = Literal["per-modality", "shared"]
 
-# Noise variances stay above this share of a modality's variance, above rounding of its values, and above zero.
+# Noise variances stay above this share of a modality's variance, above rounding of its squares and values, and above zero.
 _RELATIVE_FLOOR = 1e-9
+_CANCELLATION_FLOOR = 1e-12
 _ROUNDING_FLOOR = 1e-28
 _ABSOLUTE_FLOOR = 1e-150
 
@@ -62,14 +64,13 @@ class Totals:
                 count[j] += sums.count
                 total[j] += first
                 square[j] += second
-        scatter = torch.stack(
-            [(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, count.clamp(min=1), strict=True)]
-        )
-        size = torch.tensor(dims, dtype=torch.float64, device=device)
-        raw = torch.stack([c.square().sum() for c in statistics.shift]) / size
-        floor = torch.maximum(_RELATIVE_FLOOR * scatter / (count.clamp(min=1) * size), _ROUNDING_FLOOR * raw).clamp(
-            min=_ABSOLUTE_FLOOR
-        )
+        items = count.clamp(min=1)
+        scatter = torch.stack([(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, items, strict=True)])
+        size = items * torch.tensor(dims, dtype=torch.float64, device=device)
+        # The scatter is a difference: what is left of a constant modality is rounding of the squares it came from.
+        lost = _CANCELLATION_FLOOR * torch.stack([sq.sum() for sq in square])
+        raw = torch.stack([_ROUNDING_FLOOR * c.square().mean() for c in statistics.shift])
+        floor = torch.maximum(torch.maximum(_RELATIVE_FLOOR * scatter, lost) / size, raw).clamp(min=_ABSOLUTE_FLOOR)
         return cls(count, total, scatter, floor, squares)
 
 
@@ -157,6 +158,11 @@ def _root(square: Float[Tensor, "q q"]) -> Float[Tensor, "q q"]:
     factor, failed = torch.linalg.cholesky_ex(square)
     if not bool(failed):
         return factor
+    if not bool(torch.isfinite(square).all()):
+        raise CalmrlError(
+            "EM has run out of floating-point range: some modality varies too little, or on too large a scale, beside the others",
+            hint="scale every modality to about unit norm first",
+        )
     # Directions that rounding has lost carry nothing either way.
     values, vectors = torch.linalg.eigh((square + square.T) / 2)
     values = values.clamp(min=float(values[-1].clamp(min=1e-300)) * 1e-13)

@@ -33,6 +33,7 @@ class IterativeRidge(Imputer):
     name: ClassVar[str] = "iterative-ridge"
 
     rounds: int = 3
+    strength: float = 1.0
 
     blocks: Blocks = field(init=False, repr=False, default_factory=Blocks)
     # One [D - d_m, d_m] matrix a modality and round, in the order in which they are applied.
@@ -49,7 +50,7 @@ class IterativeRidge(Imputer):
                 place = self.blocks.columns(m)
                 others = torch.cat([values[:, : place.start], values[:, place.stop :]], dim=1)
                 known = seen[:, m]
-                fitted, _ = ridge(others[known], values[known, place])
+                fitted, _ = ridge(others[known], values[known, place], self.strength)
                 self.coefficients.append(fitted)
                 values[~known, place] = others[~known] @ fitted
 

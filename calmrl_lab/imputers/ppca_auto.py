@@ -24,6 +24,9 @@ from calmrl_lab.imputers.statistics import Statistics
 
 # Folds that settings are chosen on; gains are estimated on all.
 _SEARCH_FOLDS = 2
+# The largest is what the items allow, at most 128; a strong prior makes the rest of it harmless.
+_LATENT_DIMS = (2, 4, 8, 16, 32)
+_MOST_LATENT_DIMS = 128
 _LARGEST_GAIN = 2.0
 # A target's own items count for as much as this many items of its modality's other targets.
 _POOLED_ITEMS = 30.0
@@ -41,7 +44,7 @@ class AutoPPCA(PPCA):
     result is mean imputation. `predicted_error` is the held-out error, not what the model believes. All of it is computed from
     statistics of five folds, so it costs EM iterations and no passes over rows.
 
-    latent_dim: q, or "auto" (8, 32 or 128 by held-out imputation error). ridge: pseudo-items of the prior on W, or "auto".
+    latent_dim: q, or "auto" (2 to 128 by held-out imputation error). ridge: pseudo-items of the prior on W, or "auto".
     folds: parts that items are split into; items of one group (`fit(..., groups=...)`) stay together, which matters where items
     have near duplicates. seed: of that split.
 
@@ -132,8 +135,12 @@ class AutoPPCA(PPCA):
 
     def _choose(self, folds: list[Fold], everything: Statistics, weights: dict[Target, float], iterations: int) -> Choice:
         items = sum(sums.count for sums in everything.patterns.values())
-        most = max(1, min(sum(everything.dims) - 1, int(items // 2), 128))
-        dims = sorted({most, min(32, most), min(8, most)}, reverse=True) if self.latent_dim == "auto" else [self.latent_dim]
+        most = max(1, min(sum(everything.dims) - 1, int(items // 2), _MOST_LATENT_DIMS))
+        dims = (
+            sorted({most, *(q for q in _LATENT_DIMS if q < most)}, reverse=True)
+            if self.latent_dim == "auto"
+            else [self.latent_dim]
+        )
         if dims[0] >= sum(everything.dims):
             raise CalmrlError(
                 f"latent_dim is {dims[0]}, but the modalities have only {sum(everything.dims)} dimensions together",

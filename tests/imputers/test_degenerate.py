@@ -1,0 +1,147 @@
+"""Data that is hardly data: every imputer gives a right answer or one clear sentence."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.ppca import PPCA
+
+OPTIONS = {"ppca": {"latent_dim": 2}, "autoencoder": {"epochs": 5}, "soft-impute": {"rounds": 5}}
+FILLING = [name for name in sorted(imputers.names()) if imputers.get(name).fills]
+
+
+def related(n=60, dims=(5, 4, 6), seed=0):
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(n, 2))
+    return [latent @ rng.normal(size=(2, d)) + 0.3 * rng.normal(size=(n, d)) for d in dims]
+
+
+def some_mask(n=60, k=3, seed=1):
+    mask = np.random.default_rng(seed).random((n, k)) < 0.6
+    mask[0] = True
+    return mask
+
+
+def filled(name, embeddings, mask):
+    imputer = imputers.get(name)(**OPTIONS.get(name, {})).fit(embeddings, mask)
+    result = imputer.impute(embeddings, mask)
+    for j, (before, after) in enumerate(zip(embeddings, result, strict=True)):
+        assert np.isfinite(after).all(), f"{name} fills modality {j} with values that are not finite"
+        assert (after[mask[:, j]] == before[mask[:, j]]).all()
+    return result
+
+
+@pytest.fixture(params=FILLING)
+def name(request):
+    return request.param
+
+
+def test_one_item(name):
+    filled(name, related(1), np.ones((1, 3), dtype=bool))
+
+
+def test_one_complete_row_among_pairs(name):
+    mask = np.ones((60, 3), dtype=bool)
+    mask[np.arange(1, 60), np.arange(1, 60) % 3] = False
+    filled(name, related(), mask)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_a_constant_modality_is_filled_with_its_constant(name, value):
+    embeddings, mask = related(), some_mask()
+    embeddings[1][:] = value
+    result = filled(name, embeddings, mask)
+    if name != "zero":
+        assert_allclose(result[1], value, rtol=1e-5, atol=1e-9)
+
+
+def test_a_modality_given_twice(name):
+    embeddings, mask = related(), some_mask()
+    embeddings[2] = embeddings[0].copy()
+    result = filled(name, embeddings, mask)
+    if name == "ppca":
+        rows = mask[:, 0] & ~mask[:, 2]
+        error = np.square(result[2] - embeddings[0])[rows].sum(axis=1).mean()
+        assert error < 0.4 * embeddings[0].var(axis=0).sum()
+
+
+def test_modalities_of_one_dimension(name):
+    options = {**OPTIONS, "ppca": {"latent_dim": 1}}
+    embeddings, mask = related(dims=(1, 1, 3)), some_mask()
+    imputer = imputers.get(name)(**options.get(name, {})).fit(embeddings, mask)
+    assert all(np.isfinite(v).all() for v in imputer.impute(embeddings, mask))
+
+
+def test_items_that_show_nothing(name):
+    embeddings, mask = related(), some_mask()
+    mask[10:20] = False
+    filled(name, embeddings, mask)
+    imputer = imputers.get(name)(**OPTIONS.get(name, {})).fit(embeddings, mask)
+    assert all(np.isfinite(v).all() for v in imputer.impute([e[10:12] for e in embeddings], mask[10:12]))
+
+
+def test_no_items_to_impute(name):
+    embeddings, mask = related(), some_mask()
+    imputer = imputers.get(name)(**OPTIONS.get(name, {})).fit(embeddings, mask)
+    assert [v.shape for v in imputer.impute([e[:0] for e in embeddings], mask[:0])] == [(0, 5), (0, 4), (0, 6)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite(name, value):
+    embeddings, mask = related(), some_mask()
+    embeddings[1][np.flatnonzero(mask[:, 1])[2]] = value
+    with pytest.raises(CalmrlError, match="modality 1 hold .* values at observed row"):
+        imputers.get(name)(**OPTIONS.get(name, {})).fit(embeddings, mask)
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
+def test_units_do_not_matter(name, scale):
+    embeddings, mask = related(), some_mask()
+    plain = filled(name, embeddings, mask)
+    scaled = filled(name, [embeddings[0] * scale, embeddings[1], embeddings[2] / scale], mask)
+    tolerance = 1e-3 if name == "autoencoder" else 1e-6
+    for before, after, factor in zip(plain, scaled, (scale, 1.0, 1 / scale), strict=True):
+        assert_allclose(after / factor, before, rtol=tolerance, atol=tolerance)
+
+
+def test_items_fewer_than_dimensions(name):
+    filled(name, related(12, dims=(40, 30, 50)), some_mask(12))
+
+
+class TestPPCA:
+    @pytest.mark.parametrize("latent_dim", [15, 40])
+    def test_as_many_latent_dimensions_as_there_are_dimensions(self, latent_dim):
+        with pytest.raises(CalmrlError, match="have only 15 dimensions together"):
+            PPCA(latent_dim).fit(related(), some_mask())
+
+    def test_the_largest_latent_dimension_that_is_allowed(self):
+        fitted = PPCA(14).fit(related(400), some_mask(400), iterations=200)
+        assert np.diff(fitted.log_likelihoods).min() > -1e-6
+        assert (fitted.noise > 0).all()
+
+    def test_noise_free_data(self):
+        rng = np.random.default_rng(0)
+        latent = rng.normal(size=(80, 2))
+        embeddings = [latent @ rng.normal(size=(2, d)) for d in (5, 4, 6)]
+        mask = some_mask(80)
+        mask[:, 0] |= ~mask.any(axis=1)
+        fitted = PPCA(2).fit(embeddings, mask, iterations=100)
+        result = fitted.impute(embeddings, mask)
+        for after, truth in zip(result, embeddings, strict=True):
+            assert_allclose(after, truth, atol=1e-2)
+
+    def test_single_modality(self):
+        z = np.random.default_rng(0).normal(size=(30, 6))
+        mask = np.ones((30, 1), dtype=bool)
+        mask[3] = False
+        fitted = PPCA(2).fit([z], mask)
+        assert_allclose(fitted.impute([z], mask)[0][3], fitted.means[0])
+
+    def test_float32_items_with_a_tiny_spread(self):
+        rng = np.random.default_rng(0)
+        embeddings = [(1 + 1e-5 * rng.normal(size=(50, d))).astype(np.float32) for d in (5, 4)]
+        fitted = PPCA(2).fit(embeddings, some_mask(50, 2))
+        assert all(np.isfinite(w).all() for w in fitted.weights)
+        assert np.diff(fitted.log_likelihoods).min() > -1e-5

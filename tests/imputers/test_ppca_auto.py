@@ -1,0 +1,142 @@
+"""PPCA that checks itself: never worse than the mean by more than chance, and its predicted errors are the real ones."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.heldout import Agreement
+from calmrl_lab.imputers.mean import Mean
+from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.imputers.ppca_auto import AutoPPCA, gated
+
+
+def related(n, dims=(20, 15, 10), q=4, noise=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(n, q))
+    return [latent @ np.random.default_rng(99 + d).normal(size=(q, d)) + noise * rng.normal(size=(n, d)) for d in dims]
+
+
+def unrelated(n, dims=(20, 15, 10), q=4, seed=0):
+    """Each modality has structure, and none of it is shared: everything PPCA finds between modalities is chance."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.normal(size=(n, q)) @ np.random.default_rng(d).normal(size=(q, d)) + 0.3 * rng.normal(size=(n, d)) for d in dims
+    ]
+
+
+def masks(n, k, rate, seed=1):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((n, k)) < rate
+    mask[np.arange(n), rng.integers(k, size=n)] = True
+    return mask
+
+
+def errors(imputer, embeddings, mask):
+    filled = imputer.impute(embeddings, mask)
+    return np.array(
+        [np.square(f - e)[~mask[:, j]].sum(axis=1).mean() for j, (f, e) in enumerate(zip(filled, embeddings, strict=True))]
+    )
+
+
+def test_where_modalities_are_related_it_is_as_good_as_the_model_knowing_q():
+    train, test = related(400), related(400, seed=5)
+    mask, shown = masks(400, 3, 0.6), masks(400, 3, 0.6, seed=2)
+    auto = AutoPPCA().fit(train, mask)
+    known = PPCA(4).fit(train, mask, iterations=30)
+    assert (errors(auto, test, shown) < 1.05 * errors(known, test, shown)).all()
+    assert (errors(auto, test, shown) < 0.6 * errors(Mean().fit(train, mask), test, shown)).all()
+
+
+def test_where_nothing_is_shared_it_is_the_mean():
+    train, test = unrelated(60), unrelated(600, seed=5)
+    mask, shown = masks(60, 3, 0.6), masks(600, 3, 0.6, seed=2)
+    auto, mean, plain = (imputer.fit(train, mask) for imputer in (AutoPPCA(), Mean(), PPCA(12)))
+    assert (errors(plain, test, shown) > 1.1 * errors(mean, test, shown)).all()
+    assert (errors(auto, test, shown) < 1.02 * errors(mean, test, shown)).all()
+
+
+def test_predicted_errors_are_real_where_the_model_is_over_confident():
+    train, test = related(80, noise=2.0), related(800, noise=2.0, seed=5)
+    mask, shown = masks(80, 3, 0.7), masks(800, 3, 0.7, seed=2)
+    auto, plain = AutoPPCA().fit(train, mask), PPCA(16).fit(train, mask)
+    real = errors(auto, test, shown)
+    predicted = auto.predicted_error(test, shown)
+    for j in range(3):
+        assert predicted[~shown[:, j], j].mean() == pytest.approx(real[j], rel=0.2)
+        assert plain.predicted_error(test, shown)[~shown[:, j], j].mean() < 0.8 * errors(plain, test, shown)[j]
+    assert (predicted[shown] == 0).all()
+
+
+def test_groups_stay_together():
+    # Ten copies of each item: without groups, copies of a held-out item are in training and everything looks predictable.
+    base = unrelated(40)
+    train = [np.repeat(v, 10, axis=0) for v in base]
+    mask = np.repeat(masks(40, 3, 0.6), 10, axis=0)
+    blind = AutoPPCA(latent_dim=12, ridge=0.0).fit(train, mask)
+    aware = AutoPPCA(latent_dim=12, ridge=0.0).fit(train, mask, groups=np.repeat(np.arange(40), 10))
+    assert np.mean(list(blind.gains.values())) > 0.5
+    assert np.mean(list(aware.gains.values())) < 0.2
+    with pytest.raises(CalmrlError, match="3 groups were given for 400 items"):
+        aware.fit(train, mask, groups=[1, 2, 3])
+
+
+def test_it_saves_and_goes_on():
+    train, mask = related(120), masks(120, 3, 0.6)
+    auto = AutoPPCA(folds=3).fit(train, mask)
+    loaded = AutoPPCA.from_state(auto.state())
+    assert loaded.options() == auto.options()
+    assert loaded.choice == auto.choice
+    for a, b in zip(auto.impute(train, mask), loaded.impute(train, mask), strict=True):
+        assert (a == b).all()
+    assert_allclose(auto.predicted_error(train, mask), loaded.predicted_error(train, mask))
+    again = AutoPPCA(folds=3).fit(train, mask, iterations=3, start=loaded)
+    assert again.choice == auto.choice
+    assert len(again.log_likelihoods) == 4
+
+
+def test_patterns_that_training_never_showed_use_what_their_modality_has_shown():
+    train, mask = related(200), masks(200, 3, 0.6)
+    mask[~mask[:, 0] & mask[:, 1] & ~mask[:, 2]] = [True, True, True]
+    auto = AutoPPCA(latent_dim=4).fit(train, mask)
+    assert ((1,), 2) not in auto.gains
+    shown = np.tile([False, True, False], (200, 1))
+    assert all(np.isfinite(v).all() for v in auto.impute(train, shown))
+    assert (auto.predicted_error(train, shown)[:, 2] == auto.pooled_errors[2]).all()
+
+
+def test_too_few_items_to_check_give_the_mean():
+    train, mask = related(3), np.ones((3, 3), dtype=bool)
+    mask[0, 1] = mask[1, 2] = False
+    auto = AutoPPCA().fit(train, mask)
+    mean = Mean().fit(train, mask)
+    for a, b in zip(auto.impute(train, mask), mean.impute(train, mask), strict=True):
+        assert_allclose(a, b)
+
+
+def test_the_gate_by_hand():
+    # x'x = 10 an item and p'p = x'p = 4: the conditional mean takes 4 of 10 away, in every fold.
+    helpful = [Agreement(10, 100, 40, 40)] * 4
+    assert gated(helpful, 7.0) == (1.0, 6.0)
+    # It helps in one fold and harms in another: beyond chance, nothing.
+    assert gated([Agreement(10, 100, 40, 40), Agreement(10, 100, -40, 40)], 7.0) == (0.0, 10.0)
+    assert gated([], 7.0) == (0.0, 7.0)
+    assert gated([Agreement(10, 100, 40, 40), Agreement()], 7.0) == (0.0, 10.0)
+
+
+def test_settings_can_be_given():
+    train, mask = related(80), masks(80, 3, 0.7)
+    auto = AutoPPCA(latent_dim=3, ridge=5.0).fit(train, mask)
+    assert auto.choice.latent_dim == 3
+    assert auto.weights[0].shape == (20, 3)
+    with pytest.raises(CalmrlError, match="only 45 dimensions"):
+        AutoPPCA(latent_dim=45).fit(train, mask)
+    with pytest.raises(CalmrlError, match="holds items out"):
+        AutoPPCA().fit_statistics(None)
+
+
+def test_latent_dim_auto_of_plain_ppca_finds_the_right_size():
+    train, mask = related(3000, q=8, noise=0.7), masks(3000, 3, 0.8)
+    assert PPCA("auto").fit(train, mask, iterations=5).weights[0].shape[1] == 8
+    with pytest.raises(CalmrlError, match="latent_dim is 'automatic'"):
+        PPCA("automatic")
