@@ -29,10 +29,13 @@ from feature_extractors.encoders.vast.architecture import (
     VisionSizes,
     checkpoint_shapes,
 )
+from feature_extractors.encoders.vast.audio import AudioEncoder
 from feature_extractors.encoders.vast.batching import PRECISIONS
 from feature_extractors.encoders.vast.checkpoint import Checkpoint, load_checkpoint
-from feature_extractors.encoders.vast.encoder import AudioEncoder, TextEncoder, VastEncoder, VisionEncoder
+from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.matching import Matcher
+from feature_extractors.encoders.vast.text import TextEncoder
+from feature_extractors.encoders.vast.vision import VisionEncoder
 
 MEASURED = """measured here on a GPU:
   frames, slices and captions a second of the three encoders, in fp32 and bf16 (estimated for an H100 in bf16: 655 frames/s)

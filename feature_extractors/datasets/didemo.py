@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, Split, presets
+from feature_extractors.datasets._annotation_file import Split
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
 @datasets.register("didemo")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, Split, presets
+from feature_extractors.datasets._annotation_file import Split
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
 @datasets.register("vast150k")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, Annotation, Split, presets
+from feature_extractors.datasets._annotation_file import Annotation, Split
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 CLASSES = 309
 _FILE = "vggsound.csv"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, Split, presets
+from feature_extractors.datasets._annotation_file import Split
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
 @datasets.register("youcook2")

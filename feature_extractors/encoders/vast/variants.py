@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from feature_extractors.encoders import encoders
-from feature_extractors.encoders.vast.encoder import AudioEncoder, TextEncoder, VisionEncoder
+from feature_extractors.encoders.vast.audio import AudioEncoder
+from feature_extractors.encoders.vast.text import TextEncoder
+from feature_extractors.encoders.vast.vision import VisionEncoder
 
 
 @encoders.register("vast/eva-g")
