@@ -154,6 +154,78 @@ def imputation_error(found: Imputations) -> Figure:
     return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw)
 
 
+def reliability(found: Imputations) -> Figure | None:
+    """Whether an imputer knows how wrong it is: expected against made error, a mark a modality and pattern; None without expectations."""
+    pairs = found.expected
+    if not pairs:
+        return None
+    imputers = list(dict.fromkeys(pair.imputer for pair in pairs))
+    top = 1.08 * max(max(pair.expected, pair.made) for pair in pairs)
+
+    def draw(narrow: bool) -> Drawing:
+        made, axes = canvas(narrow, 3.4)
+        axis, drawing = axes[0, 0], Drawing(made)
+        axis.plot([0, top], [0, top], color=INK, linewidth=1, linestyle=(0, (2, 2)))
+        for name in imputers:
+            ink = imputer_ink(name)
+            label: str | None = name
+            for pair in (pair for pair in pairs if pair.imputer == name):
+                (mark,) = axis.plot(
+                    [pair.expected], [pair.made], ink.marker, color=ink.light, markersize=5, alpha=0.85, label=label
+                )
+                drawing.label(
+                    mark, f"{name}, {pair.modality} from {pair.pattern}: expected {pair.expected:.3f}, made {pair.made:.3f}"
+                )
+                label = None
+        axis.set_xlim(0, top)
+        axis.set_ylim(0, top)
+        axis.set_xlabel("expected squared error")
+        axis.set_ylabel("made squared error")
+        _legend(drawing, axis, narrow, 6)
+        return drawing
+
+    caption = (
+        f"Squared error that each imputer expected and the one it made, a mark a hidden modality and pattern, {found.split} split, on the "
+        f"heads of {found.method.label}. On the dotted line its own estimate can be trusted; above it, it is too sure of itself."
+    )
+    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw)
+
+
+def training(methods: Sequence[Method], inks: dict[str, Ink]) -> Figure | None:
+    """Validation score along the epochs, mean over seeds: whether everything was trained to its end; None without logs."""
+    lines = {}
+    for method in methods:
+        runs = [[row["validation_mrr"] for row in run.metrics if "validation_mrr" in row] for run in method.runs]
+        length = max((len(run) for run in runs), default=0)
+        if length > 1:
+            # A run that stopped early keeps its last score, so that the mean does not jump when it leaves.
+            lines[method.name] = np.mean([run + [run[-1]] * (length - len(run)) for run in runs if run], axis=0)
+    if not lines:
+        return None
+    shown = [method for method in methods if method.name in lines]
+
+    def draw(narrow: bool) -> Drawing:
+        made, axes = canvas(narrow, 3.0 + 0.2 * (len(shown) if narrow else -(-len(shown) // 3)))
+        axis, drawing = axes[0, 0], Drawing(made)
+        for method in shown:
+            line, ink = lines[method.name], inks[method.name]
+            (curve,) = axis.plot(range(len(line)), line, color=ink.light, linewidth=1.5, label=method.label)
+            drawing.label(curve, f"{method.label}: best {line.max():.3f} after epoch {int(line.argmax())}")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("validation MRR")
+        _legend(drawing, axis, narrow, 3)
+        return drawing
+
+    caption = (
+        f"Mean reciprocal rank on the validation split after every epoch, mean over {_seeds(shown)}; the epoch with the highest score is "
+        "kept. A line that still rises at its end was stopped too early."
+    )
+    description = "Best validation MRR: " + "; ".join(f"{method.label} {lines[method.name].max():.3f}" for method in shown)
+    return Figure("training", "Training", caption, description, draw)
+
+
 def anchor_shift(found: Shifts) -> Figure:
     """Figure 4: anchor shift with and without calibration, within its proven bounds."""
 

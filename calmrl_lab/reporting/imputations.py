@@ -34,6 +34,18 @@ class ImputationRow:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """The mean error an imputer expected of itself for one modality and pattern, and the one it made."""
+
+    imputer: str
+    modality: str
+    pattern: str
+    expected: float
+    made: float
+    gaps: int
+
+
+@dataclass(frozen=True)
 class Imputations:
     """The errors on the embeddings of `method`: only there do all imputers fill the same gaps of the same vectors."""
 
@@ -42,11 +54,19 @@ class Imputations:
     overall: dict[tuple[str, str], Estimate]
     differences: dict[tuple[str, str], Difference]
     split: str
-    predicted: dict[str, tuple[float, float]]
+    expected: tuple[Expectation, ...]
 
     @property
     def imputers(self) -> list[str]:
         return list(dict.fromkeys(row.imputer for row in self.rows))
+
+    def mean_expectation(self, imputer: str) -> tuple[float, float] | None:
+        """(expected, made) over all gaps of `imputer`; None if it expects nothing."""
+        own = [found for found in self.expected if found.imputer == imputer]
+        gaps = sum(found.gaps for found in own)
+        if not gaps:
+            return None
+        return sum(f.expected * f.gaps for f in own) / gaps, sum(f.made * f.gaps for f in own) / gaps
 
     @property
     def modalities(self) -> list[str]:
@@ -84,7 +104,7 @@ def imputations(gathered: Gathered, method: Method | None = None) -> Imputations
         overall |= {(imputer, split): value for imputer, value in whole.items()}
         if split == scored:
             differences = paired
-    return Imputations(chosen, tuple(rows), overall, differences, scored, _reliability(runs, scored))
+    return Imputations(chosen, tuple(rows), overall, differences, scored, _expectations(runs, scored))
 
 
 def _of_split(
@@ -146,13 +166,19 @@ def _distinct(every: pd.DataFrame) -> dict[Key, int]:
     return found | {(str(i), str(m), ALL): int(n) for (i, m), n in whole.items()}
 
 
-def _reliability(runs: Sequence[tuple[int, pd.DataFrame]], split: str) -> dict[str, tuple[float, float]]:
-    """Imputer -> (mean error it predicted for itself, mean error it made), where it predicts one."""
+def _expectations(runs: Sequence[tuple[int, pd.DataFrame]], split: str) -> tuple[Expectation, ...]:
     import pandas as pd
 
     every = pd.concat([frame[frame["split"] == split] for _, frame in runs], ignore_index=True)
     if "predicted_error" not in every.columns:
-        return {}
+        return ()
     known = every[every["predicted_error"].notna()]
-    means = known.groupby("imputer", observed=True)[["predicted_error", "squared_error"]].mean()
-    return {str(name): (float(row.iloc[0]), float(row.iloc[1])) for name, row in means.iterrows()}
+    means = known.groupby(["imputer", "modality", "pattern"], observed=True).agg(
+        expected=("predicted_error", "mean"), made=("squared_error", "mean"), gaps=("squared_error", "size")
+    )
+    found = [
+        Expectation(str(imputer), str(modality), str(pattern), float(row.expected), float(row.made), int(row.gaps))
+        for (imputer, modality, pattern), row in zip(means.index, means.itertuples(index=False), strict=True)
+    ]
+    place = {name: index for index, name in enumerate(order([one.imputer for one in found]))}
+    return tuple(sorted(found, key=lambda one: (place[one.imputer], one.modality, one.pattern)))

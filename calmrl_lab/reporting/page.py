@@ -25,6 +25,11 @@ from calmrl_lab.reporting.shifts import Shifts
 from calmrl_lab.reporting.tables import Table
 
 _TEMPLATES = Path(__file__).with_name("templates")
+# What a stand-in cannot show is said beside its numbers.
+_LIMITS = {
+    "openmoji": "Drawings, spoken names and short written names of emoji: a stand-in that anyone can run. It says nothing about video, scene sounds or long captions.",
+    "digits": "Six views of handwritten digits: a stand-in with unequal dimensions. It says nothing about video, sound or text.",
+}
 _REASONS = (
     ("absent", "absent", "absent by nature"),
     ("failed", "failed", "failed"),
@@ -80,7 +85,12 @@ def page(found: Findings, files: Sequence[str]) -> str:
             short="Method",
         ),
         Section("data", "The data", environment.get_template("data.html.j2").render(**_data(found)), short="Data"),
-        Section("runs", "Runs and settings", environment.get_template("runs.html.j2").render(**_runs(found)), short="Runs"),
+        Section(
+            "runs",
+            "Runs and settings",
+            _trained(found) + environment.get_template("runs.html.j2").render(**_runs(found)),
+            short="Runs",
+        ),
         Section("files", "Files", _files(files), "The same tables and figures for a paper, a spreadsheet or a script."),
     ]
     return environment.get_template("page.html.j2").render(
@@ -190,7 +200,8 @@ def _results(found: Findings) -> list[Section]:
     if "summary" not in found.tables:
         return []
     chart = _chart(found.figures["differences"]) if "differences" in found.figures else ""
-    sections = [Section("results", "Results", found.tables["summary"].to_html() + chart)]
+    limits = _LIMITS.get(str(found.gathered.store.get("dataset")), "")
+    sections = [Section("results", "Results", found.tables["summary"].to_html() + chart, limits)]
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
         sections.append(Section("oracle", "Observed only, calibrated, nothing hidden", _chart(figure), short="Oracle"))
@@ -204,7 +215,7 @@ def _calibration(found: Findings) -> list[Section]:
     sections = []
     if found.imputations is not None:
         table = found.tables["imputation_mse"]
-        body = _chart(found.figures["fig3_imputation_mse"]) + _predicted(found.imputations)
+        body = _chart(found.figures["fig3_imputation_mse"]) + _predicted(found, found.imputations)
         body += _details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
         sections.append(Section("imputation", "How good the fillings are", body, short="Imputation"))
     if found.shifts is not None:
@@ -274,12 +285,15 @@ def _case(found: Findings, cases: Cases, case: Case) -> dict[str, Any]:
     return {"face": found.items.face(case.item), "name": found.items.name(case.item), "rows": rows}
 
 
-def _predicted(found: Imputations) -> str:
-    lines = [
-        f"{name} expected a squared error of {expected:.2f} and made {made:.2f} ({_honesty(expected, made)})."
-        for name, (expected, made) in found.predicted.items()
-    ]
-    return f"<p>{_escape(' '.join(lines))}</p>" if lines else ""
+def _predicted(found: Findings, errors: Imputations) -> str:
+    lines = []
+    for name in errors.imputers:
+        means = errors.mean_expectation(name)
+        if means is not None:
+            lines.append(f"{name} expected {means[0]:.2f} and made {means[1]:.2f} ({_honesty(*means)})")
+    if not lines:
+        return ""
+    return f"<p>{_escape('Mean squared error: ' + '; '.join(lines) + '.')}</p>" + _chart(found.figures["reliability"])
 
 
 def _honesty(expected: float, made: float) -> str:
@@ -320,14 +334,21 @@ def protocol(found: Findings) -> list[tuple[str, str]]:
         rows.append(("chance level", ", ".join(f"Recall@{depth} {100 * value:.2f} %" for depth, value in chance.items())))
     rows += [
         ("hidden in training", ", ".join(dict.fromkeys(method.scenario for method in gathered.methods)) or "unknown"),
-        ("similarity", "cosine of the projected embeddings, no re-ranking, no dual softmax"),
+        ("similarity", f"{_scorer(gathered)} of the projected embeddings, no re-ranking, no dual softmax"),
         ("ties", "a hit within k counts with its probability under a random order of the tied candidates"),
         ("median rank", "median over queries and seeds of the expected rank, best positive"),
         ("seeds", ", ".join(map(str, sorted({seed for method in gathered.methods for seed in method.seeds}))) or "none"),
-        ("intervals", f"95 %, percentile bootstrap, {recalls.resamples.replicates} resamples of groups and of seeds; differences paired by query and seed; p corrected by Holm's rule for {len(found.compared.pairs)} comparisons"),
+        ("intervals", f"95 %, percentile bootstrap, {recalls.resamples.replicates} resamples of groups and of seeds"),
+        ("differences", "paired by query and seed; variance clustered by groups and by seeds, Student's t (one seed: bootstrap and sign flips)"),
+        ("p-values", f"two-sided, corrected by Holm's rule for {len(found.compared.pairs)} comparisons"),
         ("model selection", "on the validation split only"),
     ]  # fmt: skip
     return rows
+
+
+def _scorer(gathered: Gathered) -> str:
+    frame = next((run.scores for method in gathered.methods for run in method.runs if "scorer" in run.scores.columns), None)
+    return "cosine" if frame is None else str(frame["scorer"].iloc[0])
 
 
 def _range(values: Sequence[int]) -> str:
@@ -411,6 +432,10 @@ def _runs(found: Findings) -> dict[str, Any]:
         if first
         else None,
     }
+
+
+def _trained(found: Findings) -> str:
+    return _chart(found.figures["training"]) if "training" in found.figures else ""
 
 
 def _method(method: Method) -> dict[str, Any]:

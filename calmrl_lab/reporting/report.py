@@ -11,7 +11,7 @@ from calmrl_lab.reporting.classifications import accuracy_table, classifications
 from calmrl_lab.reporting.comparisons import comparisons
 from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
 from calmrl_lab.reporting.drawing import Figure
-from calmrl_lab.reporting.figures import anchor_shift, differences, imputation_error, oracle, overview
+from calmrl_lab.reporting.figures import anchor_shift, differences, imputation_error, oracle, overview, reliability, training
 from calmrl_lab.reporting.gather import gather
 from calmrl_lab.reporting.imputations import Imputations, imputations
 from calmrl_lab.reporting.inside import Cases, cases, harmed_fillings, worst_shifts
@@ -88,9 +88,13 @@ def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
     if errors is not None:
         tables["imputation_mse"] = imputation_table(errors)
         figures["fig3_imputation_mse"] = imputation_error(errors)
+        trusted = reliability(errors)
+        figures |= {trusted.name: trusted} if trusted else {}
     if moved is not None:
         tables["anchor_shift"] = shift_table(moved)
         figures["fig4_anchor_shift"] = anchor_shift(moved)
+    trained = training(gathered.methods, colours)
+    figures |= {trained.name: trained} if trained else {}
     accuracies, hidden = classifications(gathered), robustness(gathered)
     if accuracies is not None:
         made = (accuracy_table(accuracies, colours), single_table(accuracies, colours))

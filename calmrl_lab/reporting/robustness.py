@@ -165,6 +165,7 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
         legend = 0.2 * (len(lines) if narrow else -(-len(lines) // 3))
         made, axes = canvas(narrow, tall * (len(sides) if narrow else 1) + legend + 0.3, columns=len(sides))
         drawing = Drawing(made)
+        top = 105 * max(point.recall.high for point in points)
         for axis, side in zip(axes.flat, sides, strict=True):
             for name, calibrated in lines:
                 _line(
@@ -175,13 +176,12 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
                 )
             axis.set_title(_SIDES[side])
             axis.set_xlabel("modalities hidden, %")
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, top)
         axes.flat[0].set_ylabel("Recall@1, %")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside upper left", ncols=1 if narrow else 3)
         return drawing
 
-    methods = list({point.method.name: point.method for point in points}.values())
     caption = (
         f"Recall@1 when modalities of the items are hidden at random at test time (at least one stays; masks are nested), scorer "
         f"{scorer}, mean over the modalities on the other side, {points[0].queries} queries each; bands: 95 % interval. Dashed: gaps "
@@ -192,7 +192,6 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
         for point in points
         if point.side == sides[0] and point.rate == max(p.rate or 0 for p in points)
     )
-    assert methods
     return Figure("missing_curves", "Modalities missing at test time", caption, description, draw)
 
 

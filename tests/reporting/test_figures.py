@@ -9,7 +9,16 @@ import pytest
 
 from calmrl_lab.reporting.palette import INKS, inks
 
-NAMES = ("overview", "fig3_imputation_mse", "fig4_anchor_shift", "fig5_oracle")
+NAMES = (
+    "overview",
+    "differences",
+    "fig3_imputation_mse",
+    "fig4_anchor_shift",
+    "fig5_oracle",
+    "reliability",
+    "training",
+    "missing_curves",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,15 +29,19 @@ def test_svg_is_valid_has_its_words_as_text_and_no_date(report, name):
     assert len(words) > 8
     assert not any(element.tag.endswith("image") for element in root.iter())
     assert "dc:date" not in text
-    expected = {"overview": "CLIP, observed pairs", "fig3_imputation_mse": "ppca", "fig4_anchor_shift": "with calibration"}
-    assert expected.get(name, "Recall@10") in words
+    expected = {
+        "overview": "CLIP, observed pairs", "fig3_imputation_mse": "ppca", "fig4_anchor_shift": "with calibration",
+        "fig5_oracle": "Recall@10", "differences": "CalMRL, PPCA − CLIP, observed pairs", "reliability": "made squared error",
+        "training": "validation MRR", "missing_curves": "missing in the query",
+    }  # fmt: skip
+    assert expected[name] in words
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hover_values_and_intervals_are_in_the_svg(report, name):
     text = (report.folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
     titles = re.findall(r"<title>(.*?)</title>", text)
-    assert any(re.search(r"\d (% )?\[\d", title) for title in titles), titles[:3]
+    assert any(re.search(r"\d (%|points)? ?\[[+−\d]|: (best|expected) ", title) for title in titles), titles[:3]
 
 
 def test_the_bounds_are_drawn(report):
