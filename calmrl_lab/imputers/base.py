@@ -25,6 +25,8 @@ class Imputer(ABC):
 
     name: ClassVar[str]
     fills: ClassVar[bool] = True
+    # Whether `fit` takes `groups`, items that must not be told apart by holding some of them out.
+    takes_groups: ClassVar[bool] = False
     modalities: Sequence[str] | None = None
     # Dimensions of the modalities that were fitted; None before.
     dims: tuple[int, ...] | None = None

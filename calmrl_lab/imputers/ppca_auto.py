@@ -54,6 +54,7 @@ class AutoPPCA(PPCA):
     """
 
     name: ClassVar[str] = "ppca-auto"
+    takes_groups: ClassVar[bool] = True
 
     latent_dim: int | Literal["auto"] = "auto"
     ridge: float | Literal["auto"] = "auto"  # type: ignore[assignment]

@@ -1,0 +1,58 @@
+"""`calmrl-lab impute`: a store with gaps to a store without, for people who never train heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from calmrl_lab import console
+
+if TYPE_CHECKING:
+    from calmrl_lab.completion import Completion
+
+
+def register(app: typer.Typer) -> None:
+    app.command("impute")(impute)
+
+
+def impute(
+    store: Path = typer.Option(..., help="Feature store with gaps."),
+    out: Path = typer.Option(..., help="Store to write."),
+    imputer: str = typer.Option("ppca-auto", "--impute", help="Imputer (calmrl-lab list imputers)."),
+    assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Option of the imputer; may be repeated."),
+    modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="Fill these from each other. (default: all)"),
+    fit_on: str = typer.Option("train", help="Split that the imputer learns from."),
+    standardise: bool = typer.Option(False, "--standardise", help="Scale every coordinate to unit variance while imputing."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the store at --out."),
+    as_json: bool = typer.Option(False, "--json", help="Print what was filled as JSON."),
+) -> None:
+    """Fill the gaps of a store; filled rows are marked, with the error to expect.
+
+    Example: calmrl-lab impute --store stores/openmoji.zarr --out stores/openmoji-complete.zarr
+    """
+    from calmrl_lab.completion import complete_store
+    from calmrl_lab.config import override
+
+    names = [name.strip() for name in modalities.split(",")] if modalities else None
+    done = complete_store(store, out, imputer, override({}, assign), names, fit_on, standardise, overwrite)
+    console.emit(done.payload(), as_json, lambda: _show(done))
+
+
+def _show(done: Completion) -> None:
+    from rich.table import Table
+
+    table = Table(title="Expected squared error of filled entries; 1 is no better than the mean")
+    for heading in ("observed", "filled", "items", "error"):
+        table.add_column(heading, justify="right" if heading in ("items", "error") else "left")
+    for row in done.patterns:
+        error = "-" if row["relative_error"] is None else f"{row['relative_error']:.3f}"
+        table.add_row(row["observed"], row["filled"], str(row["items"]), error)
+    if done.patterns:
+        console.out.print(table)
+    else:
+        console.out.print("nothing to fill: every item shows every modality")
+    if done.empty_items:
+        console.out.print(f"{done.empty_items} items show nothing and stay empty")
+    console.out.print(f"written to {done.path}", markup=False, soft_wrap=True)

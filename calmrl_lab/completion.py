@@ -1,0 +1,223 @@
+"""A store with gaps to a store without: every gap filled from what the item shows, marked as such, with the error to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from calmrl_lab import __version__
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.missingness import pattern_names
+from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
+
+# Labels of the new store, followed by the modality.
+MARK, ERROR = "imputed", "relative error of"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `complete_store` did: a row a modality with gaps and a row a pattern; `errors` is relative to mean imputation
+    (1.0)."""
+
+    path: Path
+    imputer: str
+    modalities: list[dict[str, Any]]
+    patterns: list[dict[str, Any]]
+    empty_items: int
+
+    def payload(self) -> dict[str, Any]:
+        """As a JSON document."""
+        return {
+            "path": str(self.path),
+            "imputer": self.imputer,
+            "modalities": self.modalities,
+            "patterns": self.patterns,
+            "items_left_empty": self.empty_items,
+        }
+
+
+def complete_store(
+    store: FeatureStore | str | Path,
+    out: str | Path,
+    imputer: str | Imputer = "ppca-auto",
+    options: Mapping[str, Any] | None = None,
+    modalities: Sequence[str] | None = None,
+    fit_on: str = "train",
+    standardise: bool = False,
+    overwrite: bool = False,
+) -> Completion:
+    """Write to `out` the store with the gaps of `modalities` (default: all) filled by `imputer`, fitted on the split `fit_on`.
+
+    Features enter as they are stored (the first row where an item has several), or with `standardise` every coordinate scaled
+    to unit variance first; the filled ones are returned to the store's units and dtype. Observed rows are copied. Items that
+    show none of the modalities stay empty: there is nothing to go on.
+
+    The new store has, for every modality with gaps, the labels "imputed <modality>" (yes or no) and, if the imputer predicts
+    its error, "relative error of <modality>" (expected squared error over the modality's variance, so 1 is no better than the
+    mean; empty where observed). Raises CalmrlError for an unknown imputer or modality, one that fills nothing or never saw what
+    it is to fill, and an `out` that exists.
+    """
+    store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    names = tuple(modalities or store.modalities)
+    columns = [store.column(name) for name in names]
+    chosen = _make(imputer, options or {}, names)
+    mask = store.mask[:, columns]
+    fitted = (store.split == fit_on) & mask.any(axis=1)
+    if not fitted.any():
+        raise CalmrlError(
+            f"store '{store.path}' has no items in split '{fit_on}'", hint=f"it has: {', '.join(np.unique(store.split))}"
+        )
+    rows = [_first_rows(store, name, mask[:, j]) for j, name in enumerate(names)]
+    scales = [_scale(values[fitted & mask[:, j]]) if standardise else None for j, values in enumerate(rows)]
+    scaled = [values if scale is None else values / scale for values, scale in zip(rows, scales, strict=True)]
+    groups = {"groups": store.group[fitted]} if chosen.takes_groups else {}
+    chosen.fit([values[fitted] for values in scaled], mask[fitted], **groups)
+
+    fill = ~mask & mask.any(axis=1, keepdims=True)
+    completed = [np.asarray(values) for values in chosen.impute(scaled, mask)]
+    completed = [values if scale is None else values * scale for values, scale in zip(completed, scales, strict=True)]
+    relative = _relative_errors(chosen, scaled, mask, fitted)
+    labels = {**store.labels}
+    for j, name in enumerate(names):
+        if fill[:, j].any():
+            labels[f"{MARK} {name}"] = np.where(fill[:, j], "yes", "no")
+            if relative is not None:
+                labels[f"{ERROR} {name}"] = np.array(
+                    [f"{e:.4f}" if f else "" for e, f in zip(relative[:, j], fill[:, j], strict=True)]
+                )
+    path = _write(store, out, names, completed, fill, labels, chosen, fit_on, standardise, overwrite)
+    return _summary(path, chosen, names, mask, fill, relative)
+
+
+def _make(imputer: str | Imputer, options: Mapping[str, Any], names: tuple[str, ...]) -> Imputer:
+    if isinstance(imputer, str):
+        try:
+            imputer = imputers.get(imputer)(**options)
+        except TypeError as error:
+            raise CalmrlError(f"imputer '{imputer}': {error}", hint="see calmrl-lab list imputers") from None
+    assert isinstance(imputer, Imputer)
+    if not imputer.fills:
+        raise CalmrlError(f"imputer '{imputer.name}' fills no gaps", hint="see calmrl-lab list imputers")
+    imputer.modalities = names
+    return imputer
+
+
+def _first_rows(store: FeatureStore, name: str, shown: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+    """The first row of `name` of every item, zeros where it has none; float32 unless stored as float64."""
+    features = store.features(name)
+    kind = np.float64 if features.dtype == np.float64 else np.float32
+    rows = np.zeros((len(store), store.dims[name]), dtype=kind)
+    rows[shown] = features[store.offsets(name)[:-1][shown]]
+    return rows
+
+
+def _scale(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
+    spread = rows.std(axis=0, dtype=np.float64)
+    return np.where(spread > 0, spread, 1.0).astype(rows.dtype)
+
+
+def _relative_errors(imputer: Imputer, rows: list[np.ndarray], mask: np.ndarray, fitted: np.ndarray) -> np.ndarray | None:
+    if not hasattr(imputer, "predicted_error"):
+        return None
+    variance = np.array([values[fitted & mask[:, j]].var(axis=0, dtype=np.float64).sum() for j, values in enumerate(rows)])
+    return np.asarray(imputer.predicted_error(rows, mask)) / np.where(variance > 0, variance, 1.0)
+
+
+def _write(
+    store: FeatureStore,
+    out: str | Path,
+    names: tuple[str, ...],
+    completed: list[np.ndarray],
+    fill: Bool[np.ndarray, "n k"],
+    labels: Mapping[str, Any],
+    imputer: Imputer,
+    fit_on: str,
+    standardise: bool,
+    overwrite: bool,
+) -> Path:
+    features, offsets, reason = {}, {}, store.reason.copy()
+    for column, spec in enumerate(store.specs):
+        before, after = store.offsets(spec.name), store.features(spec.name)
+        if spec.name not in names or not fill[:, names.index(spec.name)].any():
+            features[spec.name], offsets[spec.name] = after, before
+            continue
+        j = names.index(spec.name)
+        counts = np.diff(before)
+        offsets[spec.name] = offsets_of(np.where(fill[:, j], 1, counts))
+        merged = np.empty((int(offsets[spec.name][-1]), spec.dimension), dtype=after.dtype)
+        is_new = np.repeat(fill[:, j], np.where(fill[:, j], 1, counts))
+        merged[~is_new] = after
+        with np.errstate(over="ignore"):
+            merged[is_new] = completed[j][fill[:, j]]
+        features[spec.name] = merged
+        reason[fill[:, j], column] = Reason.OBSERVED
+    facts = {
+        "imputer": imputer.name,
+        "options": imputer.options(),
+        "fit_on": fit_on,
+        "standardised": standardise,
+        "of": store.digest,
+    }
+    kept = {k: v for k, v in store.attributes.items() if k not in _FORMAT_ATTRIBUTES}
+    return write_store(
+        out,
+        dataset=store.dataset,
+        modalities=store.specs,
+        ids=store.ids,
+        split=store.split,
+        group=store.group,
+        labels=labels,
+        features=features,
+        offsets=offsets,
+        reason=reason,
+        licence=store.licence,
+        attribution=store.attribution,
+        heads=store.heads,
+        failures=store.failures(),
+        provenance={"made_by": f"calmrl-lab {__version__} impute", "from": str(store.path), "before": store.provenance},
+        attributes={**kept, "imputation": facts},
+        overwrite=overwrite,
+    )
+
+
+_FORMAT_ATTRIBUTES = ("format", "version", "dataset", "licence", "attribution", "modalities", "checksums")
+
+
+def _summary(
+    path: Path,
+    imputer: Imputer,
+    names: tuple[str, ...],
+    mask: Bool[np.ndarray, "n k"],
+    fill: Bool[np.ndarray, "n k"],
+    relative: np.ndarray | None,
+) -> Completion:
+    def error(j: int, rows: np.ndarray) -> float | None:
+        return None if relative is None else float(relative[rows, j].mean())
+
+    modalities = [
+        {
+            "modality": name,
+            "observed": int(mask[:, j].sum()),
+            "filled": int(fill[:, j].sum()),
+            "relative_error": error(j, fill[:, j]),
+        }
+        for j, name in enumerate(names)
+        if fill[:, j].any()
+    ]
+    shown = np.asarray(pattern_names(mask, names))
+    patterns = []
+    for pattern in sorted(set(shown[fill.any(axis=1)].tolist())):
+        for j, name in enumerate(names):
+            rows = (shown == pattern) & fill[:, j]
+            if rows.any():
+                patterns.append(
+                    {"observed": pattern, "filled": name, "items": int(rows.sum()), "relative_error": error(j, rows)}
+                )
+    return Completion(path, imputer.name, modalities, patterns, int((~mask.any(axis=1)).sum()))

@@ -1,0 +1,150 @@
+"""`calmrl-lab impute`: gaps filled and marked, observed rows copied, requests that make no sense refused with nothing
+written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from calmrl_lab.completion import complete_store
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, verify, write_store
+
+N = 80
+
+
+@pytest.fixture
+def gappy(tmp_path):
+    """Two related modalities and a third, captions several an item, one item that failed altogether."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(N, 3))
+    mask = rng.random((N, 3)) < 0.7
+    mask[~mask.any(axis=1), 0] = True
+    mask[7] = False
+    counts = mask.astype(int)
+    counts[:, 2] *= rng.integers(1, 4, size=N)
+    dims = (6, 5, 4)
+    features = {}
+    for j, (name, d) in enumerate(zip(("vision", "audio", "caption"), dims, strict=True)):
+        rows = np.repeat(latent, counts[:, j], axis=0) @ rng.normal(size=(3, d)) + 0.2 * rng.normal(
+            size=(counts[:, j].sum(), d)
+        )
+        features[name] = rows.astype(np.float32)
+    reason = np.where(mask, Reason.OBSERVED, Reason.ABSENT).astype(np.uint8)
+    reason[7] = Reason.FAILED
+    return write_store(
+        tmp_path / "gappy.zarr",
+        dataset="made up",
+        modalities=[
+            ModalitySpec(n, "none", "0", d, "float32") for n, d in zip(("vision", "audio", "caption"), dims, strict=True)
+        ],
+        ids=[f"i{i}" for i in range(N)],
+        split=["train"] * 60 + ["test"] * 20,
+        labels={"kind": ["a", "b"] * (N // 2)},
+        features=features,
+        offsets={n: offsets_of(counts[:, j]) for j, n in enumerate(("vision", "audio", "caption"))},
+        reason=reason,
+        licence="CC0",
+        attributes={"note": "kept"},
+    )
+
+
+def test_gaps_are_filled_and_marked_and_the_rest_is_copied(gappy, tmp_path):
+    before = FeatureStore.open(gappy)
+    done = complete_store(before, tmp_path / "full.zarr", "ppca", {"latent_dim": 3})
+    after = FeatureStore.open(done.path)
+    assert verify(done.path) == []
+    assert done.empty_items == 1
+    shows = before.mask.any(axis=1)
+    assert after.mask[shows].all()
+    assert not after.mask[7].any()
+    assert (after.reason[7] == Reason.FAILED).all()
+    assert after.attributes["note"] == "kept"
+    assert after.attributes["imputation"]["imputer"] == "ppca"
+    assert after.attributes["imputation"]["of"] == before.digest
+    assert (after.labels["kind"] == before.labels["kind"]).all()
+    for j, name in enumerate(before.modalities):
+        filled = ~before.mask[:, j] & shows
+        assert ((after.labels[f"imputed {name}"] == "yes") == filled).all()
+        errors = after.labels[f"relative error of {name}"]
+        assert (errors[~filled] == "").all()
+        assert all(0 < float(e) < 1.5 for e in errors[filled])
+        for i in np.flatnonzero(before.mask[:, j]):
+            old = before.features(name)[before.offsets(name)[i] : before.offsets(name)[i + 1]]
+            new = after.features(name)[after.offsets(name)[i] : after.offsets(name)[i + 1]]
+            assert (old == new).all()
+        assert (np.diff(after.offsets(name))[filled] == 1).all()
+
+
+def test_filled_rows_are_those_of_the_imputer(gappy, tmp_path):
+    from calmrl_lab.imputers.mean import Mean
+
+    before = FeatureStore.open(gappy)
+    after = FeatureStore.open(complete_store(gappy, tmp_path / "full.zarr", Mean()).path)
+    train = (before.split == "train") & before.mask[:, 0]
+    mean = before.features("vision")[before.offsets("vision")[:-1][train]].mean(axis=0)
+    filled = np.flatnonzero(after.labels["imputed vision"] == "yes")
+    np.testing.assert_allclose(
+        after.features("vision")[after.offsets("vision")[filled]], np.tile(mean, (len(filled), 1)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_units_come_back(gappy, tmp_path, standardise):
+    done = complete_store(gappy, tmp_path / "full.zarr", "ridge", standardise=standardise)
+    after = FeatureStore.open(done.path)
+    filled = after.features("audio")[after.offsets("audio")[:-1][after.labels["imputed audio"] == "yes"]]
+    observed = after.features("audio")[after.offsets("audio")[:-1][after.labels["imputed audio"] == "no"][:6]]
+    assert 0.3 < filled.std() / observed.std() < 3
+    assert done.modalities[0]["relative_error"] is None
+
+
+def test_only_some_modalities(gappy, tmp_path):
+    done = complete_store(gappy, tmp_path / "full.zarr", "mean", modalities=["vision", "audio"])
+    before, after = FeatureStore.open(gappy), FeatureStore.open(done.path)
+    assert (after.mask[:, 2] == before.mask[:, 2]).all()
+    assert after.mask[before.mask[:, :2].any(axis=1), :2].all()
+    assert "imputed caption" not in after.labels
+
+
+def test_the_command(gappy, tmp_path, cli):
+    out = tmp_path / "full.zarr"
+    code, text, _ = cli("impute", "--store", gappy, "--out", out, "--set", "folds=3")
+    assert code == 0
+    assert "audio" in text
+    assert "1 items show nothing" in text
+    code, text, _ = cli("impute", "--store", gappy, "--out", out, "--impute", "mean", "--overwrite", "--json")
+    assert code == 0
+    payload = json.loads(text)
+    assert payload["imputer"] == "mean"
+    assert sum(row["filled"] for row in payload["modalities"]) > 20
+    code, text, _ = cli(
+        "impute", "--store", out, "--out", tmp_path / "again.zarr", "--impute", "mean", "--modalities", "vision,audio"
+    )
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--impute", "pcpa"], "unknown imputer 'pcpa'"),
+        (["--impute", "none"], "fills no gaps"),
+        (["--modalities", "vision,smell"], "has no modality 'smell'"),
+        (["--fit-on", "validation"], "no items in split 'validation'"),
+        (["--set", "latent=3"], "imputer 'ppca-auto'.*latent"),
+        (["--set", "latent_dim=0"], "latent_dim is 0"),
+    ],
+)
+def test_requests_that_make_no_sense(gappy, tmp_path, cli, words, said):
+    import re
+
+    code, _, err = cli("impute", "--store", gappy, "--out", tmp_path / "full.zarr", *words)
+    assert code == 2
+    assert re.search(said, " ".join(err.split()))
+    assert not (tmp_path / "full.zarr").exists()
+
+
+def test_an_existing_store_is_not_replaced_unasked(gappy, tmp_path):
+    with pytest.raises(CalmrlError):
+        complete_store(gappy, gappy, "mean")
+    assert FeatureStore.open(gappy).dataset == "made up"
