@@ -36,6 +36,16 @@ class Method(BaseModel):
     )
 
 
+class Probes(BaseModel):
+    """What is asked of some runs beyond ranks: missing modalities at test time, classification."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: tuple[int, ...] = Field((0,), description="seeds whose runs are probed (each probe costs seconds)")
+    queries: tuple[str, ...] = Field(("caption",), description="query modalities of the missing-rate curves; empty: no curves")
+    label: str | None = Field(None, description="label to classify; none: no classification")
+
+
 class Experiment(BaseModel):
     """An experiment file."""
 
@@ -49,6 +59,7 @@ class Experiment(BaseModel):
     common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
     methods: tuple[Method, ...] = Field(min_length=1, description="the methods to compare")
     split: str = Field("test", description="the split that is scored")
+    probes: Probes | None = Field(None, description="curves and classification of some runs")
 
 
 def read_experiment(path: Path, assignments: Sequence[str] = ()) -> Experiment:
@@ -87,6 +98,15 @@ class Job:
     config: TrainConfig
     label: str
     split: str | None
+    probes: Probes | None = None
+
+    def _files(self) -> list[str]:
+        """What evaluation leaves in the run directory."""
+        names = ["scores.parquet"] if self.split is not None else []
+        if self.probes is not None:
+            names += ["curves.parquet"] if self.probes.queries else []
+            names += ["classification.parquet"] if self.probes.label is not None else []
+        return names
 
     def finished(self) -> bool:
         """True if the directory holds this very run, whole, on a store that has not changed since."""
@@ -97,7 +117,7 @@ class Job:
             digest = run.summary["store"]["digest"]
         except (CalmrlError, KeyError):
             return False
-        if self.split is not None and not (self.path / "scores.parquet").is_file():
+        if not all((self.path / name).is_file() for name in self._files()):
             return False
         return digest == _digest(self.config.store)
 
@@ -128,6 +148,7 @@ def _perform(job: Job) -> dict[str, Any]:
         if job.split is not None:
             run.write_json("summary.json", {**run.summary, "method": job.label})
             evaluate(run, split=job.split)
+            _probe(run, job.probes, job.split)
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report
         message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"
@@ -135,6 +156,19 @@ def _perform(job: Job) -> dict[str, Any]:
         job.path.mkdir(parents=True, exist_ok=True)
         write_atomically(job.path / "error.json", json.dumps(failure, indent=2).encode())
         return failure
+
+
+def _probe(run: Run, probes: Probes | None, split: str) -> None:
+    if probes is None:
+        return
+    if probes.queries:
+        from calmrl_lab.curves import run_curves
+
+        run_curves(run, queries=[name for name in probes.queries if name in run.summary["modalities"]], split=split)
+    if probes.label is not None:
+        from calmrl_lab.classification import classify_run
+
+        classify_run(run, probes.label, split=split)
 
 
 def _run_all(jobs: Sequence[Job], workers: int, title: str) -> list[dict[str, Any]]:
@@ -188,7 +222,7 @@ def run_experiment(experiment: Experiment, folder: Path, jobs: int) -> dict[str,
             continue
         for seed in experiment.seeds:
             config = _config(experiment, chosen[method.name], seed, method.name)
-            final.append(Job(folder / f"{method.name}-s{seed}", config, method.label or method.name, experiment.split))
+            final.append(_final(experiment, folder, method, config))
     failures += _run_all(final, jobs, experiment.title)
     record = {
         "title": experiment.title,
@@ -244,6 +278,11 @@ def _choose(
     return chosen, tried, failures
 
 
+def _final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:
+    probes = experiment.probes if experiment.probes and config.seed in experiment.probes.seeds else None
+    return Job(folder / f"{method.name}-s{config.seed}", config, method.label or method.name, experiment.split, probes)
+
+
 def _trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
     key = hashlib.md5(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     config = _config(experiment, settings, seed, method.name)
@@ -296,11 +335,6 @@ def plan(experiment: Experiment, folder: Path) -> list[dict[str, str]]:
             ]
             continue
         for seed in experiment.seeds:
-            job = Job(
-                folder / f"{method.name}-s{seed}",
-                _config(experiment, options[0], seed, method.name),
-                method.name,
-                experiment.split,
-            )
+            job = _final(experiment, folder, method, _config(experiment, options[0], seed, method.name))
             rows.append({"run": str(job.path), "what": "finished" if job.finished() else "train and evaluate"})
     return rows

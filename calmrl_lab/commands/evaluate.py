@@ -36,8 +36,13 @@ def evaluate(
             raise CalmrlError(
                 f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision"
             )
-    table = score(run, pairs or None, store=store, split=split, device=device).table()
+    from calmrl_lab.diagnostics import chance_warning
+
+    scored = score(run, pairs or None, store=store, split=split, device=device)
+    table, warning = scored.table(), chance_warning(scored.scores)
     console.emit(table.to_dict("records"), as_json, lambda: _print(table))
+    if warning:
+        console.note(warning)
 
 
 def _print(table: object) -> None:
