@@ -10,7 +10,18 @@ import pytest
 from feature_extractors.datasets import datasets
 
 PAGES = (Path(__file__).resolve().parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
-FAMILY = ("activitynet", "audiocaps", "clotho", "didemo", "msrvtt", "vast150k", "vast150k-captions", "vatex", "vggsound", "youcook2")
+FAMILY = (
+    "activitynet",
+    "audiocaps",
+    "clotho",
+    "didemo",
+    "msrvtt",
+    "vast150k",
+    "vast150k-captions",
+    "vatex",
+    "vggsound",
+    "youcook2",
+)
 
 
 @pytest.mark.parametrize("name", FAMILY)
