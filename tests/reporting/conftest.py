@@ -12,7 +12,7 @@ from synthetic_runs import write_experiment
 
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory) -> Path:
-    return write_experiment(tmp_path_factory.mktemp("runs") / "demo", items=120, extras=True)
+    return write_experiment(tmp_path_factory.mktemp("runs") / "demo", seeds=(0, 1), items=120, extras=True)
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +20,11 @@ def report(experiment, tmp_path_factory):
     from calmrl_lab.reporting import write_report
 
     return write_report(experiment, tmp_path_factory.mktemp("reports") / "demo")
+
+
+@pytest.fixture
+def without_pdf(monkeypatch):
+    """Leaves out the slowest step, the embedding of fonts, where a test is about something else."""
+    from calmrl_lab.reporting.drawing import Figure
+
+    monkeypatch.setattr(Figure, "pdf", lambda self: b"%PDF")

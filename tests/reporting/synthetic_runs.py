@@ -68,6 +68,7 @@ def write_experiment(
             run = write_run(folder / f"{recipe.name}-s{seed}", recipe, seed, items, modalities)
             if extras:
                 classification(recipe, seed, items).to_parquet(run / "classification.parquet", index=False)
+            if extras and recipe.name in {"pmrl", "calmrl-ppca", "clip"}:
                 curves(recipe, seed, items, modalities).to_parquet(run / "curves.parquet", index=False)
     if record:
         (folder / "experiment.json").write_text(
@@ -128,7 +129,8 @@ def scores(recipe: Recipe, seed: int, items: int, modalities: Sequence[str]) -> 
 def imputation(recipe: Recipe, generator: np.random.Generator, items: int, modalities: Sequence[str]) -> pd.DataFrame:
     frames = []
     for imputer, error in recipe.error.items():
-        for split, pattern in [("train", PATTERNS[0]), *(("test", pattern) for pattern in PATTERNS)]:
+        patterns = [pattern for pattern in PATTERNS if set(pattern.split("+")) <= set(modalities)]
+        for split, pattern in [("train", patterns[0]), *(("test", pattern) for pattern in patterns)]:
             for modality in modalities:
                 if modality in pattern.split("+"):
                     continue

@@ -19,7 +19,7 @@ def test_methods_keep_the_order_of_the_experiment_file(experiment):
     found = gather(experiment)
     assert [method.name for method in found.methods] == [recipe.name for recipe in RECIPES]
     assert [method.role for method in found.methods] == [recipe.role for recipe in RECIPES]
-    assert found.methods[0].seeds == (0, 1, 2)
+    assert found.methods[0].seeds == (0, 1)
     assert (found.methods[3].objective, found.methods[3].imputer, found.methods[3].scenario) == ("calmrl", "ppca", "pairs:0.25")
     assert found.problems == ()
 

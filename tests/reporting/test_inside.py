@@ -19,7 +19,7 @@ from calmrl_lab.reporting.recalls import recalls
 from calmrl_lab.runs import Run
 from calmrl_lab.store import FeatureStore
 
-MODALITIES = ("vision", "caption")
+MODALITIES = ("vision", "audio", "caption")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_what_is_found_first_is_what_plain_products_find(real, small_store):
     assert found == {str(ids[3]): [str(ids[i]) for i in np.argsort(-scores[3], kind="stable")[:5]]}
 
 
-def test_the_examples_on_the_page_agree_with_the_ranks(real, tmp_path):
+def test_the_examples_on_the_page_agree_with_the_ranks(real, tmp_path, without_pdf):
     html = write_report(real, tmp_path / "out").page.read_text(encoding="utf-8")
     assert 'id="examples"' in html
     for article in html.split('<article class="example">')[1:]:

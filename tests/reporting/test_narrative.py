@@ -22,7 +22,7 @@ def story(folder):
 
 
 def words(tmp_path, recipes, seeds=(0, 1, 2), items=150):
-    return story(write_experiment(tmp_path / "x", recipes, seeds=seeds, items=items))
+    return story(write_experiment(tmp_path / "x", recipes, seeds=seeds, items=items, modalities=("vision", "audio", "caption")))
 
 
 def test_calibration_helps_and_clip_is_better_still(tmp_path):

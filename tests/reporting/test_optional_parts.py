@@ -11,6 +11,11 @@ from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.robustness import curve_table, gain_table, robustness
 
 
+@pytest.fixture(scope="module")
+def robust(experiment):
+    return robustness(gather(experiment))
+
+
 def test_accuracy_by_hand(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=10)
     frame = pd.DataFrame(
@@ -38,9 +43,8 @@ def test_filled_gaps_are_a_row_of_their_own(experiment):
     assert "gets 56.7 %" in table.notes[1]  # 68 of 120 items are of the last class
 
 
-def test_recall_falls_along_the_rates_and_less_with_gaps_filled(experiment):
-    found = robustness(gather(experiment))
-    chosen = [p for p in found.points if p.method.name == "clip" and p.side == "gallery"]
+def test_recall_falls_along_the_rates_and_less_with_gaps_filled(robust):
+    chosen = [p for p in robust.points if p.method.name == "clip" and p.side == "gallery"]
     plain = {p.scenario: p.recall.value for p in chosen if not p.calibrated}
     filled = {p.scenario: p.recall.value for p in chosen if p.calibrated}
     assert plain["full"] > plain["random:0.25"] > plain["random:0.5"] > plain["random:0.9"]
@@ -48,17 +52,16 @@ def test_recall_falls_along_the_rates_and_less_with_gaps_filled(experiment):
     assert {p.rate for p in chosen} == {0.0, 0.25, 0.5, 0.9, None}
 
 
-def test_the_gain_of_joining_is_against_the_best_single_modality(experiment):
-    found = robustness(gather(experiment))
-    assert found.gains
-    for gain in found.gains:
+def test_the_gain_of_joining_is_against_the_best_single_modality(robust):
+    assert robust.gains
+    for gain in robust.gains:
         assert gain.difference.value == pytest.approx(gain.joint - gain.single, abs=1e-9)
-    assert not any(p.scorer.startswith("cosine:") for p in found.points)
+    assert not any(p.scorer.startswith("cosine:") for p in robust.points)
 
 
-def test_scenarios_are_in_order_of_what_they_hide(experiment):
-    gathered = gather(experiment)
-    table = curve_table(robustness(gathered), inks(gathered.methods))
+def test_scenarios_are_in_order_of_what_they_hide(experiment, robust):
+    colours = inks(gather(experiment).methods)
+    table = curve_table(robust, colours)
     assert [column.heading for column in table.columns[3:]] == [
         "full",
         "random:0.25",
@@ -66,7 +69,7 @@ def test_scenarios_are_in_order_of_what_they_hide(experiment):
         "random:0.9",
         "drop:vision",
     ]
-    assert gain_table(robustness(gathered), inks(gathered.methods)).rows
+    assert gain_table(robust, colours).rows
 
 
 def test_both_are_on_the_page(report):

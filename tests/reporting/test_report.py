@@ -40,7 +40,7 @@ def test_recall_csv_has_exactly_its_columns_and_a_row_a_method_and_direction(rep
     for row in found:
         assert 0 <= float(row["low"]) <= float(row["recall_at_1"]) <= float(row["high"]) <= 100
         assert float(row["recall_at_1"]) <= float(row["recall_at_5"]) <= float(row["recall_at_10"])
-        assert (row["seeds"], row["queries"]) == ("3", "120")
+        assert (row["seeds"], row["queries"]) == ("2", "120")
 
 
 def test_imputation_csv_has_exactly_its_columns_and_all_patterns_together(report):
@@ -113,7 +113,7 @@ def test_published_numbers_stand_beside_ours_with_their_source(report):
     assert values["PMRL_up", "AudioCaps", "A2T"] == "52.0"
 
 
-def test_failed_runs_are_on_the_page(tmp_path):
+def test_failed_runs_are_on_the_page(tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0, 1), items=20)
     failure = {"run": "pmrl-s1", "error": "the loss is not finite", "traceback": "Traceback <x>"}
     (folder / "pmrl-s1" / "error.json").write_text(json.dumps(failure))
@@ -124,7 +124,7 @@ def test_failed_runs_are_on_the_page(tmp_path):
     assert written.problems == ("pmrl-s1: the loss is not finite",)
 
 
-def test_optional_parts_are_left_out_with_their_old_files(tmp_path):
+def test_optional_parts_are_left_out_with_their_old_files(tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0,), items=20)
     first = write_report(folder, tmp_path / "out")
     assert (first.folder / "figures" / "fig4_anchor_shift.svg").exists()
@@ -137,7 +137,7 @@ def test_optional_parts_are_left_out_with_their_old_files(tmp_path):
     assert 'id="anchors"' not in second.page.read_text(encoding="utf-8")
 
 
-def test_nothing_finished_still_gives_a_page(tmp_path):
+def test_nothing_finished_still_gives_a_page(tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=10)
     (folder / "pmrl-s0" / "summary.json").unlink()
     html = write_report(folder, tmp_path / "out").page.read_text(encoding="utf-8")
@@ -151,7 +151,7 @@ def test_a_foreign_page_is_not_overwritten(tmp_path, experiment):
         write_report(experiment, tmp_path)
 
 
-def test_the_command(cli, tmp_path):
+def test_the_command(cli, tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "runs" / "demo", RECIPES[2:3], seeds=(0, 1), items=20)
     code, out, _ = cli("report", "--runs", folder, "--out", tmp_path / "out", "--json")
     assert code == 0
@@ -161,7 +161,7 @@ def test_the_command(cli, tmp_path):
     assert [row["method"] for row in payload["summary"]] == ["PMRL, observed only"]
 
 
-def test_the_command_says_what_it_found_and_where(cli, tmp_path):
+def test_the_command_says_what_it_found_and_where(cli, tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "runs" / "demo", RECIPES[2:3], seeds=(0,), items=20)
     (folder / "pmrl-s0" / "summary.json").unlink()
     code, out, err = cli("report", "--runs", folder, "--out", tmp_path / "out")

@@ -78,7 +78,9 @@ def test_latex_balances_braces_and_has_equal_columns(table):
 def test_latex_compiles(report, table, tmp_path):
     files = [path.read_text(encoding="utf-8") for path in sorted((report.folder / "tables").glob("*.tex"))]
     body = "\n\\clearpage\n".join([*files, table.to_latex()])
-    source = "\\documentclass{article}\n\\usepackage[margin=1cm,landscape,a3paper]{geometry}\n\\usepackage{booktabs}\n"
+    source = (
+        "\\documentclass{article}\n\\usepackage[margin=1cm,landscape,a3paper]{geometry}\n\\usepackage{booktabs,longtable}\n"
+    )
     (tmp_path / "all.tex").write_text(f"{source}\\begin{{document}}\n{body}\n\\end{{document}}\n", encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
