@@ -1,193 +1,186 @@
-"""One block of items to one part: media made, prepared and encoded; every gap with its reason, every failure with its record."""
+"""One block of items to one part: media prepared and encoded; every gap with its reason, every failure with its record."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.store import Reason
-from feature_extractors.protocols import AbsentError, Encoder, File, Item, MediaError, Medium, Text
+from feature_extractors.parts import Part
+from feature_extractors.preparing import Outcome, complaint, failure, is_foreign
+from feature_extractors.protocols import AbsentError, Encoder, Item, MediaError, Medium, Text
 
 # Media that go through an encoder together. Cuts are at fixed places inside a block, so no result depends on the number of workers.
 BATCH = 64
 
 
-@dataclass
-class Part:
-    """What a block became. `rows[m]` [r, d_m] are the encoded media of modality m, `counts[m]` [items] how many each item owns."""
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive items of a manifest.
 
-    rows: dict[str, np.ndarray]
-    counts: dict[str, np.ndarray]
-    reason: np.ndarray
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    `condemned`: media, by modality and place in `media_of`, that a worker died of, and how. `careful`: encode every medium alone first, so
+    that what kills the worker shows.
+    """
 
-    def write(self, path: Path) -> None:
-        """Write beside, flush to disk, rename: a part exists whole or not at all."""
-        from safetensors.numpy import save
+    number: int
+    items: Sequence[Item]
+    condemned: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    careful: bool = False
 
-        tensors = {f"rows.{m}": np.ascontiguousarray(rows) for m, rows in self.rows.items()}
-        tensors |= {f"counts.{m}": np.asarray(counts, dtype=np.int64) for m, counts in self.counts.items()}
-        notes = {"failures": json.dumps(self.failures), "seconds": json.dumps(self.seconds)}
-        data = save({**tensors, "reason": self.reason}, metadata=notes)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(hashlib.sha256(data).digest())
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
-    @classmethod
-    def read(cls, path: Path) -> Part | None:
-        """The part at `path`; None if there is none or it is damaged (it is then made again)."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+def media_of(items: Sequence[Item], modality: str) -> list[tuple[int, Medium]]:
+    """(index of its item, medium) of all media of a modality. Texts of white space are none: that modality is absent there."""
+    return [
+        (index, medium)
+        for index, item in enumerate(items)
+        for medium in item.media.get(modality, ())
+        if not (isinstance(medium, Text) and not medium.text.strip())
+    ]
 
-        try:
-            stored = path.read_bytes()
-        except OSError:
-            return None
-        digest, data = stored[:32], stored[32:]
-        if hashlib.sha256(data).digest() != digest:
-            return None
-        try:
-            tensors = load(data)
-        except SafetensorError:
-            return None
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        named = {
-            kind: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")} for kind in ("rows", "counts")
-        }
-        return cls(
-            named["rows"], named["counts"], tensors["reason"], json.loads(header["failures"]), json.loads(header["seconds"])
-        )
+
+def foreign_media(block: Block, modalities: Sequence[str]) -> Iterator[tuple[str, Medium]]:
+    """(modality, medium) of all media that other processes prepare, in the order in which `encode_block` asks for them."""
+    for modality in modalities:
+        for place, (_, medium) in enumerate(media_of(block.items, modality)):
+            if is_foreign(medium) and (modality, place) not in block.condemned:
+                yield modality, medium
 
 
 def encode_block(
-    items: Sequence[Item],
-    modalities: Sequence[str],
+    block: Block,
     encoders: Mapping[str, Encoder],
-    media: Path | None,
-    run: Callable[[Callable[[Medium], np.ndarray], Sequence[Medium]], list[Any]] | None = None,
+    prepare: Callable[[str, Medium], tuple[Outcome, float]],
+    announce: Callable[..., None] = lambda *_: None,
 ) -> Part:
-    """Encode all media of `items`. A medium that cannot be used leaves a gap with a reason, never a placeholder.
+    """Encode all media of a block, modality by modality (the keys of `encoders`, in their order).
 
-    `run` maps a preparing function over media and returns arrays or exceptions, in order (default: one after the other).
+    A medium that cannot be used leaves a gap with a reason, never a placeholder; several media of an item are several rows.
+    `prepare(modality, medium)` gives an outcome and the seconds it took, and is called for one medium after the other.
+    `announce("at", modality, place, count)` is called before `count` media do something that might kill this process (0: that is over),
+    `announce("media", n)` when n further media are through.
     """
-    import time
-
-    reason = np.zeros((len(items), len(modalities)), dtype=np.uint8)
-    part = Part({}, {}, reason)
-    run = run or _in_order
-    for column, modality in enumerate(modalities):
-        encoder = encoders[modality]
-        owners = [(index, medium) for index, item in enumerate(items) for medium in item.media.get(modality, ())]
-        owners = [(i, m) for i, m in owners if not (isinstance(m, Text) and not m.text.strip())]
-        begun = time.monotonic()
-        outcomes = run(_Preparation(encoder, media), [medium for _, medium in owners])
-        prepared = time.monotonic()
-        failed = np.zeros(len(items), dtype=bool)
-        ready: list[tuple[int, Medium, np.ndarray]] = []
-        for (index, medium), outcome in zip(owners, outcomes, strict=True):
-            if isinstance(outcome, AbsentError):
-                continue
-            if isinstance(outcome, MediaError):
-                failed[index] = True
-                part.failures.append(failure(items[index].id, modality, medium, outcome))
-                continue
-            ready.append((index, medium, outcome))
-        rows: list[np.ndarray] = []
-        counts = np.zeros(len(items), dtype=np.int64)
-        for start in range(0, len(ready), BATCH):
-            batch = ready[start : start + BATCH]
-            for (index, medium, _), row in zip(batch, _encode(encoder, [array for *_, array in batch]), strict=True):
-                if not np.isfinite(row).all():
-                    failed[index] = True
-                    part.failures.append(
-                        failure(items[index].id, modality, medium, MediaError("nan_output", "the encoder returned NaN"))
-                    )
-                    continue
-                rows.append(row)
-                counts[index] += 1
-        reason[:, column] = np.where(counts > 0, Reason.OBSERVED, np.where(failed, Reason.FAILED, Reason.ABSENT))
-        part.rows[modality] = np.stack(rows) if rows else np.zeros((0, encoder.dimension), dtype=np.float32)
+    part = Part({}, {}, np.zeros((len(block.items), len(encoders)), dtype=np.uint8))
+    for column, (modality, encoder) in enumerate(encoders.items()):
+        work = _Modality(block, modality, encoder, announce)
+        owners = media_of(block.items, modality)
+        for place, (_, medium) in enumerate(owners):
+            work.take(place, medium, prepare)
+            if len(work.ready) == BATCH:
+                work.encode()
+        work.encode()
+        counts = np.zeros(len(block.items), dtype=np.int64)
+        for place in sorted(work.rows):
+            counts[owners[place][0]] += 1
+        failed = np.zeros(len(block.items), dtype=bool)
+        for place, error in sorted(work.failed.items()):
+            index, medium = owners[place]
+            failed[index] = True
+            part.failures.append(failure(block.items[index].id, modality, medium, error))
+        part.reason[:, column] = np.where(counts > 0, Reason.OBSERVED, np.where(failed, Reason.FAILED, Reason.ABSENT))
+        part.rows[modality] = (
+            np.stack([work.rows[place] for place in sorted(work.rows)])
+            if work.rows
+            else np.zeros((0, encoder.dimension), np.float32)
+        )
         part.counts[modality] = counts
-        part.seconds[f"prepare {modality}"] = prepared - begun
-        part.seconds[f"encode {modality}"] = time.monotonic() - prepared
+        part.seconds |= {f"{what} {modality}": seconds for what, seconds in work.seconds.items()}
     return part
 
 
-@dataclass(frozen=True)
-class _Preparation:
-    encoder: Encoder
-    media: Path | None
+class _Modality:
+    """The media of one modality on their way through a block."""
 
-    def __call__(self, medium: Medium) -> np.ndarray:
-        if isinstance(medium, File):
-            _inside(medium.path, self.media)
-        made = medium.make() if hasattr(medium, "make") else medium
-        return self.encoder.prepare(made)
+    def __init__(self, block: Block, modality: str, encoder: Encoder, announce: Callable[..., None]) -> None:
+        self.block, self.modality, self.encoder, self.announce = block, modality, encoder, announce
+        self.ready: list[tuple[int, np.ndarray]] = []
+        self.rows: dict[int, np.ndarray] = {}
+        self.failed: dict[int, MediaError] = {}
+        self.taken = 0
+        self.seconds = {"prepare": 0.0, "wait": 0.0, "encode": 0.0}
+
+    def take(self, place: int, medium: Medium, prepare: Callable[[str, Medium], tuple[Outcome, float]]) -> None:
+        self.taken += 1
+        how = self.block.condemned.get((self.modality, place))
+        if how is not None:
+            self.failed[place] = MediaError("worker_crash", how)
+            return
+        careful = self.block.careful and not is_foreign(medium)
+        if careful:
+            self.announce("at", self.modality, place, 1)
+        begun = time.monotonic()
+        outcome, seconds = prepare(self.modality, medium)
+        if careful:
+            self.announce("at", self.modality, place, 0)
+        self.seconds["prepare"] += seconds
+        self.seconds["wait"] += time.monotonic() - begun
+        if isinstance(outcome, MediaError):
+            self.failed[place] = outcome
+        elif not isinstance(outcome, AbsentError):
+            self.ready.append((place, outcome))
+
+    def encode(self) -> None:
+        if self.ready:
+            self._encode([place for place, _ in self.ready], [array for _, array in self.ready])
+            self.ready = []
+        self.announce("media", self.taken)
+        self.taken = 0
+
+    def _encode(self, places: list[int], batch: list[np.ndarray]) -> None:
+        begun = time.monotonic()
+        if self.block.careful:
+            for place, array in zip(places, batch, strict=True):
+                self.announce("at", self.modality, place, 1)
+                encode_batch(self.encoder, [array])
+        self.announce("at", self.modality, places[0], len(places))
+        for place, row in zip(places, encode_batch(self.encoder, batch), strict=True):
+            if isinstance(row, MediaError):
+                self.failed[place] = row
+            elif not np.isfinite(row).all():
+                self.failed[place] = MediaError("nan_output", "the encoder returned NaN or infinity")
+            else:
+                self.rows[place] = row
+        self.seconds["encode"] += time.monotonic() - begun
 
 
-def _inside(path: Path, media: Path | None) -> None:
-    """Files outside the media folder are refused, also through `..` or a link: a manifest is somebody else's text."""
-    if media is not None and not path.resolve().is_relative_to(media.resolve()):
-        raise MediaError("outside_media", "the path leads outside the media folder")
-    if not path.is_file():
-        raise MediaError("not_found", "no such file")
-    if path.stat().st_size == 0:
-        raise MediaError("empty_file", "the file is empty")
+def encode_batch(encoder: Encoder, batch: list[np.ndarray]) -> list[np.ndarray | MediaError]:
+    """A row [d_m] for each of a batch, or the error of the ones that the encoder cannot take.
 
-
-def _in_order(prepare: Callable[[Medium], np.ndarray], media: Sequence[Medium]) -> list[Any]:
-    return [attempt(prepare, medium) for medium in media]
-
-
-def attempt(prepare: Callable[[Medium], np.ndarray], medium: Medium) -> Any:
-    """What `prepare` returned, or why it did not: MediaError or AbsentError."""
+    Where the device runs out of memory the batch is halved and tried again.
+    """
     try:
-        return prepare(medium)
-    except (MediaError, AbsentError) as error:
-        return error
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        # A library's own complaint about one file must not end the run.
-        return MediaError("decode_error", f"{type(error).__name__}: {error}")
-
-
-def _encode(encoder: Encoder, batch: list[np.ndarray]) -> np.ndarray:
-    """The encoded batch; halved and tried again where the device runs out of memory."""
-    import torch
-
-    try:
-        return np.asarray(encoder.encode(batch))
-    except torch.cuda.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-        torch.cuda.empty_cache()
+        rows = np.asarray(encoder.encode(batch))
+    except CalmrlError:
+        raise
+    except Exception as error:
         half = len(batch) // 2
-        return np.concatenate([_encode(encoder, batch[:half]), _encode(encoder, batch[half:])])
+        if half and _out_of_memory(error):
+            return encode_batch(encoder, batch[:half]) + encode_batch(encoder, batch[half:])
+        if not half:
+            return [MediaError("encode_error", complaint(error))]
+        alone = [encode_batch(encoder, [one])[0] for one in batch]
+        good = [one for one, row in zip(batch, alone, strict=True) if not isinstance(row, MediaError)]
+        if len(good) == len(batch):
+            return alone
+        # The others together again: as a batch of theirs would have been without the bad ones.
+        together = iter(encode_batch(encoder, good) if good else [])
+        return [row if isinstance(row, MediaError) else next(together) for row in alone]
+    if rows.ndim != 2 or len(rows) != len(batch) or encoder.dimension not in (0, rows.shape[1]):
+        raise WorkFailedError(
+            f"{type(encoder).__name__} returned {list(rows.shape)} for a batch of {len(batch)}; expected [{len(batch)}, "
+            f"{encoder.dimension or 'd'}]",
+            hint="the encoder is at fault, not the media",
+        )
+    return list(rows if rows.dtype.kind == "f" else rows.astype(np.float32))
 
 
-def failure(item: str, modality: str, medium: Medium, error: MediaError) -> dict[str, Any]:
-    """The line of failures.jsonl: where, why, and which bytes it was (size and digest of the first MiB)."""
-    record: dict[str, Any] = {"id": item, "modality": modality, "code": error.code, "error": error.detail}
-    if isinstance(medium, File):
-        record["path"] = medium.path.name
-        if medium.path.is_file() and error.code != "outside_media":
-            with open(medium.path, "rb") as file:
-                record |= {
-                    "size": medium.path.stat().st_size,
-                    "sha256_first_mib": hashlib.sha256(file.read(1 << 20)).hexdigest(),
-                }
-    return record
+def _out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return False
+    torch.cuda.empty_cache()
+    return True

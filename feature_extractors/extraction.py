@@ -1,25 +1,17 @@
-"""The pipeline of stage 1: manifest to blocks, blocks to parts in worker processes, parts to a store; resumes where it stopped."""
+"""The pipeline of stage 1: a manifest to blocks, blocks to parts, parts to a store; resumes where it stopped."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
-import shutil
-import signal
+import platform
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,499 +20,378 @@ import numpy as np
 from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.registry import nearest
-from calmrl_lab.store import ModalitySpec, Reason, offsets_of, write_store
-from feature_extractors.blocks import Part, attempt, encode_block, failure
+from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
+from feature_extractors import planning, retrying
+from feature_extractors.blocks import Block, media_of
 from feature_extractors.datasets import datasets
 from feature_extractors.encoders import encoders
-from feature_extractors.protocols import Encoder, Image, Item, Manifest, MediaError, Medium, Vector, Waveform
+from feature_extractors.equipment import EncoderFacts, Equipment, facts
+from feature_extractors.joining import Joined, count_codes, join, survives_float16, tally
+from feature_extractors.lanes import Crew, run_local
+from feature_extractors.ledger import PART_FORMAT, Ledger, Plan, held
+from feature_extractors.on_ray import require_ray, run_on_ray
+from feature_extractors.protocols import Manifest
+from feature_extractors.stopping import stopping_gently
+from feature_extractors.threads import one_thread
 
-BLOCK = 128
+BLOCK = 64
 MAX_FAILURES = 0.05
+# Reading a medium: decoding an hour of 720p video takes about two minutes of a core.
+TIMEOUT = 300.0
+ENGINES = ("local", "ray")
+# Beyond this many more readers do not keep one GPU busier.
+_READERS = 16
 _RECORDED = ("calmrl-lab", "torch", "numpy", "transformers", "av", "kaldi-native-fbank", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to extract with what: everything a worker needs to encode any block, small and picklable."""
-
-    choice: Mapping[str, str]  # modality -> encoder name
-    device: str
-    weights: Path | None
-    media: Path | None
-
-    def encoders(self) -> dict[str, Encoder]:
-        """An encoder a modality; equal names share one."""
-        made: dict[str, Encoder] = {}
-        for name in self.choice.values():
-            if name not in made:
-                made[name] = encoders.get(name)(device=self.device, weights=self.weights)
-        return {modality: made[name] for modality, name in self.choice.items()}
-
-
-@dataclass(frozen=True)
 class Summary:
-    """What an extraction did."""
+    """What an extraction did. `missing`: modality -> reason -> items; `failed`: why media failed, and how many of each.
+
+    `left_out`: items that have none of the modalities and are not in the store. `busy`: seconds of all workers together, by what they
+    did. `waited`: the share of their time in which encoders waited for media (None where nothing had to be read).
+    """
 
     store: Path
     items: int
+    modalities: list[str]
     rows: dict[str, int]
     missing: dict[str, dict[str, int]]
-    failed_media: int
     media: int
+    failed_media: int
+    failed: dict[str, int]
+    left_out: list[str]
     seconds: float
+    items_per_second: float
     resumed_blocks: int
-    busy: dict[str, float]
+    busy: dict[str, float] = field(default_factory=dict)
+    waited: float | None = None
 
     def payload(self) -> dict[str, Any]:
         return {**self.__dict__, "store": str(self.store)}
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A checked request: everything that is known before the first block."""
+
+    out: Path
+    manifest: Manifest
+    equipment: Equipment
+    facts: dict[str, EncoderFacts]
+    plan: Plan
+    crew: Crew
+    engine: str
+    block_size: int
+
+    @property
+    def manifest_digest(self) -> str:
+        return hashlib.sha256("".join(digest for _, digest in self.plan.items).encode()).hexdigest()
+
+    def blocks(self) -> list[Block]:
+        items = self.manifest.items
+        return [
+            Block(n, items[start : start + self.block_size]) for n, start in enumerate(range(0, len(items), self.block_size))
+        ]
+
+
 def extract(
     dataset: str,
-    out: Path,
+    out: str | Path,
     preset: str | None = None,
-    media: Path | None = None,
-    weights: Path | None = None,
+    media: str | Path | None = None,
+    weights: str | Path | None = None,
     workers: int | None = None,
     device: str = "auto",
     engine: str = "local",
     block_size: int = BLOCK,
     max_failures: float = MAX_FAILURES,
     options: Mapping[str, Any] | None = None,
+    timeout: float = TIMEOUT,
+    overwrite: bool = False,
+    retry_failed: bool = False,
 ) -> Summary:
     """Run the frozen encoders of `preset` over `dataset` and write the feature store `out`.
 
-    The manifest is cut into blocks; every block becomes one part file under `<out>.parts/`; when all are there they are joined into
-    the store, and removed. A killed run resumes by skipping finished parts. The store is the same byte for byte whatever the number of workers
-    or restarts (all but provenance.json). `preset` is a preset of the dataset or `modality=encoder,modality=encoder`.
+    The manifest is cut into blocks; every block becomes one part file under `<out>.parts/`; when all are there they are joined into the
+    store, and removed. A killed run resumes by skipping finished parts. The store is the same byte for byte whatever the number of
+    workers, restarts or machines (all but provenance.json).
 
-    Raises CalmrlError for a request that makes no sense (nothing is written then), and WorkFailedError after everything is written if more than
-    `max_failures` of the media failed: that is a wrong path, not bad luck.
+    preset: a preset of the dataset (default: its first), or `modality=encoder,modality=encoder`. media, weights: folders for the
+    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one a core (on a GPU: processes that
+    read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. timeout: seconds that reading one medium
+    may take. overwrite: replace an existing store, when the new one is complete. retry_failed: the store exists; only what failed in it
+    is tried again.
+
+    Media that cannot be used leave gaps with a reason, and records in failures.jsonl. Raises CalmrlError for a request that makes no sense (nothing is
+    written then), and WorkFailedError after everything is written if more than `max_failures` of the media failed: that is a wrong
+    path, not bad luck.
     """
     started = time.monotonic()
-    if out.exists():
-        raise CalmrlError(f"'{out}' exists already", hint="choose another --out, or remove it to extract again")
-    if engine not in _ENGINES:
-        raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(_ENGINES))}", hint=f"engines: {', '.join(_ENGINES)}")
+    out = Path(out)
+    media, weights = (Path(folder) if folder is not None else None for folder in (media, weights))
+    _check_numbers(workers, block_size, timeout, engine)
+    old = _existing(out, overwrite, retry_failed)
     source = datasets.get(dataset)
-    choice = _choice(dataset, source.presets, preset)
-    request = Request(choice, _device(device), weights, media)
-    count = _workers(workers, request.device)
-    kinds = request.encoders()
-    with _one_thread():
-        manifest = source(media=media, **(options or {})).manifest()
-    manifest = _restricted(manifest, tuple(choice))
-    plan = _plan(manifest, choice, kinds, block_size)
-    folder = out.with_name(out.name + ".parts")
-    with _locked(folder, plan), _terminated_as_interrupted(folder):
-        blocks = [manifest.items[start : start + block_size] for start in range(0, len(manifest.items), block_size)]
-        paths = [folder / f"{number:06d}.part" for number in range(len(blocks))]
-        todo = [number for number, path in enumerate(paths) if Part.read(path) is None]
-        _run(engine, request, manifest.modalities, blocks, paths, todo, count, dataset)
-        summary = _join(out, manifest, choice, kinds, paths, time.monotonic() - started, len(blocks) - len(todo))
-    shutil.rmtree(folder)
-    if summary.failed_media > max_failures * max(summary.media, 1):
-        raise WorkFailedError(
-            f"{summary.failed_media} of {summary.media} media failed, more than the limit of {max_failures:.0%}; the store '{out}' is "
-            "written, with the gaps marked",
-            hint=f"read {out / 'failures.jsonl'}; a wrong --media folder is the usual cause",
+    if old is not None and preset is None:
+        choice = {spec.name: spec.encoder for spec in old.specs}
+    else:
+        choice = planning.choose_encoders(dataset, source.presets, preset)
+    devices = _devices(device, engine)
+    with one_thread():
+        # Datasets may use an encoder to group their items; its last bits must not depend on the number of threads.
+        manifest = planning.checked_manifest(source(media=media, **(options or {})).manifest(), choice)
+    equipment = Equipment(
+        {m: choice[m] for m in manifest.modalities},
+        {name: encoders.get(name) for name in choice.values()},
+        devices[0],
+        weights,
+        media,
+    )
+    known = facts(equipment)
+    pairs: set[tuple[str, str]] = set()
+    if retry_failed:
+        assert old is not None
+        pairs = _retried(old, manifest, known)
+        if not pairs:
+            console.note(f"nothing failed in '{out}'")
+            return _summary(old, [], time.monotonic() - started, 0, {})
+        manifest = retrying.only_failed(manifest, pairs, old)
+    settings = {"part format": PART_FORMAT, "dataset": manifest.dataset, "block size": str(block_size)}
+    if retry_failed:
+        assert old is not None
+        settings["store to complete"] = old.digest
+    settings |= {f"encoder of {m}": f"{choice[m]} {known[m].fingerprint}" for m in manifest.modalities}
+    plan = Plan(settings, [(item.id, planning.item_digest(item, manifest.modalities, media)) for item in manifest.items])
+    job = _Job(out, manifest, equipment, known, plan, _crew(workers, devices, timeout), engine, block_size)
+    planning.rehearse(manifest, known)
+    with held(out) as ledger:
+        if os.path.lexists(out) and not overwrite and not retry_failed:
+            return _finished_before(job, ledger, started)
+        ledger.adopt(plan)
+        joined, resumed = _encode(job, ledger)
+        if retry_failed:
+            assert old is not None
+            left_out = _complete(job, old, joined, pairs, started)
+        else:
+            left_out = _write(job, joined, started, overwrite)
+        done = _summary(
+            FeatureStore.open(out), left_out, time.monotonic() - started, resumed, joined.seconds, len(joined.failures)
         )
-    return summary
+        ledger.remove()
+    tried = sum(int(counts.sum()) for counts in joined.counts.values()) + len(joined.failures)
+    if len(joined.failures) > max_failures * max(tried, 1):
+        raise WorkFailedError(
+            f"{len(joined.failures)} of {tried} media failed, more than the limit of {max_failures:.0%} ({_listed(count_codes(joined.failures))}); the store "
+            f"'{out}' is written, with the gaps marked",
+            hint=f"read {out / 'failures.jsonl'}; a wrong --media folder is the usual cause. After repairs, --retry-failed fills the gaps",
+        )
+    return done
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Datasets may use an encoder to group their items; its last bits must not depend on the number of threads."""
+def _check_numbers(workers: int | None, block_size: int, timeout: float, engine: str) -> None:
+    if workers is not None and workers < 1:
+        raise CalmrlError(f"--workers must be at least 1, got {workers}")
+    if block_size < 1:
+        raise CalmrlError(f"the block size must be at least 1, got {block_size}")
+    if not timeout > 0:
+        raise CalmrlError(f"--timeout must be more than 0 seconds, got {timeout:g}")
+    if engine not in ENGINES:
+        raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(ENGINES))}", hint=f"engines: {', '.join(ENGINES)}")
+    if engine == "ray":
+        require_ray()
+
+
+def _existing(out: Path, overwrite: bool, retry_failed: bool) -> FeatureStore | None:
+    """The store to complete, if that was asked for; CalmrlError if `out` is in the way."""
+    if overwrite and retry_failed:
+        raise CalmrlError("--overwrite and --retry-failed exclude each other")
+    if retry_failed:
+        return FeatureStore.open(out)
+    # A run that was killed after the store was complete has left its parts: then it is for the plan to decide.
+    if os.path.lexists(out) and not overwrite and not out.with_name(out.name + ".parts").exists():
+        raise _in_the_way(out)
+    return None
+
+
+def _in_the_way(out: Path) -> CalmrlError:
+    return CalmrlError(
+        f"'{out}' exists already", hint="choose another --out, or pass --overwrite, or --retry-failed to complete it"
+    )
+
+
+def _devices(device: str, engine: str) -> list[str]:
+    """The devices that get a lane each; one entry `cpu` stands for as many lanes as there are workers."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _choice(dataset: str, presets: Mapping[str, Mapping[str, str]], preset: str | None) -> dict[str, str]:
-    if preset is None:
-        return dict(next(iter(presets.values())))
-    if "=" not in preset:
-        if preset in presets:
-            return dict(presets[preset])
-        raise CalmrlError(
-            f"dataset '{dataset}' has no encoder preset '{preset}'{nearest(preset, list(presets))}",
-            hint=f"presets: {', '.join(presets)}; or --encoders vision=NAME,caption=NAME (calmrl-lab list encoders)",
-        )
-    chosen = {modality.strip(): name.strip() for modality, _, name in (pair.partition("=") for pair in preset.split(","))}
-    for name in chosen.values():
-        encoders.get(name)
-    return chosen
-
-
-def _restricted(manifest: Manifest, chosen: tuple[str, ...]) -> Manifest:
-    for name in chosen:
-        if name not in manifest.modalities:
-            raise CalmrlError(
-                f"dataset '{manifest.dataset}' has no modality '{name}'{nearest(name, list(manifest.modalities))}",
-                hint=f"it has: {', '.join(manifest.modalities)}",
-            )
-    if not manifest.items:
-        raise CalmrlError(f"dataset '{manifest.dataset}' has no items")
-    kept = tuple(m for m in manifest.modalities if m in chosen)
-    ids = Counter(item.id for item in manifest.items)
-    twice = [name for name, count in ids.items() if count > 1]
-    if twice:
-        raise CalmrlError(f"dataset '{manifest.dataset}': id '{twice[0]}' stands for {ids[twice[0]]} items")
-    return Manifest(manifest.dataset, manifest.licence, manifest.attribution, kept, manifest.items)
-
-
-def _device(device: str) -> str:
     from calmrl_lab.devices import resolve
 
-    return str(resolve(device))
+    resolved = resolve(device)
+    if resolved.type == "cuda" and resolved.index is None and engine == "local":
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [str(resolved)]
 
 
-def _workers(asked: int | None, device: str) -> int:
-    if asked is not None and asked < 1:
-        raise CalmrlError(f"--workers must be at least 1, got {asked}")
-    if not device.startswith("cuda"):
-        return asked or os.cpu_count() or 1
-    # One process a GPU; the number of workers is then how many threads decode for it.
-    return asked or min(16, os.cpu_count() or 1)
+def _crew(workers: int | None, devices: Sequence[str], timeout: float) -> Crew:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if devices[0].startswith("cuda"):
+        readers = workers or min(_READERS * len(devices), cores)
+        return Crew(tuple(devices), max(1, readers // len(devices)), timeout, ahead=True)
+    return Crew(tuple(devices) * (workers or cores), 1, timeout, ahead=False)
 
 
-def _plan(manifest: Manifest, choice: Mapping[str, str], kinds: Mapping[str, Encoder], block_size: int) -> dict[str, str]:
-    """What parts depend on; two runs may share parts only if this is equal."""
-    digest = hashlib.sha256(repr((manifest.dataset, manifest.modalities)).encode())
-    for item in manifest.items:
-        digest.update(repr((item.id, item.split, item.group, sorted(item.labels.items()))).encode("utf-8", "surrogatepass"))
-        for modality in manifest.modalities:
-            for medium in item.media.get(modality, ()):
-                digest.update(_content(medium))
-    plan = {"dataset": manifest.dataset, "manifest": digest.hexdigest(), "block size": str(block_size)}
-    return plan | {f"encoder of {m}": f"{choice[m]} {kinds[m].fingerprint}" for m in manifest.modalities}
+def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
+    """All parts, joined; and how many of them were there already."""
+    blocks = job.blocks()
+    todo = [block for block in blocks if not ledger.part(block.number).exists()]
+    resumed = len(blocks) - len(todo)
+    paths = [ledger.part(block.number) for block in blocks]
+    while True:
+        with stopping_gently() as stop:
+            _run(job, ledger, todo, resumed, stop)
+        joined = join(paths, job.manifest.modalities)
+        if not joined.damaged:
+            return joined, resumed
+        # A disk may lose what was flushed to it: such parts are made again.
+        todo = [blocks[number] for number in joined.damaged]
+        for block in todo:
+            ledger.part(block.number).unlink(missing_ok=True)
+        resumed -= len(todo)
 
 
-def _content(medium: Medium) -> bytes:
-    if isinstance(medium, Vector):
-        return b"vector" + medium.values.tobytes()
-    if isinstance(medium, Image):
-        return b"image" + repr(medium.pixels.shape).encode() + medium.pixels.tobytes()
-    if isinstance(medium, Waveform):
-        return b"waveform" + str(medium.rate).encode() + medium.samples.tobytes()
-    return repr(medium).encode("utf-8", "surrogatepass")
-
-
-@contextmanager
-def _locked(folder: Path, plan: Mapping[str, str]) -> Iterator[None]:
-    """The folder of parts, held by this run alone; refused if its parts come from another plan."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the end of the run
-    except OSError as error:
-        raise CalmrlError(f"'{folder}' cannot be written: {error.strerror or error}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CalmrlError(
-                f"another extraction is writing '{folder}'", hint="wait for it, or choose another --out"
-            ) from None
-        record = folder / "plan.json"
-        if record.exists():
-            before = json.loads(record.read_text(encoding="utf-8"))
-            changed = [key for key in {**before, **plan} if before.get(key) != plan.get(key)]
-            if changed:
-                raise CalmrlError(
-                    f"'{folder}' holds parts of another extraction: {changed[0]} was '{before.get(changed[0])}', is '{plan.get(changed[0])}'",
-                    hint="choose another --out, or remove that folder to start again",
-                )
-        else:
-            temporary = record.with_suffix(".tmp")
-            temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, record)
-        yield
-
-
-@contextmanager
-def _terminated_as_interrupted(folder: Path) -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does: blocks under way are finished, and the same command goes on from there."""
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    usable = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if usable else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.note(f"stopped; finished blocks are in '{folder}', and the same command goes on from there")
-        raise
-    finally:
-        if usable:
-            signal.signal(signal.SIGTERM, before)
-
-
-_worker_request: Request | None = None
-_worker_encoders: dict[str, Encoder] = {}
-
-
-def _start_worker(request: Request) -> None:
-    """One thread a process: the order of additions, and so every bit, must not depend on how many work beside it."""
-    import torch
-
-    global _worker_request, _worker_encoders
-    # Ctrl-C is for the parent, which lets running blocks finish.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    console.err.quiet = True
-    _worker_request, _worker_encoders = request, request.encoders()
-
-
-def _block_in_worker(items: Sequence[Item], modalities: Sequence[str], path: Path) -> int:
-    assert _worker_request is not None
-    encode_block(items, modalities, _worker_encoders, _worker_request.media).write(path)
-    return len(items)
-
-
-def _run(
-    engine: str,
-    request: Request,
-    modalities: Sequence[str],
-    blocks: Sequence[Sequence[Item]],
-    paths: Sequence[Path],
-    todo: Sequence[int],
-    workers: int,
-    label: str,
-) -> None:
-    total = sum(len(block) for block in blocks)
-    with console.progress(f"extracting {label}", total) as ticker:
-        ticker.advance(total - sum(len(blocks[number]) for number in todo))
-        for count in _ENGINES[engine](request, modalities, blocks, paths, todo, workers):
+def _run(job: _Job, ledger: Ledger, todo: Sequence[Block], resumed: int, stop: threading.Event) -> None:
+    if not todo:
+        return
+    total = sum(len(media_of(block.items, m)) for block in todo for m in job.manifest.modalities)
+    label = f"extracting {job.manifest.dataset}" + (f" (after {resumed} finished blocks)" if resumed else "")
+    with console.progress(label, total) as ticker:
+        done = 0
+        for count in _engine(job, ledger, todo, stop):
+            # A block that is repeated after a crash counts once.
+            count = min(count, total - done)
+            done += count
             ticker.advance(count)
 
 
-def _local(
-    request: Request,
-    modalities: Sequence[str],
-    blocks: Sequence[Sequence[Item]],
-    paths: Sequence[Path],
-    todo: Sequence[int],
-    workers: int,
-) -> Iterator[int]:
-    """Blocks in worker processes of this machine; on a GPU in this process, with threads that decode for it."""
-    if request.device.startswith("cuda"):
-        yield from _on_device(request, modalities, blocks, paths, todo, workers)
-        return
-    left = list(todo)
-    while left:
-        broken = False
-        with _pool(request, min(workers, len(left))) as pool:
-            pending = {pool.submit(_block_in_worker, blocks[number], modalities, paths[number]): number for number in left}
-            try:
-                while pending:
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        number = pending.pop(future)
-                        try:
-                            count = future.result()
-                        except BrokenProcessPool:
-                            broken = True
-                            continue
-                        left.remove(number)
-                        yield count
-            except BaseException:
-                # Blocks under way are finished and kept; those that wait are not begun.
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        if broken:
-            # A worker died and took its neighbours' blocks along. The first block that dies alone has the culprit.
-            number = left[0]
-            _one_by_one(request, modalities, blocks[number], paths[number])
-            left.remove(number)
-            yield len(blocks[number])
+def _engine(job: _Job, ledger: Ledger, todo: Sequence[Block], stop: threading.Event) -> Iterator[int]:
+    if job.engine == "ray":
+        fingerprints = {modality: fact.fingerprint for modality, fact in job.facts.items()}
+        return run_on_ray(job.equipment, job.crew, ledger, todo, stop, fingerprints)
+    lanes = job.crew.devices[: len(todo)]
+    crew = Crew(lanes, job.crew.readers, job.crew.timeout, job.crew.ahead)
+    return run_local(job.equipment, crew, ledger, todo, stop)
 
 
-def _pool(request: Request, workers: int) -> ProcessPoolExecutor:
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(request,))
+def _write(job: _Job, joined: Joined, started: float, overwrite: bool) -> list[str]:
+    """The store from its parts; returns the ids of the items that are left out because they turned out to have nothing."""
+    kept, left_out = _with_something(joined.reason, [item.id for item in job.manifest.items])
+    write_store(
+        job.out,
+        modalities=[joined.spec(m, job.facts[m]) for m in job.manifest.modalities],
+        features={m: joined.rows(m) for m in job.manifest.modalities},
+        offsets={m: offsets_of(joined.counts[m][kept]) for m in job.manifest.modalities},
+        reason=joined.reason[kept],
+        heads=planning.heads_of(job.facts),
+        failures=joined.failures,
+        provenance=_provenance(job, joined, started),
+        attributes={"manifest": job.manifest_digest},
+        overwrite=overwrite,
+        **planning.frame_of(job.manifest, kept),
+    )
+    return left_out
 
 
-def _one_by_one(request: Request, modalities: Sequence[str], items: Sequence[Item], path: Path) -> None:
-    """A block that may kill its worker: whole first, and if that dies, its media tried alone to find which one it is."""
-    try:
-        with _pool(request, 1) as pool:
-            pool.submit(_block_in_worker, items, modalities, path).result()
-        return
-    except BrokenProcessPool:
-        pass
-    deadly = _deadly(request, modalities, items)
-    harmless = [
-        Item(
-            item.id,
-            item.split,
-            {
-                m: [medium for place, medium in enumerate(item.media.get(m, ())) if (number, m, place) not in deadly]
-                for m in modalities
-            },
-            item.group,
-            item.labels,
+def _complete(job: _Job, old: FeatureStore, joined: Joined, pairs: set[tuple[str, str]], started: float) -> list[str]:
+    """The old store with what could be had this time; items that now turn out to have nothing are left out."""
+    patched = retrying.Patched(old, job.manifest, joined, pairs)
+    kept, left_out = _with_something(patched.reason, old.ids.tolist())
+    specs = [
+        joined.spec(spec.name, EncoderFacts(spec.encoder, spec.fingerprint, spec.dimension, spec.dtype, {}))
+        if spec.dtype != "float16" or all(survives_float16(rows) for rows in joined.rows(spec.name))
+        else joined.spec(spec.name, EncoderFacts(spec.encoder, spec.fingerprint, spec.dimension, "float32", {}))
+        for spec in old.specs
+    ]
+    write_store(
+        job.out,
+        modalities=specs,
+        features={m: patched.rows(m) for m in old.modalities},
+        offsets={m: offsets_of(patched.counts[m][kept]) for m in old.modalities},
+        reason=patched.reason[kept],
+        failures=joined.failures,
+        provenance={**_provenance(job, joined, started), "completes": old.provenance},
+        attributes={name: value for name, value in old.attributes.items() if name == "manifest"},
+        overwrite=True,
+        **patched.arguments(kept),
+    )
+    return left_out
+
+
+def _with_something(reason: np.ndarray, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    nothing = (reason == Reason.ABSENT).all(axis=1)
+    left_out = [ids[int(i)] for i in np.flatnonzero(nothing)]
+    if len(left_out) == len(ids):
+        raise WorkFailedError("no item has any of the chosen modalities, so there is nothing to store")
+    return np.flatnonzero(~nothing), left_out
+
+
+def _retried(old: FeatureStore, manifest: Manifest, known: Mapping[str, EncoderFacts]) -> set[tuple[str, str]]:
+    missing = [m for m in old.modalities if m not in manifest.modalities]
+    if missing or len(manifest.modalities) != len(old.modalities):
+        raise CalmrlError(
+            f"'{old.path}' has the modalities {', '.join(old.modalities)}; the request is for {', '.join(manifest.modalities)}",
+            hint="--retry-failed takes the same --encoders as before, or none",
         )
-        for number, item in enumerate(items)
-    ]
-    with _pool(request, 1) as pool:
-        pool.submit(_block_in_worker, harmless, modalities, path).result()
-    part = Part.read(path)
-    assert part is not None
-    for number, modality, place in sorted(deadly):
-        error = MediaError("worker_crash", "the worker process died on it")
-        part.failures.append(failure(items[number].id, modality, items[number].media[modality][place], error))
-        if part.counts[modality][number] == 0:
-            part.reason[number, list(modalities).index(modality)] = Reason.FAILED
-    part.write(path)
+    retrying.check_encoders(old, known)
+    return retrying.failed_pairs(old)
 
 
-def _deadly(request: Request, modalities: Sequence[str], items: Sequence[Item]) -> set[tuple[int, str, int]]:
-    """(item, modality, place among its media) of every medium that kills a worker when it is encoded alone."""
-    probes = [
-        (number, m, place, medium)
-        for number, item in enumerate(items)
-        for m in modalities
-        for place, medium in enumerate(item.media.get(m, ()))
-    ]
-    deadly = set()
-    while probes:
-        with _pool(request, 1) as pool:
-            while probes:
-                number, modality, place, medium = probes.pop(0)
-                try:
-                    pool.submit(_try_medium, modality, medium).result()
-                except BrokenProcessPool:
-                    deadly.add((number, modality, place))
-                    break
-    return deadly
+def _finished_before(job: _Job, ledger: Ledger, started: float) -> Summary:
+    """A run that was killed between writing the store and removing its parts: the rest of that."""
+    before = ledger.plan()
+    if before is not None and job.plan.difference(before) is None:
+        store = FeatureStore.open(job.out)
+        if store.attributes.get("manifest") == job.manifest_digest:
+            ledger.remove()
+            known = set(store.ids.tolist())
+            left_out = [item.id for item in job.manifest.items if item.id not in known]
+            return _summary(store, left_out, time.monotonic() - started, len(job.blocks()), {})
+    raise _in_the_way(job.out)
 
 
-def _try_medium(modality: str, medium: Medium) -> None:
-    assert _worker_request is not None
-    encode_block([Item("probe", "train", {modality: [medium]})], [modality], _worker_encoders, _worker_request.media)
-
-
-def _on_device(
-    request: Request,
-    modalities: Sequence[str],
-    blocks: Sequence[Sequence[Item]],
-    paths: Sequence[Path],
-    todo: Sequence[int],
-    workers: int,
-) -> Iterator[int]:
-    kinds = request.encoders()
-    with ThreadPoolExecutor(workers) as threads:
-
-        def run(prepare: Callable[[Medium], np.ndarray], media: Sequence[Medium]) -> list[Any]:
-            return list(threads.map(lambda medium: attempt(prepare, medium), media))
-
-        for number in todo:
-            encode_block(blocks[number], modalities, kinds, request.media, run).write(paths[number])
-            yield len(blocks[number])
-
-
-def _ray(
-    request: Request,
-    modalities: Sequence[str],
-    blocks: Sequence[Sequence[Item]],
-    paths: Sequence[Path],
-    todo: Sequence[int],
-    workers: int,
-) -> Iterator[int]:
-    """Blocks as Ray tasks, on this machine or an existing cluster; `out` must be on a file system that all of them see."""
-    from calmrl_lab.errors import missing_extra
-
-    try:
-        import ray
-    except ImportError:
-        raise missing_extra("ray", "ray", "--engine ray") from None
-    if not ray.is_initialized():
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
-    gpus = 1 if request.device.startswith("cuda") else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_block_in_task)
-    pending = {task.remote(request, blocks[number], modalities, paths[number].resolve()): number for number in todo}
-    while pending:
-        (done,), _ = ray.wait(list(pending), num_returns=1)
-        pending.pop(done)
-        yield ray.get(done)
-
-
-def _block_in_task(request: Request, items: Sequence[Item], modalities: Sequence[str], path: Path) -> int:
-    if _worker_request != request:
-        _start_worker(request)
-    return _block_in_worker(items, modalities, path)
-
-
-_ENGINES: dict[str, Callable[..., Iterator[int]]] = {"local": _local, "ray": _ray}
-
-
-def _join(
-    out: Path,
-    manifest: Manifest,
-    choice: Mapping[str, str],
-    kinds: Mapping[str, Encoder],
-    paths: Sequence[Path],
+def _summary(
+    store: FeatureStore,
+    left_out: list[str],
     seconds: float,
     resumed: int,
+    busy: Mapping[str, float],
+    failed: int | None = None,
 ) -> Summary:
-    parts = []
-    for path in paths:
-        part = Part.read(path)
-        if part is None:
-            raise WorkFailedError(
-                f"part '{path}' is missing or damaged", hint="run the same command again; finished parts are kept"
-            )
-        parts.append(part)
-    specs, features, offsets = [], {}, {}
-    for m in manifest.modalities:
-        counts = np.concatenate([part.counts[m] for part in parts])
-        widths = {part.rows[m].shape[1] for part in parts if len(part.rows[m])}
-        if len(widths) > 1:
-            raise CalmrlError(f"modality '{m}' has features of {len(widths)} lengths: {', '.join(map(str, sorted(widths)))}")
-        dimension = widths.pop() if widths else max(kinds[m].dimension, 1)
-        features[m] = np.concatenate([part.rows[m].reshape(-1, dimension) for part in parts])
-        offsets[m] = offsets_of(counts)
-        specs.append(ModalitySpec(m, choice[m], kinds[m].fingerprint, dimension, getattr(kinds[m], "dtype", "float16")))
-    labels = sorted({name for item in manifest.items for name in item.labels})
-    reason = np.concatenate([part.reason for part in parts])
-    failures = [record for part in parts for record in part.failures]
-    busy: Counter[str] = Counter()
-    for part in parts:
-        busy.update(part.seconds)
-    write_store(
-        out,
-        dataset=manifest.dataset,
-        modalities=specs,
-        ids=[item.id for item in manifest.items],
-        split=[item.split for item in manifest.items],
-        group=[item.group or item.id for item in manifest.items],
-        labels={name: [item.labels.get(name, "") for item in manifest.items] for name in labels},
-        features=features,
-        offsets=offsets,
-        reason=reason,
-        licence=manifest.licence,
-        attribution=manifest.attribution,
-        heads={name: array for kind in dict.fromkeys(kinds.values()) for name, array in kind.heads().items()},
-        failures=failures,
-        provenance=_provenance(seconds, busy),
+    failures = store.failures()
+    rows = {m: int(store.offsets(m)[-1]) for m in store.modalities}
+    waited, encoded = (sum(s for what, s in busy.items() if what.startswith(kind)) for kind in ("wait", "encode"))
+    return Summary(
+        store=store.path,
+        items=len(store),
+        modalities=list(store.modalities),
+        rows=rows,
+        missing=tally(store.reason, store.modalities),
+        media=sum(rows.values()) + len(failures),
+        failed_media=len(failures),
+        failed=count_codes(failures),
+        left_out=left_out,
+        seconds=seconds,
+        items_per_second=len(store) / max(seconds, 1e-9),
+        resumed_blocks=resumed,
+        busy={what: round(spent, 2) for what, spent in busy.items() if not what.startswith("wait")},
+        waited=round(waited / (waited + encoded), 3) if any(s for w, s in busy.items() if w.startswith("prepare")) else None,
     )
-    missing = {
-        m: {r.words: int((reason[:, j] == r).sum()) for r in (Reason.ABSENT, Reason.FAILED)}
-        for j, m in enumerate(manifest.modalities)
-    }
-    rows = {m: len(features[m]) for m in manifest.modalities}
-    tried = sum(rows.values()) + len(failures)
-    return Summary(out, len(manifest.items), rows, missing, len(failures), tried, seconds, resumed, dict(busy))
 
 
-def _provenance(seconds: float, busy: Mapping[str, float]) -> dict[str, Any]:
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in counts.items())
+
+
+def _provenance(job: _Job, joined: Joined, started: float) -> dict[str, Any]:
     versions = {}
     for package in _RECORDED:
         try:
@@ -530,8 +401,11 @@ def _provenance(seconds: float, busy: Mapping[str, float]) -> dict[str, Any]:
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": platform.platform(),
+        "devices": list(job.crew.devices),
+        "engine": job.engine,
         "python": sys.version.split()[0],
         "packages": versions,
-        "seconds": round(seconds, 1),
-        "busy_seconds": {key: round(value, 1) for key, value in busy.items()},
+        "seconds": round(time.monotonic() - started, 1),
+        "busy_seconds": {what: round(spent, 1) for what, spent in joined.seconds.items()},
     }

@@ -21,6 +21,7 @@ REASON_CODES = (
     "too_short",
     "timeout",
     "worker_crash",
+    "encode_error",
     "nan_output",
     "outside_media",
 )

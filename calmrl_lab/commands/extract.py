@@ -17,56 +17,81 @@ def register(app: typer.Typer) -> None:
 def extract(
     dataset: str = typer.Option(..., help="Dataset (calmrl-lab list datasets)."),
     encoders: str | None = typer.Option(
-        None, help="Preset of the dataset, or vision=NAME,caption=NAME. (default: its first preset)"
+        None, help="Preset of the dataset, or vision=NAME,caption=NAME. [default: its first preset]"
     ),
-    out: Path | None = typer.Option(None, help="Store to write. (default: stores/DATASET.zarr)"),
-    media: Path | None = typer.Option(None, help="Folder of the media and annotations."),
+    out: Path | None = typer.Option(None, help="Store to write. [default: stores/DATASET.zarr]"),
+    media: Path | None = typer.Option(None, help="Folder of the media and annotations; files outside it are refused."),
+    manifest: Path | None = typer.Option(None, help="Table of the items, for --dataset folder (CSV or JSONL)."),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights."),
-    workers: int | None = typer.Option(None, help="Worker processes. (default: one a core)"),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
+    workers: int | None = typer.Option(None, help="Worker processes. [default: one a core]"),
+    device: str = typer.Option("auto", help="cpu, cuda (all GPUs), cuda:1 or auto."),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
+    retry_failed: bool = typer.Option(False, help="Try only what failed in the store again."),
+    overwrite: bool = typer.Option(False, help="Replace an existing store, once the new one is complete."),
     max_failures: float = typer.Option(
         0.05, min=0, max=1, help="Share of media that may fail before the run counts as failed."
     ),
+    timeout: float = typer.Option(300.0, help="Seconds that reading one medium may take."),
+    block_size: int = typer.Option(64, help="Items a block: what a killed run may have to do again."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Option of the dataset; may be repeated."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Run frozen encoders over a dataset, once, and write a feature store. Killed runs go on where they stopped.
 
     Example: calmrl-lab extract --dataset openmoji --out stores/openmoji.zarr
+
+    Example: calmrl-lab extract --dataset folder --media DIR --manifest items.csv --encoders vision=siglip/image,caption=siglip/text
     """
     from calmrl_lab.config import override
-    from feature_extractors.extraction import extract as run
+    from feature_extractors import extraction
 
+    options = override({}, [*assign, *([f"manifest={manifest}"] if manifest else [])])
     target = out or Path("stores") / f"{dataset}.zarr"
-    done = run(
-        dataset,
-        target,
-        encoders,
-        media,
-        weights,
-        workers,
-        device,
-        engine,
-        max_failures=max_failures,
-        options=override({}, assign),
-    )
+    work: dict[str, Any] = {
+        "workers": workers,
+        "device": device,
+        "engine": engine,
+        "block_size": block_size,
+        "timeout": timeout,
+    }
+    rules: dict[str, Any] = {"max_failures": max_failures, "overwrite": overwrite, "retry_failed": retry_failed}
+    done = extraction.extract(dataset, target, encoders, media, weights, options=options, **work, **rules)
     console.emit(done.payload(), as_json, lambda: _print(done))
 
 
 def _print(summary: Any) -> None:
     from rich.table import Table
 
+    gaps = [
+        reason
+        for reason in ("absent by nature", "failed", "not extracted")
+        if any(of[reason] for of in summary.missing.values())
+    ]
     table = Table(box=None, pad_edge=False)
-    for heading in ("modality", "rows", "absent by nature", "failed"):
+    for heading in ("modality", "rows", *gaps):
         table.add_column(heading, justify="left" if heading == "modality" else "right")
     for modality, rows in summary.rows.items():
-        missing = summary.missing[modality]
-        table.add_row(modality, str(rows), str(missing["absent by nature"]), str(missing["failed"]))
+        table.add_row(modality, str(rows), *(str(summary.missing[modality][reason]) for reason in gaps))
     console.out.print(table)
-    rate = summary.items / max(summary.seconds, 1e-9)
+    for line in _lines(summary):
+        console.out.print(line, soft_wrap=True, markup=False)
+
+
+def _lines(summary: Any) -> list[str]:
+    modalities = len(summary.modalities)
     resumed = f", {summary.resumed_blocks} blocks were there already" if summary.resumed_blocks else ""
-    console.out.print(f"{summary.items} items in {summary.seconds:.0f} s ({rate:.1f}/s{resumed})")
-    busiest = sorted(summary.busy.items(), key=lambda pair: -pair[1])[:3]
-    console.out.print("most time went into: " + ", ".join(f"{what} ({seconds:.0f} s)" for what, seconds in busiest))
-    console.out.print(f"written to {summary.store}", soft_wrap=True)
+    lines = [
+        f"{summary.items} items, {modalities} modalities in {summary.seconds:.0f} s ({summary.items_per_second:.1f} items/s{resumed})"
+    ]
+    if summary.failed:
+        listed = ", ".join(f"{count} {code}" for code, count in summary.failed.items())
+        lines.append(f"{summary.failed_media} of {summary.media} media failed: {listed}")
+    if summary.left_out:
+        shown = ", ".join(summary.left_out[:3]) + (", ..." if len(summary.left_out) > 3 else "")
+        lines.append(f"{len(summary.left_out)} items have none of the modalities and are left out: {shown}")
+    if busiest := sorted(summary.busy.items(), key=lambda pair: -pair[1])[:3]:
+        lines.append("most time went into: " + ", ".join(f"{what} ({seconds:.0f} s)" for what, seconds in busiest))
+    if summary.waited is not None:
+        advice = ": reading them is the slower side" if summary.waited > 0.5 else ""
+        lines.append(f"encoders waited for media {summary.waited:.0%} of their time{advice}")
+    return [*lines, f"written to {summary.store}"]

@@ -1,5 +1,6 @@
-"""The fake dataset and encoder of `fakes.py`, installed as a foreign package so that spawned workers find them too."""
+"""The fake dataset and encoder of `fakes.py`, installed as a foreign package so that worker processes find them too."""
 
+import json
 import os
 import shutil
 import sys
@@ -30,10 +31,24 @@ def fakes(tmp_path, monkeypatch):
         registry._loaded = False
 
     def texts(*values):
-        monkeypatch.setenv("FAKE_TEXTS", ",".join(values))
+        monkeypatch.setenv("FAKE_TEXTS", json.dumps(values))
 
     texts(*(f"text{i}" for i in range(30)))
     yield texts
     for registry in (datasets, encoders):
         registry._entries.pop("fake", None)
         registry._loaded = False
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """Writes the files of the second modality; returns their folder."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+
+    def write(*texts):
+        for number, text in enumerate(texts):
+            (folder / f"{number}.txt").write_text(text)
+        return folder
+
+    return write

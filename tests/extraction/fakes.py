@@ -1,9 +1,11 @@
-"""A tiny dataset and encoder for the pipeline's tests, importable by spawned workers through an entry point on their path.
+"""A tiny dataset and encoder for the pipeline's tests, importable by worker processes through an entry point on their path.
 
-Texts steer what happens: "crash" kills the worker, "nan" makes the encoder return NaN, "bad" cannot be prepared, "absent" has nothing.
+Texts steer what happens, in memory or in files: see the branches of `FakeEncoder`.
 """
 
+import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +19,6 @@ class FakeEncoder:
     """Letters of a text to a vector."""
 
     dimension = 8
-    fingerprint = "fake-1"
 
     def __init__(self, device="cpu", weights=None, **options):
         self.slow = float(os.environ.get("FAKE_SECONDS", "0"))
@@ -27,26 +28,40 @@ class FakeEncoder:
         text = medium.text if isinstance(medium, Text) else Path(medium.path).read_text()
         if text == "crash":
             os._exit(9)
+        if text == "hang":
+            time.sleep(1000)
         if text == "bad":
             raise MediaError("decode_error", "the text is bad")
         if text == "odd":
-            raise ValueError("a library complains")
+            raise KeyError("a library complains")
         if text == "absent":
             raise AbsentError
+        if text == "once":  # killed from outside, but only the first time
+            seen = Path(f"{medium.path}.seen")
+            if not seen.exists():
+                seen.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.slow)
         return np.frombuffer(text.encode().ljust(8)[:8], dtype=np.uint8).astype(np.float32)
 
     def encode(self, batch):
+        texts = [bytes(row.astype(np.uint8)).decode().strip() for row in batch]
+        if "segfault" in texts:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "raise" in texts:
+            raise IndexError("no such letter")
         rows = np.stack(batch) / 128
-        rows[[bytes(round(float(v) * 128) for v in row).strip() == b"nan" for row in rows]] = np.nan
-        return rows.astype(np.float32)
+        rows[[text == "nan" for text in texts]] = np.nan
+        rows[[text == "huge" for text in texts]] *= 1e6
+        # As real encoders, a row may depend on its batch: blocks and batches must be the same in every run.
+        return (rows + len(batch) / 1024).astype(np.float32)
 
     def heads(self):
         return {"fake_head": np.eye(2, 8, dtype=np.float32)}
 
 
 class FakeDataset:
-    """Items from the environment variable FAKE_TEXTS, `a|b` being two captions; and a second modality of files."""
+    """Items from the JSON list in FAKE_TEXTS, `a|b` being two captions; and a second modality, of files if there is a folder."""
 
     presets: ClassVar = {"fake": {"caption": "fake", "note": "fake"}}
 
@@ -55,12 +70,9 @@ class FakeDataset:
 
     def manifest(self):
         items = []
-        for number, text in enumerate(os.environ["FAKE_TEXTS"].split(",")):
+        for number, text in enumerate(json.loads(os.environ["FAKE_TEXTS"])):
             media = {"caption": [Text(part) for part in text.split("|")]} if text else {}
             media["note"] = [File(self.media / f"{number}.txt")] if self.media else [Text(f"note {number}")]
-            items.append(
-                Item(
-                    f"item{number:03d}", ("train", "validation", "test")[number % 3], media, labels={"parity": str(number % 2)}
-                )
-            )
+            split = ("train", "validation", "test")[number % 3]
+            items.append(Item(f"item{number:03d}", split, media, labels={"parity": str(number % 2)}))
         return Manifest("fake", "CC0", "nobody", ("caption", "note"), tuple(items))

@@ -1,35 +1,14 @@
 """The pipeline: the same bytes whatever happens on the way, and a reason for every gap."""
 
-import contextlib
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from extraction.stores import contents, failures
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.store import FeatureStore
 from feature_extractors.extraction import extract
-
-
-def contents(store):
-    """Every file of a store but the provenance."""
-    return {
-        str(path.relative_to(store)): path.read_bytes()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != "provenance.json"
-    }
-
-
-@pytest.fixture
-def undisturbed(fakes, tmp_path):
-    extract("fake", tmp_path / "undisturbed.zarr", workers=1, block_size=7)
-    return contents(tmp_path / "undisturbed.zarr")
 
 
 def test_the_store_has_what_the_manifest_says(fakes, tmp_path):
@@ -39,170 +18,115 @@ def test_the_store_has_what_the_manifest_says(fakes, tmp_path):
     assert store.mask[:, 0].tolist() == [True, True, False, False, False] + [True] * 10
     assert store.reason[:5, 0].tolist() == [0, 0, 1, 1, 1]
     assert store.offsets("caption").tolist()[:4] == [0, 1, 3, 3]
-    assert bytes((np.asarray(store.features("caption")[1], dtype=np.float32) * 128).round().astype(np.uint8)).strip() == b"two"
+    letters = (np.asarray(store.features("caption")[1], dtype=np.float32) - 13 / 1024) * 128
+    assert bytes(letters.round().astype(np.uint8)).strip() == b"two"
     assert store.labels["parity"][:3].tolist() == ["0", "1", "0"]
     assert store.heads["fake_head"].shape == (2, 8)
     assert summary.missing["caption"]["absent by nature"] == 3
-    assert not (tmp_path / "s.zarr.parts").exists()
+    assert (summary.items, summary.rows) == (15, {"caption": 13, "note": 15})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.zarr", "site"]
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_any_number_of_workers_gives_the_same_bytes(undisturbed, tmp_path, workers):
-    extract("fake", tmp_path / "s.zarr", workers=workers, block_size=7)
-    assert contents(tmp_path / "s.zarr") == undisturbed
+def test_any_number_of_workers_gives_the_same_bytes(fakes, notes, tmp_path):
+    media = notes(*(f"file {i}" for i in range(30)))
+    stores = []
+    for workers in (1, 2, 4):
+        extract("fake", tmp_path / f"{workers}.zarr", media=media, workers=workers, block_size=7)
+        stores.append(contents(tmp_path / f"{workers}.zarr"))
+    assert stores[0] == stores[1] == stores[2]
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_bytes(undisturbed, tmp_path):
+def test_the_media_folder_may_lie_elsewhere(fakes, notes, tmp_path):
+    media = notes(*(f"file {i}" for i in range(30)))
+    extract("fake", tmp_path / "one.zarr", media=media, workers=1)
+    media.rename(tmp_path / "moved")
+    extract("fake", tmp_path / "two.zarr", media=tmp_path / "moved", workers=1)
+    assert contents(tmp_path / "one.zarr") == contents(tmp_path / "two.zarr")
+
+
+def test_ray_gives_the_same_bytes(fakes, notes, tmp_path):
     pytest.importorskip("ray", reason="the ray extra is not installed")
-    extract("fake", tmp_path / "s.zarr", workers=2, block_size=7, engine="ray")
-    assert contents(tmp_path / "s.zarr") == undisturbed
-
-
-def start(out, *words):
-    command = [sys.executable, "-c", "import sys; from feature_extractors.extraction import extract; from pathlib import Path\n"
-               f"extract('fake', Path({str(out)!r}), workers=2, block_size=7)"]  # fmt: skip
-    return subprocess.Popen(
-        command, env={**os.environ, "FAKE_SECONDS": "0.02"}, start_new_session=True, stderr=subprocess.DEVNULL
-    )
-
-
-def kill_and_resume(out, moments):
-    for moment in moments:
-        process = start(out)
-        time.sleep(moment)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if out.exists():
-            break
-
-
-def test_a_killed_run_resumes_to_the_same_bytes(undisturbed, tmp_path):
-    out = tmp_path / "s.zarr"
-    kill_and_resume(out, [4.0])
-    if not out.exists():
-        extract("fake", out, workers=2, block_size=7)
-    assert contents(out) == undisturbed
-
-
-@pytest.mark.slow
-def test_twenty_random_kills_resume_to_the_same_bytes(undisturbed, tmp_path):
-    generator = random.Random(0)
-    for number in range(20):
-        out = tmp_path / f"s{number}.zarr"
-        kill_and_resume(out, [generator.uniform(0.2, 6.0)])
-        if not out.exists():
-            extract("fake", out, workers=2, block_size=7)
-        assert contents(out) == undisturbed
-
-
-def test_finished_blocks_are_not_done_again(fakes, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_SECONDS", "0.02")
-    out = tmp_path / "s.zarr"
-    extract("fake", out, workers=1, block_size=3)
-    kept = contents(out)
-
-    import shutil
-
-    shutil.rmtree(out)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(out, block_size=3)
-    parts = sorted(path.name for path in (tmp_path / "s.zarr.parts").glob("*.part"))
-    assert 0 < len(parts) < 10
-    before = {name: (tmp_path / "s.zarr.parts" / name).stat().st_mtime_ns for name in parts}
-    summary = extract("fake", out, workers=1, block_size=3)
-    assert summary.resumed_blocks == len(before)
-    assert contents(out) == kept
-
-
-def interrupted(out, block_size=7):
-    """A run in which the person presses Ctrl-C after two blocks."""
-    import feature_extractors.extraction as pipeline
-
-    original = pipeline._ENGINES["local"]
-
-    def stops(*arguments):
-        with contextlib.closing(original(*arguments)) as blocks:
-            for number, count in enumerate(blocks):
-                yield count
-                if number == 1:
-                    raise KeyboardInterrupt
-
-    pipeline._ENGINES["local"] = stops
-    try:
-        extract("fake", out, workers=1, block_size=block_size)
-    finally:
-        pipeline._ENGINES["local"] = original
+    media = notes(*(f"file {i}" for i in range(29)), "bad")
+    extract("fake", tmp_path / "local.zarr", media=media, workers=1, block_size=7)
+    extract("fake", tmp_path / "ray.zarr", media=media, workers=2, block_size=7, engine="ray")
+    assert contents(tmp_path / "local.zarr") == contents(tmp_path / "ray.zarr")
 
 
 def test_a_failed_medium_is_a_gap_with_a_record(fakes, tmp_path):
-    fakes("one", "bad", "nan", "odd", "good|bad", *["x"] * 60)
+    fakes("one", "bad", "nan", "odd", "good|bad", "raise", *["x"] * 100)
+    summary = extract("fake", tmp_path / "s.zarr", workers=1)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.reason[:6, 0].tolist() == [0, 2, 2, 2, 0, 2]
+    assert failures(tmp_path / "s.zarr") == {
+        "item001": "decode_error", "item002": "nan_output", "item003": "decode_error", "item004": "decode_error", "item005": "encode_error",
+    }  # fmt: skip
+    assert summary.failed == {"decode_error": 3, "nan_output": 1, "encode_error": 1}
+
+
+def test_what_an_encoder_cannot_take_does_not_change_the_others(fakes, tmp_path):
+    fakes("one", "raise", "two", *["x"] * 40)
+    extract("fake", tmp_path / "with.zarr", workers=1)
+    fakes("one", "two", *["x"] * 40)
+    extract("fake", tmp_path / "without.zarr", workers=1)
+    with_it, without = (FeatureStore.open(tmp_path / name) for name in ("with.zarr", "without.zarr"))
+    assert np.array_equal(with_it.features("caption"), without.features("caption"))
+
+
+def test_values_too_large_for_float16_are_kept_in_float32(fakes, tmp_path):
+    fakes("one", "huge", *["x"] * 10)
     extract("fake", tmp_path / "s.zarr", workers=1)
     store = FeatureStore.open(tmp_path / "s.zarr")
-    assert store.reason[:5, 0].tolist() == [0, 2, 2, 2, 0]
-    records = [json.loads(line) for line in (tmp_path / "s.zarr" / "failures.jsonl").read_text().splitlines()]
-    assert [(r["id"], r["code"]) for r in records if r["code"] != "nan_output"] == [
-        ("item001", "decode_error"), ("item003", "decode_error"), ("item004", "decode_error"),
-    ]  # fmt: skip
-    assert [r["id"] for r in records if r["code"] == "nan_output"] == ["item002"]
-
-
-def test_a_worker_that_dies_loses_only_the_medium_that_killed_it(fakes, tmp_path):
-    fakes(*["x"] * 24, "crash", *["y"] * 5)
-    extract("fake", tmp_path / "s.zarr", workers=2, block_size=6)
-    store = FeatureStore.open(tmp_path / "s.zarr")
-    assert store.reason[:, 0].tolist() == [0] * 24 + [2] + [0] * 5
-    assert store.mask[:, 1].all()
-    (record,) = [json.loads(line) for line in (tmp_path / "s.zarr" / "failures.jsonl").read_text().splitlines()]
-    assert (record["id"], record["modality"], record["code"]) == ("item024", "caption", "worker_crash")
+    assert [spec.dtype for spec in store.specs] == ["float32", "float16"]
+    assert store.features("caption")[1].max() > 65504
 
 
 def test_too_many_failures_end_with_an_error_after_everything_is_written(fakes, tmp_path):
     fakes(*["x"] * 5, *["bad"] * 5)
-    with pytest.raises(WorkFailedError, match="5 of 20 media failed"):
+    with pytest.raises(WorkFailedError, match="5 of 20 media failed, more than the limit of 5% \\(5 decode_error\\)"):
         extract("fake", tmp_path / "s.zarr", workers=1)
     assert len(FeatureStore.open(tmp_path / "s.zarr")) == 10
+    assert not (tmp_path / "s.zarr.parts").exists()
 
 
-def test_files_are_read_inside_the_media_folder_only(fakes, tmp_path):
-    fakes("a", "b", "c", "d", *["x"] * 96)
-    media = tmp_path / "media"
-    media.mkdir()
-    for number in range(4, 100):
-        (media / f"{number}.txt").write_text("note")
+def test_an_item_that_turns_out_to_have_nothing_is_left_out(fakes, tmp_path):
+    fakes("one", "absent", "  ", "two")
+    summary = extract("fake", tmp_path / "s.zarr", preset="caption=fake", workers=1)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.ids.tolist() == ["item000", "item003"]
+    assert summary.left_out == ["item001", "item002"]
+
+
+def test_files_are_read_inside_the_media_folder_only(fakes, notes, tmp_path):
+    fakes("a", "b", "c", "d", "e", *["x"] * 95)
+    media = notes(*["note"] * 100)
     (tmp_path / "secret.txt").write_text("secret")
+    for number in (0, 2, 4):
+        (media / f"{number}.txt").unlink()
     (media / "0.txt").symlink_to(tmp_path / "secret.txt")
     (media / "1.txt").write_text("")
+    (media / "4.txt").symlink_to(media / "3.txt")
+    import os
+
+    os.mkfifo(media / "fifo")
+    (media / "3.txt").unlink()
+    (media / "fifo").rename(media / "3.txt")
     extract("fake", tmp_path / "s.zarr", workers=1, media=media)
-    records = {r["id"]: r for r in map(json.loads, (tmp_path / "s.zarr" / "failures.jsonl").read_text().splitlines())}
-    assert {name: r["code"] for name, r in records.items()} == {
-        "item000": "outside_media", "item001": "empty_file", "item002": "not_found", "item003": "not_found",
+    assert failures(tmp_path / "s.zarr") == {
+        "item000": "outside_media", "item001": "empty_file", "item002": "not_found", "item003": "not_media", "item004": "not_media",
     }  # fmt: skip
+    assert "secret" not in (tmp_path / "s.zarr" / "failures.jsonl").read_text()
 
 
-def test_parts_of_another_plan_are_refused_by_what_differs(fakes, tmp_path, monkeypatch):
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(tmp_path / "s.zarr")
-    monkeypatch.setenv("FAKE_FINGERPRINT", "fake-2")
-    with pytest.raises(CalmrlError, match="encoder of caption was 'fake fake-1', is 'fake fake-2'"):
-        extract("fake", tmp_path / "s.zarr", workers=1, block_size=7)
-    monkeypatch.setenv("FAKE_FINGERPRINT", "fake-1")
-    with pytest.raises(CalmrlError, match="block size was '7', is '9'"):
-        extract("fake", tmp_path / "s.zarr", workers=1, block_size=9)
-    fakes("another")
-    with pytest.raises(CalmrlError, match="manifest was"):
-        extract("fake", tmp_path / "s.zarr", workers=1, block_size=7)
+def test_a_failure_says_which_bytes_it_was(fakes, notes, tmp_path):
+    media = notes(*["x"] * 29, "bad")
+    extract("fake", tmp_path / "s.zarr", workers=1, media=media)
+    (record,) = FeatureStore.open(tmp_path / "s.zarr").failures()
+    import hashlib
 
-
-def test_two_runs_cannot_write_one_output(fakes, tmp_path):
-    import fcntl
-
-    folder = tmp_path / "s.zarr.parts"
-    folder.mkdir()
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(CalmrlError, match="another extraction is writing"):
-            extract("fake", tmp_path / "s.zarr", workers=1)
+    assert record == {
+        "id": "item029", "modality": "note", "code": "decode_error", "error": "the text is bad", "path": "29.txt", "size": 3,
+        "sha256_first_mib": hashlib.sha256(b"bad").hexdigest(),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -211,20 +135,107 @@ def test_two_runs_cannot_write_one_output(fakes, tmp_path):
         ({"dataset": "fakes"}, "did you mean 'fake'"),
         ({"preset": "fak"}, "no encoder preset 'fak'; did you mean 'fake'"),
         ({"preset": "caption=fak"}, "unknown encoder 'fak'"),
+        ({"preset": "caption="}, "'caption=' is not MODALITY=ENCODER"),
+        ({"preset": "caption=fake,caption=fake"}, "twice"),
         ({"preset": "smell=fake"}, "no modality 'smell'"),
         ({"workers": 0}, "--workers must be at least 1"),
+        ({"block_size": 0}, "block size must be at least 1"),
+        ({"timeout": 0}, "--timeout must be more than 0"),
         ({"engine": "rai"}, "unknown engine 'rai'"),
         ({"device": "cuda:77"}, "cuda:77"),
+        ({"overwrite": True, "retry_failed": True}, "exclude each other"),
+        ({"retry_failed": True}, "no such file or directory|does not exist"),
     ],
 )
 def test_a_request_that_makes_no_sense_leaves_nothing(fakes, tmp_path, changes, said):
     out = tmp_path / "out" / "s.zarr"
-    with pytest.raises(CalmrlError, match=said):
+    with pytest.raises(CalmrlError, match=said) as caught:
         extract(**{"dataset": "fake", "out": out, **changes})
-    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+    assert caught.value.exit_code == 2
+    assert not out.parent.exists()
 
 
-def test_an_existing_store_is_not_touched(fakes, tmp_path):
+@pytest.mark.parametrize("strange", ["", "a\0b", "a" * 2000, "\ud800"])
+def test_ids_that_cannot_be_stored_are_refused_before_anything_runs(fakes, tmp_path, strange, monkeypatch):
+    import dataclasses
+
+    import extraction_fakes
+
+    whole = extraction_fakes.FakeDataset.manifest
+
+    def manifest(self):
+        found = whole(self)
+        return dataclasses.replace(found, items=(dataclasses.replace(found.items[0], id=strange), *found.items[1:]))
+
+    monkeypatch.setattr(extraction_fakes.FakeDataset, "manifest", manifest)
+    with pytest.raises(CalmrlError):
+        extract("fake", tmp_path / "out" / "s.zarr", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_ids_are_only_names(fakes, tmp_path, monkeypatch):
+    import dataclasses
+
+    import extraction_fakes
+
+    whole = extraction_fakes.FakeDataset.manifest
+    names = ["../../up", "quo\"te's", "new\nline", "\U0001f600", "a/b", "%s{}$(touch x)", *(str(i) for i in range(24))]
+
+    def manifest(self):
+        found = whole(self)
+        items = (dataclasses.replace(item, id=name) for item, name in zip(found.items, names, strict=True))
+        return dataclasses.replace(found, items=tuple(items))
+
+    monkeypatch.setattr(extraction_fakes.FakeDataset, "manifest", manifest)
     extract("fake", tmp_path / "s.zarr", workers=1)
+    assert FeatureStore.open(tmp_path / "s.zarr").ids.tolist() == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.zarr", "site"]
+
+
+def test_an_item_without_any_modality_is_a_mistake_in_the_manifest(fakes, tmp_path, monkeypatch):
+    import dataclasses
+
+    import extraction_fakes
+
+    whole = extraction_fakes.FakeDataset.manifest
+
+    def manifest(self):
+        found = whole(self)
+        return dataclasses.replace(found, items=(*found.items, dataclasses.replace(found.items[0], id="bare", media={})))
+
+    monkeypatch.setattr(extraction_fakes.FakeDataset, "manifest", manifest)
+    with pytest.raises(CalmrlError, match="1 of 31 items have no modality at all, the first is 'bare'"):
+        extract("fake", tmp_path / "s.zarr", workers=1)
+
+
+def test_an_existing_store_is_replaced_only_when_asked(fakes, tmp_path):
+    extract("fake", tmp_path / "s.zarr", workers=1)
+    before = contents(tmp_path / "s.zarr")
+    fakes("another")
     with pytest.raises(CalmrlError, match="exists already"):
         extract("fake", tmp_path / "s.zarr", workers=1)
+    assert contents(tmp_path / "s.zarr") == before
+    extract("fake", tmp_path / "s.zarr", workers=1, overwrite=True)
+    assert len(FeatureStore.open(tmp_path / "s.zarr")) == 1
+
+
+def test_the_command_prints_a_summary_and_writes_where_it_was_told(fakes, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said, progress = cli("extract", "--dataset", "fake", "--workers", 1)
+    assert code == 0
+    assert "written to stores/fake.zarr" in said
+    assert "60/60" in progress
+    code, said, _ = cli("extract", "--dataset", "fake", "--workers", 1, "--overwrite", "--json")
+    payload = json.loads(said)
+    assert (payload["items"], payload["rows"], payload["failed_media"]) == (30, {"caption": 30, "note": 30}, 0)
+    code, _, said = cli("extract", "--dataset", "fake")
+    assert code == 2
+    assert "--overwrite" in said
+
+
+def test_the_command_exits_with_1_when_too_much_failed(fakes, cli, tmp_path):
+    fakes("bad", "x")
+    code, _, said = cli("extract", "--dataset", "fake", "--workers", 1, "--out", tmp_path / "s.zarr")
+    assert code == 1
+    assert "--retry-failed" in said.replace("\n", " ")
+    assert (tmp_path / "s.zarr").exists()
