@@ -181,7 +181,7 @@ def _load(path: Path) -> RunRecord | Problem:
     try:
         run = Run.open(path)
     except CalmrlError as error:
-        return Problem(path.name, "other version", error.message)
+        return Problem(path.name, "other version", _local(error.message, path))
     if not run.finished():
         return Problem(
             path.name, "unfinished", f"run '{path.name}' has not finished; calmrl-lab train-heads --resume goes on with it"
@@ -193,7 +193,8 @@ def _load(path: Path) -> RunRecord | Problem:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
         summary = run.summary
     except (CalmrlError, yaml.YAMLError, OSError) as error:
-        return Problem(path.name, "damaged", error.message if isinstance(error, CalmrlError) else f"run '{path.name}': {error}")
+        sentence = error.message if isinstance(error, CalmrlError) else f"run '{path.name}': {error}"
+        return Problem(path.name, "damaged", _local(sentence, path))
     return RunRecord(
         name=path.name,
         seed=int(summary.get("seed", config.get("seed", 0))),
@@ -205,6 +206,11 @@ def _load(path: Path) -> RunRecord | Problem:
         frames={name: frame for name, frame in read.items() if len(frame)},
         path=path,
     )
+
+
+def _local(sentence: str, path: Path) -> str:
+    """The sentence without the folders above the run: a page is read elsewhere than it was made."""
+    return sentence.replace(f"{path.parent}/", "")
 
 
 # The columns that the report computes with; a table without one of them is of another version.

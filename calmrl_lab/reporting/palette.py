@@ -37,6 +37,7 @@ OLIVE = Ink("#6f7d1c", "#bccb5a", "<")
 WINE = Ink("#8f2d56", "#f08bb0", ">")
 TEAL = Ink("#177e89", "#63cdd8", "h")
 INKS = (BLUE, VERMILLION, GREEN, PURPLE, OCHRE, SKY, GREY, BLACK, OLIVE, WINE, TEAL)
+_MARKERS = ("p", "H", "d", "8", "|")
 _SPARE = (PURPLE, OLIVE, TEAL, WINE, SKY, OCHRE, GREEN)
 
 _IMPUTERS = {"ppca": VERMILLION, "mean": OCHRE, "random": GREY, "zero": BLACK, "ridge": BLUE, "knn": GREEN}
@@ -44,16 +45,18 @@ _OBJECTIVES = {"pmrl": BLUE, "clip": GREEN, "gram": PURPLE, "triangle": WINE, "v
 
 
 def inks(methods: Sequence[Method]) -> dict[str, Ink]:
-    """Colour by method name: by what the method is where that is known, else the first spare ones in order."""
+    """Colour by method name: by what the method is where that is known, else the first spare ones in order. For up to 66 methods."""
     found: dict[str, Ink] = {}
     for method in methods:
         ink = _known(method)
         if ink is not None and ink not in found.values():
             found[method.name] = ink
-    spare = [ink for ink in (*_SPARE, *INKS) if ink not in found.values()]
+    spare = list(dict.fromkeys(ink for ink in (*_SPARE, *INKS) if ink not in found.values()))
+    # More methods than colours: the colours come again with other markers.
+    spare += [ink._replace(marker=marker) for marker in _MARKERS for ink in INKS]
     for method in methods:
         if method.name not in found:
-            found[method.name] = spare.pop(0) if spare else GREY
+            found[method.name] = spare.pop(0)
     return {method.name: found[method.name] for method in methods}
 
 

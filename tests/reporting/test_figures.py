@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from calmrl_lab.reporting.gather import Method
 from calmrl_lab.reporting.palette import INKS, inks
 
 NAMES = (
@@ -96,6 +97,12 @@ def test_methods_have_different_colours_that_do_not_depend_on_order(experiment):
     assert len({ink.light for ink in found.values()}) == len(methods)
     assert inks(methods[::-1]) == found
     assert inks(methods[3:4])["calmrl-ppca"] == found["calmrl-ppca"]
+
+
+def test_many_methods_still_differ_in_colour_or_marker():
+    methods = [Method(f"m{i}", f"m{i}", "baseline", settings={"objective": f"o{i}", "impute": "none"}) for i in range(20)]
+    found = inks(methods)
+    assert len({(ink.light, ink.marker) for ink in found.values()}) == 20
 
 
 @pytest.mark.slow
