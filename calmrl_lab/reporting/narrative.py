@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from calmrl_lab.reporting.cautions import cautions as cautions_of
+from calmrl_lab.reporting.cautions import listed
 from calmrl_lab.reporting.comparisons import Cast, Comparisons
 from calmrl_lab.reporting.contents import probability, signed
 from calmrl_lab.reporting.estimates import Difference
 from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.imputations import Imputations
-from calmrl_lab.reporting.recalls import MethodResult, Recalls
+from calmrl_lab.reporting.recalls import Recalls
 from calmrl_lab.reporting.shifts import Shifts
 
 
@@ -35,7 +37,7 @@ def narrate(
     """The words of a report. Every clause depends on a comparison with its interval, so any ordering of methods reads true."""
     if not recalls.methods or not recalls.directions:
         return Narrative(
-            "No finished run can be compared.", "There are no scores that all methods share.", _cautions(gathered, recalls)
+            "No finished run can be compared.", "There are no scores that all methods share.", cautions_of(gathered, recalls)
         )
     parts = compared.cast
     main, fair = (_judged(recalls, method) for method in (parts.calibrated[0] if parts.calibrated else None, parts.fair))
@@ -50,7 +52,7 @@ def narrate(
         *(_disagreement(compared, imputations) if main and fair else []),
         _leader(recalls),
     ]
-    cautions = _cautions(gathered, recalls)
+    cautions = cautions_of(gathered, recalls)
     return Narrative(_headline(recalls, compared), " ".join(sentences), cautions, _sureness(recalls, compared))
 
 
@@ -121,7 +123,7 @@ def _controls(compared: Comparisons) -> list[str]:
     clauses = [_versus(one, control.label) for control, one in known if one is not None]
     if not clauses:
         return []
-    text = f"Beside fillings that know nothing of the item, {main.label} was {_and(clauses)}"
+    text = f"Beside fillings that know nothing of the item, {main.label} was {listed(clauses)}"
     if verdicts == {1}:
         return [f"{text}: what is filled in matters."]
     if 1 not in verdicts:
@@ -209,14 +211,14 @@ def _fillings(found: Imputations | None) -> list[str]:
         return []
     ordered = sorted(values, key=lambda name: values[name])
     text = (
-        f"The fillings themselves missed the truth by {_and([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance"
+        f"The fillings themselves missed the truth by {listed([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance"
     )
     if len(ordered) == 1:
         return [f"{text}."]
     unsure = [(first, second) for first, second in itertools.pairwise(ordered) if _error_verdict(found, first, second) == 0]
     if not unsure:
         return [f"{text}; this order is sure."]
-    return [f"{text}; {_and([f'{first} and {second}' for first, second in unsure])} cannot be told apart."]
+    return [f"{text}; {listed([f'{first} and {second}' for first, second in unsure])} cannot be told apart."]
 
 
 def _error_verdict(found: Imputations, first: str, second: str) -> int:
@@ -270,7 +272,7 @@ def _leader(recalls: Recalls) -> str:
         return f"There is no other method to compare {where} with{aside}."
     if not level:
         return f"Highest mean Recall@1{aside}: {where}, above every other method beyond the interval."
-    return f"Highest mean Recall@1{aside}: {where}, but {_and(level)} cannot be told from it."
+    return f"Highest mean Recall@1{aside}: {where}, but {listed(level)} cannot be told from it."
 
 
 def _sureness(recalls: Recalls, compared: Comparisons) -> str:
@@ -292,7 +294,7 @@ def _headline(recalls: Recalls, compared: Comparisons) -> str:
     lost = [method.label for method in (main, parts.fair) if method is not None and recalls[method.name].at_chance]
     if lost:
         verb = "is" if len(lost) == 1 else "are"
-        return f"{_and(lost)} {verb} at chance: whether filling in missing modalities helps cannot be judged from these runs."
+        return f"{listed(lost)} {verb} at chance: whether filling in missing modalities helps cannot be judged from these runs."
     effect = compared.of(main.name, parts.fair.name) if main and parts.fair else None
     if main is None or effect is None:
         return _leader(recalls)
@@ -318,44 +320,3 @@ def _aside(compared: Comparisons, parts: Cast, main: Method, effect: int) -> str
             else ", though the result beats plain contrastive training"
         )
     return "; plain contrastive training did as well, as far as can be told"
-
-
-def _cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
-    found = _at_chance([result for result in recalls.methods if result.means and result.at_chance])
-    few = [result.method.label for result in recalls.methods if len(result.method.seeds) == 1]
-    if few:
-        found.append(f"Only one seed for {_and(few)}: how much another training run would differ is not in the intervals.")
-    unequal = {result.method.seeds for result in recalls.methods}
-    if len(unequal) > 1:
-        found.append("Not all methods have the same seeds; differences use the seeds both have.")
-    if gathered.absent:
-        found.append(
-            f"No finished run of {_and([method.label for method in gathered.absent])}: missing from every table and figure."
-        )
-    if not gathered.complete:
-        found.append("The experiment has not finished, or these are single runs: there is no experiment.json.")
-    partial = [r.method.label for r in recalls.methods if set(r.directions) != set(recalls.all_directions)]
-    if partial:
-        found.append(
-            f"{_and(partial)} lack some directions; means are over the {len(recalls.directions)} that all methods have."
-        )
-    return tuple(found)
-
-
-def _at_chance(lost: list[MethodResult]) -> list[str]:
-    if not lost:
-        return []
-    named = [
-        f"{r.method.label} ({100 * r.means[10].value:.1f} % [{100 * r.means[10].low:.1f}, {100 * r.means[10].high:.1f}])"
-        for r in lost
-    ]
-    return [
-        f"At chance in Recall@10: {_and(named)}; a random order gives {100 * lost[0].chance[10]:.1f} %. Nothing can be concluded from "
-        "that. Look for training that diverged, weights that were not loaded, or features that do not belong to these items."
-    ]
-
-
-def _and(parts: list[str]) -> str:
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.reporting.calibration_figures import anchor_shift, imputation_error, reliability
 from calmrl_lab.reporting.classifications import accuracy_table, classifications, single_table
 from calmrl_lab.reporting.comparisons import comparisons
 from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
 from calmrl_lab.reporting.drawing import Figure
-from calmrl_lab.reporting.figures import anchor_shift, differences, imputation_error, oracle, overview, reliability, training
+from calmrl_lab.reporting.figures import differences, oracle, overview, training
+from calmrl_lab.reporting.findings import Findings
 from calmrl_lab.reporting.gather import gather
 from calmrl_lab.reporting.imputations import Imputations, imputations
 from calmrl_lab.reporting.inside import Cases, cases, harmed_fillings, worst_shifts
 from calmrl_lab.reporting.narrative import Narrative, narrate
 from calmrl_lab.reporting.neighbours import Items, describe, found_first, source
-from calmrl_lab.reporting.page import Findings, page
+from calmrl_lab.reporting.page import page
 from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.published import beside, footnotes
 from calmrl_lab.reporting.recalls import recalls
