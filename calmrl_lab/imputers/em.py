@@ -8,11 +8,12 @@ K^-1. Nothing in here grows with the number of items.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
@@ -41,6 +42,7 @@ class Totals:
     """Sums over all items that show modality m: what EM needs beside the moments themselves, computed once a fit."""
 
     count: Float[Tensor, " k"]
+    weight: Float[Tensor, " k"]
     total: list[Float[Tensor, " d"]]
     # Sum of squares about the mean, over items and coordinates.
     scatter: Float[Tensor, " k"]
@@ -52,7 +54,7 @@ class Totals:
     def of(cls, statistics: Statistics) -> Totals:
         dims, device = statistics.dims, statistics.device
         k = len(dims)
-        count = torch.zeros(k, dtype=torch.float64, device=device)
+        count, weight = torch.zeros(2, k, dtype=torch.float64, device=device)
         total = [torch.zeros(d, dtype=torch.float64, device=device) for d in dims]
         square = [torch.zeros(d, dtype=torch.float64, device=device) for d in dims]
         squares = {}
@@ -62,16 +64,17 @@ class Totals:
             squares[observed] = torch.stack([part.sum() for part in parts])
             for j, first, second in zip(observed, sums.total.split(sizes), parts, strict=True):
                 count[j] += sums.count
+                weight[j] += sums.weight
                 total[j] += first
                 square[j] += second
-        items = count.clamp(min=1)
+        items = torch.where(weight > 0, weight, 1.0)
         scatter = torch.stack([(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, items, strict=True)])
         size = items * torch.tensor(dims, dtype=torch.float64, device=device)
         # The scatter is a difference: what is left of a constant modality is rounding of the squares it came from.
         lost = _CANCELLATION_FLOOR * torch.stack([sq.sum() for sq in square])
         raw = torch.stack([_ROUNDING_FLOOR * c.square().mean() for c in statistics.shift])
         floor = torch.maximum(torch.maximum(_RELATIVE_FLOOR * scatter, lost) / size, raw).clamp(min=_ABSOLUTE_FLOOR)
-        return cls(count, total, scatter, floor, squares)
+        return cls(count, weight, total, scatter, floor, squares)
 
 
 @dataclass
@@ -100,7 +103,7 @@ def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Ex
     cross = [eye.new_zeros(d, q) for d in dims]
     log_likelihood = eye.new_zeros(())
     for sums in statistics.patterns.values():
-        observed, n = list(sums.observed), sums.count
+        observed, n, w = list(sums.observed), sums.count, sums.weight
         sizes = [dims[j] for j in observed]
         factor = torch.linalg.cholesky(eye + grams[observed].sum(dim=0))
         posterior = torch.cholesky_inverse(factor)
@@ -109,37 +112,48 @@ def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Ex
         moment = sums.times(projection)
         g, h = projection.T @ mean, projection.T @ sums.total
         # Sums of b b' and of z b' over items, b = W~'(z - mu): the mean is taken out of the moments, not of rows.
-        outer_b = projection.T @ moment - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
+        outer_b = projection.T @ moment - torch.outer(h, g) - torch.outer(g, h) + w * torch.outer(g, g)
         moment.addr_(sums.total, g, alpha=-1)
         half = posterior @ outer_b
-        latent[observed] += posterior @ (h - n * g)
+        latent[observed] += posterior @ (h - w * g)
         latent_square[observed] += n * posterior + half @ posterior
         for j, part in zip(observed, (moment @ posterior).split(sizes), strict=True):
             cross[j] += part
         log_likelihood -= 0.5 * (2 * n * factor.diagonal().log().sum() - half.diagonal().sum())
         for j, square, total in zip(observed, totals.squares[sums.observed], sums.total.split(sizes), strict=True):
-            scatter = square - 2 * means[j] @ total + n * means[j] @ means[j]
+            scatter = square - 2 * means[j] @ total + w * means[j] @ means[j]
             log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + scatter / noise[j])
     return Expectation(latent, latent_square, torch.cat(cross), float(log_likelihood))
 
 
 def maximise(
-    dims: tuple[int, ...], totals: Totals, expected: Expectation, noise: NoiseKind = "per-modality", ridge: float = 0.0
+    dims: tuple[int, ...],
+    totals: Totals,
+    expected: Expectation,
+    noise: NoiseKind = "per-modality",
+    ridge: float = 0.0,
+    columns: Sequence[Bool[Tensor, " q"]] | None = None,
 ) -> Parameters:
     """The M-step: the exact joint maximiser over W, mu and s^2 of the expected log-likelihood (closed form, monotone).
 
     W and mu come out of one regression of z on [beta; 1], so no order of updates has to be argued about. `ridge` > 0 puts a
-    Gaussian prior N(0, s_m^2 / ridge) on every entry of W (MAP instead of maximum likelihood).
+    Gaussian prior N(0, s_m^2 / ridge) on every entry of W (MAP instead of maximum likelihood). `columns` says which latent
+    dimensions a modality depends on; by default all.
     """
     weights, means, residuals = [], [], []
     q = expected.latent.shape[1]
     eye = torch.eye(q, dtype=torch.float64, device=expected.latent.device)
     for j, cross in enumerate(expected.cross.split(dims)):
-        n, total, latent = totals.count[j], totals.total[j], expected.latent[j]
+        n, total, latent = totals.weight[j], totals.total[j], expected.latent[j]
         # Regression about the means: the same answer as with a column of ones, and better conditioned.
         square = expected.latent_square[j] - torch.outer(latent, latent) / n + ridge * eye
         target = cross - torch.outer(total, latent) / n
-        solved = torch.cholesky_solve(target.T, _root(square)).T
+        if columns is None:
+            solved = torch.cholesky_solve(target.T, _root(square)).T
+        else:
+            used = columns[j]
+            solved = torch.zeros_like(target)
+            solved[:, used] = torch.cholesky_solve(target[:, used].T, _root(square[used][:, used])).T
         weights.append(solved)
         means.append((total - solved @ latent) / n)
         residuals.append(totals.scatter[j] - (solved * target).sum())
@@ -177,6 +191,7 @@ def iterate(
     noise: NoiseKind = "per-modality",
     ridge: float = 0.0,
     accelerate: bool = False,
+    columns: Sequence[Bool[Tensor, " q"]] | None = None,
 ) -> tuple[Parameters, list[float]]:
     """`iterations` EM steps, and the log-likelihood of the parameters that entered each.
 
@@ -195,7 +210,7 @@ def iterate(
                 expected, path = None, path[-1:]
         expected = expected or expect(statistics, totals, path[-1])
         likelihoods.append(expected.log_likelihood)
-        path.append(maximise(statistics.dims, totals, expected, noise, ridge))
+        path.append(maximise(statistics.dims, totals, expected, noise, ridge, columns))
         path = path if accelerate else path[-1:]
     return path[-1], likelihoods
 

@@ -79,7 +79,7 @@ def block_ppca(
         if noise == "shared":
             left = (spread.sum() - (explained / excess).sum()) / sizes.sum()
             variance = torch.maximum(left, totals.floor.max()).expand_as(variance)
-    means = torch.cat([total / n for total, n in zip(totals.total, totals.count, strict=True)])
+    means = torch.cat([total / n for total, n in zip(totals.total, totals.weight, strict=True)])
     return Parameters(weights, means, variance.clone()), sound
 
 
@@ -104,7 +104,7 @@ def pairwise_covariance(statistics: Statistics, totals: Totals) -> tuple[Float[T
     for block in _zero_filled(few, dims, statistics.device):
         moment.addmm_(block.T, block)
 
-    means = [total / n for total, n in zip(totals.total, totals.count, strict=True)]
+    means = [total / n for total, n in zip(totals.total, totals.weight, strict=True)]
     pairs = torch.from_numpy(statistics.co_observed()).to(moment)
     unknown = []
     for i, j in itertools.product(range(len(dims)), repeat=2):

@@ -76,5 +76,9 @@ class Posterior:
         quadratic = latent.square().sum(dim=1)
         for j, value in zip(self.observed, doubles, strict=True):
             quadratic = quadratic + (value - self.mean(j, latent)).square().sum(dim=1) / self.noise[j]
-        volume = sum((len(self.means[j]) * torch.log(2 * math.pi * self.noise[j]) for j in self.observed), self.log_determinant)
-        return -0.5 * (quadratic + volume)
+        return -0.5 * (quadratic + self.log_volume)
+
+    @property
+    def log_volume(self) -> Float[Tensor, ""]:
+        """log |2 pi C| of the covariance C of the observed coordinates."""
+        return sum((len(self.means[j]) * torch.log(2 * math.pi * self.noise[j]) for j in self.observed), self.log_determinant)

@@ -109,16 +109,21 @@ class PPCA(Imputer):
             )
         self._refuse_unconnected(statistics)
         totals = Totals.of(statistics)
-        if start is None:
-            parameters = pairwise_start(statistics, totals, q, self._noise_kind)
-        else:
-            parameters = self._started(start, statistics, q)
+        parameters = self._initial(statistics, totals, q) if start is None else self._started(start, statistics, q)
+        columns = self._columns(dims, q, statistics.device)
         parameters, likelihoods = iterate(
-            statistics, totals, parameters, iterations, self._noise_kind, float(self.ridge), self.accelerate
+            statistics, totals, parameters, iterations, self._noise_kind, float(self.ridge), self.accelerate, columns
         )
         likelihoods.append(expect(statistics, totals, parameters).log_likelihood)
         self._adopt(parameters, statistics, likelihoods)
         return self
+
+    def _initial(self, statistics: Statistics, totals: Totals, q: int) -> Parameters:
+        return pairwise_start(statistics, totals, q, self._noise_kind)
+
+    def _columns(self, dims: tuple[int, ...], q: int, device: torch.device) -> list[Tensor] | None:
+        """Which latent dimensions each modality depends on; None: all on all."""
+        return None
 
     def _adopt(self, parameters: Parameters, statistics: Statistics, likelihoods: Sequence[float]) -> None:
         dims = statistics.dims

@@ -56,7 +56,7 @@ class Fold:
 
     @property
     def reference(self) -> list[Float[Tensor, " d"]]:
-        return [total / n for total, n in zip(self.totals.total, self.totals.count, strict=True)]
+        return [total / n for total, n in zip(self.totals.total, self.totals.weight, strict=True)]
 
     def score(self, parameters: Parameters, targets: Sequence[Target]) -> dict[Target, Agreement]:
         return agreements(self.held_out, parameters, self.reference, targets)

@@ -8,7 +8,12 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.ppca import PPCA
 
-OPTIONS = {"ppca": {"latent_dim": 2}, "autoencoder": {"epochs": 5}, "soft-impute": {"rounds": 5}}
+SMALL_MODELS = {
+    "ppca-private": {"latent_dim": 2, "private_dim": 1},
+    "ppca-student": {"latent_dim": 2},
+    "ppca-mixture": {"latent_dim": 2, "components": 2},
+}
+OPTIONS = {**SMALL_MODELS, "ppca": {"latent_dim": 2}, "autoencoder": {"epochs": 5}, "soft-impute": {"rounds": 5}}
 FILLING = [name for name in sorted(imputers.names()) if imputers.get(name).fills]
 
 
@@ -68,7 +73,7 @@ def test_a_modality_given_twice(name):
 
 
 def test_modalities_of_one_dimension(name):
-    options = {**OPTIONS, "ppca": {"latent_dim": 1}}
+    options = {**OPTIONS, **{model: {**OPTIONS[model], "latent_dim": 1} for model in ("ppca", *SMALL_MODELS)}}
     embeddings, mask = related(dims=(1, 1, 3)), some_mask()
     imputer = imputers.get(name)(**options.get(name, {})).fit(embeddings, mask)
     assert all(np.isfinite(v).all() for v in imputer.impute(embeddings, mask))

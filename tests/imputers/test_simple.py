@@ -8,7 +8,12 @@ from numpy.testing import assert_allclose
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 
-SMALL = {"ppca": {"latent_dim": 2}, "ppca-auto": {"latent_dim": 2}, "autoencoder": {"epochs": 5}}
+SMALL_MODELS = {
+    "ppca-private": {"latent_dim": 2, "private_dim": 1},
+    "ppca-student": {"latent_dim": 2},
+    "ppca-mixture": {"latent_dim": 2, "components": 2},
+}
+SMALL = {"ppca": {"latent_dim": 2}, "ppca-auto": {"latent_dim": 2}, "autoencoder": {"epochs": 5}, **SMALL_MODELS}
 
 
 def example(n=60, seed=0):
