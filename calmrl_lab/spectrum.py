@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.jacobi import eigenvectors
+
+Sign = Literal["mean", "raw"]
 
 
 class Spectrum(NamedTuple):
@@ -19,16 +22,19 @@ class Spectrum(NamedTuple):
     anchor: Float[Tensor, "b d"]
 
 
-def spectrum(embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> Spectrum:
+def spectrum(embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"], sign: Sign = "mean") -> Spectrum:
     """Singular values and anchor of every item's observed embeddings.
 
     The columns of an item's d x k matrix Z are its observed embeddings; its anchor is the leading left singular vector u1 (CalMRL,
-    section 3), with its sign fixed so that it points with the sum of the embeddings: a bare SVD leaves the sign to chance, which
-    turns the uniformity loss into noise. Singular values are in descending order; unobserved modalities contribute zeros, whatever stands
-    there, NaN included. An item with nothing observed gets zeros and a zero anchor.
+    section 3). Singular values are in descending order; unobserved modalities contribute zeros, whatever stands there, NaN included. An
+    item with nothing observed gets zeros and a zero anchor. NaN in an observed embedding makes that item NaN.
 
-    The k x k Gram matrix is decomposed instead of the d x k set: same values, hundreds of times cheaper than a full SVD. The gradient is that of the
-    SVD where the leading two singular values differ, and bounded where they meet. Half precision is computed in float32.
+    A singular vector has no sign of its own. `mean` points it with the sum of the embeddings (where they cancel out, its largest
+    coordinate is positive). `raw` takes what torch.linalg.svd happens to return, as PMRL's released code does: about half of these
+    point against their own modalities, which turns the uniformity loss into noise. It is there for comparison, and slow.
+
+    The k x k Gram matrix is decomposed instead of the d x k set: same values, hundreds of times cheaper than a full SVD. The gradient is that
+    of the SVD where the leading two singular values differ, and bounded where they meet. Half precision is computed in float32.
     Raises CalmrlError unless embeddings are [B, k, d] and mask is bool [B, k].
     """
     if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2] or mask.dtype != torch.bool:
@@ -36,9 +42,18 @@ def spectrum(embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> S
             f"spectrum needs embeddings [B, k, d] and a bool mask [B, k], got {list(embeddings.shape)} and {mask.dtype} {list(mask.shape)}"
         )
     wide = embeddings.dtype if embeddings.dtype in (torch.float32, torch.float64) else torch.float32
-    shown = embeddings.to(wide).masked_fill(~mask.unsqueeze(-1), 0.0)
-    values, anchor = _GramSpectrum.apply(shown)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        values, anchor = _GramSpectrum.apply(embeddings.to(wide), mask)
+        if sign == "raw":
+            anchor = anchor * _svd_sign(embeddings.detach().to(wide), mask, anchor.detach())
     return Spectrum(values, anchor)
+
+
+@torch.no_grad()
+def _svd_sign(embeddings: Tensor, mask: Tensor, anchor: Tensor) -> Tensor:
+    shown = embeddings.masked_fill(~mask.unsqueeze(-1), 0.0)
+    raw = torch.linalg.svd(shown.mT, full_matrices=False)[0][:, :, 0]
+    return torch.where((raw * anchor).sum(dim=1, keepdim=True) < 0, -1.0, 1.0).to(anchor.dtype)
 
 
 def _guard(dtype: torch.dtype) -> float:
@@ -47,53 +62,50 @@ def _guard(dtype: torch.dtype) -> float:
 
 
 class _GramSpectrum(torch.autograd.Function):
-    """Z [B, k, d] -> (singular values [B, k], u1 [B, d]).
+    """Z [B, k, d] and mask [B, k] -> (singular values [B, k], u1 [B, d]).
 
-    With Z' = U S V' per item (rows of our [k, d] array are the columns of Z), the differential of u1 in the direction u_j (j > 1) is
+    Per item, Z' = U S V' (rows of our [k, d] array are the columns of Z). Of the size of Z there are only three arrays: Z without what is
+    hidden, L = V'Z, whose rows are s_j u_j, and the gradient; everything else happens in k x k. The differential of u1 in the direction u_j (j > 1) is
     (s1 <u_j, dZ v_1> + s_j <u_1, dZ v_j>) / (s1^2 - s_j^2), and <., dZ v_1> / s1 outside the span of U; that of s_j is
-    <u_j, dZ v_j>. Nothing divides by a small s_j, so a copied modality is harmless.
+    <u_j, dZ v_j>. No small s_j is divided by but in u_j itself, so a copied modality is harmless.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        _, v = torch.linalg.eigh(z @ z.mT)
-        v = v.flip(-1)  # eigenvalues ascend
-        left = v.mT @ z  # [B, k, d], row j = s_j u_j
+    def forward(ctx: Any, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        z = embeddings.masked_fill(~mask.unsqueeze(-1), 0.0)
+        v = eigenvectors(z @ z.mT)
+        left = v.mT @ z
         # The norm of Z v_j is accurate to rounding of s1, the root of an eigenvalue only to its square root (1e-8 in float64).
         values = left.norm(dim=-1)
-        values, order = values.sort(dim=-1, descending=True, stable=True)
-        v = v.gather(2, order.unsqueeze(1).expand_as(v))
-        left = left.gather(1, order.unsqueeze(-1).expand_as(left))
-        tiny = torch.finfo(z.dtype).eps * 8 * z.shape[1] * values[:, :1]
-        alive = values > tiny
-        values = values.masked_fill(~alive, 0.0)
-        u = torch.where(alive.unsqueeze(-1), left / values.clamp_min(torch.finfo(z.dtype).tiny).unsqueeze(-1), 0.0)
-        along = (u[:, 0] * z.sum(dim=1)).sum(dim=-1)
-        # Exactly balanced sets have no side to point to; the first coordinate that is not zero decides, so that equal sets agree.
-        first = u[:, 0].gather(1, (u[:, 0] != 0).to(torch.int8).argmax(dim=1, keepdim=True)).squeeze(1)
-        undecided = along.abs() <= tiny.squeeze(1)
-        sign = torch.where(torch.where(undecided, first, along) < 0, -1.0, 1.0).to(z.dtype)
-        u = torch.cat([u[:, :1] * sign[:, None, None], u[:, 1:]], dim=1)
-        v = torch.cat([v[:, :, :1] * sign[:, None, None], v[:, :, 1:]], dim=2)
-        ctx.save_for_backward(values, u, v)
-        return values, u[:, 0].clone()
+        eps = torch.finfo(z.dtype).eps
+        values = values.masked_fill(values <= 32 * eps * max(z.shape[1], z.shape[2] ** 0.5) * values[:, :1], 0.0)
+        inverse = torch.where(values == 0, 0.0, 1 / values)
+        anchor = left[:, 0] * inverse[:, :1]
+        # <u1, z_m> = s1 v_m1, so the side of the sum of embeddings is that of the sum of v1.
+        along = v[:, :, 0].sum(dim=1, keepdim=True)
+        largest = anchor.gather(1, anchor.abs().argmax(dim=1, keepdim=True))
+        side = torch.where(along.abs() <= 8 * eps * z.shape[1], largest, along)
+        sign = torch.where(side < 0, -1.0, 1.0).to(z.dtype)
+        # Eigenvalues below rounding are not in order, their refined values may be.
+        ordered, order = values.sort(dim=-1, descending=True, stable=True)
+        ctx.save_for_backward(mask, left, v, values, inverse, sign, order)
+        return ordered, anchor * sign
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_values: Tensor, grad_anchor: Tensor) -> Tensor:
-        s, u, v = ctx.saved_tensors
-        u1, v1, s1 = u[:, 0], v[:, :, 0], s[:, :1]
-        # d s_j = <u_j, dZ v_j>
-        grad = torch.einsum("bj,bkj,bjd->bkd", grad_values, v, u)
-        # d u1: w is the part of the incoming gradient across u1, a_j its share along u_j.
-        w = grad_anchor - u1 * (u1 * grad_anchor).sum(-1, keepdim=True)
-        a = (u * w.unsqueeze(1)).sum(-1)
-        a = torch.cat([torch.zeros_like(a[:, :1]), a[:, 1:]], dim=1)
-        gap = s1.square() - s.square()
-        guard = _guard(s.dtype)
-        share = a * gap / (gap.square() + guard**2)
-        grad = grad + torch.einsum("bk,bd->bkd", v1, torch.einsum("bj,bjd->bd", share * s1, u))
-        grad = grad + torch.einsum("bkj,bd->bkd", v * (share * s).unsqueeze(1), u1)
-        outside = w - torch.einsum("bj,bjd->bd", a, u)
-        inverse = torch.where(s1 > 0, 1 / s1.clamp_min(torch.finfo(s.dtype).tiny), torch.zeros_like(s1))
-        return grad + torch.einsum("bk,bd->bkd", v1, outside * inverse)
+    def backward(ctx: Any, grad_values: Tensor, grad_anchor: Tensor) -> tuple[Tensor, None]:
+        mask, left, v, s, inverse, sign, order = ctx.saved_tensors
+        by_vector = torch.zeros_like(s).scatter(1, order, grad_values)
+        towards = grad_anchor * sign
+        # Shares of the incoming gradient along u_j; along u1 it has no effect, for u1 has unit length.
+        shares = torch.einsum("bkd,bd->bk", left, towards) * inverse
+        gap = s[:, :1].square() - s.square()
+        slope = shares * gap / (gap.square() + _guard(s.dtype) ** 2)
+        first, inverse1 = v[:, :, 0], inverse[:, :1]
+        # What multiplies u_j in the gradient of row m: [B, m, j].
+        mix = v * by_vector.unsqueeze(1) + first.unsqueeze(2) * (slope * s[:, :1] - shares * inverse1).unsqueeze(1)
+        mix[:, :, 0] += (v * (slope * s).unsqueeze(1)).sum(dim=2)
+        hidden = ~mask
+        mix = (mix * inverse.unsqueeze(1)).masked_fill_(hidden.unsqueeze(2), 0.0)
+        outside = (first * inverse1).masked_fill(hidden, 0.0)
+        return (outside.unsqueeze(2) * towards.unsqueeze(1)).baddbmm_(mix, left), None

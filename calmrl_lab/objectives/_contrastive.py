@@ -11,26 +11,34 @@ _NEVER = -1e9
 
 
 def symmetric_cross_entropy(
-    logits: Float[Tensor, "b b"], rows: Bool[Tensor, " b"], columns: Bool[Tensor, " b"], smoothing: float = 0.0
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean of both directions of cross-entropy with the diagonal as target, and the number of items counted.
+    logits: Float[Tensor, "b b"],
+    rows: Bool[Tensor, " b"],
+    columns: Bool[Tensor, " b"],
+    smoothing: float = 0.0,
+    same: Bool[Tensor, "b b"] | None = None,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
+    """Mean of both directions of cross-entropy with the own item as target, and which items asked.
 
-    Row i asks with item i, column j answers with item j. An item counts where it has both; items that have only one side
+    Row i asks with item i, column j answers with item j. An item asks where it has both sides; items that have only one side
     still serve the others as negatives on that side. `smoothing` spreads that share of the target evenly over the candidates (label
-    smoothing). Without a counted item, or without a second candidate, the value is a zero that keeps the graph.
+    smoothing). With `same` [B, B], all items of the own group are targets, in equal parts (Khosla et al. 2020, the outer form), and an item asks where
+    its group has an answer. Without an item that asks, or without a second candidate, the value is a zero that keeps the graph.
     """
-    both = rows & columns
-    count = both.sum()
-    forward = _one_way(logits, both, columns, smoothing)
-    backward = _one_way(logits.mT, both, rows, smoothing)
-    return (forward + backward) / (2 * count.clamp_min(1)), count
+    forward, asked = _one_way(logits, rows, columns, smoothing, same)
+    backward, answered = _one_way(logits.mT, columns, rows, smoothing, same)
+    return (forward + backward) / 2, asked | answered
 
 
-def _one_way(logits: Tensor, asks: Tensor, answers: Tensor, smoothing: float) -> Tensor:
-    seen = logits.masked_fill(~answers.unsqueeze(0), _NEVER)
-    log_normaliser = torch.logsumexp(seen, dim=1)
-    loss = log_normaliser - logits.diagonal()
+def _one_way(logits: Tensor, asking: Tensor, answering: Tensor, smoothing: float, same: Tensor | None) -> tuple[Tensor, Tensor]:
+    candidate = answering.unsqueeze(0)
+    log_normaliser = torch.logsumexp(logits.masked_fill(~candidate, _NEVER), dim=1)
+    if same is None:
+        target, asks = logits.diagonal(), asking & answering
+    else:
+        right = same & candidate
+        count = right.sum(dim=1)
+        target, asks = torch.where(right, logits, 0.0).sum(dim=1) / count.clamp_min(1), asking & (count > 0)
     if smoothing:
-        mean = logits.masked_fill(~answers.unsqueeze(0), 0.0).sum(dim=1) / answers.sum().clamp_min(1)
-        loss = (1 - smoothing) * loss + smoothing * (log_normaliser - mean)
-    return torch.where(asks, loss, 0.0).sum()
+        mean = torch.where(candidate, logits, 0.0).sum(dim=1) / answering.sum().clamp_min(1)
+        target = (1 - smoothing) * target + smoothing * mean
+    return torch.where(asks, log_normaliser - target, 0.0).sum() / asks.sum().clamp_min(1), asks

@@ -1,0 +1,41 @@
+"""GRAM: the volume that a text and the other modalities of an item span together."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from calmrl_lab.objectives import objectives
+from calmrl_lab.objectives._cross import CrossObjective, Sides
+from calmrl_lab.objectives._options import not_negative
+from calmrl_lab.objectives._volume import squared_volumes
+
+
+@objectives.register("gram")
+class Gram(CrossObjective):
+    """Gramian representation alignment (Cicchetti et al., ICLR 2025): score = -sqrt(det Gram(text i, other modalities of item j)).
+
+    Released: temperature 0.07, learned; label smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head on the normalised sum of the
+    other modalities, see `_matching`). `epsilon` is added under the root, whose slope at zero volume is infinite otherwise.
+    Mask: volumes are those of the observed modalities. More modalities can only shrink a volume, so in a batch of mixed patterns items that
+    show more are favoured; with one other modality it is sqrt(1 - cos^2). Blind to sign: text and -text score alike.
+    """
+
+    name = "gram"
+
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        dim: int,
+        query: str | None = None,
+        temperature: float = 0.07,
+        smoothing: float = 0.1,
+        alpha: float = 0.1,
+        epsilon: float = 1e-8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed)
+        self.epsilon = not_negative(self.name, "epsilon", epsilon)
+
+    def scores(self, sides: Sides) -> Tensor:
+        squares = squared_volumes(sides.queries, sides.answers, sides.shown, paired=True)
+        return -(squares + self.epsilon).sqrt()

@@ -1,0 +1,45 @@
+"""VAST: a text against one fused vector of the other modalities."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.objectives import objectives
+from calmrl_lab.objectives._cross import CrossObjective, Sides
+from calmrl_lab.objectives._fusion import MOST, ConcatHeads
+
+
+@objectives.register("vast")
+class Vast(CrossObjective):
+    """Text-to-fused contrastive learning (Chen et al., NeurIPS 2023): score = <text i, normalize(linear[concatenated others of item j])>.
+
+    Released: one head for each combination of modalities (v+a, v+s, v+a+s, ...), none for a single one; temperature 0.07, learned; label
+    smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head, see `_matching`). Its captioning loss needs tokens and is not here;
+    its heads see pooled features, these see embeddings. Mask: an item is fused by the head of exactly the combination it shows.
+    """
+
+    name = "vast"
+
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        dim: int,
+        query: str | None = None,
+        temperature: float = 0.07,
+        smoothing: float = 0.1,
+        alpha: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed)
+        if len(self.others) > MOST:
+            raise CalmrlError(
+                f"objective 'vast' has a head for each combination of modalities: at most {MOST + 1} modalities, got {len(modalities)}"
+            )
+        self.fusion = ConcatHeads(len(self.others), dim)
+
+    def scores(self, sides: Sides) -> Tensor:
+        return sides.queries @ self.context(sides).mT
+
+    def context(self, sides: Sides) -> Tensor:
+        return self.fusion(sides.answers, sides.shown)
