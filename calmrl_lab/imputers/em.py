@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.precision import precision_root
 from calmrl_lab.imputers.statistics import Statistics
 
 NoiseKind: TypeAlias = Literal["per-modality", "shared"]
@@ -105,7 +106,7 @@ def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Ex
     for sums in statistics.patterns.values():
         observed, n, w = list(sums.observed), sums.count, sums.weight
         sizes = [dims[j] for j in observed]
-        factor = torch.linalg.cholesky(eye + grams[observed].sum(dim=0))
+        factor = _factor(eye + grams[observed].sum(dim=0), observed, weights, noise)
         posterior = torch.cholesky_inverse(factor)
         projection = torch.cat([scaled[j] for j in observed])
         mean = torch.cat([means[j] for j in observed])
@@ -124,6 +125,13 @@ def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Ex
             scatter = square - 2 * means[j] @ total + w * means[j] @ means[j]
             log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + scatter / noise[j])
     return Expectation(latent, latent_square, torch.cat(cross), float(log_likelihood))
+
+
+def _factor(
+    precision: Float[Tensor, "q q"], observed: Sequence[int], weights: Sequence[Tensor], noise: Float[Tensor, " k"]
+) -> Float[Tensor, "q q"]:
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    return precision_root([weights[j] for j in observed], [noise[j] for j in observed]) if bool(failed) else factor
 
 
 def maximise(

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.imputers.precision import precision_root
+
 
 class Posterior:
     """Gaussian conditional of one pattern, in factored form: only q x q systems are solved, and nothing of size d x d is built.
@@ -24,10 +26,11 @@ class Posterior:
         self.observed = tuple(observed)
         q = self.weights[0].shape[1]
         eye = torch.eye(q, dtype=torch.float64, device=noise.device)
-        precision = eye.clone()
-        for j in self.observed:
-            precision += self.weights[j].T @ self.weights[j] / noise[j]
-        lower = torch.linalg.cholesky(precision)
+        lower = (
+            precision_root([self.weights[j] for j in self.observed], [noise[j] for j in self.observed])
+            if self.observed
+            else eye
+        )
         # V = factor factor', with K = L L' and factor = L^-T.
         self.factor: Float[Tensor, "q q"] = torch.linalg.solve_triangular(lower, eye, upper=False).T
         self.log_determinant = 2 * lower.diagonal().log().sum()
