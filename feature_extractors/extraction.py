@@ -269,8 +269,9 @@ def _run(job: _Job, ledger: Ledger, todo: Sequence[Block], resumed: int, stop: t
         for count in _engine(job, ledger, todo, stop):
             # A block that is repeated after a crash counts once.
             count = min(count, total - done)
-            done += count
-            ticker.advance(count)
+            if count:
+                done += count
+                ticker.advance(count)
 
 
 def _engine(job: _Job, ledger: Ledger, todo: Sequence[Block], stop: threading.Event) -> Iterator[int]:

@@ -72,8 +72,7 @@ def waveform(path: Path) -> tuple[Float32[np.ndarray, "channels time"], int]:
     with _opened(path) as container:
         if not container.streams.audio:
             raise AbsentError("no sound track")
-        stream = container.streams.audio[0]
-        stream.codec_context.options = _STRICT
+        stream = _strict(container.streams.audio[0])
         for frame in container.decode(stream):
             chunks.append(_samples(frame))
             rates.add(frame.sample_rate)
@@ -122,7 +121,8 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         try:
             cut_off = is_cut_off(path)
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""} | _STRICT
-            with av.open(_Nameless(file), mode="r", options=options) as container:
+            # Tags are often in another encoding than they say.
+            with av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace") as container:
                 known = True
                 if cut_off:
                     raise MediaError("truncated", "the file is shorter than its header says")
@@ -150,10 +150,17 @@ def _video_stream(container: InputContainer) -> Any:
     shown = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not shown:
         raise MediaError("no_stream", "no video stream")
-    shown[0].thread_type = "NONE"
-    shown[0].thread_count = 1
-    shown[0].codec_context.options = _STRICT
-    return shown[0]
+    return _strict(shown[0])
+
+
+def _strict(stream: Any) -> Any:
+    """A stream whose decoder stops at damage and uses one thread."""
+    if stream.codec_context is None:
+        raise MediaError("decode_error", f"the {stream.type} is of an unknown codec")
+    stream.codec_context.options = _STRICT
+    stream.thread_type = "NONE"
+    stream.thread_count = 1
+    return stream
 
 
 def _count_frames(container: InputContainer) -> int:
@@ -183,6 +190,8 @@ def _decode(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], i
     with _opened(path) as container:
         for frame in container.decode(_video_stream(container)):
             if seen in needed:
+                if frame.is_corrupt:
+                    raise MediaError("decode_error", f"frame {seen} is damaged")
                 pixels = frame.to_ndarray(format="rgb24")
                 # `rotation` is how far to turn counter-clockwise, in degrees.
                 found[seen] = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

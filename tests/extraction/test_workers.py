@@ -3,13 +3,19 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from extraction.echoing import echo
-from extraction.stores import contents, failures
+from extraction.fakes import FakeEncoder
+from extraction.stores import contents, failures, parts
 
 from calmrl_lab.errors import WorkFailedError
 from calmrl_lab.store import FeatureStore
+from feature_extractors import extraction
+from feature_extractors.blocks import encode_batch
 from feature_extractors.extraction import extract
+from feature_extractors.lanes import Crew
 from feature_extractors.processes import NoAnswer, Process, ProcessDied
 
 
@@ -62,6 +68,35 @@ def test_what_crashes_the_encoder_loses_only_itself(fakes, notes, tmp_path):
     assert all(without[name] == data for name, data in kept.items())
 
 
+def test_several_readers_ahead_of_one_encoder_give_the_same_bytes(fakes, notes, tmp_path, monkeypatch):
+    """What happens on a GPU, with another device: one lane, many readers, the next block read while this one is encoded."""
+    media = notes(*["n"] * 7, "crash", "bad", "absent", *(f"file {i}" for i in range(20)))
+    extract("fake", tmp_path / "lanes.zarr", media=media, workers=2, block_size=6, max_failures=1.0)
+    monkeypatch.setattr(extraction, "_crew", lambda *_: Crew(("cpu",), 3, 60.0, ahead=True))
+    extract("fake", tmp_path / "ahead.zarr", media=media, block_size=6, max_failures=1.0)
+    assert contents(tmp_path / "lanes.zarr") == contents(tmp_path / "ahead.zarr")
+
+
+class OutOfMemory(FakeEncoder):
+    """Fits three media at once."""
+
+    largest = 0
+
+    def encode(self, batch):
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.largest = max(self.largest, len(batch))
+        return np.stack(batch)
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    encoder = OutOfMemory()
+    batch = [np.full(8, i, np.float32) for i in range(10)]
+    rows = encode_batch(encoder, batch)
+    assert [row[0] for row in rows] == list(range(10))
+    assert encoder.largest == 3
+
+
 def test_an_encoder_that_returns_another_shape_ends_the_run(fakes, tmp_path, monkeypatch):
     import extraction_fakes
 
@@ -97,3 +132,27 @@ def test_a_process_answers_hangs_and_dies(monkeypatch):
     process.send(-1)
     with pytest.raises(ProcessDied, match="ended with exit code 5"):
         process.receive(20)
+
+
+@pytest.mark.slow
+def test_ray_says_which_block_it_gave_up_and_why(fakes, tmp_path):
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    import extraction_fakes
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        fakes(*["x"] * 8, "crash")
+        with pytest.raises(WorkFailedError, match=r"block 2 \(items 'item008' to 'item008'\) failed on Ray"):
+            extract("fake", tmp_path / "s.zarr", workers=1, block_size=4, engine="ray")
+        # What was finished is kept for an engine that can name the culprit.
+        assert len(parts(tmp_path / "s.zarr")) == 2
+        extract("fake", tmp_path / "s.zarr", workers=1, block_size=4, max_failures=1.0)
+        assert failures(tmp_path / "s.zarr") == {"item008": "worker_crash"}
+        path = Path(extraction_fakes.__file__)
+        path.write_text(path.read_text().replace('"fake-1")', '"fake-2")'))
+        fakes("x", "y")
+        with pytest.raises(WorkFailedError, match="encoder 'fake' is another one on a machine of the cluster"):
+            extract("fake", tmp_path / "t.zarr", workers=1, engine="ray")
+    finally:
+        ray.shutdown()
