@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
 from feature_extractors.protocols import Encoder
 
 
@@ -16,7 +19,8 @@ from feature_extractors.protocols import Encoder
 class Equipment:
     """Small and picklable. `kinds` maps encoder names to classes, so that workers need no registry to find them.
 
-    `choice`: modality -> encoder name. `media`: the folder that files must lie in (None: anywhere).
+    `choice`: modality -> encoder name. `options`: modality -> options of its encoder. `media`: the folder that files must lie in
+    (None: anywhere).
     """
 
     choice: Mapping[str, str]
@@ -25,16 +29,45 @@ class Equipment:
     weights: Path | None = None
     media: Path | None = None
 
-    def encoder(self, name: str) -> Encoder:
-        return self.kinds[name](device=self.device, weights=self.weights)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def encoder(self, modality: str) -> Encoder:
+        return self.kinds[self.choice[modality]](device=self.device, weights=self.weights, **self.options.get(modality, {}))
 
     def encoders(self) -> dict[str, Encoder]:
-        """An encoder a modality; modalities of one encoder name share it."""
-        made = {name: self.encoder(name) for name in dict.fromkeys(self.choice.values())}
-        return {modality: made[name] for modality, name in self.choice.items()}
+        """An encoder a modality; modalities that want the same one share it."""
+        made: dict[str, Encoder] = {}
+        for modality in self.choice:
+            twin = next((other for other in made if self._alike(modality, other)), None)
+            made[modality] = made[twin] if twin is not None else self.encoder(modality)
+        return made
 
     def on(self, device: str) -> Equipment:
         return replace(self, device=device)
+
+    def check_options(self) -> None:
+        """CalmrlError for an option that an encoder does not have, or for a modality that there is not."""
+        for modality, options in self.options.items():
+            if modality not in self.choice or not isinstance(options, Mapping):
+                raise CalmrlError(
+                    f"encoder options are of the form MODALITY.KEY=VALUE; there is no modality '{modality}'{nearest(modality, list(self.choice))}",
+                    hint=f"modalities: {', '.join(self.choice)}",
+                )
+            name = self.choice[modality]
+            known = [
+                parameter.name
+                for parameter in inspect.signature(self.kinds[name]).parameters.values()
+                if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in ("device", "weights")
+            ]
+            for option in options:
+                if option not in known:
+                    raise CalmrlError(
+                        f"encoder '{name}' has no option '{option}'{nearest(option, known)}",
+                        hint=f"its options: {', '.join(known) or 'none'}",
+                    )
+
+    def _alike(self, one: str, two: str) -> bool:
+        return self.choice[one] == self.choice[two] and self.options.get(one, {}) == self.options.get(two, {})
 
 
 @dataclass(frozen=True)
@@ -50,10 +83,10 @@ class EncoderFacts:
 
 def facts(equipment: Equipment) -> dict[str, EncoderFacts]:
     """Modality -> facts on its encoder. Made on the CPU, and dropped again: the parent process holds no model."""
-    known: dict[str, EncoderFacts] = {}
-    for name in dict.fromkeys(equipment.choice.values()):
-        encoder: Any = equipment.on("cpu").encoder(name)
-        known[name] = EncoderFacts(
-            name, encoder.fingerprint, encoder.dimension, getattr(encoder, "dtype", None), dict(encoder.heads())
+    known = {}
+    for modality, encoder in equipment.on("cpu").encoders().items():
+        dtype = getattr(encoder, "dtype", None)
+        known[modality] = EncoderFacts(
+            equipment.choice[modality], encoder.fingerprint, encoder.dimension, dtype, dict(encoder.heads())
         )
-    return {modality: known[name] for modality, name in equipment.choice.items()}
+    return known

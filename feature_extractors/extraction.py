@@ -107,6 +107,7 @@ def extract(
     block_size: int = BLOCK,
     max_failures: float = MAX_FAILURES,
     options: Mapping[str, Any] | None = None,
+    encoder_options: Mapping[str, Mapping[str, Any]] | None = None,
     timeout: float = TIMEOUT,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -119,7 +120,7 @@ def extract(
 
     preset: a preset of the dataset (default: its first), or `modality=encoder,modality=encoder`. media, weights: folders for the
     dataset and the encoders; files outside `media` are refused. workers: worker processes, default one a core (on a GPU: processes that
-    read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. timeout: seconds that reading one medium
+    read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. encoder_options: modality -> options of its encoder (`{"vision": {"precision": "bf16"}}`). timeout: seconds that reading one medium
     may take. overwrite: replace an existing store, when the new one is complete. retry_failed: the store exists; only what failed in it
     is tried again.
 
@@ -147,7 +148,9 @@ def extract(
         devices[0],
         weights,
         media,
+        encoder_options or {},
     )
+    equipment.check_options()
     known = facts(equipment)
     pairs: set[tuple[str, str]] = set()
     if retry_failed:

@@ -175,10 +175,9 @@ def _serve_preparing(connection: Connection, equipment: Equipment) -> None:
         modality, medium = connection.recv()
         begun = time.monotonic()
         try:
-            name = equipment.choice[modality]
-            if name not in encoders:
-                encoders[name] = equipment.on("cpu").encoder(name)
-            outcome: Any = attempt(encoders[name], medium, equipment.media)
+            if modality not in encoders:
+                encoders[modality] = equipment.on("cpu").encoder(modality)
+            outcome: Any = attempt(encoders[modality], medium, equipment.media)
         except CalmrlError as error:
             outcome = error
         connection.send((outcome, time.monotonic() - begun))

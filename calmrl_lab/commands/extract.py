@@ -17,23 +17,26 @@ def register(app: typer.Typer) -> None:
 def extract(
     dataset: str = typer.Option(..., help="Dataset (calmrl-lab list datasets)."),
     encoders: str | None = typer.Option(
-        None, help="Preset of the dataset, or vision=NAME,caption=NAME. [default: its first preset]"
+        None, help="Preset of the dataset, or vision=NAME,caption=NAME.", show_default="its first preset"
     ),
-    out: Path | None = typer.Option(None, help="Store to write. [default: stores/DATASET.zarr]"),
+    out: Path | None = typer.Option(None, help="Store to write.", show_default="stores/DATASET.zarr"),
     media: Path | None = typer.Option(None, help="Folder of the media and annotations; files outside it are refused."),
     manifest: Path | None = typer.Option(None, help="Table of the items, for --dataset folder (CSV or JSONL)."),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights."),
-    workers: int | None = typer.Option(None, help="Worker processes. [default: one a core]"),
+    workers: int | None = typer.Option(None, help="Worker processes.", show_default="one a core"),
     device: str = typer.Option("auto", help="cpu, cuda (all GPUs), cuda:1 or auto."),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
-    retry_failed: bool = typer.Option(False, help="Try only what failed in the store again."),
-    overwrite: bool = typer.Option(False, help="Replace an existing store, once the new one is complete."),
+    retry_failed: bool = typer.Option(False, "--retry-failed", help="Try only what failed in the store again."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing store, once the new one is complete."),
     max_failures: float = typer.Option(
         0.05, min=0, max=1, help="Share of media that may fail before the run counts as failed."
     ),
     timeout: float = typer.Option(300.0, help="Seconds that reading one medium may take."),
     block_size: int = typer.Option(64, help="Items a block: what a killed run may have to do again."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Option of the dataset; may be repeated."),
+    assign_encoder: list[str] = typer.Option(
+        [], "--set-encoder", metavar="MODALITY.KEY=VALUE", help="Option of an encoder (vision.precision=bf16); may be repeated."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Run frozen encoders over a dataset, once, and write a feature store. Killed runs go on where they stopped.
@@ -45,7 +48,7 @@ def extract(
     from calmrl_lab.config import override
     from feature_extractors import extraction
 
-    options = override({}, [*assign, *([f"manifest={manifest}"] if manifest else [])])
+    options = override({}, assign) | ({"manifest": manifest} if manifest else {})
     target = out or Path("stores") / f"{dataset}.zarr"
     work: dict[str, Any] = {
         "workers": workers,
@@ -55,7 +58,8 @@ def extract(
         "timeout": timeout,
     }
     rules: dict[str, Any] = {"max_failures": max_failures, "overwrite": overwrite, "retry_failed": retry_failed}
-    done = extraction.extract(dataset, target, encoders, media, weights, options=options, **work, **rules)
+    given: dict[str, Any] = {"options": options, "encoder_options": override({}, assign_encoder)}
+    done = extraction.extract(dataset, target, encoders, media, weights, **given, **work, **rules)
     console.emit(done.payload(), as_json, lambda: _print(done))
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Float32
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
+from feature_extractors.media import image_of
 from feature_extractors.packaged import package_folder, weight_file
-from feature_extractors.protocols import Image, MediaError, Medium
+from feature_extractors.protocols import Medium
 from feature_extractors.threads import one_thread
 
 # The Lite models were trained on pixels scaled as (x - 127) / 128.
@@ -58,10 +59,8 @@ class EfficientNetLite0:
         return model.eval().to(self._device)
 
     def prepare(self, medium: Medium) -> np.ndarray:
-        """float32 [3, height, width]. MediaError if the medium is not an image."""
-        if not isinstance(medium, Image):
-            raise MediaError("not_media", f"an image is needed, got {type(medium).__name__.lower()}")
-        return np.ascontiguousarray((medium.pixels.astype(np.float32).transpose(2, 0, 1) - _CENTRE) / _SCALE)
+        """float32 [3, height, width] of an image or the middle frame of a video. MediaError if the medium is neither."""
+        return np.ascontiguousarray((image_of(medium).pixels.astype(np.float32).transpose(2, 0, 1) - _CENTRE) / _SCALE)
 
     def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "batch 1280"]:
         """One picture at a time, on one thread, so that a result never depends on its batch or machine."""

@@ -12,8 +12,9 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
+from feature_extractors.media import sound_of
 from feature_extractors.packaged import package_folder, weight_file
-from feature_extractors.protocols import MediaError, Medium, Waveform
+from feature_extractors.protocols import Medium
 
 _RATE = 16_000
 _WINDOW, _STEP = 76, 8  # mel frames (10 ms each) a window of the embedding model, and between windows
@@ -51,16 +52,15 @@ class SpeechEmbedding:
         return self._sessions[name]
 
     def prepare(self, medium: Medium) -> np.ndarray:
-        """Samples float32 [time] at 16 kHz in the int16 range, padded to one window. MediaError if the medium is not a waveform."""
+        """Samples float32 [time] at 16 kHz in the int16 range, padded to one window. MediaError if the medium does not sound."""
         from math import gcd
 
         from scipy.signal import resample_poly
 
-        if not isinstance(medium, Waveform):
-            raise MediaError("not_media", f"a waveform is needed, got {type(medium).__name__.lower()}")
-        mono = medium.samples.mean(axis=0, dtype=np.float64)
-        common = gcd(_RATE, medium.rate)
-        samples = resample_poly(mono, _RATE // common, medium.rate // common) if medium.rate != _RATE else mono
+        sound = sound_of(medium)
+        mono = sound.samples.mean(axis=0, dtype=np.float64)
+        common = gcd(_RATE, sound.rate)
+        samples = resample_poly(mono, _RATE // common, sound.rate // common) if sound.rate != _RATE else mono
         shortest = (_WINDOW + 3) * _RATE // 100
         samples = np.pad(samples, (0, max(0, shortest - len(samples))))
         return (np.clip(samples, -1, 1) * 32767.0).astype(np.float32)

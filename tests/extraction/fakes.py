@@ -20,9 +20,9 @@ class FakeEncoder:
 
     dimension = 8
 
-    def __init__(self, device="cpu", weights=None, **options):
+    def __init__(self, device="cpu", weights=None, precision="", **options):
         self.slow = float(os.environ.get("FAKE_SECONDS", "0"))
-        self.fingerprint = os.environ.get("FAKE_FINGERPRINT", "fake-1")
+        self.fingerprint = os.environ.get("FAKE_FINGERPRINT", "fake-1") + ("-" + precision if precision else "")
 
     def prepare(self, medium):
         text = medium.text if isinstance(medium, Text) else Path(medium.path).read_text()

@@ -44,6 +44,12 @@ def test_the_media_folder_may_lie_elsewhere(fakes, notes, tmp_path):
     assert contents(tmp_path / "one.zarr") == contents(tmp_path / "two.zarr")
 
 
+def test_modalities_may_give_one_encoder_different_options(fakes, tmp_path):
+    extract("fake", tmp_path / "s.zarr", workers=1, encoder_options={"caption": {"precision": "bf16"}})
+    prints = {spec.name: spec.fingerprint for spec in FeatureStore.open(tmp_path / "s.zarr").specs}
+    assert prints == {"caption": "fake-1-bf16", "note": "fake-1"}
+
+
 def test_ray_gives_the_same_bytes(fakes, notes, tmp_path):
     pytest.importorskip("ray", reason="the ray extra is not installed")
     media = notes(*(f"file {i}" for i in range(29)), "bad")
@@ -143,6 +149,11 @@ def test_a_failure_says_which_bytes_it_was(fakes, notes, tmp_path):
         ({"timeout": 0}, "--timeout must be more than 0"),
         ({"engine": "rai"}, "unknown engine 'rai'"),
         ({"device": "cuda:77"}, "cuda:77"),
+        (
+            {"encoder_options": {"caption": {"precisoin": "x"}}},
+            "encoder 'fake' has no option 'precisoin'; did you mean 'precision'",
+        ),
+        ({"encoder_options": {"smell": {"precision": "x"}}}, "no modality 'smell'"),
         ({"overwrite": True, "retry_failed": True}, "exclude each other"),
         ({"retry_failed": True}, "no such file or directory|does not exist"),
     ],

@@ -150,7 +150,7 @@ def test_ray_says_which_block_it_gave_up_and_why(fakes, tmp_path):
         extract("fake", tmp_path / "s.zarr", workers=1, block_size=4, max_failures=1.0)
         assert failures(tmp_path / "s.zarr") == {"item008": "worker_crash"}
         path = Path(extraction_fakes.__file__)
-        path.write_text(path.read_text().replace('"fake-1")', '"fake-2")'))
+        path.write_text(path.read_text().replace('"fake-1") +', '"fake-2") +'))
         fakes("x", "y")
         with pytest.raises(WorkFailedError, match="encoder 'fake' is another one on a machine of the cluster"):
             extract("fake", tmp_path / "t.zarr", workers=1, engine="ray")
