@@ -17,9 +17,9 @@ from calmrl_lab.objectives._options import not_negative, positive
 
 @objectives.register("comm")
 class Comm(Objective):
-    """NT-Xent between the fusion of everything shown (one augmentation) and of each modality alone (the other) (CoMM, ICLR 2025).
+    """What all modalities say together agrees with what each says alone (CoMM, Dufumier et al., ICLR 2025).
 
-    loss = sum over modalities, and over the whole set itself, of the mean of both augmentation orders; 2N - 2 negatives; temperature 0.1,
+    NT-Xent between the fusion of everything shown in one augmentation and that of each modality alone in the other; loss = sum over modalities, and over the whole set itself, of the mean of both augmentation orders; 2N - 2 negatives; temperature 0.1,
     fixed, as released. Substitutes, since features are cached: augmentation is Gaussian noise of expected length `noise` on each embedding, and
     the fusion transformer is a small masked network that starts as the mean (see `_fusion`). Mask: a modality's term
     is over the items that show it and at least one other; the whole of an item is what it shows. Others are counted in `skipped`.

@@ -12,9 +12,9 @@ from calmrl_lab.objectives._volume import squared_volumes
 
 @objectives.register("gram")
 class Gram(CrossObjective):
-    """Gramian representation alignment (Cicchetti et al., ICLR 2025): score = -sqrt(det Gram(text i, other modalities of item j)).
+    """The volume that a text and the other modalities of an item span (Cicchetti et al., ICLR 2025).
 
-    Released: temperature 0.07, learned; label smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head on the normalised sum of the
+    Score of text i and item j = -sqrt(det Gram(t_i, others of j)). Released: temperature 0.07, learned; label smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head on the normalised sum of the
     other modalities, see `_matching`). `epsilon` is added under the root, whose slope at zero volume is infinite otherwise.
     Mask: volumes are those of the observed modalities. More modalities can only shrink a volume, so in a batch of mixed patterns items that
     show more are favoured; with one other modality it is sqrt(1 - cos^2). Blind to sign: text and -text score alike.

@@ -15,8 +15,9 @@ from calmrl_lab.objectives._options import not_negative, positive
 
 @objectives.register("scalar")
 class Scalar(CrossObjective):
-    """Score = cosine of text i and mu = sum_m w_m z_m of item j, w = softmax(<text i, z_m> / 0.1) over what item j shows (SCALAR).
+    """A text against the centroid of an item's modalities, each weighted by its agreement with that text (SCALAR).
 
+    Score = cosine of text i and mu = sum_m w_m z_m of item j, w = softmax(<text i, z_m> / 0.1) over what item j shows.
     loss = contrast + consistency + 0.1 uniformity + 0.1 matching, with its temperature 0.07, fixed. consistency asks that an item be found alike
     with one of its modalities hidden: KL divergence of the softmax over items with everything shown (no gradient) from that
     with one random other modality less, for items that show two or more. uniformity: log mean exp(-2 ||x - y||^2) within each modality

@@ -19,9 +19,9 @@ NEGATIVES = ("shuffled", "all")
 
 @objectives.register("symile")
 class Symile(Objective):
-    """Score of a tuple = sum over coordinates of the product of its embeddings (Saporta et al., NeurIPS 2024).
+    """The multilinear inner product of all modalities of an item, against mixtures of other items' (Saporta et al., NeurIPS 2024).
 
-    For each modality a: cross-entropy of item i's own tuple against tuples that keep its embedding of a and take the rest from other items;
+    Score of a tuple = sum over coordinates of the product of its embeddings. For each modality a: cross-entropy of item i's own tuple against tuples that keep its embedding of a and take the rest from other items;
     mean over a. `negatives="shuffled"`, the efficient form of the release: as many tuples as items, each modality permuted on its own. `all`: every
     combination, B^(k-1) of them, for k <= 3. A tuple that happens to be the item's own is no negative. Temperature 0.07, learned (the
     release sets its start by experiment).

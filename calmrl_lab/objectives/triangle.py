@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
@@ -18,9 +18,9 @@ FORMS = ("squared", "root")
 
 @objectives.register("triangle")
 class Triangle(CrossObjective):
-    """Score of text i and item j = minus the area of the triangle (t_i, v_j, a_j); three modalities (TRIANGLE, NeurIPS 2025).
+    """The area of the triangle that a text and two other modalities of an item form (TRIANGLE); three modalities.
 
-    `form="squared"`, the released code: -(|u|^2 |w|^2 - <u, w>^2) / 2 with the sides u and w, which is -2 area^2. `form="root"`, the paper: -area (with
+    Score of text i and item j = minus the area of (t_i, v_j, a_j). `form="squared"`, the released code: -(|u|^2 |w|^2 - <u, w>^2) / 2 with the sides u and w, which is -2 area^2. `form="root"`, the paper: -area (with
     `epsilon` under the root, whose slope is infinite where corners coincide). Released: temperature 0.07, learned; label smoothing 0.1;
     matching weight `alpha` 0.1 (here a substitute head, see `_matching`).
     `corners` names the two modalities beside the query (default: vision and audio, else the first two). Mask: an item answers only if it
@@ -69,13 +69,11 @@ class Triangle(CrossObjective):
         return sides.shown.all(dim=1)
 
     def scores(self, sides: Sides) -> Tensor:
-        squares = squared_parallelograms(sides.queries, sides.answers, sides.shown)
+        squares = squared_parallelograms(sides.queries, sides.answers)
         return -squares / 2 if self.form == "squared" else -(squares + self.epsilon).sqrt() / 2
 
 
-def squared_parallelograms(
-    queries: Float[Tensor, "q d"], items: Float[Tensor, "n 2 d"], shown: Bool[Tensor, "n 2"]
-) -> Float[Tensor, "q n"]:
+def squared_parallelograms(queries: Float[Tensor, "q d"], items: Float[Tensor, "n 2 d"]) -> Float[Tensor, "q n"]:
     """|u|^2 |w|^2 - <u, w>^2 for u = t_i - v_j and w = t_i - a_j, at least 0: four times the squared area of the triangle.
 
     Two matrix products; the differences themselves would be [q, n, d]. `items` are zero where not shown.

@@ -12,9 +12,9 @@ from calmrl_lab.objectives._fusion import MOST, ConcatHeads
 
 @objectives.register("vast")
 class Vast(CrossObjective):
-    """Text-to-fused contrastive learning (Chen et al., NeurIPS 2023): score = <text i, normalize(linear[concatenated others of item j])>.
+    """A text against the fusion of everything else an item shows (Chen et al., NeurIPS 2023).
 
-    Released: one head for each combination of modalities (v+a, v+s, v+a+s, ...), none for a single one; temperature 0.07, learned; label
+    Score = <text i, normalize(linear map of the concatenated others of item j)>. Released: one head for each combination of modalities (v+a, v+s, v+a+s, ...), none for a single one; temperature 0.07, learned; label
     smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head, see `_matching`). Its captioning loss needs tokens and is not here;
     its heads see pooled features, these see embeddings. Mask: an item is fused by the head of exactly the combination it shows.
     """

@@ -1,0 +1,117 @@
+"""Several processes that train as one: batches gathered with their gradient, statistics summed, gradients averaged.
+
+Each process encodes its share of a batch, gathers everybody's embeddings and computes the loss of the whole batch; averaging the
+gradients (average_gradients, DistributedDataParallel or Lightning Fabric) then gives those of one process with that batch. All of this does
+nothing in a process that is alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What an objective is called with."""
+
+    embeddings: Float[Tensor, "b k d"]
+    mask: Bool[Tensor, "b k"]
+    imputed: Float[Tensor, "b k d"] | None = None
+    groups: Int[Tensor, " b"] | None = None
+
+
+def processes() -> int:
+    """How many processes train together; 1 without an initialised process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows [b, ...] of all processes, by rank: [processes * b, ...]. All must bring equally many (see `pad`).
+
+    The gradient of a process's rows is the sum of what all processes find for them: if all compute one and the same loss of the gathered
+    rows, that is `processes` times its gradient, and averaging parameter gradients over processes makes it whole.
+    """
+    if processes() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+def gather_batch(batch: Batch) -> Batch:
+    """`gather` for all parts of a batch; only the embeddings carry a gradient."""
+    if processes() == 1:
+        return batch
+    with torch.no_grad():
+        mask = gather(batch.mask.to(torch.uint8)).bool()
+        imputed = None if batch.imputed is None else gather(batch.imputed.detach())
+        groups = None if batch.groups is None else gather(batch.groups)
+    return Batch(gather(batch.embeddings), mask, imputed, groups)
+
+
+def pad(batch: Batch, size: int) -> Batch:
+    """`batch` with items that show nothing appended until it has `size`: they count for nothing in any objective but in `skipped`."""
+    lacking = size - len(batch.mask)
+    if lacking <= 0:
+        return batch
+
+    def longer(part: Tensor | None) -> Tensor | None:
+        return None if part is None else torch.cat([part, part.new_zeros(lacking, *part.shape[1:])])
+
+    return Batch(*(longer(part) for part in batch))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes: for counts, losses and the sufficient statistics of an imputer."""
+    if processes() == 1:
+        return values
+    result = values.clone()
+    dist.all_reduce(result)
+    return result
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over all processes, in one message; a missing one counts as zero."""
+    count = processes()
+    if count == 1:
+        return
+    moving = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in moving:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    by_kind: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in moving:
+        assert parameter.grad is not None
+        by_kind.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_kind.values():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= count
+        for gradient, piece in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(processes())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        summed = grad.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed.narrow(0, rank() * ctx.count, ctx.count)

@@ -1,0 +1,51 @@
+"""One of several processes that train as one: python two_processes.py RANK COUNT STORE OUT (or RANK 0, COUNT 1: alone)."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from calmrl_lab.distributed import Batch, average_gradients, gather_batch, pad, total
+from calmrl_lab.objectives import objectives
+
+NAMES = ("vision", "audio", "caption")
+ITEMS, DIM, RAW = 14, 6, 9
+
+
+def main(rank: int, count: int, store: str, out: str) -> None:
+    if count > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(ITEMS, 3, RAW, generator=generator, dtype=torch.float64)
+    mask = torch.rand(ITEMS, 3, generator=generator) < 0.7
+    mask[:, 2] |= ~mask.any(dim=1)
+    imputed = torch.randn(ITEMS, 3, DIM, generator=generator, dtype=torch.float64)
+    start = torch.randn(3, RAW, DIM, generator=generator, dtype=torch.float64)
+    groups = torch.arange(ITEMS) // 2
+    # 14 items for two processes of 8: the last is short by two and padded.
+    share = slice(rank * 8, min((rank + 1) * 8, ITEMS)) if count > 1 else slice(None)
+    results = {"total": total(torch.tensor([float(rank + 1)]))}
+    for name in objectives:
+        heads = torch.nn.Parameter(start.clone())
+        objective = objectives.get(name)(NAMES, DIM).double()
+        optimiser = torch.optim.AdamW([heads, *objective.parameters()], lr=1e-2)
+        for _ in range(2):
+            embedded = torch.nn.functional.normalize(torch.einsum("nkr,krd->nkd", features[share], heads), dim=2)
+            own = Batch(embedded, mask[share], imputed[share], groups[share])
+            terms = objective(*gather_batch(pad(own, 8) if count > 1 else pad(own, 16)))
+            optimiser.zero_grad()
+            terms["loss"].backward()
+            average_gradients([heads, *objective.parameters()])
+            optimiser.step()
+        results |= {f"{name}/{term}": value.detach() for term, value in terms.items()}
+        results[f"{name}/heads"] = heads.detach()
+        results |= {f"{name}/{key}": value for key, value in objective.state_dict().items()}
+    torch.save(results, out)
+    if count > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], str(Path(sys.argv[4])))
