@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab import console
+from calmrl_lab.config import override
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.store import FeatureStore
@@ -17,6 +18,19 @@ from calmrl_lab.store import FeatureStore
 RATES = (0.25, 0.5, 0.75)
 # What `calmrl-lab impute` uses unless told otherwise.
 DEFAULT = "ppca-auto"
+# Beside every imputer as it comes: PPCA and its relatives under one prior, so that what differs is the model.
+SAME_PRIOR = ("ppca:ridge=300", "ppca-private:ridge=300", "ppca-student:ridge=300", "ppca-mixture:ridge=30")
+
+
+def contenders() -> list[str]:
+    """Every imputer that fills, and `SAME_PRIOR`."""
+    return [name for name in imputers.names() if imputers.get(name).fills] + list(SAME_PRIOR)
+
+
+def make(asked: str) -> Any:
+    """An unfitted imputer from `name` or `name:option=value:...`."""
+    name, *options = asked.split(":")
+    return imputers.get(name)(**override({}, options))
 
 
 def compare(stores: Sequence[str], names: Sequence[str], seeds: int) -> list[dict[str, Any]]:
@@ -80,7 +94,7 @@ def measure(data: dict[str, Any], pattern: str, name: str, seeds: int) -> dict[s
     for seed in range(seeds):
         shown = gaps(data["mask"], pattern, seed)
         train, test = data["train"] & shown.any(axis=1), data["test"] & shown.any(axis=1)
-        imputer = imputers.get(name)()
+        imputer = make(name)
         imputer.modalities = data["modalities"]
         begun = time.perf_counter()
         groups = {"groups": data["group"][train]} if imputer.takes_groups else {}

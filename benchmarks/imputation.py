@@ -36,7 +36,6 @@ import _rivals
 
 from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.em import Parameters, Totals, expect, iterate, maximise
 from calmrl_lab.imputers.initialisation import pairwise_start
 from calmrl_lab.imputers.observations import Observations, observe
@@ -53,11 +52,13 @@ class Size:
     q: int
     few: int
     many: int
+    # Items that the row-wise side of the comparison really passes over.
+    rows: int
     repeats: int
 
 
-FULL = Size(k=4, d=512, q=64, few=10_000, many=300_000, repeats=5)
-QUICK = Size(k=4, d=64, q=16, few=2_000, many=30_000, repeats=3)
+FULL = Size(k=4, d=512, q=64, few=10_000, many=300_000, rows=100_000, repeats=5)
+QUICK = Size(k=4, d=64, q=16, few=2_000, many=30_000, rows=3_000, repeats=3)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--large", action="store_true", help="pass over a million items")
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this case; may be repeated")
     parser.add_argument("--rivals", nargs="+", metavar="STORE[:standard]", help="compare all imputers on these stores instead")
-    parser.add_argument("--imputers", help="with --rivals: only these, by comma")
+    parser.add_argument("--imputers", help="with --rivals: only these, by comma; options as ppca:ridge=300")
     parser.add_argument("--seeds", type=int, default=3, help="with --rivals: drawings of the gaps")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     with threadpool_limits(1):
         if options.rivals:
-            names = options.imputers.split(",") if options.imputers else [n for n in imputers.names() if imputers.get(n).fills]
+            names = options.imputers.split(",") if options.imputers else _rivals.contenders()
             rows = _rivals.compare(options.rivals, names, options.seeds)
             payload = {"rows": rows, "worse_than_mean": _rivals.worse_than_mean(rows)}
             console.emit(payload, options.json, lambda: show_rivals(payload))
@@ -190,8 +191,7 @@ def iterates(size: Size, large: bool) -> list[dict[str, Any]]:
 
 def iteration(size: Size, large: bool) -> list[dict[str, Any]]:
     k, d, q = size.k, size.d, size.q
-    # Enough rows that every pattern keeps its moment, as it would at `many`.
-    n = max(size.few, int((2**k - 1) * k * d * 0.45))
+    n = size.many if large else size.rows
     data = observe(*items(n, k, d, q))
     some = data.take(torch.arange(200))
     held = Statistics.of(data)

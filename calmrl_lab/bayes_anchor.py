@@ -90,18 +90,13 @@ def _draw(
 ) -> Float[Tensor, "n s k d"]:
     """Complete sets with the missing embeddings drawn from their conditional distribution."""
     posterior = imputer.posterior(pattern.observed, z.device)
-    n, _, d = z.shape
-    q = posterior.covariance.shape[0]
-    latent = z.new_zeros(n, q)
+    latent = z.new_zeros(len(z), posterior.covariance.shape[0])
     if pattern.observed:
         latent = posterior.latent([z[:, j] for j in pattern.observed])
-    noise = torch.randn(n, samples, q, generator=generator, dtype=torch.float64, device=generator.device).to(z.device)
-    drawn_latent = latent.unsqueeze(1) + noise @ posterior.factor.T
     sets = z.unsqueeze(1).expand(-1, samples, -1, -1).clone()
-    for j in pattern.missing:
-        own_noise = torch.randn(n, samples, d, generator=generator, dtype=torch.float64, device=generator.device).to(z.device)
-        drawn = posterior.means[j] + drawn_latent @ posterior.weights[j].T + posterior.noise[j].sqrt() * own_noise
-        sets[:, :, j] = drawn / torch.linalg.vector_norm(drawn, dim=2, keepdim=True).clamp(min=1e-300) if unit else drawn
+    for j, drawn in posterior.draw(latent, pattern.missing, samples, generator).items():
+        norm = torch.linalg.vector_norm(drawn, dim=2, keepdim=True).clamp(min=1e-300) if unit else 1.0
+        sets[:, :, j] = (drawn / norm).transpose(0, 1)
     return sets
 
 

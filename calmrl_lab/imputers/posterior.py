@@ -61,6 +61,27 @@ class Posterior:
         kind = latent.dtype
         return torch.addmm(self.means[index].to(kind), latent, self.weights[index].to(kind).T)
 
+    def draw(
+        self, latent: Float[Tensor, "n q"], missing: Sequence[int], samples: int, generator: torch.Generator
+    ) -> dict[int, Float[Tensor, "s n d"]]:
+        """`samples` draws of the modalities `missing` from their joint conditional distribution at posterior latent means
+        `latent`.
+
+        Made on the generator's device, so that a seed means the same whatever device the embeddings are on.
+        """
+        kind, place = latent.dtype, latent.device
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=kind, device=generator.device).to(place)
+
+        n, q = latent.shape
+        drawn = latent + normal(samples, n, q) @ self.factor.T.to(kind)
+        noise = self.noise.sqrt().to(kind)
+        return {
+            j: self.means[j].to(kind) + drawn @ self.weights[j].T.to(kind) + noise[j] * normal(samples, n, len(self.means[j]))
+            for j in missing
+        }
+
     def covariance_factor(self, index: int) -> Float[Tensor, "d q"]:
         """F with conditional covariance F F' + s_m^2 I of modality `index`, if it is missing."""
         return self.weights[index] @ self.factor

@@ -199,6 +199,26 @@ class PPCA(Imputer):
         latent = posterior.latent([data.values[j][pattern.rows] for j in pattern.observed])
         return {j: posterior.mean(j, latent) for j in pattern.missing}
 
+    def sample(self, embeddings: Sequence[Array], mask: Array, samples: int, generator: torch.Generator) -> list[Array]:
+        """`samples` completions of every item: k of [samples, N, d_m], observed entries repeated, missing ones drawn jointly.
+
+        Draws are from the conditional distribution under the model, noise included, so that their mean tends to what `impute`
+        gives and their spread to `predicted_error`. Kind, dtype and device as they came in; raises CalmrlError as `impute`
+        does.
+        """
+        data = self._observe_fitted(embeddings, mask)
+        samples = whole(samples, "samples", 1)
+        completed = [value.expand(samples, *value.shape).clone() for value in data.values]
+        for pattern in data.patterns():
+            if pattern.missing:
+                posterior = self.posterior(pattern.observed, data.device)
+                latent = torch.zeros(len(pattern.rows), posterior.covariance.shape[0], dtype=torch.float64, device=data.device)
+                if pattern.observed:
+                    latent = posterior.latent([data.values[j][pattern.rows] for j in pattern.observed])
+                for j, drawn in posterior.draw(latent, pattern.missing, samples, generator).items():
+                    completed[j][:, pattern.rows] = drawn.to(completed[j].dtype)
+        return [data.returned(value) for value in completed]
+
     def log_likelihood(self, embeddings: Sequence[Array], mask: Array) -> Array:
         """Log-density (nats, float64) of the observed entries of every item [N]; 0 for an item that shows nothing."""
         data = self._observe_fitted(embeddings, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ from torch import Tensor
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.em import Parameters, Totals
-from calmrl_lab.imputers.initialisation import pairwise_covariance, pairwise_start
+from calmrl_lab.imputers.initialisation import pairwise_covariance, top_eigenvectors
 from calmrl_lab.imputers.ppca import PPCA, whole
 from calmrl_lab.imputers.statistics import Statistics
 
@@ -63,22 +64,36 @@ class PrivatePPCA(PPCA):
         return columns
 
     def _initial(self, statistics: Statistics, totals: Totals, q: int) -> Parameters:
+        """Shared components from covariances between modalities only, private ones from what is then left within each."""
         dims = statistics.dims
-        shared = pairwise_start(statistics, totals, int(self.latent_dim), self._noise_kind)
         covariance, _ = pairwise_covariance(statistics, totals)
+        place = [slice(a, b) for a, b in itertools.pairwise(itertools.accumulate(dims, initial=0))]
+        spread = torch.stack([covariance[rows, rows].trace() / d for rows, d in zip(place, dims, strict=True)])
+        variance = torch.maximum(spread, totals.floor)
+        scale = variance.sqrt().repeat_interleave(torch.tensor(dims, device=covariance.device))
+        between = covariance / torch.outer(scale, scale)
+        for rows in place:
+            between[rows, rows] = 0.0
+        strengths, directions = top_eigenvectors(between, int(self.latent_dim))
+        shared = scale.unsqueeze(1) * directions[:, : int(self.latent_dim)]
+        shared = shared * strengths[: int(self.latent_dim)].clamp(min=1e-3).sqrt()
+
         weights = covariance.new_zeros(sum(dims), q)
-        weights[:, : int(self.latent_dim)] = shared.weights
-        noise = shared.noise.clone()
-        row, column = 0, int(self.latent_dim)
-        for j, (d, size) in enumerate(zip(dims, self._private(dims), strict=True)):
-            rows = slice(row, row + d)
-            own = shared.weights[rows]
+        noise = torch.empty_like(variance)
+        column = int(self.latent_dim)
+        for j, (rows, size) in enumerate(zip(place, self._private(dims), strict=True)):
+            # Sampling noise may let the shared part explain more than there is.
+            most = 0.9 * float(spread[j]) * dims[j]
+            own = shared[rows] * min(1.0, (most / max(float(shared[rows].square().sum()), 1e-300)) ** 0.5)
+            weights[rows, : int(self.latent_dim)] = own
             values, vectors = torch.linalg.eigh(covariance[rows, rows] - own @ own.T)
-            strength = (values[d - size :] - noise[j]).clamp(min=1e-3 * float(noise[j]))
-            weights[rows, column : column + size] = vectors[:, d - size :] * strength.sqrt()
-            noise[j] = torch.maximum(noise[j] - strength.sum() / d, 0.05 * noise[j])
-            row, column = row + d, column + size
-        return Parameters(weights, shared.mean, torch.maximum(noise, totals.floor))
+            left = values[: dims[j] - size].mean().clamp(min=0.01 * float(variance[j]))
+            strength = (values[dims[j] - size :] - left).clamp(min=1e-3 * float(left))
+            weights[rows, column : column + size] = vectors[:, dims[j] - size :] * strength.sqrt()
+            noise[j] = left
+            column += size
+        means = torch.cat([total / n for total, n in zip(totals.total, totals.weight, strict=True)])
+        return Parameters(weights, means, torch.maximum(noise, totals.floor))
 
     def state(self) -> dict[str, np.ndarray]:
         """As `PPCA.state`, with `private_dim`."""

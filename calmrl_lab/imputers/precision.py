@@ -12,8 +12,9 @@ from torch import Tensor
 def precision_root(weights: Sequence[Float[Tensor, "d_m q"]], noise: Sequence[Float[Tensor, ""]]) -> Float[Tensor, "q q"]:
     """Lower triangular root of K = I + sum_m W'W / s_m^2 over the given modalities (at least one), float64.
 
-    A modality with next to no noise (fewer features than dimensions, say) can outweigh the identity by 1e16 and more; the sum of squares is then
-    no longer positive definite in floating point. The QR factorisation of [I; W / s] has the same root and never forms the squares.
+    A modality with next to no noise (fewer features than dimensions, say) can outweigh the identity by 1e16 and more; the sum
+    of squares is then no longer positive definite in floating point. The QR factorisation of [I; W / s] has the same root and
+    never forms the squares.
     """
     q = weights[0].shape[1]
     eye = torch.eye(q, dtype=weights[0].dtype, device=weights[0].device)
