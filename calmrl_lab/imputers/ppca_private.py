@@ -83,7 +83,8 @@ class PrivatePPCA(PPCA):
         column = int(self.latent_dim)
         for j, (rows, size) in enumerate(zip(place, self._private(dims), strict=True)):
             # Sampling noise may let the shared part explain more than there is.
-            most = 0.9 * float(spread[j]) * dims[j]
+            # Rounding may leave a constant modality a spread below zero.
+            most = 0.9 * max(float(spread[j]), 0.0) * dims[j]
             own = shared[rows] * min(1.0, (most / max(float(shared[rows].square().sum()), 1e-300)) ** 0.5)
             weights[rows, : int(self.latent_dim)] = own
             values, vectors = torch.linalg.eigh(covariance[rows, rows] - own @ own.T)
