@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from calmrl_lab.errors import missing_extra
 from feature_extractors.containers import is_cut_off
+from feature_extractors.gops import Packet, is_leading, stretches
 from feature_extractors.protocols import AbsentError, File, Image, MediaError, Medium, Waveform
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,dv,ivf,h264,hevc,obu,"
     "wav,w64,mp3,aac,flac,aiff,amr,au,caf,gif,apng,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe"
 )
+# Decoding groups apart must leave out this share at least: a second look at the file where it fails is not free.
+_WORTH_SKIPPING = 0.8
 # Damage is an error here, not something to be painted over.
 _STRICT = {"err_detect": "explode"}
 
@@ -33,20 +36,23 @@ _STRICT = {"err_detect": "explode"}
 def video_frames(path: Path, choose: Choice) -> UInt8[np.ndarray, "n height width 3"]:
     """RGB frames of a video (or the one of an image), turned as its header asks; `choose` maps their number to the indices wanted.
 
-    Two passes: the packets are counted, then frames are decoded in order up to the last one chosen, so that variable frame rates and
-    missing key frames cannot lead to a wrong frame. Indices may repeat and must not fall. Raises MediaError: `not_found`, `empty_file`,
-    `not_media`, `no_stream`, `truncated` (the file ends before it says it does), `decode_error`.
+    Two passes: the packets are listed, then frames are decoded in order and found by their place, so that variable frame rates, key
+    frames far apart and wrong indexes in the file cannot lead to a wrong frame. Groups of pictures without a wanted frame are not decoded.
+    Raises MediaError: `not_found`, `empty_file`, `not_media`, `no_stream`, `truncated` (the file ends before it says it does), `decode_error`.
     """
     with _opened(path) as container:
-        total = _count_frames(container)
+        packets = _packets(container)
+    total = sum(packet.shown for packet in packets)
     if total == 0:
         raise MediaError("no_stream", "the video stream is empty")
     wanted = choose(total)
-    found, seen = _decode(path, wanted)
-    if len(found) < len(set(wanted)) and seen:
-        # Packets that show nothing (packed B-frames): count what is shown, and choose again.
-        wanted = choose(seen)
-        found, _ = _decode(path, wanted)
+    found = _decode_groups(path, packets, wanted)
+    if found is None:
+        found, seen = _decode_all(path, wanted)
+        if len(found) < len(set(wanted)) and seen:
+            # Packets that show nothing (packed B-frames): count what is shown, and choose again.
+            wanted = choose(seen)
+            found, _ = _decode_all(path, wanted)
     if len(found) < len(set(wanted)):
         raise MediaError("decode_error", f"frame {max(wanted)} of {total} could not be decoded")
     return np.stack([found[index] for index in wanted])
@@ -163,26 +169,60 @@ def _strict(stream: Any) -> Any:
     return stream
 
 
-def _count_frames(container: InputContainer) -> int:
+def _packets(container: InputContainer) -> list[Packet]:
+    """All packets of the video, in decoding order. MediaError if one is damaged or the last ones are missing."""
     stream = _video_stream(container)
-    packets = shown = 0
+    packets: list[Packet] = []
     broken = False
     for packet in container.demux(stream):
         if not packet.size:
             continue
         if broken:
-            raise MediaError("decode_error", f"packet {packets - 1} is damaged")
+            raise MediaError("decode_error", f"packet {len(packets) - 1} is damaged")
         broken = packet.is_corrupt
-        packets += 1
         # Edit lists keep packets that are decoded but not shown.
-        shown += not packet.is_discard
+        packets.append(Packet(packet.pts, packet.is_keyframe, not packet.is_discard))
     indexed = stream.frames if "mp4" in container.format.name else 0
-    if broken or packets < indexed:
-        raise MediaError("truncated", f"the video ends after {packets} of {indexed or 'more'} packets")
-    return shown
+    if broken or len(packets) < indexed:
+        raise MediaError("truncated", f"the video ends after {len(packets)} of {indexed or 'more'} packets")
+    return packets
 
 
-def _decode(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], int]:
+def _decode_groups(path: Path, packets: Sequence[Packet], wanted: Sequence[int]) -> dict[int, np.ndarray] | None:
+    """The wanted frames by index, decoding only the groups of pictures they are in; None if that cannot be done or does not pay."""
+    parts = stretches(packets, wanted)
+    if parts is None or sum(part.stop - part.start for part in parts) > _WORTH_SKIPPING * parts[-1].stop:
+        return None
+    times = sorted(packet.pts for packet in packets if packet.shown and packet.pts is not None)
+    index_of = {times[index]: index for index in wanted}
+    found: dict[int, np.ndarray] = {}
+
+    def keep(frames: Sequence[Any]) -> None:
+        for frame in frames:
+            index = index_of.get(frame.pts)
+            if index is not None and index not in found:
+                found[index] = _pixels(frame, index)
+
+    waiting = list(parts)
+    try:
+        with _opened(path) as container:
+            stream = _video_stream(container)
+            for place, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+                if place >= waiting[0].start and not is_leading(packets, waiting[0], place):
+                    keep(packet.decode())
+                if place == waiting[0].stop - 1:
+                    keep(stream.codec_context.decode(None))
+                    stream.codec_context.flush_buffers()
+                    waiting.pop(0)
+                if not waiting:
+                    break
+    except MediaError:
+        # Key frames that were none, or damage: decoding everything in order will tell.
+        return None
+    return found if len(found) == len(index_of) else None
+
+
+def _decode_all(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], int]:
     """The wanted frames by index, and how many frames were decoded (all of them if a wanted one was not reached)."""
     needed, last = set(wanted), max(wanted)
     found: dict[int, np.ndarray] = {}
@@ -190,15 +230,18 @@ def _decode(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], i
     with _opened(path) as container:
         for frame in container.decode(_video_stream(container)):
             if seen in needed:
-                if frame.is_corrupt:
-                    raise MediaError("decode_error", f"frame {seen} is damaged")
-                pixels = frame.to_ndarray(format="rgb24")
-                # `rotation` is how far to turn counter-clockwise, in degrees.
-                found[seen] = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
+                found[seen] = _pixels(frame, seen)
             seen += 1
             if seen > last:
                 break
     return found, seen
+
+
+def _pixels(frame: Any, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    if frame.is_corrupt:
+        raise MediaError("decode_error", f"frame {index} is damaged")
+    # `rotation` is how far to turn counter-clockwise, in degrees.
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
 
 
 def _samples(frame: Any) -> Float32[np.ndarray, "channels time"]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.equipment import Equipment
+from feature_extractors.handing_over import send_array
 from feature_extractors.processes import NoAnswer, Process, ProcessDied
 from feature_extractors.protocols import AbsentError, Encoder, File, MediaError, Medium
 
@@ -135,6 +136,8 @@ class Preparers:
             try:
                 process.send(task)
                 outcome, seconds = process.receive(self._timeout)
+                if outcome is None:
+                    return process.receive_array(), seconds
             except NoAnswer:
                 self._replace(process)
                 return MediaError("timeout", f"not read within {self._timeout:g} s"), self._timeout
@@ -180,4 +183,9 @@ def _serve_preparing(connection: Connection, equipment: Equipment) -> None:
             outcome: Any = attempt(encoders[modality], medium, equipment.media)
         except CalmrlError as error:
             outcome = error
-        connection.send((outcome, time.monotonic() - begun))
+        seconds = time.monotonic() - begun
+        if isinstance(outcome, np.ndarray):
+            connection.send((None, seconds))
+            send_array(connection, outcome)
+        else:
+            connection.send((outcome, seconds))

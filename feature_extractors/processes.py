@@ -13,6 +13,10 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from feature_extractors.handing_over import receive_array
+
 # One thread a process: sums split over threads add in another order, so the bytes of a store would depend on the number of workers.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
@@ -70,6 +74,13 @@ class Process:
             if not self._connection.poll(timeout):
                 raise NoAnswer
             return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise ProcessDied(self._how()) from None
+
+    def receive_array(self) -> np.ndarray:
+        """What the other side sent with `send_array`; ProcessDied if it will not come."""
+        try:
+            return receive_array(self._connection)
         except (EOFError, ConnectionResetError):
             raise ProcessDied(self._how()) from None
 

@@ -48,18 +48,23 @@ def extract(
     from calmrl_lab.config import override
     from feature_extractors import extraction
 
-    options = override({}, assign) | ({"manifest": manifest} if manifest else {})
-    target = out or Path("stores") / f"{dataset}.zarr"
-    work: dict[str, Any] = {
-        "workers": workers,
-        "device": device,
-        "engine": engine,
-        "block_size": block_size,
-        "timeout": timeout,
-    }
-    rules: dict[str, Any] = {"max_failures": max_failures, "overwrite": overwrite, "retry_failed": retry_failed}
-    given: dict[str, Any] = {"options": options, "encoder_options": override({}, assign_encoder)}
-    done = extraction.extract(dataset, target, encoders, media, weights, **given, **work, **rules)
+    done = extraction.extract(
+        dataset,
+        out or Path("stores") / f"{dataset}.zarr",
+        encoders,
+        media,
+        weights,
+        workers=workers,
+        device=device,
+        engine=engine,
+        block_size=block_size,
+        max_failures=max_failures,
+        options=override({}, assign) | ({"manifest": manifest} if manifest else {}),
+        encoder_options=override({}, assign_encoder),
+        timeout=timeout,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+    )
     console.emit(done.payload(), as_json, lambda: _print(done))
 
 
