@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect
-from calmrl_lab.imputers.statistics import PatternStatistics, Statistics
+from calmrl_lab.imputers.statistics import PatternStatistics, Statistics, thin_product
 
 # Up to this many coordinates a full symmetric eigendecomposition is quicker than an iterative one.
 _DENSE_UP_TO = 384
@@ -57,17 +57,17 @@ def block_ppca(
     spread = torch.stack([block.sum() for block in covariance.diagonal().split(dims)])
     variance = torch.maximum(spread / sizes, totals.floor)
     basis: Tensor | None = None
+    single = covariance.float()
     weights = covariance.new_zeros(len(covariance), latent_dim)
     sound = True
     for turn in range(_ROUNDS):
         scale = variance.sqrt().repeat_interleave(repeats)
-        whitened = covariance / torch.outer(scale, scale)
         if turn and unknown:
-            relative = weights / scale.unsqueeze(1)
             for rows, columns in unknown:
-                block = relative[rows] @ relative[columns].T
-                whitened[rows, columns], whitened[columns, rows] = block, block.T
-        values, basis = top_eigenvectors(whitened, latent_dim, basis)
+                block = weights[rows] @ weights[columns].T
+                covariance[rows, columns], covariance[columns, rows] = block, block.T
+            single = covariance.float()
+        values, basis = top_eigenvectors(covariance, single, 1 / scale, latent_dim, basis)
         # A component of no strength would stay at zero under EM for ever; a weak one can grow.
         strength = (values[:latent_dim] - 1).clamp(min=1e-3).sqrt()
         weights = scale.unsqueeze(1) * basis[:, :latent_dim] * strength
@@ -161,25 +161,34 @@ def _part(sums: PatternStatistics, index: int, dims: tuple[int, ...]) -> Float[T
 
 
 def top_eigenvectors(
-    matrix: Float[Tensor, "d d"], count: int, start: Float[Tensor, "d b"] | None = None
+    matrix: Float[Tensor, "d d"],
+    single: Float[Tensor, "d d"],
+    scale: Float[Tensor, " d"],
+    count: int,
+    start: Float[Tensor, "d b"] | None = None,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "d b"]]:
-    """The largest eigenvalues (descending) and their eigenvectors, at least `count` of them; pass the result on as `start`.
+    """The largest eigenvalues (descending) of diag(scale) matrix diag(scale), and their eigenvectors: at least `count` of them.
 
-    Small matrices by a full decomposition; large ones by block power iteration with Rayleigh-Ritz, whose products are in
-    float32: all that a start for EM needs, at 2 D^2 (q + 8) flops a sweep instead of about 4 D^3.
+    `single` is `matrix` in float32; pass the eigenvectors on as `start` of a similar problem. Small matrices by a full
+    decomposition; large ones by block power iteration with Rayleigh-Ritz, whose products are in float32: all that a start for
+    EM needs, at 2 D^2 (q + 8) flops a sweep instead of about 4 D^3.
     """
     size = len(matrix)
     if size <= _DENSE_UP_TO or count + _EXTRA > size // 4:
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = torch.linalg.eigh(matrix * torch.outer(scale, scale))
         return values.flip(0)[:count], vectors.flip(1)[:, :count]
     sweeps = _LATER_SWEEPS
     if start is None:
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(size, count + _EXTRA, generator=generator, dtype=torch.float64).to(matrix)
         sweeps = _FIRST_SWEEPS
-    single = matrix.float()
-    basis = torch.linalg.qr(start).Q
+    around = scale.unsqueeze(1)
+
+    def product(basis: Tensor) -> Tensor:
+        return around * thin_product(single, (around * basis).float()).double()
+
+    basis = start
     for _ in range(sweeps):
-        basis = torch.linalg.qr((single @ basis.float()).double()).Q
-    values, rotation = torch.linalg.eigh(basis.T @ (single @ basis.float()).double())
+        basis = torch.linalg.qr(product(basis)).Q
+    values, rotation = torch.linalg.eigh(basis.T @ product(basis))
     return values.flip(0), basis @ rotation.flip(1)

@@ -71,10 +71,10 @@ class PrivatePPCA(PPCA):
         spread = torch.stack([covariance[rows, rows].trace() / d for rows, d in zip(place, dims, strict=True)])
         variance = torch.maximum(spread, totals.floor)
         scale = variance.sqrt().repeat_interleave(torch.tensor(dims, device=covariance.device))
-        between = covariance / torch.outer(scale, scale)
+        between = covariance.clone()
         for rows in place:
             between[rows, rows] = 0.0
-        strengths, directions = top_eigenvectors(between, int(self.latent_dim))
+        strengths, directions = top_eigenvectors(between, between.float(), 1 / scale, int(self.latent_dim))
         shared = scale.unsqueeze(1) * directions[:, : int(self.latent_dim)]
         shared = shared * strengths[: int(self.latent_dim)].clamp(min=1e-3).sqrt()
 

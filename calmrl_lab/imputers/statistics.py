@@ -46,12 +46,8 @@ class PatternStatistics:
         """Second moment times `matrix`."""
         if self.moment is None:
             result = torch.zeros_like(matrix)
-        elif self.moment.device.type == "cpu":
-            # The BLAS of NumPy is up to 1.6 times faster at this tall and thin product than that of torch (AMD EPYC, one thread), and EM
-            # does little else.
-            result = torch.from_numpy(self.moment.numpy() @ matrix.numpy())
         else:
-            result = self.moment @ matrix
+            result = thin_product(self.moment, matrix)
         for rows in self.rows:
             result = torch.addmm(result, rows.T, rows @ matrix)
         return result
@@ -141,7 +137,7 @@ class Statistics:
                 assert sums.moment is not None
                 _add_gram(sums.moment, values)
         if sums.moment is not None and sums.moment.device.type == "cpu":
-            sums.moment = torch.tril(sums.moment) + torch.tril(sums.moment, -1).T
+            sums.moment += torch.tril(sums.moment, -1).T
         return sums
 
     def _insert(self, sums: PatternStatistics) -> None:
@@ -214,6 +210,12 @@ class Statistics:
         """Memory held by sums, moments and rows."""
         held = [t for s in self.patterns.values() for t in (s.total, s.moment, *s.rows) if t is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def thin_product(matrix: Float[Tensor, "d e"], thin: Float[Tensor, "e q"]) -> Float[Tensor, "d q"]:
+    """matrix @ thin for few columns. The BLAS of NumPy does this up to 1.6 times faster than that of torch, and EM does little
+    else."""
+    return torch.from_numpy(matrix.numpy() @ thin.numpy()) if matrix.device.type == "cpu" else matrix @ thin
 
 
 def observed_means(data: Observations, block: int = 65536) -> list[Float[Tensor, " d"]]:
