@@ -143,7 +143,9 @@ def lower_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
     Never looser than `lower_ratio`; an equality for two modalities.
     """
     largest = terms.singular_values[:, 0].square()
-    return _guard(terms, _shift_of((largest - terms.captured) / (largest - terms.smallest), when_undefined=0.0))
+    # Divided by a small gap, rounding of the numerator would be a bound above zero.
+    rounding = 8 * torch.finfo(largest.dtype).eps * largest
+    return _guard(terms, _shift_of((largest - terms.captured - rounding) / (largest - terms.smallest), when_undefined=0.0))
 
 
 def upper_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
