@@ -55,11 +55,14 @@ class CrossObjective(Objective):
             self.matching = MatchingHead(dim, seed)
 
     @abstractmethod
-    def scores(self, sides: Sides) -> Float[Tensor, "b b"]:
-        """How well item j answers query i; higher is better. Rows and columns without their side may hold any finite number."""
+    def scores(self, sides: Sides, context: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
+        """How well item j answers query i; higher is better. Rows and columns without their side may hold any finite number.
+
+        `context` is what `context` returned for these sides.
+        """
 
     def context(self, sides: Sides) -> Float[Tensor, "b d"]:
-        """One vector of an item's answers, for matching: their normalised sum."""
+        """One vector of an item's answers: their normalised sum. Matching sees this one."""
         return functional.normalize(sides.answers.sum(dim=1), dim=1, eps=1e-12)
 
     def answering(self, sides: Sides) -> Bool[Tensor, " b"]:
@@ -79,18 +82,19 @@ class CrossObjective(Objective):
         same = same_group(groups)
         scale = self.scale().to(embeddings.dtype)
         answering = self.answering(sides)
-        scores = self.scores(sides)
+        context = self.context(sides)
+        scores = self.scores(sides, context)
         contrast, used = symmetric_cross_entropy(scale * scores, sides.asks, answering, self.smoothing, same)
         terms = {"contrast": contrast, "temperature": 1 / scale.detach(), "skipped": skipped(used, contrast)}
         loss = contrast
-        for name, (weight, term) in self.extras(sides, scores, same).items():
+        for name, (weight, term) in self.extras(sides, context, scores, same).items():
             terms[name], loss = term, loss + weight * term
         if self.alpha:
             able, generator = sides.asks & answering, cast(torch.Generator, self.generator)
-            terms["matching"] = matching_loss(self.matching, sides.queries, self.context(sides), able, generator, same)
+            terms["matching"] = matching_loss(self.matching, sides.queries, context, able, generator, same)
             loss = loss + self.alpha * terms["matching"]
         return {"loss": loss, **terms}
 
-    def extras(self, sides: Sides, scores: Tensor, same: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+    def extras(self, sides: Sides, context: Tensor, scores: Tensor, same: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """Further terms by name: (weight in the loss, value)."""
         return {}

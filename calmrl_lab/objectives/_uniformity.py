@@ -17,46 +17,57 @@ def instance_uniformity(
     same: Bool[Tensor, "b b"] | None = None,
     squared: bool = False,
 ) -> Float[Tensor, ""]:
-    """Mean over the present items of -log softmax(U U' / temperature)[own] (PMRL's instance term).
+    """Mean over the present items of -log softmax(U U' / temperature)[own] (PMRL's instance term), for vectors of unit length.
 
     Absent items are no candidates. Other items of the own group (`same`) are no negatives. `squared` compares by the squared
     cosine, which knows no sign. With fewer than two present items the value is zero.
     """
-    excluded = ~present.unsqueeze(0)
+    related = None
     if same is not None:
-        own = torch.eye(len(present), dtype=torch.bool, device=present.device)
-        excluded = excluded | (same & ~own)
-    loss: Tensor = _Uniformity.apply(vectors, present, excluded, temperature, squared)
+        related = same & ~torch.eye(len(present), dtype=torch.bool, device=present.device)
+    loss: Tensor = _Uniformity.apply(vectors, present.to(vectors.dtype), related, temperature, squared)
     return loss
 
 
 class _Uniformity(torch.autograd.Function):
-    """The matrix is symmetric, so both directions of the cross-entropy are one number; with S = U U' and P = softmax(S / t) its
-    gradient is (P + P' - 2 I) U / (t B): two matrix products, of which plain differentiation makes three, and one matrix kept."""
+    """With E = exp((S - 1) / t), S = U U' or its square: row sums T of E give the loss, E o (w_i / T_i + w_j / T_j) its slope.
+
+    E is symmetric and no entry of S exceeds that of a vector with itself, 1: one shift serves all rows, both directions of the cross-entropy
+    are one number, and the gradient needs one more matrix product, of which plain differentiation makes two, and no transpose.
+    """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, present: Tensor, excluded: Tensor, temperature: float, squared: bool) -> Tensor:
-        cosines = vectors @ vectors.mT
-        logits = (cosines.square() if squared else cosines).div_(temperature)
-        own = logits.diagonal().clone()
-        # An absent item has excluded itself: its row is dropped, and must not be all -inf meanwhile.
-        probability = logits.masked_fill_(excluded, -torch.inf)
-        top = probability.amax(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).min)
-        total = probability.sub_(top).exp_().sum(dim=1, keepdim=True)
-        weight = present.to(vectors.dtype) / present.sum().clamp_min(1)
-        per_item = torch.where(present, total.log().add_(top).squeeze(1) - own, 0.0)
-        # Rows times their share in the mean; minus one at the target.
-        probability.mul_(weight.unsqueeze(1) / torch.where(total > 0, total, 1.0))
-        probability.diagonal().sub_(weight)
-        ctx.temperature, ctx.squared = temperature, squared
-        ctx.save_for_backward(vectors, probability, *([cosines] if squared else []))
+    def forward(
+        ctx: Any, vectors: Tensor, present: Tensor, related: Tensor | None, temperature: float, squared: bool
+    ) -> Tensor:
+        cosines = None
+        own = vectors.square().sum(dim=1)
+        if squared:
+            cosines = vectors @ vectors.mT
+            weighed = cosines.square().sub_(1.0).div_(temperature).exp_()
+            own = own.square()
+        else:
+            shift = torch.full((1, 1), -1 / temperature, dtype=vectors.dtype, device=vectors.device)
+            weighed = torch.addmm(shift, vectors, vectors.mT, alpha=1 / temperature).exp_()
+        if related is not None:
+            weighed.masked_fill_(related, 0.0)
+        totals = weighed @ present
+        weight = present / present.sum().clamp_min(1)
+        per_item = torch.where(present > 0, totals.log() - (own - 1) / temperature, 0.0)
+        share = torch.where(present > 0, weight / totals, 0.0)
+        ctx.temperature = temperature
+        ctx.save_for_backward(vectors, present, weight, share, weighed, cosines)
         return (per_item * weight).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        vectors, slope, *cosines = ctx.saved_tensors
-        if ctx.squared:
-            slope = 2 * slope * cosines[0]
-        both = slope + slope.mT
-        return (both @ vectors).mul_(grad / ctx.temperature), None, None, None, None
+        vectors, present, weight, share, weighed, cosines = ctx.saved_tensors
+        slope = (weighed * share.unsqueeze(1)).addcmul_(weighed, share.unsqueeze(0))
+        if cosines is not None:
+            slope.mul_(2 * cosines)
+            weight = 2 * weight * cosines.diagonal()
+        # Absent items pull nobody and are not pulled.
+        towards = (slope @ (vectors * present.unsqueeze(1))).mul_(present.unsqueeze(1))
+        towards.addcmul_(weight.unsqueeze(1), vectors, value=-2.0)
+        return towards.mul_(grad / ctx.temperature), None, None, None, None

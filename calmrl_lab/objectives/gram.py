@@ -7,7 +7,7 @@ from torch import Tensor
 from calmrl_lab.objectives import objectives
 from calmrl_lab.objectives._cross import CrossObjective, Sides
 from calmrl_lab.objectives._options import not_negative
-from calmrl_lab.objectives._volume import squared_volumes
+from calmrl_lab.objectives._volume import volumes
 
 
 @objectives.register("gram")
@@ -36,6 +36,5 @@ class Gram(CrossObjective):
         super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed)
         self.epsilon = not_negative(self.name, "epsilon", epsilon)
 
-    def scores(self, sides: Sides) -> Tensor:
-        squares = squared_volumes(sides.queries, sides.answers, sides.shown, paired=True)
-        return -(squares + self.epsilon).sqrt()
+    def scores(self, sides: Sides, context: Tensor) -> Tensor:
+        return -volumes(sides.queries, sides.answers, sides.shown, self.epsilon, paired=True)

@@ -44,26 +44,26 @@ class Scalar(CrossObjective):
         self.consistency = not_negative(self.name, "consistency", consistency)
         self.uniformity = not_negative(self.name, "uniformity", uniformity)
 
-    def scores(self, sides: Sides) -> Tensor:
+    def scores(self, sides: Sides, context: Tensor) -> Tensor:
         return weighted_centroid_cosines(sides.queries, sides.answers, sides.shown, self.weight_temperature)
 
-    def extras(self, sides: Sides, scores: Tensor, same: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+    def extras(self, sides: Sides, context: Tensor, scores: Tensor, same: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """`consistency` and `uniformity`, where their weights are above 0."""
         terms = {}
         if self.consistency:
-            terms["consistency"] = (self.consistency, self._consistency(sides, scores))
+            terms["consistency"] = (self.consistency, self._consistency(sides, context, scores))
         if self.uniformity:
             everything = torch.cat([sides.queries.unsqueeze(1), sides.answers], dim=1)
             shown = torch.cat([sides.asks.unsqueeze(1), sides.shown], dim=1)
             terms["uniformity"] = (self.uniformity, spread(everything, shown, same))
         return terms
 
-    def _consistency(self, sides: Sides, scores: Tensor) -> Tensor:
+    def _consistency(self, sides: Sides, context: Tensor, scores: Tensor) -> Tensor:
         able = sides.shown.sum(dim=1) >= 2
         drawn = torch.rand(sides.shown.shape, generator=cast(torch.Generator, self.generator))
         drawn = drawn.to(sides.shown.device, non_blocking=True).masked_fill(~sides.shown, -1.0)
         dropped = torch.zeros_like(sides.shown).scatter(1, drawn.argmax(dim=1, keepdim=True), True) & able.unsqueeze(1)
-        fewer = self.scores(sides._replace(shown=sides.shown & ~dropped))
+        fewer = self.scores(sides._replace(shown=sides.shown & ~dropped), context)
         scale = self.scale().to(scores.dtype)
         candidate = self.answering(sides).unsqueeze(0)
         full = torch.log_softmax((scale * scores.detach()).masked_fill(~candidate, -1e9), dim=1)

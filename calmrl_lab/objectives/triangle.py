@@ -68,7 +68,7 @@ class Triangle(CrossObjective):
     def answering(self, sides: Sides) -> Tensor:
         return sides.shown.all(dim=1)
 
-    def scores(self, sides: Sides) -> Tensor:
+    def scores(self, sides: Sides, context: Tensor) -> Tensor:
         squares = squared_parallelograms(sides.queries, sides.answers)
         return -squares / 2 if self.form == "squared" else -(squares + self.epsilon).sqrt() / 2
 
