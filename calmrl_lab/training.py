@@ -19,17 +19,14 @@ from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.filling import Filler, encode
-from calmrl_lab.heads import Heads
 from calmrl_lab.missingness import apply_scenario
 from calmrl_lab.objectives import objectives
 from calmrl_lab.runs import Run, write_atomically
+from calmrl_lab.starting import start_heads
 from calmrl_lab.validation import validation_score
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
-
-# How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
-_STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
 
 
 def train_heads(
@@ -102,7 +99,7 @@ class _Session:
             self.warm_up_table = warm.select(np.flatnonzero(complete))
             replay.append(self.warm_up_table)
 
-        self.heads = self._heads(full).to(self.device)
+        self.heads = start_heads(config, self.store, self.train_table).to(self.device)
         self.objective = self._objective(full.modalities)
         self.filler = Filler(config.impute, config.impute_options, full.modalities, self.validation_table, replay)
         if config.objective == "calmrl" and not self.filler.fills and not bool(self.train_table.mask.all()):
@@ -130,32 +127,6 @@ class _Session:
                 f"'{self.config.scenario}'), so imputer '{self.config.impute}' cannot know it",
                 hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
             )
-
-    def _heads(self, table: FeatureTable) -> Heads:
-        config = self.config
-        stored = {m: self.store.heads[h] for m, h in _STORED_HEADS.items() if m in table.modalities and h in self.store.heads}
-        wanted = config.init == "stored" or (config.init == "auto" and len(stored) == len(table.modalities))
-        if config.init == "stored" and len(stored) < len(table.modalities):
-            lacking = [m for m in table.modalities if m not in stored]
-            raise CalmrlError(
-                f"store '{self.store.path}' holds no projection weights for: {', '.join(lacking)}", hint="use --set init=random"
-            )
-        dim = next(iter(stored.values())).shape[0] if wanted else config.dim
-        heads = Heads(table.dims, dim, config.head, seed=config.seed)
-        if wanted:
-            for index, name in enumerate(table.modalities):
-                heads.load_linear(index, torch.from_numpy(np.asarray(stored[name], dtype=np.float32)))
-            return heads
-        shown = {
-            index: rows[self.train_table.mask[:, index]].cpu()
-            for index, rows in enumerate(self.train_table.first_rows())
-            if bool(self.train_table.mask[:, index].any())
-        }
-        if config.features != "raw":
-            for index, rows in shown.items():
-                heads.rescale(index, rows, centred=config.features == "centred")
-        heads.share_side(shown)
-        return heads
 
     def _objective(self, modalities: tuple[str, ...]) -> torch.nn.Module:
         config = self.config

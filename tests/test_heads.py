@@ -67,9 +67,9 @@ def test_an_unknown_head_is_refused():
 def test_modalities_start_on_one_side(kind):
     rows = dict(enumerate(f + 1 for f in features(50)))
     heads = Heads(DIMS, 4, kind, seed=1)
-    before = [heads.maps[j](rows[j]) for j in rows]
+    before = [heads.maps[j](rows[j]).detach() for j in rows]
     heads.share_side(rows)
-    after = [heads.maps[j](rows[j]) for j in rows]
+    after = [heads.maps[j](rows[j]).detach() for j in rows]
     for a, b in zip(before, after, strict=True):
         assert torch.allclose(a @ a.T, b @ b.T, atol=1e-4)  # a reflection: nothing changes within a modality
     means = [torch.nn.functional.normalize(a.mean(dim=0), dim=0) for a in after]
