@@ -33,7 +33,9 @@ $(READY): pyproject.toml constraints.txt demo-models.txt
 demo: $(READY)
 	@test -d stores/openmoji.zarr || $(BIN)/calmrl-lab extract --dataset openmoji --out stores/openmoji.zarr
 	@$(BIN)/calmrl-lab experiment experiments/demo.yaml
-	@$(BIN)/calmrl-lab report --runs runs/demo --out reports/demo
+	@test -d stores/digits.zarr || $(BIN)/calmrl-lab extract --dataset digits --out stores/digits.zarr
+	@$(BIN)/calmrl-lab experiment experiments/digits.yaml
+	@$(BIN)/calmrl-lab report --runs runs/demo --also runs/digits --out reports/demo
 	@echo "open reports/demo/index.html"
 
 test: $(READY)

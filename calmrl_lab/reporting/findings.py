@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from calmrl_lab.reporting.comparisons import Comparisons
 from calmrl_lab.reporting.drawing import Figure
+from calmrl_lab.reporting.elsewhere import Elsewhere
 from calmrl_lab.reporting.gather import Gathered
 from calmrl_lab.reporting.imputations import Imputations
 from calmrl_lab.reporting.inside import Cases
@@ -48,3 +49,4 @@ class Findings:
     first: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Run name -> query item -> the items it finds first; empty if the store is not there."""
     items: Items = field(default_factory=Items)
+    others: Sequence[Elsewhere] = ()

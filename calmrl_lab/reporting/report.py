@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from calmrl_lab.reporting.classifications import accuracy_table, classifications
 from calmrl_lab.reporting.comparisons import comparisons
 from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
 from calmrl_lab.reporting.drawing import Figure
+from calmrl_lab.reporting.elsewhere import elsewhere
 from calmrl_lab.reporting.figures import differences, oracle, overview, training
 from calmrl_lab.reporting.findings import Findings
 from calmrl_lab.reporting.gather import gather
@@ -61,8 +63,10 @@ class Report:
         }
 
 
-def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
+def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence[Path | str] = ()) -> Report:
     """Gather `runs` and write the report into `out` (default: reports/<name of the runs folder>).
+
+    The main tables of the experiments in `also` (other data) are added in a section of their own.
 
     The same runs give the same bytes. Every file is replaced whole; index.html comes last. Raises CalmrlError if there is nothing to
     report or `out` cannot be written.
@@ -111,14 +115,17 @@ def write_report(runs: Path | str, out: Path | str | None = None) -> Report:
     chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None
     first = _first(store, chosen, gathered.split)
     tables |= _inside(errors, moved, items)
+    others = tuple(elsewhere(place) for place in also)
+    tables |= {table.name: table for other in others for table in other.tables}
     narrative = narrate(gathered, found, compared, errors, moved)
     contents = {**_table_files(tables), **_figure_files(figures)}
     findings = Findings(
-        gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, items
+        gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, items, others
     )
     html = page(findings, sorted(contents))
     _write(folder, {**contents, "index.html": html.encode()})
-    problems = tuple(f"{problem.run}: {problem.sentence}" for problem in gathered.problems)
+    every = [*gathered.problems, *(problem for other in others for problem in other.gathered.problems)]
+    problems = tuple(f"{problem.run}: {problem.sentence}" for problem in every)
     return Report(folder, gathered.title, narrative, tables, tuple(sorted(contents)), problems)
 
 

@@ -19,7 +19,14 @@ _LIMITS = {
 
 def result_sections(found: Findings, environment: Any) -> list[Section]:
     """Everything that was found, in the order of the questions; what no run has is left out."""
-    return [*_results(found), *_calibration(found), *_optional(found), *_inside(found, environment), *_published(found)]
+    return [
+        *_results(found),
+        *_calibration(found),
+        *_optional(found),
+        *_elsewhere(found),
+        *_inside(found, environment),
+        *_published(found),
+    ]
 
 
 def _results(found: Findings) -> list[Section]:
@@ -71,6 +78,14 @@ def _optional(found: Findings) -> list[Section]:
         body += f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in published)}</ul>'
         sections.append(Section("classification", "Classification", body, short="Classes"))
     return sections
+
+
+def _elsewhere(found: Findings) -> list[Section]:
+    body = ""
+    for other in found.others:
+        limits = _LIMITS.get(str(other.gathered.store.get("dataset")), "")
+        body += f"<h3>{escape(other.gathered.title)}</h3><p>{escape(limits)}</p>" + "".join(t.to_html() for t in other.tables)
+    return [Section("elsewhere", "On other data", body, short="Other data")] if body else []
 
 
 def _inside(found: Findings, environment: Any) -> list[Section]:

@@ -174,3 +174,16 @@ def test_the_command_refuses_what_is_not_there(cli, tmp_path):
     code, _, err = cli("report", "--runs", tmp_path / "absent")
     assert code == 2
     assert "there is no folder" in err
+
+
+def test_the_main_tables_of_another_experiment_are_added(experiment, tmp_path, without_pdf):
+    from synthetic_runs import write_experiment
+
+    other = write_experiment(tmp_path / "runs" / "other-data", seeds=(0,), items=60, extras=True)
+    written = write_report(experiment, tmp_path / "both", also=[other])
+    assert {"summary", "summary_other_data", "classification_other_data"} <= set(written.tables)
+    assert (written.folder / "tables" / "summary_other_data.csv").exists()
+    html = written.page.read_text(encoding="utf-8")
+    assert "On other data" in html
+    assert html.count("Classification accuracy") == 2
+    assert "On other data" not in write_report(experiment, tmp_path / "one").page.read_text(encoding="utf-8")
