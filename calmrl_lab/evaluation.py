@@ -39,25 +39,36 @@ CONTROLS = ("mean", "random")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` computed: a row a query (`scores`), a row an imputed entry (`imputation`), a row an item (`anchors`)."""
+    """What `evaluate` computed: a row a query (`scores`), a row an imputed entry (`imputation`), a row an item (`anchors`).
+
+    `coverage` says what was asked at all (as in evaluation.json): `split`, `items` in it, `empty_items` that show no modality, `directions`
+    with the number of `queries` that were ranked, `without_positive` that were left out and the `gallery_size`, and `unserved`
+    directions, of which no item has both modalities.
+    """
 
     run: Run
     scores: pd.DataFrame
     imputation: pd.DataFrame | None
     anchors: pd.DataFrame | None
+    coverage: dict[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """A row a direction: Recall@1/5/10 (percent, ties as expected under a random order), median rank, queries, gallery size."""
+        """A row a direction: Recall@1/5/10 (percent, ties as expected under a random order), median rank, queries.
+
+        `without_positive` counts the query rows that were left out because their item lacks the gallery's modality.
+        """
         import pandas as pd
 
         from calmrl_lab.retrieval import recall
 
+        left_out = {(row["query"], row["gallery"]): row["without_positive"] for row in self.coverage["directions"]}
         rows = []
         for (query, gallery), part in self.scores.groupby(["query", "gallery"], sort=False):
             greater, equal = part["greater"].to_numpy(), part["equal"].to_numpy()
             row = {"query": query, "gallery": gallery}
             row |= {f"recall_at_{k}": 100 * float(recall(greater, equal, k).mean()) for k in (1, 5, 10)}
             row |= {"median_rank": float(np.median(1 + greater + equal / 2)), "queries": len(part)}
+            row["without_positive"] = left_out[query, gallery]
             row["chance_recall_at_1"] = 100 * float((part["positives"] / part["candidates"]).mean())
             rows.append(row)
         return pd.DataFrame(rows)
@@ -70,12 +81,13 @@ def evaluate(
     split: str = "test",
     device: str = "auto",
 ) -> Evaluation:
-    """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet.
+    """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet,
+    evaluation.json.
 
-    `directions` are (query modality, gallery modality) pairs; default: all ordered pairs. The gallery of a direction is every row of
+    `directions` are (query modality, gallery modality) pairs; default: all ordered pairs that some item can serve. The gallery of a direction is every row of
     its modality in the split; a query whose item has no row there has no positive and is left out. Nothing is hidden from the gallery.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
-    or a direction that the store cannot serve.
+    a direction that was asked for and that no item can serve, or no direction at all.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config, summary = run.config, run.summary
@@ -91,7 +103,8 @@ def evaluate(
             f"store '{source.path}' has no items in split '{split}'", hint=f"it has: {', '.join(np.unique(splits))}"
         )
     held_out = table.select(np.flatnonzero(splits == split))
-    scores = _ranks(heads, held_out, _directions(table.modalities, directions))
+    asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
+    scores = _ranks(heads, held_out, asked)
     imputation = anchors = None
     if store is None and imputers.get(config.impute).fills:
         train_table = training_items(table, splits, config)
@@ -99,11 +112,13 @@ def evaluate(
             imputation, anchors = _calibration(
                 run, heads, train_table, table.select(np.flatnonzero(splits == "validation")), held_out, split
             )
+    coverage = _coverage(held_out, split, asked, unserved)
     run.write_frame("scores.parquet", scores)
+    run.write_json("evaluation.json", coverage)
     for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
         if frame is not None:
             run.write_frame(name, frame)
-    return Evaluation(run, scores, imputation, anchors)
+    return Evaluation(run, scores, imputation, anchors, coverage)
 
 
 def _load(
@@ -135,6 +150,49 @@ def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | No
     return [(query, gallery) for query, gallery in asked]
 
 
+def _served(
+    table: FeatureTable, directions: Sequence[tuple[str, str]], optional: bool
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The directions that at least one item can serve, and the others; CalmrlError for one of those that is not optional."""
+    owned = table.natural_mask()
+    served: list[tuple[str, str]] = []
+    unserved: list[tuple[str, str]] = []
+    for query, gallery in directions:
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        able = bool((owned[:, a] & owned[:, b]).any())
+        if not able and not optional:
+            raise CalmrlError(
+                f"direction {query}->{gallery}: no item of the split has both modalities", hint="leave this direction out"
+            )
+        (served if able else unserved).append((query, gallery))
+    if not served:
+        raise CalmrlError(
+            f"no two of the modalities {', '.join(table.modalities)} are ever observed in one item of the split",
+            hint="evaluate another split or store; calmrl-lab store info shows who is observed with whom",
+        )
+    return served, unserved
+
+
+def _coverage(
+    table: FeatureTable, split: str, directions: Sequence[tuple[str, str]], unserved: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    owned = table.natural_mask()
+    counts = torch.stack([offsets.diff() for offsets in table.offsets], dim=1)
+    rows = []
+    for query, gallery in directions:
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        ranked = int(counts[owned[:, b], a].sum())
+        row = {"query": query, "gallery": gallery, "queries": ranked}
+        rows.append({**row, "without_positive": int(counts[:, a].sum()) - ranked, "gallery_size": int(counts[:, b].sum())})
+    return {
+        "split": split,
+        "items": len(table),
+        "empty_items": int((~owned.any(dim=1)).sum()),
+        "directions": rows,
+        "unserved": [{"query": query, "gallery": gallery} for query, gallery in unserved],
+    }
+
+
 @torch.no_grad()
 def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Ranks of every query row with a positive; both directions of a pair come from the same scores."""
@@ -148,10 +206,6 @@ def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, st
         if (query, gallery) in done:
             continue
         a, b = table.modalities.index(query), table.modalities.index(gallery)
-        if not bool((table.natural_mask()[:, a] & table.natural_mask()[:, b]).any()):
-            raise CalmrlError(
-                f"direction {query}->{gallery}: no item of the split has both modalities", hint="leave this direction out"
-            )
         for (q, g, owner), ranks in zip(
             ((query, gallery, owners[a]), (gallery, query, owners[b])),
             rank_both(rows[a], rows[b], owners[a], owners[b]),

@@ -1,5 +1,7 @@
 """Evaluation of a run: what is ranked, what is imputed, what is refused."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,6 +60,58 @@ def test_a_direction_counts_only_items_that_have_both(run, small_store, tmp_path
     assert table.loc[("caption", "keywords"), "queries"] == with_keywords
     assert table.loc[("keywords", "caption"), "queries"] == with_keywords
     assert table.loc[("keywords", "caption"), "chance_recall_at_1"] == pytest.approx(100 / 75)
+    assert table.loc[("caption", "keywords"), "without_positive"] == 75 - with_keywords
+    assert table.loc[("keywords", "caption"), "without_positive"] == 0
+
+
+@pytest.fixture(scope="module")
+def gappy(tmp_path_factory):
+    """A run on a store of two data sets: one shows a and b, the other b and c; of one item everything failed."""
+    from calmrl_lab.store import ModalitySpec, write_store
+
+    n, names = 40, ("a", "b", "c")
+    rng = np.random.default_rng(0)
+    mask = np.zeros((n, 3), dtype=bool)
+    mask[::2, :2], mask[1::2, 1:] = True, True
+    split = np.array(["train", "train", "validation", "validation", "test", "test", "test", "test"] * 5)
+    mask[np.flatnonzero(split == "test")[-1]] = False
+    path = tmp_path_factory.mktemp("stores") / "gappy.zarr"
+    write_store(
+        path, dataset="gappy", modalities=[ModalitySpec(name, "given", "0" * 16, 6, "float16") for name in names],
+        ids=[f"i{j}" for j in range(n)], split=split, group=[f"g{j}" for j in range(n)], labels={},
+        features={m: rng.normal(size=(int(mask[:, j].sum()), 6)) for j, m in enumerate(names)},
+        offsets={m: np.concatenate([[0], np.cumsum(mask[:, j])]) for j, m in enumerate(names)},
+        reason=np.where(mask, 0, 2).astype(np.uint8), licence="none", attribution="none", provenance={},
+    )  # fmt: skip
+    return train_heads(path, objective="clip", imputer="none", run=tmp_path_factory.mktemp("runs") / "gappy", **QUICK)
+
+
+class TestNaturalGaps:
+    def test_what_cannot_be_asked_is_counted_and_told(self, gappy):
+        found = evaluate(gappy)
+        assert set(zip(found.scores["query"], found.scores["gallery"], strict=True)) == {
+            ("a", "b"),
+            ("b", "a"),
+            ("b", "c"),
+            ("c", "b"),
+        }
+        assert found.coverage["unserved"] == [{"query": "a", "gallery": "c"}, {"query": "c", "gallery": "a"}]
+        assert found.coverage["empty_items"] == 1
+        table = found.table().set_index(["query", "gallery"])
+        assert table.loc[("b", "a"), "queries"] == 10
+        assert table.loc[("b", "a"), "without_positive"] == 9
+        assert json.loads((gappy.path / "evaluation.json").read_text()) == found.coverage
+
+    def test_a_direction_that_was_asked_for_is_refused(self, gappy):
+        with pytest.raises(CalmrlError, match="a->c: no item of the split has both"):
+            evaluate(gappy, [("a", "c")])
+
+    def test_the_command_says_it(self, gappy, cli):
+        code, told, _ = cli("evaluate", "--run", gappy.path)
+        assert code == 0
+        assert "a->c cannot be asked" in told
+        assert "1 of 20 items show no modality at all" in told
+        assert "left out: queries whose item lacks the modality" in told
 
 
 def test_imputation_is_scored_where_the_truth_is_known(evaluation, run):

@@ -1,8 +1,9 @@
-"""`calmrl-lab evaluate` and `calmrl-lab compare`: scores of one run, the paired difference of two."""
+"""`calmrl-lab evaluate`: the scores of one run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -40,19 +41,26 @@ def evaluate(
 
     scored = score(run, pairs or None, store=store, split=split, device=device)
     table, warning = scored.table(), chance_warning(scored.scores)
-    console.emit(table.to_dict("records"), as_json, lambda: _print(table))
+    console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
     if warning:
         console.note(warning)
 
 
-def _print(table: object) -> None:
+def _print(table: Any, coverage: dict[str, Any]) -> None:
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
-    for heading in ("query", "gallery", "R@1 %", "R@5 %", "R@10 %", "median rank", "queries", "chance R@1 %"):
+    for heading in ("query", "gallery", "R@1 %", "R@5 %", "R@10 %", "median rank", "queries", "left out", "chance R@1 %"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery") else "right")
-    for row in table.itertuples(index=False):  # type: ignore[attr-defined]
+    for row in table.itertuples(index=False):
         numbers = (row.recall_at_1, row.recall_at_5, row.recall_at_10, row.median_rank)
-        shown.add_row(row.query, row.gallery, *(f"{n:.1f}" for n in numbers), str(row.queries), f"{row.chance_recall_at_1:.2f}")
+        counts = (str(row.queries), str(row.without_positive))
+        shown.add_row(row.query, row.gallery, *(f"{n:.1f}" for n in numbers), *counts, f"{row.chance_recall_at_1:.2f}")
     console.out.print(shown)
+    if table["without_positive"].any():
+        console.out.print("left out: queries whose item lacks the modality of the gallery, so that no answer is right")
+    for pair in coverage["unserved"]:
+        console.out.print(f"{pair['query']}->{pair['gallery']} cannot be asked: no item has both modalities")
+    if coverage["empty_items"]:
+        console.out.print(f"{coverage['empty_items']} of {coverage['items']} items show no modality at all")
     console.out.print("ties are counted as expected under a random order; nothing is hidden from the gallery")
