@@ -16,7 +16,7 @@ from calmrl_lab.embedded import Embedded, RunSpace
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
-from calmrl_lab.runs import Run
+from calmrl_lab.runs import Run, write_atomically
 from calmrl_lab.scorers.base import make_scorer
 from calmrl_lab.search import Index, Kind, build_index, recall_against_exact
 
@@ -110,7 +110,8 @@ def build_gallery(
 
     An item is the vector `scorer` makes of what it shows of `modalities` (default: all); `calibrate` fills its gaps with the run's imputer
     first. Items that show none of them are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the
-    true ten nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 embeddings of the store's own rows.
+    true ten nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 embeddings of the store's own rows;
+    recall.csv and recall.svg show it for more and for less effort.
     Raises CalmrlError for scorers that make no vector of an item, unknown modalities, a run without imputer if `calibrate`, and an
     existing folder that is no index.
     """
@@ -145,13 +146,18 @@ def build_gallery(
         "dim": vectors.shape[1],
         "items": len(shown),
         "left_out": len(embedded) - len(shown),
-        "recall_against_exact": None if kind == "flat" else _measured(index, vectors, embedded),
+        "recall_against_exact": None,
     }
+    probes = _probes(embedded)
+    if kind != "flat":
+        exact = build_index(vectors).search(probes, _PROBED)
+        facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, _PROBED), exact).mean())
     # gallery.json goes last: a folder without it is no index.
     (out / "gallery.json").unlink(missing_ok=True)
     folder.save_heads(space.heads)
     folder.write_frame("items.parquet", pd.DataFrame({**items, **labels}))
     index.save(out / "index.faiss")
+    _write_recall(out, index, vectors, probes)
     folder.write_json("gallery.json", facts)
     return Gallery.open(out)
 
@@ -193,9 +199,22 @@ def _encoder(store: FeatureStore, modality: str) -> dict[str, str]:
     return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
 
 
-def _measured(index: Index, vectors: np.ndarray, embedded: Embedded) -> float:
-    """Recall of the approximate index against the exact one, on embeddings that are no gallery vectors themselves."""
+def _probes(embedded: Embedded) -> Float[np.ndarray, "q d"]:
+    """Queries to measure an index with: embeddings of single rows, which are no gallery vectors themselves."""
     rows = np.concatenate([part.float().cpu().numpy() for part in embedded.rows])
-    chosen = np.random.default_rng(0).permutation(len(rows))[:_PROBES]
-    exact = build_index(vectors).search(rows[chosen], _PROBED)
-    return float(recall_against_exact(index.search(rows[chosen], _PROBED), exact).mean())
+    return rows[np.random.default_rng(0).permutation(len(rows))[:_PROBES]]
+
+
+def _write_recall(out: Path, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:
+    """recall.csv and recall.svg of an approximate index; none of an exact one."""
+    from calmrl_lab.approximation import effort_curve, effort_figure
+
+    names = ("recall.csv", "recall.svg")
+    if index.kind == "flat":
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+        return
+    curve = effort_curve(index, vectors, probes, _PROBED)
+    figure = effort_figure(curve, index.kind, len(vectors), len(probes), _PROBED)
+    for name, text in zip(names, (curve.to_csv(index=False), figure.svg()), strict=True):
+        write_atomically(out / name, text.encode())

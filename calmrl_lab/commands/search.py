@@ -159,7 +159,10 @@ def _print_facts(gallery: Gallery) -> None:
     if facts["left_out"]:
         console.out.print(f"{facts['left_out']} items show none of these and were left out")
     if facts["recall_against_exact"] is not None:
-        console.out.print(f"finds {100 * facts['recall_against_exact']:.1f} % of the true ten nearest items")
+        console.out.print(
+            f"finds {100 * facts['recall_against_exact']:.1f} % of the true ten nearest items; {gallery.path / 'recall.svg'} shows more effort and less",
+            soft_wrap=True,
+        )
     console.out.print(f"written to {gallery.path}", soft_wrap=True)
 
 
