@@ -113,6 +113,33 @@ def item_spectrum(embedded: Embedded) -> pd.DataFrame:
     )
 
 
+def spectrum_by_pattern(embedded: Embedded) -> pd.DataFrame:
+    """`item_spectrum` in the mean over the items of each pattern: pattern, items, s1 ... sk, share, eigengap."""
+    frame = item_spectrum(embedded)
+    numbers = [name for name in frame.columns if name not in ("item", "group", "pattern", "shown")]
+    grouped = frame.groupby("pattern", sort=False)
+    table = grouped[numbers].mean()
+    table.insert(0, "items", grouped.size())
+    return table.sort_values("items", ascending=False, kind="stable").reset_index()
+
+
+def shifts_by_pattern(anchors: pd.DataFrame) -> pd.DataFrame:
+    """Anchor shift before and after calibration and its proven bounds, in the mean over items: pattern, items, shift_observed,
+    shift_calibrated, lower, upper, eigengap. `anchors` is a run's anchors.parquet."""
+    numbers = ["shift_observed", "shift_calibrated", "lower", "upper", "eigengap"]
+    grouped = anchors.groupby("pattern", sort=True)
+    table = grouped[numbers].mean()
+    table.insert(0, "items", grouped.size())
+    return table.reset_index()
+
+
+def with_anchor_facts(scores: pd.DataFrame, anchors: pd.DataFrame) -> pd.DataFrame:
+    """`scores` with the numbers of `anchors` beside them, in the mean over the patterns of an item, to slice by."""
+    taken = set(scores.columns) | {"item"}
+    numbers = [name for name in anchors.columns if anchors[name].dtype.kind in "fi" and name not in taken]
+    return scores.join(anchors.groupby("item")[numbers].mean(), on="item")
+
+
 def reliability(imputation: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
     """Predicted against true imputation error, in `bins` of equal size by prediction, per imputer and modality.
 
@@ -166,14 +193,15 @@ def slices(scores: pd.DataFrame, by: str, generator: np.random.Generator, bins: 
     for name, part in frame.groupby(values, sort=bool(numeric), dropna=False, observed=True):
         hits = 100 * recall(part["greater"].to_numpy(), part["equal"].to_numpy(), k)
         found = interval(hits, generator, part["group"].to_numpy())
-        row = {"slice": _slice_name(name), "queries": len(part), "groups": found.units}
+        row = {"slice": _slice_name(name, part[by]), "queries": len(part), "groups": found.units}
         table.append({**row, "recall": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(table)
 
 
-def _slice_name(name: Any) -> str:
+def _slice_name(name: Any, values: pd.Series) -> str:
     if hasattr(name, "left"):
-        return f"{name.left:.3g} to {name.right:.3g}"
+        low, high = values.min(), values.max()
+        return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
     return "no value" if name is None or name != name else str(name)
 
 

@@ -70,24 +70,53 @@ def classify(
 def diagnose(
     run: Path = typer.Option(..., help="Finished run."),
     split: str = typer.Option("test", help="Items to look at."),
+    slices: list[str] = typer.Option(
+        ["pattern", "group_size"],
+        "--slice",
+        help="What to cut Recall@1 by: pattern, group_size, or a number of anchors.parquet as shift_observed; may be repeated.",
+    ),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the tables as JSON."),
 ) -> None:
-    """Modality gap, alignment, uniformity, effective rank, and whether imputation errors are what the imputer expects.
+    """Modality gap, alignment, uniformity, spectra, anchor shifts and bounds, imputation errors against expected ones, Recall@1 in slices.
 
-    Example: calmrl-lab diagnose --run runs/demo/calmrl-ppca-s0
+    Example: calmrl-lab diagnose --run runs/demo/calmrl-ppca-s0 --slice pattern --slice shift_observed
     """
-    from calmrl_lab.diagnostics import chance_warning, modality_pairs, modality_table, reliability
+    from calmrl_lab.diagnostics import chance_warning
+
+    tables, scores = _diagnosis(run, split, slices, device)
+    warning = None if scores is None else chance_warning(scores)
+    payload = {name: table.to_dict("records") for name, table in tables.items()}
+    console.emit({**payload, "warning": warning}, as_json, lambda: _print_diagnosis(tables, warning))
+
+
+def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
+    """The tables by name, and the scores if the run was evaluated."""
+    import numpy as np
+
+    from calmrl_lab import diagnostics
     from calmrl_lab.embedded import RunSpace
 
     space = RunSpace.open(run, device=device)
     embedded = space.embed(split)
-    tables = {"pairs": modality_pairs(embedded), "modalities": modality_table(embedded)}
+    tables = {
+        "pairs": diagnostics.modality_pairs(embedded),
+        "modalities": diagnostics.modality_table(embedded),
+        "spectrum": diagnostics.spectrum_by_pattern(embedded),
+    }
+    anchors = space.run.read_frame("anchors.parquet") if (run / "anchors.parquet").is_file() else None
+    if anchors is not None and len(anchors):
+        tables["anchors"] = diagnostics.shifts_by_pattern(anchors)
     if (run / "imputation.parquet").is_file():
-        tables["reliability"] = reliability(space.run.read_frame("imputation.parquet"), bins=5)
-    warning = chance_warning(space.run.read_frame("scores.parquet")) if (run / "scores.parquet").is_file() else None
-    payload = {name: table.to_dict("records") for name, table in tables.items()}
-    console.emit({**payload, "warning": warning}, as_json, lambda: _print_diagnosis(tables, warning))
+        errors = space.run.read_frame("imputation.parquet")
+        tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == space.run.config.impute], bins=5)
+    if not (run / "scores.parquet").is_file():
+        return tables, None
+    scores = space.run.read_frame("scores.parquet")
+    facts = scores if anchors is None or not len(anchors) else diagnostics.with_anchor_facts(scores, anchors)
+    for cut in cuts:
+        tables[f"recall_by_{cut}"] = diagnostics.slices(facts, cut, np.random.default_rng(0))
+    return tables, scores
 
 
 def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
@@ -119,11 +148,13 @@ def _print_diagnosis(tables: dict[str, pd.DataFrame], warning: str | None) -> No
     titles = {
         "pairs": "pairs of modalities",
         "modalities": "modalities",
+        "spectrum": "singular values of the items' modality sets, mean by what they show",
+        "anchors": "anchor shift by what is observed, its proven bounds",
         "reliability": "imputation error: predicted and actual",
     }
     for name, table in tables.items():
         words = {column: "{}" if table[column].dtype.kind not in "f" else "{:.3f}" for column in table.columns}
-        _print(table, words, titles[name])
+        _print(table, words, titles.get(name) or f"Recall@1 in percent by {name.removeprefix('recall_by_').replace('_', ' ')}")
         console.out.print()
     if warning:
         console.out.print(warning, style="bold red", soft_wrap=True)

@@ -44,6 +44,27 @@ def test_diagnose(trained, cli):
     assert len(json.loads(said)["pairs"]) == 10
 
 
+def test_diagnose_an_evaluated_run(trained, cli):
+    from calmrl_lab.evaluation import evaluate
+
+    evaluate(trained, device="cpu")
+    code, said, err = cli("diagnose", "--run", trained.path, "--slice", "pattern", "--slice", "shift_observed", "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    assert {row["imputer"] for row in found["reliability"]} == {"ppca"}
+    for row in found["anchors"]:
+        assert row["lower"] <= row["shift_observed"] <= row["upper"]
+    assert sum(row["queries"] for row in found["recall_by_pattern"]) == sum(
+        row["queries"] for row in found["recall_by_shift_observed"]
+    )
+    assert found["spectrum"][0]["s1"] > found["spectrum"][0]["s2"]
+    code, said, _ = cli("diagnose", "--run", trained.path)
+    assert "Recall@1 in percent by group size" in said
+    code, _, said = cli("diagnose", "--run", trained.path, "--slice", "smell")
+    assert code == 2
+    assert "no column 'smell'" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
