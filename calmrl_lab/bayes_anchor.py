@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.imputers.observations import Pattern, observe
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.spectrum import spectrum
@@ -86,7 +87,12 @@ def anchor_posterior(
 
 
 def _draw(
-    imputer: PPCA, z: Tensor, pattern: Pattern, samples: int, generator: torch.Generator, unit: bool
+    imputer: PPCA,
+    z: Tensor,
+    pattern: Pattern,
+    samples: int,
+    generator: torch.Generator,
+    unit: bool,
 ) -> Float[Tensor, "n s k d"]:
     """Complete sets with the missing embeddings drawn from their conditional distribution."""
     posterior = imputer.posterior(pattern.observed, z.device)
@@ -116,7 +122,61 @@ def realised_gain(posterior: AnchorPosterior, complete: Float[Tensor, "n k d"]) 
     return after - before
 
 
-def conformal_threshold(predicted: np.ndarray, realised: np.ndarray, level: float = 0.05) -> float:
+@torch.no_grad()
+def calibration_gain(
+    imputer: Imputer,
+    embeddings: Float[Tensor, "n k d"],
+    mask: Bool[Tensor, "n k"],
+    filled: Float[Tensor, "n k d"],
+    generator: torch.Generator,
+    samples: int = 32,
+) -> Float[Tensor, " n"]:
+    """Predicted cos^2 with the true anchor of the anchor of the `filled` sets, minus that of the observed anchor; float64.
+
+    What filling in these very values promises; it may be negative. Unit embeddings are expected: a missing one is drawn around
+    its filled value with as much variance as brings its squared norm to 1 on average, so that an imputer whose variances are
+    off, or that has none, promises nothing it cannot keep. The directions of that variance are the imputer's own where it is a
+    PPCA, and all alike otherwise. Random numbers are the same for every item, so that what an item is promised does not depend
+    on the items beside it. 0 for items that miss nothing; items that show nothing are promised all of it.
+    """
+    data = observe(list(embeddings.unbind(dim=1)), mask, imputer.modalities, imputer.dims)
+    z, full = filled.double(), torch.ones_like(mask)
+    n, k, d = z.shape
+    before, after = spectrum(embeddings.double(), mask).anchor, spectrum(z, full).anchor
+    gain = torch.zeros(n, dtype=torch.float64, device=z.device)
+    for pattern in data.patterns():
+        if not pattern.missing:
+            continue
+        errors = _deviations(imputer, pattern, samples, d, z.device, generator)
+        for rows in torch.split(pattern.rows, max(1, _WORKING_SET // (samples * k * d))):
+            drawn = z[rows].unsqueeze(1).expand(-1, samples, -1, -1).clone()
+            for j, deviation in errors.items():
+                left = (1 - z[rows, j].square().sum(dim=1)).clamp(min=0).sqrt()
+                values = z[rows, j].unsqueeze(1) + left.view(-1, 1, 1) * deviation
+                drawn[:, :, j] = values / torch.linalg.vector_norm(values, dim=2, keepdim=True).clamp(min=1e-300)
+            u = spectrum(drawn.flatten(0, 1), full[:1].expand(len(rows) * samples, -1)).anchor.reshape(len(rows), samples, d)
+            cosines = [(u @ anchor[rows].unsqueeze(2)).squeeze(2).square().mean(dim=1) for anchor in (after, before)]
+            gain[rows] = cosines[0] - cosines[1]
+    return gain
+
+
+def _deviations(
+    imputer: Imputer, pattern: Pattern, samples: int, dim: int, device: torch.device, generator: torch.Generator
+) -> dict[int, Float[Tensor, "s d"]]:
+    """Draws about zero of the missing modalities of a pattern, jointly, of mean squared norm 1 each."""
+    if not isinstance(imputer, PPCA):
+        shape = (samples, dim)
+        draws = {j: torch.randn(shape, generator=generator, dtype=torch.float64) for j in pattern.missing}
+        return {j: drawn.to(device) / dim**0.5 for j, drawn in draws.items()}
+    posterior = imputer.posterior(pattern.observed, device)
+    nowhere = torch.zeros(1, posterior.covariance.shape[0], dtype=torch.float64, device=device)
+    draws = posterior.draw(nowhere, pattern.missing, samples, generator)
+    return {j: (drawn[:, 0] - posterior.means[j]) / posterior.expected_error(j) ** 0.5 for j, drawn in draws.items()}
+
+
+def conformal_threshold(
+    predicted: np.ndarray, realised: np.ndarray, level: float = 0.05, shares: np.ndarray | None = None
+) -> float:
     """The smallest threshold on the predicted gain at which at most `level` of new items are expected to be calibrated and
     harmed.
 
@@ -125,21 +185,29 @@ def conformal_threshold(predicted: np.ndarray, realised: np.ndarray, level: floa
     risk, the share of all items whose predicted gain exceeds the threshold though their realised gain is negative, then holds
     for exchangeable new items, on average over held-out sets. Infinity (calibrate nothing) if too few items were given to
     promise `level`.
+
+    With gains [n, p], every item was shown under p patterns, and `shares` [p] (by default equal) says how often new items have
+    each; an item's loss is then its mean over patterns.
     """
     predicted, realised = np.asarray(predicted, dtype=np.float64), np.asarray(realised, dtype=np.float64)
-    if predicted.shape != realised.shape or predicted.ndim != 1:
+    if predicted.shape != realised.shape or predicted.ndim not in (1, 2):
         raise CalmrlError(
-            f"predicted gains {list(predicted.shape)} and realised gains {list(realised.shape)} do not fit: expected [n] each"
+            f"predicted gains {list(predicted.shape)} and realised gains {list(realised.shape)} do not fit: "
+            "expected [n] or [n, p] each"
         )
     if not 0 < level < 1:
         raise CalmrlError(f"level is {level}, expected a share between 0 and 1")
-    n = len(predicted)
-    # At most this many harmed items may lie above the threshold: (harmed + 1) / (n + 1) <= level.
-    allowed = int(np.floor(level * (n + 1) + 1e-12)) - 1
-    if allowed < 0:
+    n, patterns = len(predicted), predicted[0:1].size
+    weights = np.full(patterns, 1 / max(patterns, 1)) if shares is None else np.asarray(shares, dtype=np.float64)
+    # At most this much harm may lie above the threshold: (harmed + 1) / (n + 1) <= level.
+    allowed = level * (n + 1) - 1
+    if allowed < -1e-12:
         return float("inf")
-    harmed = np.sort(predicted[realised < 0])[::-1]
-    return float(harmed[allowed]) if len(harmed) > allowed else 0.0
+    losses = (realised < 0).reshape(n, patterns) * weights
+    order = np.argsort(-predicted.reshape(-1), kind="stable")
+    gains, harm = predicted.reshape(-1)[order], losses.reshape(-1)[order].cumsum()
+    over = np.flatnonzero(harm > allowed + 1e-9)
+    return max(float(gains[over[0]]), 0.0) if len(over) else 0.0
 
 
 def gated_anchor(posterior: AnchorPosterior, threshold: float) -> Float[Tensor, "n d"]:

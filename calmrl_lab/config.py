@@ -65,6 +65,15 @@ class TrainConfig(BaseModel):
     impute_from: int = Field(
         0, ge=0, description="epochs trained on observed modalities only, before imputed ones enter the loss"
     )
+    gate: bool = Field(
+        False, description="leave an item uncalibrated unless its predicted gain clears a threshold that held-out items set"
+    )
+    gate_level: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="largest share of items with gaps that gated calibration may harm (conformal risk control)",
+    )
     patience: int = Field(10, ge=1, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, description="epochs between two checkpoints")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.filling import encode, stack
+from calmrl_lab.gating import achieved, gated_columns
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
 from calmrl_lab.missingness import pattern_names
@@ -43,7 +45,8 @@ class Evaluation:
 
     `coverage` says what was asked at all (as in evaluation.json): `split`, `items` in it, `empty_items` that show no modality, `directions`
     with the number of `queries` that were ranked, `without_positive` that were left out and the `gallery_size`, and `unserved`
-    directions, of which no item has both modalities.
+    directions, of which no item has both modalities. A gated run adds `gate`: how many items were scored, left uncalibrated and harmed,
+    and the harm rate with patterns as frequent as in training.
     """
 
     run: Run
@@ -113,6 +116,9 @@ def evaluate(
                 run, heads, train_table, table.select(np.flatnonzero(splits == "validation")), held_out, split
             )
     coverage = _coverage(held_out, split, asked, unserved)
+    if config.gate and anchors is not None and len(anchors):
+        shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
+        coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
     run.write_frame("scores.parquet", scores)
     run.write_json("evaluation.json", coverage)
     for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
@@ -258,7 +264,10 @@ def _calibration(
             errors.append(_errors(about, truth, filled, known & ~mask, predicted, table.modalities))
             complete = known.all(dim=1)
             if own and place == split and bool(complete.any()):
-                report = anchor_report(truth[complete], mask[complete], filled[complete])
+                items = truth[complete], mask[complete], filled[complete]
+                report = anchor_report(*items)
+                if config.gate:
+                    report = gated_columns(imputer, run.summary["gate"]["threshold"], report, *items)
                 kept = about[complete.cpu().numpy()].reset_index(drop=True)
                 shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))
     return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True) if shifts else pd.DataFrame()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.batches import FeatureTable
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.gating import Gate
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
 from calmrl_lab.tempering import temper
@@ -35,7 +36,7 @@ class Filler:
 
     `held_out` are the validation items that decide how far to trust a generative imputer. `replay` are tables of complete items (a
     warm-up store) whose embeddings are encoded anew at every refresh and stay in the imputer's statistics; without them its parameters for
-    modalities that training no longer shows go stale.
+    modalities that training no longer shows go stale. With a `gate`, items whose calibration promises too little stay as they are.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Filler:
         modalities: Sequence[str],
         held_out: FeatureTable,
         replay: Sequence[FeatureTable] = (),
+        gate: Gate | None = None,
     ) -> None:
         self.name = name
         self.options = dict(options)
         self.modalities = tuple(modalities)
         self.held_out = held_out
         self.replay = list(replay)
+        self.gate = gate
         self.imputer = self._make()
         # What fills: the fitted imputer, its noise scaled by what held-out items say. EM itself goes on from the fitted one.
         self.tempered = self.imputer
@@ -82,30 +85,52 @@ class Filler:
             logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(len(mask), 1)
         else:
             self.imputer.fit(embeddings, mask)
-        self.tempered, logged["imputer_noise_scale"] = temper(
-            self.imputer, encode(heads, self.held_out), self.held_out.mask, table.mask
-        )
+        held_out = encode(heads, self.held_out)
+        self.tempered, logged["imputer_noise_scale"] = temper(self.imputer, held_out, self.held_out.mask, table.mask)
+        if self.gate is not None:
+            logged |= self.gate.set_on(self.tempered, held_out, self.held_out.mask, table.mask)
         return logged
 
     @torch.no_grad()
     def fill(self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
-        """`embeddings` with the entries under a False mask imputed; no gradient flows through the result."""
+        """`embeddings` with the entries under a False mask imputed; no gradient flows through the result.
+
+        Where the gate leaves an item uncalibrated these entries are NaN.
+        """
         detached = embeddings.detach()
-        return stack(self.tempered.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
+        filled = stack(self.tempered.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
+        if self.gate is not None:
+            shut = ~self.gate.opens(self.tempered, detached, mask, filled)
+            filled = torch.where(shut.view(-1, 1, 1) & ~mask.unsqueeze(2), torch.nan, filled)
+        return filled
+
+    @torch.no_grad()
+    def gated(self, heads: Heads, table: FeatureTable) -> dict[str, int]:
+        """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
+        filled = self.fill(stack(encode(heads, table)), table.mask)
+        return {
+            "items_with_gaps": int((~table.mask.all(dim=1)).sum()),
+            "left_uncalibrated": int(filled.isnan().any(dim=2).any(dim=1).sum()),
+        }
 
     def state(self) -> dict[str, np.ndarray]:
-        """The parameters of the fitted imputer and of the one that fills; nothing before the first fit."""
+        """The parameters of the fitted imputer, of the one that fills and of the gate; nothing before the first fit."""
         if not self.fills or not self.imputer.fitted:
             return {}
-        both = (("fitted", self.imputer), ("tempered", self.tempered))
-        return {f"{part}/{key}": np.asarray(value) for part, imputer in both for key, value in imputer.state().items()}
+        both = [("fitted", self.imputer), ("tempered", self.tempered), *([("gate", self.gate)] if self.gate else [])]
+        return {f"{part}/{key}": np.asarray(value) for part, holder in both for key, value in holder.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from what `state` returned."""
-        self.imputer, self.tempered = (self._restored(state, part) for part in ("fitted", "tempered"))
+        self.imputer, self.tempered = (self._restored(_part(state, part)) for part in ("fitted", "tempered"))
+        if self.gate is not None:
+            self.gate.load(_part(state, "gate"))
 
-    def _restored(self, state: Mapping[str, np.ndarray], part: str) -> Any:
-        own = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(f"{part}/")}
-        imputer = imputers.get(self.name).from_state(own)
+    def _restored(self, state: Mapping[str, np.ndarray]) -> Any:
+        imputer = imputers.get(self.name).from_state(state)
         imputer.modalities = self.modalities
         return imputer
+
+
+def _part(state: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    return {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(f"{part}/")}

@@ -19,6 +19,7 @@ from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.filling import Filler, encode
+from calmrl_lab.gating import Gate
 from calmrl_lab.missingness import apply_scenario
 from calmrl_lab.objectives import objectives
 from calmrl_lab.runs import Run, write_atomically
@@ -101,7 +102,10 @@ class _Session:
 
         self.heads = start_heads(config, self.store, self.train_table).to(self.device)
         self.objective = self._objective(full.modalities)
-        self.filler = Filler(config.impute, config.impute_options, full.modalities, self.validation_table, replay)
+        gate = Gate(config.gate_level) if config.gate else None
+        self.filler = Filler(config.impute, config.impute_options, full.modalities, self.validation_table, replay, gate)
+        if gate is not None:
+            gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
         if config.objective == "calmrl" and not self.filler.fills and not bool(self.train_table.mask.all()):
             raise CalmrlError(
                 f"objective 'calmrl' needs the gaps filled, and imputer '{config.impute}' fills none",
@@ -276,12 +280,15 @@ class _Session:
         config = self.config
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
-        noise_scale = 1.0
+        noise_scale, gate = 1.0, None
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
             logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             run.save_imputer(config.impute, self.filler.tempered.state())
+            if self.filler.gate is not None:
+                gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
+                gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
         run.save_heads(self.heads)
         mask = self.train_table.mask
         summary = {
@@ -298,6 +305,7 @@ class _Session:
             "best_epoch": self.best["epoch"],
             "validation_mrr": self.best["score"],
             "imputer_noise_scale": noise_scale,
+            "gate": gate,
             "seconds": round(time.monotonic() - self.started, 2),
             "counts": {
                 "train_items": len(self.train_table),

@@ -61,6 +61,11 @@ def _print(table: Any, coverage: dict[str, Any]) -> None:
         console.out.print("left out: queries whose item lacks the modality of the gallery, so that no answer is right")
     for pair in coverage["unserved"]:
         console.out.print(f"{pair['query']}->{pair['gallery']} cannot be asked: no item has both modalities")
+    if gate := coverage.get("gate"):
+        console.out.print(
+            f"gate: {gate['left_uncalibrated']} of {gate['scored']} cases left uncalibrated; {100 * gate['harm_rate']:.1f} % harmed "
+            f"by calibration (at most {100 * gate['level']:g} % asked)"
+        )
     if coverage["empty_items"]:
         console.out.print(f"{coverage['empty_items']} of {coverage['items']} items show no modality at all")
     console.out.print("ties are counted as expected under a random order; nothing is hidden from the gallery")

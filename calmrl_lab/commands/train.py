@@ -26,6 +26,7 @@ def train_heads(
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
     seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. (default: 0)"),
     epochs: int | None = typer.Option(None, help="Passes over the training items. (default: 40)"),
+    gate: bool = typer.Option(False, "--gate", help="Calibrate only items whose predicted gain is worth the risk of harm."),
     device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. (default: auto)"),
     config: Path | None = typer.Option(None, help="YAML file with any of these settings."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
@@ -47,7 +48,7 @@ def train_heads(
         flags: dict[str, Any] = {
             "store": store and str(store), "objective": objective, "impute": impute, "scenario": scenario, "head": head,
             "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
-            "modalities": modalities and [name.strip() for name in modalities.split(",")],
+            "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
         finished = train(asked, run or default_run_path(asked))
@@ -64,5 +65,10 @@ def _print(run: Any) -> None:
         f"  {summary['epochs']} epochs in {summary['seconds']} s, best after {summary['best_epoch']} on validation"
     )
     console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}")
+    if gate := summary.get("gate"):
+        console.out.print(
+            f"  gate: {gate['left_uncalibrated']} of {gate['items_with_gaps']} items with gaps left uncalibrated, "
+            f"{100 * gate['held_out_harm']:.1f} % of held-out items harmed (at most {100 * gate['level']:g} % asked)"
+        )
     console.out.print(f"  written to {run.path}", soft_wrap=True)
     console.out.print(f"  next: calmrl-lab evaluate --run {run.path}", soft_wrap=True)

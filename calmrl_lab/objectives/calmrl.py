@@ -15,8 +15,9 @@ class Calmrl(SpectralObjective):
 
     The set of an item is its observed embeddings and the imputed ones in place of the hidden (no gradient flows into those). Matching sees
     observed modalities only: an imputed embedding is a function of the observed ones, and would be matched for free. Without
-    `imputed` the observed modalities alone make the set, which is what training does before the imputer is fitted. An item that shows nothing has
-    nothing to impute from and enters no term. On complete data this is PMRL, term by term. Eq. 9 is printed without a logarithm and calls
+    `imputed` the observed modalities alone make the set, which is what training does before the imputer is fitted, and so they do for
+    an item whose `imputed` entries are NaN, which the gate has left uncalibrated. An item that shows nothing has nothing to impute
+    from and enters no term. On complete data this is PMRL, term by term. Eq. 9 is printed without a logarithm and calls
     the singular values lambda; `-log softmax` of singular values is what PMRL's code, on which it builds, computes.
     Published: alpha 0.1. The temperatures are not published; PMRL's leave no gradient for heads that start at random (docs/decisions.md),
     so the defaults are what validation chose on real features: 0.5 and 0.05.
@@ -41,5 +42,6 @@ class Calmrl(SpectralObjective):
     def sets(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None) -> tuple[Tensor, Tensor]:
         if imputed is None:
             return embeddings, mask
-        completed = torch.where(mask.unsqueeze(-1), embeddings, imputed)
-        return completed, mask.any(dim=1, keepdim=True).expand_as(mask)
+        known = mask | ~imputed.isnan().any(dim=-1)
+        completed = torch.where(mask.unsqueeze(-1), embeddings, imputed.nan_to_num())
+        return completed, known & mask.any(dim=1, keepdim=True)
