@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,20 +17,24 @@ from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
 
+if TYPE_CHECKING:
+    from calmrl_lab.completion_check import Check
+
 # Labels of the new store, followed by the modality.
 MARK, ERROR = "imputed", "relative error of"
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What `complete_store` did: a row a modality with gaps and a row a pattern; `errors` is relative to mean imputation
-    (1.0)."""
+    """What `complete_store` did: a row a modality with gaps and a row a pattern, errors relative to mean imputation (1.0); and
+    what a check on held-out items found, if one was asked for."""
 
     path: Path
     imputer: str
     modalities: list[dict[str, Any]]
     patterns: list[dict[str, Any]]
     empty_items: int
+    check: Check | None = None
 
     def payload(self) -> dict[str, Any]:
         """As a JSON document."""
@@ -40,7 +44,28 @@ class Completion:
             "modalities": self.modalities,
             "patterns": self.patterns,
             "items_left_empty": self.empty_items,
+            "check": self.check and self.check.payload(),
         }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An imputer fitted on the items `fitted` of a store, and all its `rows` (k of [n, d_m], scaled where `scales` says so)."""
+
+    store: FeatureStore
+    names: tuple[str, ...]
+    imputer: Imputer
+    rows: list[np.ndarray]
+    scales: list[np.ndarray | None]
+    mask: Bool[np.ndarray, "n k"]
+    fitted: Bool[np.ndarray, " n"]
+
+    @property
+    def variances(self) -> Float[np.ndarray, " k"]:
+        """Total variance of every modality over the fitted items: the squared error of mean imputation. 1 where it is 0."""
+        shown = [values[self.fitted & self.mask[:, j]] for j, values in enumerate(self.rows)]
+        variance = np.array([values.var(axis=0, dtype=np.float64).sum() for values in shown])
+        return np.where(variance > 0, variance, 1.0)
 
 
 def complete_store(
@@ -52,6 +77,7 @@ def complete_store(
     fit_on: str = "train",
     standardise: bool = False,
     overwrite: bool = False,
+    check: bool = False,
 ) -> Completion:
     """Write to `out` the store with the gaps of `modalities` (default: all) filled by `imputer`, fitted on the split `fit_on`.
 
@@ -61,13 +87,46 @@ def complete_store(
 
     The new store has, for every modality with gaps, the labels "imputed <modality>" (yes or no) and, if the imputer predicts
     its error, "relative error of <modality>" (expected squared error over the modality's variance, so 1 is no better than the
-    mean; empty where observed). Raises CalmrlError for an unknown imputer or modality, one that fills nothing or never saw what
-    it is to fill, and an `out` that exists.
+    mean; empty where observed). `check` compares these expectations with the truth on items of the other splits. Raises
+    CalmrlError for an unknown imputer or modality, one that fills nothing or never saw what it is to fill, and an `out` that
+    exists.
     """
+    ready = prepare(store, imputer, options or {}, modalities, fit_on, standardise)
+    store, names, mask, chosen = ready.store, ready.names, ready.mask, ready.imputer
+    checked = None
+    if check:
+        from calmrl_lab.completion_check import check_on_held_out
+
+        checked = check_on_held_out(ready)
+    fill = ~mask & mask.any(axis=1, keepdims=True)
+    completed = [np.asarray(values) for values in chosen.impute(ready.rows, mask)]
+    completed = [values if scale is None else values * scale for values, scale in zip(completed, ready.scales, strict=True)]
+    relative = predicted_errors(chosen, ready.rows, mask) / ready.variances if predicts(chosen) else None
+    labels = {**store.labels}
+    for j, name in enumerate(names):
+        if fill[:, j].any():
+            labels[f"{MARK} {name}"] = np.where(fill[:, j], "yes", "no")
+            if relative is not None:
+                labels[f"{ERROR} {name}"] = np.array(
+                    [f"{e:.4f}" if f else "" for e, f in zip(relative[:, j], fill[:, j], strict=True)]
+                )
+    path = _write(store, out, names, completed, fill, labels, chosen, fit_on, standardise, overwrite)
+    return replace(_summary(path, chosen, names, mask, fill, relative), check=checked)
+
+
+def prepare(
+    store: FeatureStore | str | Path,
+    imputer: str | Imputer,
+    options: Mapping[str, Any],
+    modalities: Sequence[str] | None,
+    fit_on: str,
+    standardise: bool,
+) -> Prepared:
+    """The store's rows, and the imputer fitted on its split `fit_on`. Raises CalmrlError as `complete_store` does."""
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     names = tuple(modalities or store.modalities)
     columns = [store.column(name) for name in names]
-    chosen = _make(imputer, options or {}, names)
+    chosen = _make(imputer, options, names)
     mask = store.mask[:, columns]
     fitted = (store.split == fit_on) & mask.any(axis=1)
     if not fitted.any():
@@ -79,21 +138,17 @@ def complete_store(
     scaled = [values if scale is None else values / scale for values, scale in zip(rows, scales, strict=True)]
     groups = {"groups": store.group[fitted]} if chosen.takes_groups else {}
     chosen.fit([values[fitted] for values in scaled], mask[fitted], **groups)
+    return Prepared(store, names, chosen, scaled, scales, mask, fitted)
 
-    fill = ~mask & mask.any(axis=1, keepdims=True)
-    completed = [np.asarray(values) for values in chosen.impute(scaled, mask)]
-    completed = [values if scale is None else values * scale for values, scale in zip(completed, scales, strict=True)]
-    relative = _relative_errors(chosen, scaled, mask, fitted)
-    labels = {**store.labels}
-    for j, name in enumerate(names):
-        if fill[:, j].any():
-            labels[f"{MARK} {name}"] = np.where(fill[:, j], "yes", "no")
-            if relative is not None:
-                labels[f"{ERROR} {name}"] = np.array(
-                    [f"{e:.4f}" if f else "" for e, f in zip(relative[:, j], fill[:, j], strict=True)]
-                )
-    path = _write(store, out, names, completed, fill, labels, chosen, fit_on, standardise, overwrite)
-    return _summary(path, chosen, names, mask, fill, relative)
+
+def predicts(imputer: Imputer) -> bool:
+    """Whether `imputer` says how wrong it expects to be."""
+    return hasattr(imputer, "predicted_error")
+
+
+def predicted_errors(imputer: Any, rows: list[np.ndarray], mask: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Expected squared error of what `imputer`, which `predicts`, fills in."""
+    return np.asarray(imputer.predicted_error(rows, mask))
 
 
 def _make(imputer: str | Imputer, options: Mapping[str, Any], names: tuple[str, ...]) -> Imputer:
@@ -121,13 +176,6 @@ def _first_rows(store: FeatureStore, name: str, shown: Bool[np.ndarray, " n"]) -
 def _scale(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
     spread = rows.std(axis=0, dtype=np.float64)
     return np.where(spread > 0, spread, 1.0).astype(rows.dtype)
-
-
-def _relative_errors(imputer: Imputer, rows: list[np.ndarray], mask: np.ndarray, fitted: np.ndarray) -> np.ndarray | None:
-    if not hasattr(imputer, "predicted_error"):
-        return None
-    variance = np.array([values[fitted & mask[:, j]].var(axis=0, dtype=np.float64).sum() for j, values in enumerate(rows)])
-    return np.asarray(imputer.predicted_error(rows, mask)) / np.where(variance > 0, variance, 1.0)
 
 
 def _write(

@@ -148,3 +148,48 @@ def test_an_existing_store_is_not_replaced_unasked(gappy, tmp_path):
     with pytest.raises(CalmrlError):
         complete_store(gappy, gappy, "mean")
     assert FeatureStore.open(gappy).dataset == "made up"
+
+
+def test_a_check_finds_promises_kept_and_broken(gappy):
+    from calmrl_lab.completion import prepare
+    from calmrl_lab.completion_check import check_on_held_out
+
+    kept = check_on_held_out(prepare(gappy, "ppca", {"latent_dim": 3}, None, "train", False))
+    assert 0.6 < kept.reliability.ratio < 1.6
+    assert {row["modality"] for row in kept.modalities} == {"vision", "audio", "caption"}
+    # 20 held-out items, each at most five times, three modalities of which at least one is shown.
+    assert 0 < kept.reliability.count.sum() <= 20 * 5 * 2
+    # As many latent dimensions as there are to have: noise next to nothing, promises far too good.
+    broken = check_on_held_out(prepare(gappy, "ppca", {"latent_dim": 13}, None, "train", False))
+    assert broken.reliability.ratio > 1.5 * kept.reliability.ratio
+
+
+def test_every_checked_case_is_counted_once(small_store):
+    from calmrl_lab.completion import prepare
+    from calmrl_lab.completion_check import check_on_held_out
+
+    # Only keywords are ever missing: one pattern of gaps, and as many cases as held-out items that have keywords.
+    ready = prepare(small_store, "mean", {}, None, "train", False)
+    column = ready.names.index("keywords")
+    found = check_on_held_out(ready)
+    assert found.items == found.reliability.count.sum() == (~ready.fitted & ready.mask[:, column]).sum()
+
+
+def test_the_command_draws_predicted_against_real_errors(cli, gappy, tmp_path):
+    asked = ["impute", "--store", gappy, "--impute", "ppca", "--set", "latent_dim=3"]
+    code, out, _ = cli(*asked, "--out", tmp_path / "a.zarr", "--check", "--figure", tmp_path / "f.svg")
+    assert code == 0
+    assert "real over predicted error" in out
+    assert "real error" in (tmp_path / "f.svg").read_text()
+    code, out, _ = cli(*asked, "--out", tmp_path / "b.zarr", "--check", "--json")
+    assert json.loads(out)["check"]["bins"][0]["predicted"] > 0
+    for wrong, message in (
+        (["--figure", tmp_path / "f.svg"], "--check"),
+        (["--check", "--impute", "knn"], "predicts no error"),
+        (["--check", "--fit-on", "test", "--modalities", "vision"], "nothing to check"),
+    ):
+        words = ["impute", "--store", gappy, "--out", tmp_path / "c.zarr", *wrong]
+        code, _, err = cli(*words)
+        assert code == 2
+        assert message in err
+    assert not (tmp_path / "c.zarr").exists()

@@ -11,6 +11,7 @@ from calmrl_lab import console
 
 if TYPE_CHECKING:
     from calmrl_lab.completion import Completion
+    from calmrl_lab.completion_check import Check
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +26,8 @@ def impute(
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="Fill these from each other. (default: all)"),
     fit_on: str = typer.Option("train", help="Split that the imputer learns from."),
     standardise: bool = typer.Option(False, "--standardise", help="Scale every coordinate to unit variance while imputing."),
+    check: bool = typer.Option(False, "--check", help="Compare predicted with real errors on items outside the fitted split."),
+    figure: Path | None = typer.Option(None, help="With --check: draw that comparison (SVG)."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the store at --out."),
     as_json: bool = typer.Option(False, "--json", help="Print what was filled as JSON."),
 ) -> None:
@@ -34,10 +37,23 @@ def impute(
     """
     from calmrl_lab.completion import complete_store
     from calmrl_lab.config import override
+    from calmrl_lab.errors import CalmrlError
 
+    if figure is not None and not check:
+        raise CalmrlError("--figure draws what --check finds", hint="add --check")
     names = [name.strip() for name in modalities.split(",")] if modalities else None
-    done = complete_store(store, out, imputer, override({}, assign), names, fit_on, standardise, overwrite)
+    done = complete_store(store, out, imputer, override({}, assign), names, fit_on, standardise, overwrite, check)
+    if figure is not None:
+        _draw(done, figure)
     console.emit(done.payload(), as_json, lambda: _show(done))
+
+
+def _draw(done: Completion, path: Path) -> None:
+    from calmrl_lab.reporting.promises import promises
+    from calmrl_lab.runs import write_atomically
+
+    assert done.check is not None
+    write_atomically(path, promises(done.check.reliability, done.imputer).svg().encode())
 
 
 def _show(done: Completion) -> None:
@@ -53,6 +69,20 @@ def _show(done: Completion) -> None:
         console.out.print(table)
     else:
         console.out.print("nothing to fill: every item shows every modality")
+    if done.check:
+        _show_check(done.check)
     if done.empty_items:
         console.out.print(f"{done.empty_items} items show nothing and stay empty")
     console.out.print(f"written to {done.path}", markup=False, soft_wrap=True)
+
+
+def _show_check(check: Check) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"Predicted against real error on {check.items} held-out items; 1 is no better than the mean")
+    for heading in ("entries", "predicted", "real", "standard error"):
+        table.add_column(heading, justify="right")
+    for row in check.payload()["bins"]:
+        table.add_row(f"{row['count']:.0f}", *(f"{row[key]:.3f}" for key in ("predicted", "real", "standard_error")))
+    console.out.print(table)
+    console.out.print(f"real over predicted error: {check.reliability.ratio:.2f} (above 1: too sure of itself)")
