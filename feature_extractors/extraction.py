@@ -23,16 +23,14 @@ from calmrl_lab.registry import nearest
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
 from feature_extractors import planning, retrying
 from feature_extractors.blocks import Block, media_of
-from feature_extractors.datasets import datasets
-from feature_extractors.encoders import encoders
 from feature_extractors.equipment import EncoderFacts, Equipment, facts
 from feature_extractors.joining import Joined, count_codes, join, survives_float16, tally
 from feature_extractors.lanes import Crew, run_local
 from feature_extractors.ledger import PART_FORMAT, Ledger, Plan, held
 from feature_extractors.on_ray import require_ray, run_on_ray
 from feature_extractors.protocols import Manifest
+from feature_extractors.request import PRESET, understand
 from feature_extractors.stopping import stopping_gently
-from feature_extractors.threads import one_thread
 
 BLOCK = 64
 MAX_FAILURES = 0.05
@@ -83,6 +81,7 @@ class _Job:
     crew: Crew
     engine: str
     block_size: int
+    preset: str | None
 
     @property
     def manifest_digest(self) -> str:
@@ -111,6 +110,7 @@ def extract(
     timeout: float = TIMEOUT,
     overwrite: bool = False,
     retry_failed: bool = False,
+    precision: str | None = None,
 ) -> Summary:
     """Run the frozen encoders of `preset` over `dataset` and write the feature store `out`.
 
@@ -122,7 +122,7 @@ def extract(
     dataset and the encoders; files outside `media` are refused. workers: worker processes, default one a core (on a GPU: processes that
     read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. encoder_options: modality -> options of its encoder (`{"vision": {"precision": "bf16"}}`). timeout: seconds that reading one medium
     may take. overwrite: replace an existing store, when the new one is complete. retry_failed: the store exists; only what failed in it
-    is tried again.
+    is tried again. precision: `fp32` or `bf16`, for all encoders that have this option (`encoder_options` win).
 
     Media that cannot be used leave gaps with a reason, and records in failures.jsonl. Raises CalmrlError for a request that makes no sense (nothing is
     written then), and WorkFailedError after everything is written if more than `max_failures` of the media failed: that is a wrong
@@ -133,24 +133,9 @@ def extract(
     media, weights = (Path(folder) if folder is not None else None for folder in (media, weights))
     _check_numbers(workers, block_size, timeout, engine)
     old = _existing(out, overwrite, retry_failed)
-    source = datasets.get(dataset)
-    if old is not None and preset is None:
-        choice = {spec.name: spec.encoder for spec in old.specs}
-    else:
-        choice = planning.choose_encoders(dataset, source.presets, preset)
     devices = _devices(device, engine)
-    with one_thread():
-        # Datasets may use an encoder to group their items; its last bits must not depend on the number of threads.
-        manifest = planning.checked_manifest(source(media=media, **(options or {})).manifest(), choice)
-    equipment = Equipment(
-        {m: choice[m] for m in manifest.modalities},
-        {name: encoders.get(name) for name in choice.values()},
-        devices[0],
-        weights,
-        media,
-        encoder_options or {},
-    )
-    equipment.check_options()
+    request = understand(dataset, preset, media, weights, devices[0], options, encoder_options, precision, old)
+    manifest, equipment = request.manifest, request.equipment
     known = facts(equipment)
     pairs: set[tuple[str, str]] = set()
     if retry_failed:
@@ -164,9 +149,9 @@ def extract(
     if retry_failed:
         assert old is not None
         settings["store to complete"] = old.digest
-    settings |= {f"encoder of {m}": f"{choice[m]} {known[m].fingerprint}" for m in manifest.modalities}
+    settings |= {f"encoder of {m}": f"{equipment.choice[m]} {known[m].fingerprint}" for m in manifest.modalities}
     plan = Plan(settings, [(item.id, planning.item_digest(item, manifest.modalities, media)) for item in manifest.items])
-    job = _Job(out, manifest, equipment, known, plan, _crew(workers, devices, timeout), engine, block_size)
+    job = _Job(out, manifest, equipment, known, plan, _crew(workers, devices, timeout), engine, block_size, request.preset)
     planning.rehearse(manifest, known)
     with held(out) as ledger:
         if os.path.lexists(out) and not overwrite and not retry_failed:
@@ -298,7 +283,7 @@ def _write(job: _Job, joined: Joined, started: float, overwrite: bool) -> list[s
         heads=planning.heads_of(job.facts),
         failures=joined.failures,
         provenance=_provenance(job, joined, started),
-        attributes={"manifest": job.manifest_digest},
+        attributes={"manifest": job.manifest_digest} | ({PRESET: job.preset} if job.preset else {}),
         overwrite=overwrite,
         **planning.frame_of(job.manifest, kept),
     )
@@ -323,7 +308,7 @@ def _complete(job: _Job, old: FeatureStore, joined: Joined, pairs: set[tuple[str
         reason=patched.reason[kept],
         failures=joined.failures,
         provenance={**_provenance(job, joined, started), "completes": old.provenance},
-        attributes={name: value for name, value in old.attributes.items() if name == "manifest"},
+        attributes={name: value for name, value in old.attributes.items() if name in ("manifest", PRESET)},
         overwrite=True,
         **patched.arguments(kept),
     )

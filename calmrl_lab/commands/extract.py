@@ -26,6 +26,10 @@ def extract(
     workers: int | None = typer.Option(None, help="Worker processes.", show_default="one a core"),
     device: str = typer.Option("auto", help="cpu, cuda (all GPUs), cuda:1 or auto."),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
+    precision: str | None = typer.Option(None, help="fp32 or bf16, for encoders that have the choice.", show_default="fp32"),
+    keep_tokens: bool = typer.Option(
+        False, "--keep-tokens", help="Also keep what VAST's matching head needs of the test split (evaluate --rerank itm)."
+    ),
     retry_failed: bool = typer.Option(False, "--retry-failed", help="Try only what failed in the store again."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing store, once the new one is complete."),
     max_failures: float = typer.Option(
@@ -48,24 +52,23 @@ def extract(
     from calmrl_lab.config import override
     from feature_extractors import extraction
 
-    done = extraction.extract(
-        dataset,
-        out or Path("stores") / f"{dataset}.zarr",
-        encoders,
-        media,
-        weights,
-        workers=workers,
-        device=device,
-        engine=engine,
-        block_size=block_size,
-        max_failures=max_failures,
-        options=override({}, assign) | ({"manifest": manifest} if manifest else {}),
-        encoder_options=override({}, assign_encoder),
-        timeout=timeout,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-    )
-    console.emit(done.payload(), as_json, lambda: _print(done))
+    target = out or Path("stores") / f"{dataset}.zarr"
+    asked: dict[str, Any] = {
+        "workers": workers, "device": device, "precision": precision,
+        "options": override({}, assign) | ({"manifest": manifest} if manifest else {}), "encoder_options": override({}, assign_encoder),
+    }  # fmt: skip
+    if keep_tokens and target.exists() and not overwrite and not retry_failed:
+        console.note(f"'{target}' is there; only its condition tokens are made")
+    else:
+        rules: dict[str, Any] = {"max_failures": max_failures, "overwrite": overwrite, "retry_failed": retry_failed}
+        how: dict[str, Any] = {"engine": engine, "block_size": block_size, "timeout": timeout}
+        done = extraction.extract(dataset, target, encoders, media, weights, **asked, **how, **rules)
+        console.emit(done.payload(), as_json, lambda: _print(done))
+    if keep_tokens:
+        from feature_extractors.token_keeping import keep_test_tokens
+
+        kept = keep_test_tokens(dataset, target, encoders, media, weights, **asked, overwrite=overwrite)
+        console.note(f"condition tokens of {kept['kept']} test items kept, {kept['left_out']} have none")
 
 
 def _print(summary: Any) -> None:

@@ -27,7 +27,7 @@ class AnnotatedDataset:
     `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`: drop items without an audio file before
     anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
     failed) or `drop`. `validation`: the share of the training groups that becomes the validation split, which no released list
-    has, so that models need not be selected on test items. A preset in `preset_options` sets captions and require_audio as the code it names; explicit options win.
+    has, so that models need not be selected on test items. A preset in `preset_options` sets options as the code it names; explicit ones win.
     """
 
     name: ClassVar[str]
@@ -48,24 +48,20 @@ class AnnotatedDataset:
     def __init__(
         self,
         media: Path | None = None,
-        preset: str | None = None,
         annotations: Path | str | None = None,
         splits: Sequence[str] | str | None = None,
-        captions: str | None = None,
-        require_audio: bool | None = None,
+        captions: str = "all",
+        require_audio: bool = False,
         missing: str = "fail",
         validation: float = 0.05,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(
-            self.name, unknown, ("preset", "annotations", "splits", "captions", "require_audio", "missing", "validation")
-        )
-        implied = self.preset_options.get(preset or "", {})
+        refuse_unknown(self.name, unknown, ("annotations", "splits", "captions", "require_audio", "missing", "validation"))
         self.media = Path(media) if media is not None else None
         self.annotation_root = Path(annotations) if annotations is not None else None
         self.wanted = splits.split(",") if isinstance(splits, str) else list(splits) if splits is not None else None
-        self.captions = captions if captions is not None else implied.get("captions", "all")
-        self.require_audio = require_audio if require_audio is not None else implied.get("require_audio", False)
+        self.captions = captions
+        self.require_audio = require_audio
         self.missing = missing
         self.validation = validation
         if not isinstance(validation, int | float) or not 0 <= validation < 1:

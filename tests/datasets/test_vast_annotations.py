@@ -177,12 +177,11 @@ class TestChoices:
 
     def test_gram_and_pmrl_keep_the_first_caption_of_items_with_sound(self, media):
         for preset in ("gram-compat", "pmrl-compat"):
-            manifest = self.make(media, preset=preset)
+            manifest = self.make(media, **datasets.get("audiocaps").preset_options[preset])
             assert [item.id for item in manifest.items] == ["v0"]
             assert [c.text for c in manifest.items[0].media["caption"]] == ["0a"]
             assert manifest.dataset == "audiocaps (captions first; items with an audio file)", "the subset is part of the name"
-        assert len(self.make(media, preset="vast-paper").items) == 4
-        assert len(self.make(media, preset="gram-compat", require_audio=False).items) == 4
+        assert "vast-paper" not in datasets.get("audiocaps").preset_options
 
     def test_validation_items_come_out_of_the_training_items_by_group(self, media):
         rows = [{"video_id": f"video{i}_{c}.000_9.000", "caption": "x"} for i in range(200) for c in (1, 2)]

@@ -146,11 +146,16 @@ def test_gram_drops_what_has_no_extracted_sound(msrvtt, weights, tmp_path):
 
     media, test = msrvtt
     out = tmp_path / "gram.zarr"
-    options = {"preset": "gram-compat", "splits": "test"}
+    options = {"splits": "test"}
     extract("msrvtt", out, "gram-compat", media, weights, workers=1, device="cpu", max_failures=0.5, options=options)
     store = FeatureStore.open(out)
     assert list(store.ids) == [name for number, name in enumerate(test) if number % 2]
     assert store.dataset == "msrvtt (captions first; items with an audio file)"
+    assert store.attributes["preset"] == "gram-compat"
+    # Completing the store needs no second word on how it was made.
+    extract("msrvtt", out, None, media, weights, workers=1, device="cpu", max_failures=1, options=options, retry_failed=True)
+    assert list(FeatureStore.open(out).ids) == list(store.ids)
+    assert FeatureStore.open(out).attributes["preset"] == "gram-compat"
 
 
 def test_condition_tokens_of_the_test_split_re_rank_it(msrvtt, weights, tmp_path):

@@ -130,6 +130,10 @@ def test_a_value_that_float16_cannot_hold_stops_and_leaves_nothing(tmp_path):
 CHOICE = {"vision": "vast/eva-g", "audio": "vast/beats64", "caption": "vast/bert-caption", "subtitle": "vast/bert-subtitle"}
 
 
+def made(weights):
+    return {modality: encoders.get(name)(weights=weights) for modality, name in CHOICE.items()}
+
+
 @pytest.fixture(scope="module")
 def manifest():
     """Four test items: everything, no subtitle, sound too short to use, nothing but a caption; and a training item."""
@@ -149,7 +153,8 @@ def manifest():
 
 def test_the_tokens_of_a_split_are_kept_and_re_rank_it(manifest, weights, tmp_path):
     path = tmp_path / "made.tokens"
-    assert keep_tokens(manifest, CHOICE, path, weights, workers=2) == {"kept": 3, "left_out": 1}
+    assert keep_tokens(manifest, made(weights), path, workers=2) == {"kept": 3, "left_out": 1}
+    assert keep_tokens(manifest, made(weights), path) == {"kept": 3, "left_out": 1}, "what is there stays"
     tokens = TokenFile(path)
     assert tokens.ids == ["all", "silent", "heard"]
     vision, audio = 257, 256
@@ -172,8 +177,12 @@ def test_the_tokens_of_a_split_are_kept_and_re_rank_it(manifest, weights, tmp_pa
 
 def test_tokens_of_other_encoders_or_of_no_items_are_refused(manifest, weights, tmp_path):
     with pytest.raises(CalmrlError, match="has no items in split 'validation'"):
-        keep_tokens(manifest, CHOICE, tmp_path / "a", weights, split="validation")
-    with pytest.raises(CalmrlError, match="the encoder 'minilm' is among"):
-        keep_tokens(manifest, CHOICE | {"subtitle": "minilm"}, tmp_path / "a", weights)
+        keep_tokens(manifest, made(weights), tmp_path / "a", split="validation")
+    with pytest.raises(CalmrlError, match="the encoder of 'subtitle' is another"):
+        keep_tokens(manifest, made(weights) | {"subtitle": encoders.get("identity")()}, tmp_path / "a")
     with pytest.raises(CalmrlError, match="no encoder of captions"):
-        keep_tokens(manifest, {"vision": "vast/eva-g"}, tmp_path / "a", weights)
+        keep_tokens(manifest, {"vision": made(weights)["vision"]}, tmp_path / "a")
+    with TokenWriter(tmp_path / "a", 32, "of another encoder") as writer:
+        writer.add("all", np.zeros((1, 32)), [])
+    with pytest.raises(CalmrlError, match="holds the tokens of other encoders"):
+        keep_tokens(manifest, made(weights), tmp_path / "a")

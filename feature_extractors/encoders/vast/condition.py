@@ -13,50 +13,47 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.matching import TOP, Matcher, rerank
 from feature_extractors.encoders.vast.token_file import TokenFile, TokenWriter
 from feature_extractors.fingerprints import fingerprint
-from feature_extractors.protocols import AbsentError, File, Item, Manifest, MediaError
+from feature_extractors.protocols import AbsentError, Encoder, File, Item, Manifest, MediaError
 
 _CONDITIONS = ("vision", "audio", "subtitle")
 
 
 def keep_tokens(
     manifest: Manifest,
-    choice: Mapping[str, str],
+    encoders: Mapping[str, Encoder],
     path: Path,
-    weights: Path,
     media: Path | None = None,
     split: str = "test",
-    device: str = "cpu",
     workers: int = 4,
-    precision: str = "fp32",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
     """Encode the items of one split once more, all tokens instead of pooled ones, and write their condition tokens to `path`.
 
-    `choice` maps modalities to VAST's encoders (as a preset does; `caption` is needed for its tokenizer). A modality that is absent or
-    fails gives no tokens (extraction itself records why), and an item without any is left out. `workers` threads decode ahead.
-    Returns counts: `kept`, `left_out`. Raises CalmrlError for encoders that are not VAST's or a split without items.
+    `encoders` maps modalities to VAST's encoders (`caption` is needed for its tokenizer). A modality that is absent or fails gives no
+    tokens (extraction itself records why), and an item without any is left out. `workers` threads decode ahead. Tokens that are there
+    already, of the same encoders, stay. Returns counts: `kept`, `left_out`. Raises CalmrlError for encoders that are not
+    VAST's, a split without items, or tokens of other encoders in the way.
     """
-    kinds = {m: encoders.get(choice[m]) for m in (*_CONDITIONS, "caption") if m in choice}
-    foreign = [choice[m] for m, kind in kinds.items() if not (isinstance(kind, type) and issubclass(kind, VastEncoder))]
-    if foreign or "caption" not in kinds:
-        what = f"the encoder '{foreign[0]}' is" if foreign else "no encoder of captions is"
-        raise CalmrlError(f"condition tokens need VAST's encoders, and {what} among those chosen", hint="--encoders vast-paper")
-    made: dict[str, VastEncoder] = {m: kind(device=device, weights=weights, precision=precision) for m, kind in kinds.items()}
+    made = vast_encoders(encoders)
     items = [item for item in manifest.items if item.split == split]
     if not items:
         raise CalmrlError(f"dataset '{manifest.dataset}' has no items in split '{split}'")
+    mark = tokens_fingerprint({m: encoder.fingerprint for m, encoder in made.items()})
+    if path.exists():
+        there = TokenFile(path)
+        if there.fingerprint != mark:
+            raise CalmrlError(f"'{path}' holds the tokens of other encoders", hint="remove it, or choose another --out")
+        return {"kept": len(there.ids), "left_out": len(items) - len(there.ids)}
     checkpoint = made["caption"].checkpoint
     for encoder in made.values():
         encoder.__dict__["checkpoint"] = checkpoint  # read and checked once, not once a modality
-    matcher = Matcher(checkpoint, device, precision)
-    parts = [f"{m} {made[m].fingerprint}" for m in sorted(made)]
+    matcher = Matcher(checkpoint, made["caption"].device, made["caption"].precision)
     kept = 0
-    with TokenWriter(path, matcher.width, fingerprint({"parts": " ".join(parts)}, {})) as writer:
+    with TokenWriter(path, matcher.width, mark) as writer:
         for item, prepared in _ahead(items, lambda item: _prepare(made, item, media), workers):
             tokens = {m: made[m].tokens([prepared[m]])[0] for m in _CONDITIONS if m in prepared}
             if tokens:
@@ -66,6 +63,26 @@ def keep_tokens(
             if progress is not None:
                 progress(1)
     return {"kept": kept, "left_out": len(items) - kept}
+
+
+def vast_encoders(encoders: Mapping[str, Encoder]) -> dict[str, VastEncoder]:
+    """Those of `encoders` that matching needs. Raises CalmrlError if one is not VAST's, or there is none of captions."""
+    wanted = {m: encoders[m] for m in (*_CONDITIONS, "caption") if m in encoders}
+    made: dict[str, VastEncoder] = {}
+    for modality, encoder in wanted.items():
+        if isinstance(encoder, VastEncoder):
+            made[modality] = encoder
+    foreign = [m for m in wanted if m not in made]
+    if foreign or "caption" not in made:
+        what = f"the encoder of '{foreign[0]}' is another" if foreign else "there is no encoder of captions"
+        raise CalmrlError(f"condition tokens need VAST's encoders, and {what}", hint="--encoders vast-paper")
+    return made
+
+
+def tokens_fingerprint(fingerprints: Mapping[str, str]) -> str:
+    """What tokens are marked with, from the fingerprints of the encoders by modality; those that matching does not need are ignored."""
+    parts = [f"{m} {fingerprints[m]}" for m in sorted((*_CONDITIONS, "caption")) if m in fingerprints]
+    return fingerprint({"parts": " ".join(parts)}, {})
 
 
 def _prepare(made: Mapping[str, VastEncoder], item: Item, media: Path | None) -> dict[str, np.ndarray]:
