@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 from rich.table import Table
 
 from calmrl_lab import console
-from calmrl_lab.imputers.reliability import reliability
+from calmrl_lab.imputers.reliability import Reliability, reliability
+from calmrl_lab.reporting.promises import promises
+from calmrl_lab.runs import write_atomically
 
 # What `calmrl-lab impute` uses unless told otherwise.
 DEFAULT = "ppca-auto"
@@ -103,17 +106,32 @@ def _predicted_over_real(own: pd.DataFrame) -> float | None:
 
 
 def _reliabilities(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Entries in five bins of predicted error, both errors over the modality's mean-imputation error, so that modalities can
-    share a bin."""
-    for (store, name), own in frame.groupby(["store", "imputer"], sort=False):
-        if own["predicted_error"].isna().any():
-            continue
-        scale = own.groupby(["gaps", "seed", "modality"])["mean_error"].transform("mean").to_numpy()
-        found = reliability(own["predicted_error"].to_numpy() / scale, own["squared_error"].to_numpy() / scale, bins=5)
+    for (store, name), found in reliabilities(frame).items():
         yield {
             "store": store, "imputer": name, "predicted": found.predicted.tolist(), "real": found.real.tolist(),
             "count": found.count.tolist(), "ratio": found.ratio, "miscalibration": found.miscalibration,
         }  # fmt: skip
+
+
+def reliabilities(frame: pd.DataFrame) -> dict[tuple[str, str], Reliability]:
+    """Entries in five bins of predicted error a store and imputer, both errors over the modality's mean-imputation error, so that
+    modalities can share a bin."""
+    result = {}
+    for (store, name), own in frame.groupby(["store", "imputer"], sort=False):
+        if not own["predicted_error"].isna().any():
+            scale = own.groupby(["gaps", "seed", "modality"])["mean_error"].transform("mean").to_numpy()
+            predicted, real = (own[column].to_numpy() / scale for column in ("predicted_error", "squared_error"))
+            result[store, name] = reliability(predicted, real, bins=5)
+    return result
+
+
+def draw(frame: pd.DataFrame, folder: Path) -> None:
+    """predicted-error-<store>.svg in `folder`: what the default and plain PPCA promise, and what came of it."""
+    found = reliabilities(frame)
+    for store in dict.fromkeys(store for store, _ in found):
+        shown = {name: found[store, name] for name in (DEFAULT, PLAIN) if (store, name) in found}
+        figure = promises(shown, f"predicted-error-{store}")
+        write_atomically(folder / f"{figure.name}.svg", figure.svg().encode())
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -204,11 +222,21 @@ def _relatives(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _reliability_table(found: dict[str, Any]) -> str:
+    rows = found["reliability"]
+    most = max((len(row["predicted"]) for row in rows), default=0)
     lines = ["### Predicted against real error, entries in five bins of predicted error (both over the error of the mean)\n"]
-    for row in found["reliability"]:
-        pairs = ", ".join(f"{p:.2f}/{r:.2f}" for p, r in zip(row["predicted"], row["real"], strict=True))
-        lines.append(f"* {row['store']}, {row['imputer']}: {pairs}; real over predicted {row['ratio']:.2f}")
-    return "\n".join(lines) + "\n"
+
+    def cell(label: str, j: int) -> str:
+        row = next(row for row in rows if f"{row['store']} {row['imputer']}" == label)
+        if j == most:
+            return f"{row['ratio']:.2f}"
+        return f"{row['predicted'][j]:.2f} / {row['real'][j]:.2f}" if j < len(row["predicted"]) else "-"
+
+    columns = [*(f"bin {j + 1}" for j in range(most)), "real over predicted"]
+    return (
+        "\n".join([*lines, _grid("predicted / real", columns, [f"{row['store']} {row['imputer']}" for row in rows], cell)])
+        + "\n"
+    )
 
 
 def show(found: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@
 
 Gaps are drawn in all items of a store at a rate of 25, 50 and 75 %, or in blocks (each item shows two neighbouring modalities, a
 (k+1)-th of them everything). An imputer is fitted on the training split and scored on what was hidden in the test split. Every finished
-piece is kept in --results, so that nothing is computed twice; `--write` puts the tables between the marks of a Markdown file.
+piece is kept in --results, so that nothing is computed twice; `--write` puts the tables between the marks of a Markdown file, and
+figures of predicted against real error beside it.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = _rival_tables.tables(frame)
     if options.write:
         _marks.put(options.write, "rivals", _rival_tables.markdown(tables))
+        _rival_tables.draw(frame, options.write.parent)
     console.emit(tables, options.json, lambda: _rival_tables.show(tables))
 
 

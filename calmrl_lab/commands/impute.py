@@ -53,7 +53,7 @@ def _draw(done: Completion, path: Path) -> None:
     from calmrl_lab.runs import write_atomically
 
     assert done.check is not None
-    write_atomically(path, promises(done.check.reliability, done.imputer).svg().encode())
+    write_atomically(path, promises({done.imputer: done.check.reliability}).svg().encode())
 
 
 def _show(done: Completion) -> None:
