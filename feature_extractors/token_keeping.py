@@ -1,21 +1,28 @@
-"""What VAST's matching head needs of a store's test split, kept beside the store (`--keep-tokens`)."""
+"""What VAST's matching head needs of a store's test split, kept beside the store (`--keep-tokens`), and matching by it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calmrl_lab import console
+from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore
 from feature_extractors import retrying
-from feature_extractors.encoders.vast.condition import keep_tokens
-from feature_extractors.encoders.vast.token_file import tokens_folder
+from feature_extractors.encoders import encoders
+from feature_extractors.encoders.vast.batching import PRECISIONS
+from feature_extractors.encoders.vast.condition import keep_tokens, rerank_kept, tokens_fingerprint
+from feature_extractors.encoders.vast.matching import TOP, Matcher
+from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder
 from feature_extractors.equipment import facts
 from feature_extractors.request import understand
 
 SPLIT = "test"
+Matching = Callable[[np.ndarray, Sequence[str], Sequence[str], str], np.ndarray]
 
 
 def keep_test_tokens(
@@ -50,3 +57,34 @@ def keep_test_tokens(
         return keep_tokens(
             request.manifest, request.equipment.encoders(), path, media, SPLIT, workers or 4, lambda done: ticker.advance(done)
         )
+
+
+def kept_matching(store: FeatureStore, weights: Path | None, device: str = "cpu", top: int = TOP) -> Matching:
+    """Re-scores the `top` candidates of every query by the matching head of `weights`, from the tokens kept beside `store`.
+
+    Raises CalmrlError if no tokens were kept, or if they or the weights are not those of the store.
+    """
+    tokens = TokenFile(tokens_folder(store.path))
+    if tokens.fingerprint != tokens_fingerprint({spec.name: spec.fingerprint for spec in store.specs}):
+        raise CalmrlError(
+            f"the tokens in '{tokens.path}' are not of the encoders of '{store.path}'",
+            hint="remove them and keep them anew: calmrl-lab extract --keep-tokens",
+        )
+    spec = store.spec("caption")
+    encoder = encoders.get(spec.encoder)(weights=weights)
+    precision = next((p for p in PRECISIONS if _fingerprint(spec.encoder, weights, p) == spec.fingerprint), None)
+    if precision is None:
+        raise CalmrlError(f"'{weights}' are not the weights that '{store.path}' was made with", hint="give its own --weights")
+    matcher = Matcher(encoder.checkpoint, device, precision)
+
+    def match(similarity: np.ndarray, caption_items: Sequence[str], clips: Sequence[str], asking: str) -> np.ndarray:
+        with console.progress(f"matching, {asking} ask", len(clips)) as ticker:
+            return rerank_kept(
+                similarity, caption_items, clips, tokens, matcher, top, asking, lambda done: ticker.advance(done)
+            )
+
+    return match
+
+
+def _fingerprint(name: str, weights: Path | None, precision: str) -> str:
+    return str(encoders.get(name)(weights=weights, precision=precision).fingerprint)

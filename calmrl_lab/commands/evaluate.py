@@ -21,6 +21,11 @@ def evaluate(
     direction: list[str] = typer.Option(
         [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
+    rerank: str | None = typer.Option(
+        None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
+    ),
+    weights: Path | None = typer.Option(None, help="Folder of VAST's weights, for --rerank."),
+    top: int = typer.Option(50, min=1, help="Candidates of a query that --rerank re-scores."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
 ) -> None:
@@ -39,14 +44,58 @@ def evaluate(
             )
     from calmrl_lab.diagnostics import chance_warning
 
+    if rerank is not None:
+        # What is wrong with the request shows before anything is ranked.
+        match = _matching(run, rerank, store, weights, top, device)
     scored = score(run, pairs or None, store=store, split=split, device=device)
     table, warning = scored.table(), chance_warning(scored.scores)
-    console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
+    if rerank is None:
+        console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
+    else:
+        from calmrl_lab.rerank import rerank_run, rerank_table
+
+        again = rerank_table(rerank_run(run, match, rerank, split, device=device))
+        payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}
+        console.emit(payload, as_json, lambda: _print(table, scored.coverage, again))
     if warning:
         console.note(warning)
 
 
-def _print(table: Any, coverage: dict[str, Any]) -> None:
+def _matching(run: Path, rerank: str, store: Path | None, weights: Path | None, top: int, device: str) -> Any:
+    from calmrl_lab.devices import resolve
+    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.runs import Run
+    from calmrl_lab.store import FeatureStore
+
+    # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
+    from feature_extractors.token_keeping import kept_matching
+
+    if rerank != "itm":
+        raise CalmrlError(f"unknown re-ranking '{rerank}'", hint="known: itm (VAST's image-text matching)")
+    if weights is None:
+        raise CalmrlError("re-ranking needs VAST's weights", hint="--weights DIR")
+    if store is not None:
+        raise CalmrlError("--rerank works on the store of the run, not on another --store")
+    return kept_matching(FeatureStore.open(Run.open(run).config.store), weights, str(resolve(device)), top)
+
+
+def _print_rerank(table: Any) -> None:
+    from rich.table import Table
+
+    shown = Table(
+        box=None, pad_edge=False, title="captions against whole items, before and after matching", title_justify="left"
+    )
+    for heading in ("query", "gallery", "scorer", "R@1 % (95 %)", "R@5 %", "R@10 %", "queries"):
+        shown.add_column(heading, justify="left" if heading in ("query", "gallery", "scorer") else "right")
+    for row in table.itertuples(index=False):
+        first = f"{row.recall_at_1:.1f} ({row.low:.1f}, {row.high:.1f})"
+        later = (f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", str(row.queries))
+        shown.add_row(row.query, row.gallery, row.scorer, first, *later)
+    console.out.print()
+    console.out.print(shown)
+
+
+def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> None:
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False)
@@ -69,3 +118,5 @@ def _print(table: Any, coverage: dict[str, Any]) -> None:
     if coverage["empty_items"]:
         console.out.print(f"{coverage['empty_items']} of {coverage['items']} items show no modality at all")
     console.out.print("ties are counted as expected under a random order; nothing is hidden from the gallery")
+    if again is not None:
+        _print_rerank(again)

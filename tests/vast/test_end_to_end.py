@@ -158,21 +158,52 @@ def test_gram_drops_what_has_no_extracted_sound(msrvtt, weights, tmp_path):
     assert FeatureStore.open(out).attributes["preset"] == "gram-compat"
 
 
-def test_condition_tokens_of_the_test_split_re_rank_it(msrvtt, weights, tmp_path):
-    from feature_extractors.datasets import datasets
-    from feature_extractors.encoders.vast.checkpoint import load_checkpoint
-    from feature_extractors.encoders.vast.condition import keep_tokens, rerank_kept
-    from feature_extractors.encoders.vast.matching import Matcher
-    from feature_extractors.encoders.vast.token_file import TokenFile
+def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp_path):
+    from calmrl_lab.runs import Run
+    from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder
 
     media, test = msrvtt
-    dataset = datasets.get("msrvtt")
-    path = tmp_path / "msrvtt.tokens"
-    counts = keep_tokens(dataset(media).manifest(), dataset.presets["vast-paper"], path, weights, media)
-    tokens = TokenFile(path)
-    assert counts["kept"] == len(tokens.ids) == TEST - counts["left_out"]
+    run = tmp_path / "run"
+    words = ("--store", store_path, "--objective", "pmrl", "--impute", "none", "--epochs", "0", "--run", run)
+    code, _, said = cli("train-heads", *words, "--modalities", "vision,audio,caption", "--device", "cpu")
+    assert code == 0, said
+    code, _, said = cli("evaluate", "--run", run, "--rerank", "itm", "--weights", weights)
+    assert code == 2
+    assert "--keep-tokens" in said
+
+    asked = ("extract", "--dataset", "msrvtt", "--out", store_path, "--media", media, "--weights", weights)
+    code, _, said = cli(*asked, "--keep-tokens", "--set", "validation=0.3", "--device", "cpu")
+    assert code == 0, said
+    assert "condition tokens of 10 test items kept, 0 have none" in said
+    tokens = TokenFile(tokens_folder(store_path))
     whole = tokens.condition(tokens.place(test[0]))
     assert len(whole) == 16 * 257 + 256 + 70, "16 frames, one slice, a padded subtitle"
-    similarity = np.random.default_rng(0).standard_normal((len(tokens.ids), len(tokens.ids)))
-    scores = rerank_kept(similarity, tokens.ids, tokens.ids, tokens, Matcher(load_checkpoint(weights)), top=2)
-    assert ((scores >= 0).sum(axis=1) == 2).all()
+
+    code, told, said = cli("evaluate", "--run", run, "--rerank", "itm", "--weights", weights, "--top", 3)
+    assert code == 0, said
+    assert "before and after matching" in told
+    frame = Run.open(run).read_frame("rerank.parquet")
+    assert set(frame["scorer"]) == {"centroid", "centroid+itm"}
+    counts = frame.groupby(["query", "scorer"]).size()
+    store = FeatureStore.open(store_path)
+    findable = store.mask[store.split == "test"][:, :2].any(axis=1).sum()
+    assert findable < TEST
+    assert (counts == findable).all(), "items without vision and sound can neither be found nor ask"
+    assert ((frame["greater"] >= 0) & (frame["greater"] < frame["candidates"])).all()
+    for words, sentence in (
+        (("--rerank", "itn", "--weights", weights), "unknown re-ranking 'itn'"),
+        (("--rerank", "itm"), "needs VAST's weights"),
+    ):
+        code, _, said = cli("evaluate", "--run", run, *words)
+        assert (code, sentence in said) == (2, True)
+
+
+def test_weights_of_another_model_do_not_re_rank(msrvtt, store_path, tensors, make_weights, cli, tmp_path):
+    from calmrl_lab.errors import CalmrlError
+    from feature_extractors.token_keeping import keep_test_tokens, kept_matching
+
+    other = make_weights({name: value * 1.5 for name, value in tensors.items()}, "other")
+    with pytest.raises(CalmrlError, match="and this run would add some of"):
+        keep_test_tokens("msrvtt", store_path, None, msrvtt[0], other, device="cpu", options={"validation": 0.3})
+    with pytest.raises(CalmrlError, match="not the weights that"):
+        kept_matching(FeatureStore.open(store_path), other)
