@@ -219,6 +219,7 @@ _NEEDED = {
     "imputation": ("imputer", "modality", "pattern", "split", "item", "group", "squared_error"),
     "anchors": ("imputer", "pattern", "split", "item", "group", "shift_observed", "shift_calibrated", "lower", "upper"),
     "classification": ("kind", "modality", "item", "group", "label", "correct"),
+    "rerank": ("query", "gallery", "scorer", "group", "greater", "equal"),
     "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", "greater", "equal"),
 }
 # Tables of this many rows a run are read with the needed columns only.

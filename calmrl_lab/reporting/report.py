@@ -25,6 +25,7 @@ from calmrl_lab.reporting.page import page
 from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.published import beside, footnotes
 from calmrl_lab.reporting.recalls import recalls
+from calmrl_lab.reporting.reranked import rerank_table
 from calmrl_lab.reporting.robustness import curve_figure, curve_table, gain_table, robustness
 from calmrl_lab.reporting.shifts import Shifts, shifts
 from calmrl_lab.reporting.tables import Table
@@ -110,6 +111,8 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
         tables |= {table.name: table for table in made if table.rows}
         curves = curve_figure(hidden, colours)
         figures |= {curves.name: curves} if curves else {}
+    again = rerank_table(gathered, colours)
+    tables |= {again.name: again} if again else {}
     store = source(gathered)
     items = describe(store)
     chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None

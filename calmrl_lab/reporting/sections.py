@@ -61,8 +61,10 @@ def _calibration(found: Findings) -> list[Section]:
 
 
 def _optional(found: Findings) -> list[Section]:
-    """What only some runs were asked for: modalities missing at test time, classification."""
+    """What only some runs were asked for: matching, modalities missing at test time, classification."""
     sections = []
+    if "rerank" in found.tables:
+        sections.append(Section("rerank", "Re-ranked by matching", found.tables["rerank"].to_html(), short="Re-rank"))
     if "missing_curves" in found.tables:
         drawn = chart(found.figures["missing_curves"]) if "missing_curves" in found.figures else ""
         table = found.tables["missing_curves"]

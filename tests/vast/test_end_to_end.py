@@ -190,6 +190,9 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
     assert findable < TEST
     assert (counts == findable).all(), "items without vision and sound can neither be found nor ask"
     assert ((frame["greater"] >= 0) & (frame["greater"] < frame["candidates"])).all()
+    code, _, said = cli("report", "--runs", run.parent, "--out", tmp_path / "report")
+    assert code == 0, said
+    assert (tmp_path / "report" / "tables" / "rerank.csv").read_text().count("centroid+itm") == 2
     for words, sentence in (
         (("--rerank", "itn", "--weights", weights), "unknown re-ranking 'itn'"),
         (("--rerank", "itm"), "needs VAST's weights"),
