@@ -106,27 +106,33 @@ def agreements(
     served = {observed: _Scores.of(sums, dims, scaled) for observed, sums in statistics.patterns.items()}
 
     result = {}
+    # Targets of the same modalities, whichever of them is missing, share their sums over patterns.
+    pools: dict[tuple[int, ...], _Scores | None] = {}
     for observed, missing in targets:
-        needed = {*observed, missing}
-        sources = [scores for shown, scores in served.items() if needed <= set(shown)]
-        if not sources:
+        needed = tuple(sorted({*observed, missing}))
+        if needed not in pools:
+            pools[needed] = _Scores.pooled([s for shown, s in served.items() if set(needed) <= set(shown)], needed, dims)
+        pooled = pools[needed]
+        if pooled is None:
             result[observed, missing] = Agreement()
             continue
-        pooled = _Scores.pooled(sources, [*observed, missing], dims)
+        own, others = needed.index(missing), [place for place, j in enumerate(needed) if j != missing]
         noise, centre = parameters.noise[missing], reference[missing]
-        n, last = pooled.count, len(observed)
-        h, g = pooled.first[:last].sum(dim=0), mean_score[list(observed)].sum(dim=0)
+        n = pooled.count
+        h, g = pooled.first[others].sum(dim=0), mean_score[list(observed)].sum(dim=0)
         posterior = torch.linalg.inv(eye + grams[list(observed)].sum(dim=0))
         latent = h - n * g
-        square = pooled.second[:last, :last].sum(dim=(0, 1)) - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
+        square = (
+            pooled.second[others][:, others].sum(dim=(0, 1)) - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
+        )
         # W'x u' with u the scores of what is observed; W = s^2 W~ turns scores into it.
-        crossed = noise * pooled.second[last, :last].sum(dim=0) - noise * torch.outer(pooled.first[last], g)
+        crossed = noise * pooled.second[own, others].sum(dim=0) - noise * torch.outer(pooled.first[own], g)
         crossed -= torch.outer(weights[missing].T @ centre, latent)
-        total = pooled.total
+        total = pooled.total.split([dims[j] for j in needed])[own]
         cross = (posterior * crossed).sum() + offset[missing] @ (total - n * centre)
         power = (posterior @ square @ posterior * (noise * grams[missing])).sum()
         power += 2 * (weights[missing].T @ offset[missing]) @ posterior @ latent + n * offset[missing] @ offset[missing]
-        energy = pooled.square - 2 * centre @ total + n * centre @ centre
+        energy = pooled.square[own] - 2 * centre @ total + n * centre @ centre
         result[observed, missing] = Agreement(float(n), float(energy), float(cross), float(power))
     return result
 
@@ -164,19 +170,22 @@ class _Scores:
         return cls(sums.observed, sums.count, first, second, sums.total, square)
 
     @classmethod
-    def pooled(cls, sources: Sequence[_Scores], wanted: Sequence[int], dims: Sequence[int]) -> _Scores:
-        """Sums over `sources` of what concerns the modalities `wanted`, in that order; total and square of the last one
-        only."""
+    def pooled(cls, sources: Sequence[_Scores], wanted: tuple[int, ...], dims: Sequence[int]) -> _Scores | None:
+        """Sums over `sources` of what concerns the modalities `wanted`; None without sources."""
+        if not sources:
+            return None
         places = [[scores.observed.index(j) for j in wanted] for scores in sources]
         count = sum(scores.count for scores in sources)
         first = torch.stack([scores.first[place] for scores, place in zip(sources, places, strict=True)]).sum(dim=0)
-        second = sum(
-            (scores.second[place][:, place] for scores, place in zip(sources, places, strict=True)),
-            torch.zeros_like(sources[0].second[:1, :1]),
-        )
-        totals = [s.total.split([dims[j] for j in s.observed])[place[-1]] for s, place in zip(sources, places, strict=True)]
-        square = torch.stack([scores.square[place[-1]] for scores, place in zip(sources, places, strict=True)]).sum()
-        return cls(tuple(wanted), count, first, second, torch.stack(totals).sum(dim=0), square)
+        second = sources[0].second.new_zeros(len(wanted), len(wanted), *sources[0].second.shape[2:])
+        for scores, place in zip(sources, places, strict=True):
+            second += scores.second if scores.observed == wanted else scores.second[place][:, place]
+        totals = [
+            torch.cat([scores.total.split([dims[j] for j in scores.observed])[p] for p in place])
+            for scores, place in zip(sources, places, strict=True)
+        ]
+        square = torch.stack([scores.square[place] for scores, place in zip(sources, places, strict=True)]).sum(dim=0)
+        return cls(wanted, count, first, second, torch.stack(totals).sum(dim=0), square)
 
 
 def targets_of(patterns: Iterable[tuple[int, ...]], k: int, most: int = 256) -> list[Target]:
