@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.precision import precision_root
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.imputers.statistics import PatternStatistics, Statistics
 
 NoiseKind: TypeAlias = Literal["per-modality", "shared"]
 
@@ -110,21 +110,35 @@ def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Ex
         posterior = torch.cholesky_inverse(factor)
         projection = torch.cat([scaled[j] for j in observed])
         mean = torch.cat([means[j] for j in observed])
-        moment = sums.times(projection)
         g, h = projection.T @ mean, projection.T @ sums.total
+        squared, mapped = _moments(sums, projection, posterior)
         # Sums of b b' and of z b' over items, b = W~'(z - mu): the mean is taken out of the moments, not of rows.
-        outer_b = projection.T @ moment - torch.outer(h, g) - torch.outer(g, h) + w * torch.outer(g, g)
-        moment.addr_(sums.total, g, alpha=-1)
+        outer_b = squared - torch.outer(h, g) - torch.outer(g, h) + w * torch.outer(g, g)
+        mapped.addr_(sums.total, posterior @ g, alpha=-1)
         half = posterior @ outer_b
         latent[observed] += posterior @ (h - w * g)
-        latent_square[observed] += n * posterior + half @ posterior
-        for j, part in zip(observed, (moment @ posterior).split(sizes), strict=True):
+        second = torch.addmm(n * posterior, half, posterior)
+        for j, part in zip(observed, mapped.split(sizes), strict=True):
+            latent_square[j] += second
             cross[j] += part
         log_likelihood -= 0.5 * (2 * n * factor.diagonal().log().sum() - half.diagonal().sum())
         for j, square, total in zip(observed, totals.squares[sums.observed], sums.total.split(sizes), strict=True):
             scatter = square - 2 * means[j] @ total + w * means[j] @ means[j]
             log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + scatter / noise[j])
     return Expectation(latent, latent_square, torch.cat(cross), float(log_likelihood))
+
+
+def _moments(
+    sums: PatternStatistics, projection: Float[Tensor, "d q"], posterior: Float[Tensor, "q q"]
+) -> tuple[Float[Tensor, "q q"], Float[Tensor, "d q"]]:
+    """W~'S W~ and S W~ V; through the rows where a pattern holds them, which costs n q (D + q) instead of D q^2."""
+    if sums.moment is not None or not sums.rows:
+        product = sums.times(projection)
+        return projection.T @ product, product @ posterior
+    scores = [rows @ projection for rows in sums.rows]
+    squared = sum((u.T @ u for u in scores), torch.zeros_like(posterior))
+    mapped = sum((rows.T @ (u @ posterior) for rows, u in zip(sums.rows, scores, strict=True)), torch.zeros_like(projection))
+    return squared, mapped
 
 
 def _factor(
