@@ -202,6 +202,18 @@ def assert_counterexample(z, imputed, shown):
 
 
 def test_a_known_counterexample_to_the_printed_corollary():
+    # Found by the search above and kept: eight unit vectors, one observed, each imputed within the printed error.
+    known = np.load(Path(__file__).parent / "data" / "printed_corollary_counterexample.npz")
+    assert_counterexample(known["complete"], known["imputed"], 1)
+    # The corrected corollary does not fall for it: the error is above what it allows.
+    z = torch.from_numpy(known["complete"])[None]
+    observed = torch.zeros(1, 8, dtype=torch.bool)
+    observed[:, 0] = True
+    allowed = helpful_error(shift_terms(z, torch.ones_like(observed), observed))
+    assert np.linalg.norm(known["imputed"] - known["complete"], ord=2) > float(allowed)
+
+
+def test_a_counterexample_found_elsewhere():
     folder = Path(os.environ.get("CALMRL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "cor3_counterexample.npz").is_file():
         pytest.skip("no cor3_counterexample.npz under CALMRL_TEST_DATA")
@@ -210,6 +222,72 @@ def test_a_known_counterexample_to_the_printed_corollary():
     if not np.allclose(np.linalg.norm(z, axis=1), 1):
         z, imputed = z.T, imputed.T
     assert_counterexample(z, imputed, int(known["n_observed"]))
+
+
+ADVERSARIES = {
+    "lower_printed": lambda terms, shift: lower_printed(terms) - shift,
+    "lower_ratio": lambda terms, shift: lower_ratio(terms) - shift,
+    "lower_sandwich": lambda terms, shift: lower_sandwich(terms) - shift,
+    "upper_sandwich": lambda terms, shift: shift - upper_sandwich(terms),
+    "upper_gap": lambda terms, shift: shift - upper_gap(terms),
+    "upper_rotation": lambda terms, shift: shift - upper_rotation(terms),
+    "upper_printed": lambda terms, shift: shift / upper_printed(terms),
+}
+
+
+@pytest.mark.parametrize("bound", ADVERSARIES)
+@pytest.mark.parametrize("shown", [1, 3])
+def test_no_adversary_breaks_a_proven_bound(bound, shown):
+    # Sets that gradient ascent moves to where the bound is closest to failing.
+    k, d = 5, 6
+    raw = torch.randn(48, k, d, generator=torch.Generator().manual_seed(shown), dtype=torch.float64).requires_grad_()
+    optimiser = torch.optim.Adam([raw], lr=0.03)
+    complete = torch.ones(48, k, dtype=torch.bool)
+    observed = torch.zeros_like(complete)
+    observed[:, :shown] = True
+    limit = 1 + ROUNDING if bound == "upper_printed" else ROUNDING
+    begun = None
+    for _ in range(120):
+        terms = shift_terms(raw / raw.norm(dim=2, keepdim=True), complete, observed)
+        excess = ADVERSARIES[bound](terms, aligned_distance(terms.anchor, terms.observed_anchor))
+        assert bool((excess <= limit).all())
+        begun = excess.detach().mean() if begun is None else begun
+        optimiser.zero_grad()
+        # Where a bound is vacuous or an item degenerate there is no gradient to follow.
+        (-excess.nan_to_num().sum()).backward()
+        raw.grad.nan_to_num_(0.0, 0.0, 0.0)
+        optimiser.step()
+    assert float(excess.detach().mean()) > float(begun)
+
+
+@pytest.mark.parametrize("shown", [1, 3])
+def test_no_adversary_breaks_the_corrected_corollary(shown):
+    k, d = 6, 8
+    generator = torch.Generator().manual_seed(shown)
+    raw = torch.randn(48, k, d, generator=generator, dtype=torch.float64).requires_grad_()
+    push = torch.randn(48, k - shown, d, generator=generator, dtype=torch.float64).requires_grad_()
+    optimiser = torch.optim.Adam([raw, push], lr=0.03)
+    complete = torch.ones(48, k, dtype=torch.bool)
+    observed = torch.zeros_like(complete)
+    observed[:, :shown] = True
+    worst = []
+    for _ in range(150):
+        z = raw / raw.norm(dim=2, keepdim=True)
+        terms = shift_terms(z, complete, observed)
+        size = torch.linalg.matrix_norm(push, ord=2)
+        offset = push * (0.999 * helpful_error(terms) / size)[:, None, None]
+        imputed = torch.cat([z[:, :shown], z[:, shown:] + offset], dim=1)
+        before = aligned_distance(terms.anchor, terms.observed_anchor)
+        ratio = calibrated_shift(z, complete, observed, imputed) / before
+        matters = before > 1e-4
+        assert bool((ratio[matters] < 1).all())
+        worst.append(float(ratio[matters].detach().max()))
+        optimiser.zero_grad()
+        (-torch.where(matters, ratio, 0.0).sum()).backward()
+        for leaf in (raw, push):
+            leaf.grad.nan_to_num_(0.0, 0.0, 0.0)
+        optimiser.step()
+    assert max(worst) > worst[0]
 
 
 def test_two_modalities_make_the_sandwich_an_equality():

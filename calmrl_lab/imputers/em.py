@@ -214,8 +214,10 @@ def iterate(
     ridge: float = 0.0,
     accelerate: bool = False,
     columns: Sequence[Bool[Tensor, " q"]] | None = None,
+    tolerance: float = 0.0,
 ) -> tuple[Parameters, list[float]]:
-    """`iterations` EM steps, and the log-likelihood of the parameters that entered each.
+    """`iterations` EM steps, and the log-likelihood of the parameters that entered each; fewer once a step has gained less than
+    `tolerance` in total.
 
     With `accelerate`, every third step starts from where the last two point to (SQUAREM, Varadhan and Roland 2008, scheme S3,
     over W, mu and log s^2) if that is no less likely; an attempt that fails costs one more E-step.
@@ -232,6 +234,10 @@ def iterate(
                 expected, path = None, path[-1:]
         expected = expected or expect(statistics, totals, path[-1])
         likelihoods.append(expected.log_likelihood)
+        if tolerance > 0 and len(likelihoods) > 1 and likelihoods[-1] - likelihoods[-2] < tolerance:
+            # The parameters at hand are returned, so this likelihood is not that of a step.
+            likelihoods.pop()
+            break
         path.append(maximise(statistics.dims, totals, expected, noise, ridge, columns))
         path = path if accelerate else path[-1:]
     return path[-1], likelihoods

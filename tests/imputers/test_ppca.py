@@ -1,5 +1,6 @@
 """PPCA: exact EM on statistics follows plain per-item EM; imputation and likelihood are those of the dense Gaussian."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,49 @@ def test_statistics_em_follows_the_per_item_em(dims, seed, rate):
     assert_allclose(fast.noise, slow.noise, rtol=1e-10)
     assert_allclose(fast.log_likelihoods, slow.log_likelihoods, rtol=1e-11)
     assert len(fast.log_likelihoods) == 6
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
+def test_statistics_em_follows_the_per_item_em_over_every_pattern(k):
+    dims = (3, 1, 5, 2, 4, 6)[:k]
+    patterns = (np.arange(2**k)[:, None] >> np.arange(k) & 1).astype(bool)
+    mask = np.repeat(patterns, np.arange(2**k) % 3 + 1, axis=0)
+    embeddings = draw(model(dims, 2, k), len(mask), k + 1)
+    start = model(dims, 2, k + 2)
+    slow = per_item_em(embeddings, mask, start, 4)
+    fast = PPCA(latent_dim=2).fit(with_holes(embeddings, mask), mask, iterations=4, start=start)
+    for name in ("weights", "means"):
+        assert_allclose(np.concatenate(getattr(fast, name)), np.concatenate(getattr(slow, name)), rtol=1e-10, atol=1e-10)
+    assert_allclose(fast.noise, slow.noise, rtol=1e-10)
+    assert_allclose(fast.log_likelihoods, slow.log_likelihoods, rtol=1e-11)
+
+
+def test_a_pattern_with_few_items_costs_its_rows_and_gives_the_same():
+    # Few items beside the coordinates, fewer than latent dimensions: the E-step goes through the rows.
+    dims = (40, 30, 20)
+    embeddings, mask = draw(model(dims, 20, 0), 50, 1), random_mask(50, 3, 2)
+    held = Statistics.of(observe(embeddings, mask))
+    assert all(sums.moment is None for sums in held.patterns.values())
+    dense_form = Statistics(held.dims, held.shift)
+    for observed, sums in held.patterns.items():
+        dense_form.patterns[observed] = dataclasses.replace(sums, moment=sums.dense(), rows=[])
+    fits = [PPCA(20).fit_statistics(each, 4, start=model(dims, 20, 3)) for each in (held, dense_form)]
+    assert_allclose(np.concatenate(fits[0].weights), np.concatenate(fits[1].weights), rtol=1e-9, atol=1e-10)
+    assert_allclose(fits[0].log_likelihoods, fits[1].log_likelihoods, rtol=1e-11)
+
+
+def test_a_tolerance_stops_where_the_likelihood_is_flat():
+    embeddings, mask = draw(model((4, 5, 3), 2, 0), 300, 1), random_mask(300, 3, 2)
+    start = model((4, 5, 3), 2, 3)
+    whole = PPCA(2).fit(embeddings, mask, iterations=200, start=start)
+    stopped = PPCA(2, tolerance=1e-3).fit(embeddings, mask, iterations=200, start=start)
+    steps = np.diff(whole.log_likelihoods) / mask.any(axis=1).sum()
+    wanted = int(np.flatnonzero(steps < 1e-3)[0]) + 1
+    assert len(stopped.log_likelihoods) == wanted + 1 < 200
+    assert_allclose(stopped.log_likelihoods, whole.log_likelihoods[: wanted + 1], rtol=1e-12)
+    assert PPCA.from_state(stopped.state()).tolerance == 1e-3
+    with pytest.raises(CalmrlError, match="tolerance is -1"):
+        PPCA(2, tolerance=-1)
 
 
 def test_both_forms_of_the_statistics_take_part():

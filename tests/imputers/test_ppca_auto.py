@@ -140,3 +140,15 @@ def test_latent_dim_auto_of_plain_ppca_finds_the_right_size():
     assert PPCA("auto").fit(train, mask, iterations=5).weights[0].shape[1] == 8
     with pytest.raises(CalmrlError, match="latent_dim is 'automatic'"):
         PPCA("automatic")
+
+
+def test_iterations_stop_where_the_held_out_error_turns():
+    # More coordinates than items: the likelihood goes on rising while imputation gets worse.
+    train, mask = related(40, noise=2.0), masks(40, 3, 0.7)
+    test, hidden = related(400, seed=5, noise=2.0), masks(400, 3, 0.6, seed=6)
+    auto = AutoPPCA(latent_dim=20, ridge=0.0).fit(train, mask, iterations=128)
+    assert auto.choice.iterations < 32
+    stopped = PPCA(20).fit(train, mask, iterations=auto.choice.iterations)
+    onward = PPCA(20).fit(train, mask, iterations=128, start=stopped)
+    assert onward.log_likelihoods[-1] > stopped.log_likelihoods[-1]
+    assert errors(stopped, test, hidden).sum() < 0.8 * errors(onward, test, hidden).sum()

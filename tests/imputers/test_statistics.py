@@ -112,6 +112,29 @@ def test_forgetting_is_a_sum_with_weights():
     assert_allclose(2 * once.log_likelihoods, twice.log_likelihoods, rtol=1e-8)
 
 
+def test_forgetting_follows_what_changes():
+    # A stream whose relation between the modalities turns over: what is forgotten no longer misleads.
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(6, 2))
+
+    def batch(sign):
+        latent = rng.normal(size=(200, 2))
+        values = [latent @ weights.T, sign * latent @ weights.T]
+        return [v + 0.3 * rng.normal(size=v.shape) for v in values]
+
+    everything, fading = None, None
+    for turn in range(8):
+        new = Statistics.of(observe(batch(1 if turn < 4 else -1), np.ones((200, 2), dtype=bool)), [torch.zeros(6)] * 2)
+        everything = new if everything is None else everything.merged(new)
+        fading = new if fading is None else fading.scaled(0.5).merged(new)
+    test, mask = batch(-1), np.tile([True, False], (200, 1))
+    errors = [
+        np.square(PPCA(2).fit_statistics(held, 20).impute(test, mask)[1] - test[1]).sum(axis=1).mean()
+        for held in (everything, fading)
+    ]
+    assert errors[1] < 0.35 * errors[0]
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
 def test_low_precision_rows_lose_no_more_than_they_have_lost(kind):
     embeddings, mask = example(3000)
