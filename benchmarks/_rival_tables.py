@@ -130,8 +130,9 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     found = reliabilities(frame)
     for store in dict.fromkeys(store for store, _ in found):
         shown = {name: found[store, name] for name in (DEFAULT, PLAIN) if (store, name) in found}
-        figure = promises(shown, f"predicted-error-{store}")
-        write_atomically(folder / f"{figure.name}.svg", figure.svg().encode())
+        if shown:
+            figure = promises(shown, f"predicted-error-{store}")
+            write_atomically(folder / f"{figure.name}.svg", figure.svg().encode())
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -1,0 +1,59 @@
+"""The benchmarks of imputation run, resume, refuse, and put their numbers where a page wants them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def bench(name, *words, code=0):
+    command = [sys.executable, FOLDER / f"{name}.py", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_rivals_are_compared_in_pieces_and_written_into_a_page(small_store, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n\n<!-- rivals: begin -->\nstale\n<!-- rivals: end -->\n\nAfter.\n")
+    asked = [small_store, "--imputers", "mean,ppca", "--gaps", "50%", "--seeds", "2", "--results", tmp_path / "r"]
+    started = bench("rivals", *asked, "--minutes", "0")
+    assert "4 pieces are left" in started.stderr
+    done = json.loads(bench("rivals", *asked, "--json", "--write", page).stdout)
+    assert len(list((tmp_path / "r").iterdir())) == 4
+    mean, ppca = done["rows"]
+    assert (mean["imputer"], ppca["imputer"]) == ("mean", "ppca")
+    assert mean["error"]["value"] == pytest.approx(1)
+    assert ppca["error"]["low"] < ppca["error"]["value"] < ppca["error"]["high"]
+    text = page.read_text()
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+    assert "stale" not in text
+    assert f"{ppca['error']['value']:.3f}" in text
+    assert "real error" in (tmp_path / "predicted-error-openmoji-small.svg").read_text()
+    # Errors are those of hidden entries only, and a kept piece is not computed again.
+    piece = next((tmp_path / "r").glob("*mean.parquet"))
+    frame = pd.read_parquet(piece)
+    assert frame["squared_error"].to_numpy() == pytest.approx(frame["mean_error"].to_numpy(), rel=1e-4)
+    stamp = piece.stat().st_mtime_ns
+    bench("rivals", *asked)
+    assert piece.stat().st_mtime_ns == stamp
+
+
+def test_requests_that_make_no_sense(small_store, tmp_path):
+    asked = ["--imputers", "mean", "--seeds", "1", "--results", tmp_path / "r", "--gaps", "50%"]
+    assert "'unit' or 'standard'" in bench("rivals", f"{small_store}:whitened", *asked, code=2).stderr
+    assert "no marks" in bench("rivals", small_store, *asked, "--write", tmp_path / "none.md", code=2).stderr
+
+
+@pytest.mark.slow
+def test_the_quick_timings_report_their_ratios():
+    lines = json.loads(bench("imputation", "--quick", "--json").stdout)["results"]
+    values = {line["what"]: line["value"] for line in lines}
+    assert values["largest difference of iterates after 5 EM steps"] < 1e-10
+    assert values["times faster than batched rows"] > 1
