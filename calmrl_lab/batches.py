@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,14 @@ from calmrl_lab.errors import CalmrlError
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
+
+
+class FeatureBatch(NamedTuple):
+    """`items` [b]: positions in the table it came from; `features`: k of [b, d_m], zeros where missing; `mask` [b, k]: what may be shown."""
+
+    items: Int[Tensor, " b"]
+    features: list[Tensor]
+    mask: Bool[Tensor, "b k"]
 
 
 @dataclass(frozen=True)
@@ -83,21 +91,70 @@ class FeatureTable:
             features.append(picked.masked_fill((count == 0).unsqueeze(1), 0.0))
         return features
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " b"]]:
-        """Item positions in random order, `size` at a time; a last batch of one item is joined to the one before it."""
-        order = torch.randperm(len(self), generator=generator).to(self.mask.device)
-        edges = list(range(0, len(order), size))
-        if len(edges) > 1 and len(order) - edges[-1] == 1:
-            edges.pop()
-        for start, stop in zip(edges, [*edges[1:], len(order)], strict=True):
-            yield order[start:stop]
+    def batches(
+        self, size: int, generator: torch.Generator, by_pattern: bool = False, repeats: Tensor | None = None
+    ) -> Iterator[FeatureBatch]:
+        """One pass in random order, `size` items at a time; a last batch of one item is joined to the one before it.
+
+        `by_pattern`: every batch is of items that show the same modalities, in random order of the batches. `repeats` [N]: how often each item
+        comes in this pass (default: once).
+        """
+        every = torch.arange(len(self)) if repeats is None else torch.repeat_interleave(torch.arange(len(self)), repeats)
+        order = every[torch.randperm(len(every), generator=generator)]
+        for chosen in _by_pattern(order, self.mask.cpu(), size, generator) if by_pattern else _cut(order, size):
+            items = chosen.to(self.mask.device)
+            yield FeatureBatch(items, self.gather(items, generator), self.mask[items])
+
+    def blocks(self) -> Iterator[FeatureTable]:
+        """The table in parts that are in memory: itself."""
+        yield self
+
+    def in_memory(self) -> FeatureTable:
+        """The table with its rows in memory: itself."""
+        return self
+
+    def sample(self, count: int) -> FeatureTable:
+        """At most `count` items, in memory: all of them, for they are there already."""
+        return self
 
 
-def load_table(store: FeatureStore, modalities: Sequence[str] | None = None, device: str = "cpu") -> FeatureTable:
-    """All items of `store` with the given modalities (default: all), float32 on `device`.
+def _cut(order: Int[Tensor, " n"], size: int) -> list[Int[Tensor, " b"]]:
+    edges = list(range(0, len(order), size))
+    if len(edges) > 1 and len(order) - edges[-1] == 1:
+        edges.pop()
+    return [order[start:stop] for start, stop in zip(edges, [*edges[1:], len(order)], strict=True)]
 
-    Raises CalmrlError for a modality the store does not have, a repeated one, or fewer than two.
-    """
+
+def _by_pattern(
+    order: Int[Tensor, " n"], mask: Bool[Tensor, "m k"], size: int, generator: torch.Generator
+) -> list[Int[Tensor, " b"]]:
+    codes = (mask[order].long() << torch.arange(mask.shape[1])).sum(dim=1)
+    batches = [part for code in torch.unique(codes) for part in _cut(order[codes == code], size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def group_numbers(groups: np.ndarray, device: str = "cpu") -> Int[Tensor, " n"]:
+    """A number a group: equal for items of the same one."""
+    return torch.from_numpy(np.unique(groups, return_inverse=True)[1].ravel().astype(np.int64)).to(device)
+
+
+def joined(tables: Sequence[FeatureTable], names: Sequence[str]) -> FeatureTable:
+    """The items of several tables of the same modalities and dimensions, one after the other; `names` go before ids and groups."""
+    first = tables[0]
+    rows = tuple(torch.cat([table.rows[j] for table in tables]) for j in range(len(first.modalities)))
+    offsets = []
+    for j in range(len(first.modalities)):
+        counts = torch.cat([table.offsets[j].diff() for table in tables])
+        offsets.append(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    ids, groups = (
+        np.concatenate([[f"{name}{value}" for value in values] for name, values in zip(names, columns, strict=True)])
+        for columns in ([table.ids for table in tables], [table.group for table in tables])
+    )
+    return FeatureTable(first.modalities, ids, groups, rows, tuple(offsets), torch.cat([table.mask for table in tables]))
+
+
+def chosen_modalities(store: FeatureStore, modalities: Sequence[str] | None) -> tuple[str, ...]:
+    """The modalities asked for, or all of the store. Raises CalmrlError for one the store does not have, a repeated one, or fewer than two."""
     from calmrl_lab.registry import nearest
 
     names = tuple(modalities or store.modalities)
@@ -111,8 +168,50 @@ def load_table(store: FeatureStore, modalities: Sequence[str] | None = None, dev
         raise CalmrlError(f"a modality is named twice: {', '.join(names)}")
     if len(names) < 2:
         raise CalmrlError(f"alignment needs at least two modalities, got {len(names)}")
-    rows = tuple(torch.from_numpy(np.asarray(store.features(m), dtype=np.float32)).to(device) for m in names)
-    offsets = tuple(torch.from_numpy(np.asarray(store.offsets(m), dtype=np.int64)).to(device) for m in names)
-    columns = [store.modalities.index(m) for m in names]
-    mask = torch.from_numpy(np.ascontiguousarray(store.mask[:, columns])).to(device)
-    return FeatureTable(names, np.asarray(store.ids), np.asarray(store.group), rows, offsets, mask)
+    return names
+
+
+def load_table(
+    store: FeatureStore,
+    modalities: Sequence[str] | None = None,
+    device: str = "cpu",
+    items: Int[np.ndarray, " n"] | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> FeatureTable:
+    """Items of `store` (default: all) with the given modalities (default: all), float32 on `device`; only their rows are read.
+
+    `dims`: modalities, with their dimensions, of which the store may lack some: then no item shows them. Raises CalmrlError as
+    `chosen_modalities`, and for a dimension other than that in `dims`.
+    """
+    names = tuple(dims) if dims is not None else chosen_modalities(store, modalities)
+    if dims is not None:
+        for name, dim in dims.items():
+            if name in store.modalities and store.dims[name] != dim:
+                raise CalmrlError(f"'{name}' has dimension {store.dims[name]} in store '{store.path}', expected {dim}")
+    count = len(store) if items is None else len(items)
+    rows, offsets = [], []
+    for name in names:
+        if name not in store.modalities:
+            assert dims is not None
+            rows.append(torch.zeros(0, dims[name], device=device))
+            offsets.append(torch.zeros(count + 1, dtype=torch.int64, device=device))
+            continue
+        starts = np.asarray(store.offsets(name), dtype=np.int64)
+        if items is None:
+            values = np.asarray(store.features(name), dtype=np.float32)
+        else:
+            lengths = np.diff(starts)[items]
+            ends = np.concatenate([[0], np.cumsum(lengths)])
+            inside = np.repeat(starts[:-1][items] - ends[:-1], lengths) + np.arange(ends[-1])
+            values, starts = np.asarray(store.rows(name, inside), dtype=np.float32), ends
+        rows.append(torch.from_numpy(values).to(device))
+        offsets.append(torch.from_numpy(starts).to(device))
+    chosen = slice(None) if items is None else items
+    shown = np.zeros((count, len(names)), dtype=bool)
+    for j, name in enumerate(names):
+        if name in store.modalities:
+            shown[:, j] = store.mask[chosen, store.modalities.index(name)]
+    mask = torch.from_numpy(shown).to(device)
+    return FeatureTable(
+        names, np.asarray(store.ids)[chosen], np.asarray(store.group)[chosen], tuple(rows), tuple(offsets), mask
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,10 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str = Field(description="feature store to train on")
+    mix: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="further stores to train on at the same time, each with its weight: how often a pass shows their items (the first store: once)",
+    )
     warm_up: str | None = Field(
         None, description="feature store of complete data to train on first; its items stay in the imputer"
     )
@@ -52,7 +56,16 @@ class TrainConfig(BaseModel):
         256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"
     )
     epochs: int = Field(40, ge=0, description="passes over the training items")
-    batch_size: int = Field(256, ge=2, description="items a step")
+    batch_size: int = Field(256, ge=2, description="items a step, of all processes together")
+    batching: Literal["mixed", "pattern"] = Field(
+        "mixed", description="batches of all items, or of items that show the same modalities"
+    )
+    spare_groups: bool = Field(
+        False, description="items of one group (captions of a clip, near duplicates) are no negatives of each other"
+    )
+    memory: Literal["auto", "table", "stream"] = Field(
+        "auto", description="keep the features in memory, read them as they are needed, or decide by the free memory"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (VAST recipe)")
     warm_up_share: float = Field(

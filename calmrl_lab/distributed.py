@@ -7,7 +7,9 @@ nothing in a process that is alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,30 @@ class Batch(NamedTuple):
     mask: Bool[Tensor, "b k"]
     imputed: Float[Tensor, "b k d"] | None = None
     groups: Int[Tensor, " b"] | None = None
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[torch.device]:
+    """Join the process group that `torchrun` describes in the environment, for the time of the body; without one, or in one, nothing changes.
+
+    Gives the device of this process: on GPUs, the one of its local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def leads() -> bool:
+    """True in the one process that writes files and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def processes() -> int:
@@ -68,6 +94,24 @@ def pad(batch: Batch, size: int) -> Batch:
         return None if part is None else torch.cat([part, part.new_zeros(lacking, *part.shape[1:])])
 
     return Batch(*(longer(part) for part in batch))  # type: ignore[arg-type]
+
+
+def from_all(value: Any) -> list[Any]:
+    """The Python objects of all processes, by rank."""
+    if processes() == 1:
+        return [value]
+    found: list[Any] = [None] * processes()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def first_says(value: Any) -> Any:
+    """The Python object of the first process, in all of them: for decisions that must not differ by a rounding."""
+    if processes() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 @torch.no_grad()

@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from calmrl_lab.batches import FeatureTable, load_table
+from calmrl_lab.batches import FeatureTable
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.feeding import Table, splits_of, training_items
 from calmrl_lab.filling import Filler, encode, stack
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
 from calmrl_lab.runs import Run
-from calmrl_lab.training import splits_of, training_items
+from calmrl_lab.streamed import table_for
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
@@ -66,7 +67,7 @@ class RunSpace:
 
     run: Run
     heads: Heads
-    table: FeatureTable
+    table: Table
     store: FeatureStore
     splits: np.ndarray
 
@@ -83,11 +84,7 @@ class RunSpace:
         source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
         place = resolve(device)
         heads = run.load_heads().to(place)
-        table = load_table(source, heads.modalities, str(place))
-        if table.dims != heads.dims:
-            raise CalmrlError(
-                f"store '{source.path}' has dimensions {table.dims}, the heads of run '{run.path}' take {heads.dims}"
-            )
+        table = table_for(source, heads.dims, str(place), config.memory)
         return cls(run, heads, table, source, splits_of(source, config))
 
     def embed(self, split: str | None = "test") -> Embedded:
@@ -99,7 +96,7 @@ class RunSpace:
                 hint=f"it has: {', '.join(np.unique(self.splits))}",
             )
         labels = {name: np.asarray(values)[chosen] for name, values in self.store.labels.items()}
-        return replace(embed(self.heads, self.table.select(chosen)), labels=labels)
+        return replace(embed(self.heads, self.table.select(chosen).in_memory()), labels=labels)
 
     def imputer(self, name: str | None = None) -> Any | None:
         """The run's own fitted imputer; with a name, that one fitted afterwards on the training embeddings as the run's scenario showed them.
@@ -113,7 +110,7 @@ class RunSpace:
         elif name is None:
             return None
         else:
-            validation = self.table.select(np.flatnonzero(self.splits == "validation"))
+            validation = self.table.select(np.flatnonzero(self.splits == "validation")).in_memory()
             filler = Filler(name, {}, self.heads.modalities, validation)
             filler.refresh(self.heads, training_items(self.table, self.splits, config), config.first_iterations)
             imputer = filler.tempered

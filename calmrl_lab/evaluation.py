@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.anchors import anchor_report
-from calmrl_lab.batches import FeatureTable, load_table
+from calmrl_lab.batches import FeatureTable
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.filling import encode, stack
+from calmrl_lab.feeding import Table, open_data, splits_of, training_items
+from calmrl_lab.filling import SAMPLED, encode, stack
 from calmrl_lab.gating import achieved, gated_columns
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
@@ -27,8 +28,8 @@ from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
 from calmrl_lab.retrieval import rank_both
 from calmrl_lab.runs import Run
+from calmrl_lab.streamed import table_for
 from calmrl_lab.tempering import held_out_errors
-from calmrl_lab.training import splits_of, training_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,16 +106,14 @@ def evaluate(
         raise CalmrlError(
             f"store '{source.path}' has no items in split '{split}'", hint=f"it has: {', '.join(np.unique(splits))}"
         )
-    held_out = table.select(np.flatnonzero(splits == split))
+    held_out = table.select(np.flatnonzero(splits == split)).in_memory()
     asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
     scores = _ranks(heads, held_out, asked)
     imputation = anchors = None
     if store is None and imputers.get(config.impute).fills:
-        train_table = training_items(table, splits, config)
+        train_table, validation = _seen(table, splits, config, device)
         if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(
-                run, heads, train_table, table.select(np.flatnonzero(splits == "validation")), held_out, split
-            )
+            imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split)
     coverage = _coverage(held_out, split, asked, unserved)
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
@@ -129,16 +128,21 @@ def evaluate(
 
 def _load(
     run: Run, config: TrainConfig, store: FeatureStore | str | Path | None, device: str
-) -> tuple[Heads, FeatureTable, FeatureStore]:
+) -> tuple[Heads, Table, FeatureStore]:
     from calmrl_lab.store import FeatureStore
 
     source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
     place = resolve(device)
     heads = run.load_heads().to(place)
-    table = load_table(source, heads.modalities, str(place))
-    if table.dims != heads.dims:
-        raise CalmrlError(f"store '{source.path}' has dimensions {table.dims}, the heads of run '{run.path}' take {heads.dims}")
-    return heads, table, source
+    return heads, table_for(source, heads.dims, str(place), config.memory), source
+
+
+def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) -> tuple[Table, FeatureTable]:
+    """The training items as the run was shown them, those of a mix included, and the validation items."""
+    if config.mix:
+        data = open_data(config, str(resolve(device)))
+        return data.train, data.validation
+    return training_items(table, splits, config), table.select(np.flatnonzero(splits == "validation")).in_memory()
 
 
 def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:

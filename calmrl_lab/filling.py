@@ -11,11 +11,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.batches import FeatureTable
+from calmrl_lab.distributed import first_says, from_all, processes, rank
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.gating import Gate
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers.observations import observe
+from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.streamed import StreamedTable
 from calmrl_lab.tempering import temper
+
+# Items that an imputer without statistics is fitted to, where not all are in memory.
+SAMPLED = 50_000
 
 
 @torch.no_grad()
@@ -70,21 +77,36 @@ class Filler:
     def fills(self) -> bool:
         return bool(self.imputer.fills)
 
-    def refresh(self, heads: Heads, table: FeatureTable, iterations: int) -> dict[str, float]:
-        """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging."""
+    def refresh(self, heads: Heads, table: FeatureTable | StreamedTable, iterations: int) -> dict[str, float]:
+        """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging.
+
+        Where not all items are in memory, or several processes train together, PPCA is fitted on statistics that are summed block by block,
+        each process its share; other imputers see a sample of the items.
+        """
         if not self.fills:
             return {}
-        tables = [*self.replay, table]
-        parts = [encode(heads, part) for part in tables]
-        embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]
-        mask = torch.cat([part.mask for part in tables])
         logged = {}
-        if hasattr(self.imputer, "log_likelihoods"):
-            # Parameters go on from where they were: embeddings have moved a little, not everything is new.
-            self.imputer.fit(embeddings, mask, iterations=iterations, start=self.imputer if self.imputer.fitted else None)
-            logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(len(mask), 1)
+        # Parameters go on from where they were: embeddings have moved a little, not everything is new.
+        start = self.imputer if self.imputer.fitted else None
+        count = len(table) + sum(map(len, self.replay))
+        if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or isinstance(table, StreamedTable)):
+            statistics = summed_statistics(heads, [*self.replay, table], self.modalities)
+            self.imputer.fit_statistics(statistics, iterations=iterations, start=start)
         else:
-            self.imputer.fit(embeddings, mask)
+            tables = [*self.replay, table.sample(SAMPLED)]
+            count = sum(map(len, tables))
+            parts = [encode(heads, part) for part in tables]
+            embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]
+            mask = torch.cat([part.mask for part in tables])
+            if hasattr(self.imputer, "log_likelihoods"):
+                self.imputer.fit(embeddings, mask, iterations=iterations, start=start)
+            else:
+                self.imputer.fit(embeddings, mask)
+        if hasattr(self.imputer, "log_likelihoods"):
+            logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(count, 1)
+        if processes() > 1:
+            # Machines may round differently: all go on with the parameters of the first.
+            self.imputer = self._restored(first_says(self.imputer.state()))
         held_out = encode(heads, self.held_out)
         self.tempered, logged["imputer_noise_scale"] = temper(self.imputer, held_out, self.held_out.mask, table.mask)
         if self.gate is not None:
@@ -105,13 +127,13 @@ class Filler:
         return filled
 
     @torch.no_grad()
-    def gated(self, heads: Heads, table: FeatureTable) -> dict[str, int]:
+    def gated(self, heads: Heads, table: FeatureTable | StreamedTable) -> dict[str, int]:
         """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
-        filled = self.fill(stack(encode(heads, table)), table.mask)
-        return {
-            "items_with_gaps": int((~table.mask.all(dim=1)).sum()),
-            "left_uncalibrated": int(filled.isnan().any(dim=2).any(dim=1).sum()),
-        }
+        shut = 0
+        for block in table.blocks():
+            filled = self.fill(stack(encode(heads, block)), block.mask)
+            shut += int(filled.isnan().any(dim=2).any(dim=1).sum())
+        return {"items_with_gaps": int((~table.mask.all(dim=1)).sum()), "left_uncalibrated": shut}
 
     def state(self) -> dict[str, np.ndarray]:
         """The parameters of the fitted imputer, of the one that fills and of the gate; nothing before the first fit."""
@@ -130,6 +152,27 @@ class Filler:
         imputer = imputers.get(self.name).from_state(state)
         imputer.modalities = self.modalities
         return imputer
+
+
+@torch.no_grad()
+def summed_statistics(heads: Heads, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]) -> Statistics:
+    """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
+    own: Statistics | None = None
+    for table in tables:
+        for block in table.blocks():
+            share = block.select(np.arange(rank(), len(block), processes())) if processes() > 1 else block
+            if not len(share):
+                continue
+            data = observe(encode(heads, share), share.mask, modalities)
+            if own is None:
+                own = Statistics.of(data)
+            else:
+                own.add(data)
+    parts = [part for part in from_all(own) if part is not None]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.merged(part)
+    return whole
 
 
 def _part(state: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

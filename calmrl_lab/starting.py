@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -13,26 +13,24 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.heads import Heads
 
-if TYPE_CHECKING:
-    from calmrl_lab.store import FeatureStore
-
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
 
 
-def start_heads(config: TrainConfig, store: FeatureStore, table: FeatureTable) -> Heads:
-    """The heads `config.init` asks for, on the CPU; `table` are the training items as their scenario shows them.
+def start_heads(config: TrainConfig, released: Mapping[str, np.ndarray], table: FeatureTable) -> Heads:
+    """The heads `config.init` asks for, on the CPU; `table` are training items as their scenario shows them, `released` the projection
+    weights stored beside the features.
 
-    Raises CalmrlError if the store lacks what a start needs.
+    Raises CalmrlError if what a start needs was not stored.
     """
-    stored = {m: store.heads[h] for m, h in _STORED_HEADS.items() if m in table.modalities and h in store.heads}
+    stored = {m: released[h] for m, h in _STORED_HEADS.items() if m in table.modalities and h in released}
     wanted = config.init == "stored" or (config.init == "auto" and len(stored) == len(table.modalities))
     if not wanted:
         return random_heads(config, table)
     if len(stored) < len(table.modalities):
         lacking = [m for m in table.modalities if m not in stored]
         raise CalmrlError(
-            f"store '{store.path}' holds no projection weights for: {', '.join(lacking)}", hint="use --set init=random"
+            f"store '{config.store}' holds no projection weights for: {', '.join(lacking)}", hint="use --set init=random"
         )
     heads = Heads(table.dims, next(iter(stored.values())).shape[0], config.head, seed=config.seed)
     for index, name in enumerate(table.modalities):

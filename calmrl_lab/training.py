@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from calmrl_lab import console
-from calmrl_lab.batches import FeatureTable, load_table
+from calmrl_lab.batches import FeatureBatch, group_numbers
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
+from calmrl_lab.distributed import Batch, average_gradients, first_says, gather_batch, pad, processes, rank, together
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.feeding import Table, open_data
 from calmrl_lab.filling import Filler, encode
 from calmrl_lab.gating import Gate
-from calmrl_lab.missingness import apply_scenario
+from calmrl_lab.liveness import liveness, saturated
 from calmrl_lab.objectives import objectives
 from calmrl_lab.runs import Run, write_atomically
 from calmrl_lab.starting import start_heads
@@ -28,6 +30,13 @@ from calmrl_lab.validation import validation_score
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
+
+_STATE = (
+    "epoch", "step", "best", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
+    "metrics_lines",
+)  # fmt: skip
+# Items that decide scales and sides of random heads, where not all are in memory.
+STARTING_ITEMS = 50_000
 
 
 def train_heads(
@@ -64,46 +73,39 @@ def default_run_path(config: TrainConfig) -> Path:
 
 
 def train(config: TrainConfig, path: Path, resume: bool = False) -> Run:
-    """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint."""
-    session = _Session(config)
-    if resume:
-        run = Run.open(path)
-        session.restore(run)
-    else:
-        run = Run.create(path, config)
-    session.learn(run)
+    """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint.
+
+    Under torchrun all processes train together: each embeds its share of every batch, and the loss is that of the whole batch. Only the
+    first one writes.
+    """
+    with together(resolve(config.device)) as device:
+        session = _Session(config, device)
+        if resume:
+            run = Run.open(path)
+            session.restore(run)
+        elif rank() == 0:
+            run = Run.create(path, config)
+        else:
+            run = Run(path)
+        session.learn(run)
     return run
 
 
 class _Session:
     """Everything that moves during one run."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.started = time.monotonic()
-        self.device = resolve(config.device)
-        self.store, full = _open(config.store, config, str(self.device))
-        split = splits_of(self.store, config)
-        self.train_table = training_items(full, split, config)
-        self.validation_table = full.select(np.flatnonzero(split == "validation"))
-        self.warm_up_table = None
-        replay = []
-        if config.warm_up:
-            warm_store, warm = _open(config.warm_up, config, str(self.device), full.modalities)
-            if warm.dims != full.dims:
-                raise CalmrlError(
-                    f"warm-up store '{config.warm_up}' has dimensions {warm.dims}, the training store has {full.dims}"
-                )
-            complete = (splits_of(warm_store, config) == "train") & warm.mask.all(dim=1).cpu().numpy()
-            if not complete.any():
-                raise CalmrlError(f"warm-up store '{config.warm_up}' has no complete training item")
-            self.warm_up_table = warm.select(np.flatnonzero(complete))
-            replay.append(self.warm_up_table)
-
-        self.heads = start_heads(config, self.store, self.train_table).to(self.device)
-        self.objective = self._objective(full.modalities)
+        self.device = device
+        self.data = open_data(config, str(self.device))
+        self.train_table, self.validation_table = self.data.train, self.data.validation
+        modalities = self.train_table.modalities
+        replay = [self.data.warm_up] if self.data.warm_up is not None else []
+        self.heads = start_heads(config, self.data.released, self.train_table.sample(STARTING_ITEMS)).to(self.device)
+        self.objective = self._objective(modalities)
         gate = Gate(config.gate_level) if config.gate else None
-        self.filler = Filler(config.impute, config.impute_options, full.modalities, self.validation_table, replay, gate)
+        self.filler = Filler(config.impute, config.impute_options, modalities, self.validation_table, replay, gate)
         if gate is not None:
             gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
         if config.objective == "calmrl" and not self.filler.fills and not bool(self.train_table.mask.all()):
@@ -121,8 +123,10 @@ class _Session:
         self.epoch = 0
         self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "score": -1.0}
+        self.skipped_batches = 0
+        self.silent: list[str] = []
 
-    def _refuse_what_nothing_shows(self, replay: Sequence[FeatureTable]) -> None:
+    def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
         shown = torch.cat([table.mask for table in (*replay, self.train_table)]).any(dim=0)
         unseen = [name for name, seen in zip(self.train_table.modalities, shown.tolist(), strict=True) if not seen]
         if unseen:
@@ -140,9 +144,9 @@ class _Session:
             raise CalmrlError(f"objective '{config.objective}': {error}", hint="see calmrl-lab list objectives") from None
         return objective.to(self.device)
 
-    def phases(self) -> list[tuple[str, FeatureTable]]:
+    def phases(self) -> list[tuple[str, Table]]:
         """One (phase, table) an epoch: the warm-up store first, then the training store."""
-        warm = [("warm-up", self.warm_up_table)] * self.config.warm_up_epochs if self.warm_up_table is not None else []
+        warm = [("warm-up", self.data.warm_up)] * self.config.warm_up_epochs if self.data.warm_up is not None else []
         return [*warm, *[("train", self.train_table)] * self.config.epochs]
 
     def learn(self, run: Run) -> None:
@@ -174,29 +178,60 @@ class _Session:
                 ticker.advance(1, f"validation MRR {score:.3f}")
         self._finish(run)
 
-    def _one_epoch(self, run: Run, table: FeatureTable, fill: bool, total: int) -> dict[str, float]:
+    def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
+        config = self.config
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
         count = 0
-        for items in table.batches(self.config.batch_size, self.generator):
-            mask = table.mask[items]
-            embeddings = self.heads(table.gather(items, self.generator), mask)
-            imputed = self.filler.fill(embeddings, mask) if fill else None
-            terms = self.objective(embeddings, mask, imputed)
+        repeats = self.data.repeats(self.generator) if table is self.train_table else None
+        groups = group_numbers(table.group, str(self.device)) if config.spare_groups else None
+        for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
+            batch = self._embedded(features, fill, groups)
+            if count == 0 and self.epoch % config.checkpoint_every == 0:
+                sums |= self._diagnosed(batch)
+            terms = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
             loss = terms["loss"]
             if not bool(torch.isfinite(loss.detach())):
-                self._not_finite(run, terms, table.ids[items.cpu().numpy()])
+                self._not_finite(run, terms, table.ids[features.items.cpu().numpy()])
             self.optimiser.zero_grad(set_to_none=True)
             if loss.requires_grad:
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+                average_gradients(self.parameters)
+                torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
                 for group in self.optimiser.param_groups:
-                    group["lr"] = self.config.learning_rate * self._pace(self.step, total)
+                    group["lr"] = config.learning_rate * self._pace(self.step, total)
                 self.optimiser.step()
+            # An objective without a valid term in this batch says so by a loss that depends on nothing.
+            self.skipped_batches += not loss.requires_grad
             self.step += 1
             count += 1
             for name, value in terms.items():
                 sums[name] += value.detach().double()
-        return {name: float(value) / max(count, 1) for name, value in sums.items()}
+        measured = ("alive_", "pull_")
+        return {name: float(v) / (1 if name.startswith(measured) else max(count, 1)) for name, v in sums.items()}
+
+    def _embedded(self, features: FeatureBatch, fill: bool, groups: Tensor | None) -> Batch:
+        """The batch as the objective sees it: this process's share embedded and filled, then gathered from all."""
+        share = -(-len(features.items) // processes())
+        part = slice(rank() * share, (rank() + 1) * share)
+        mask = features.mask[part]
+        embeddings = self.heads([rows[part] for rows in features.features], mask)
+        imputed = self.filler.fill(embeddings, mask) if fill else None
+        own = None if groups is None else groups[features.items[part]]
+        return gather_batch(pad(Batch(embeddings, mask, imputed, own), share))
+
+    def _diagnosed(self, batch: Batch) -> dict[str, Tensor]:
+        """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not."""
+        found = liveness(self.objective, *batch)
+        for name in saturated(found):
+            if name not in self.silent:
+                self.silent.append(name)
+                console.note(
+                    f"step {self.step}: term '{name}' of objective '{self.config.objective}' moves {found[name].alive:.0%} of the items; "
+                    "its gradient has died (a larger temperature revives it)"
+                )
+        measured = {f"alive_{name}": value.alive for name, value in found.items()}
+        measured |= {f"pull_{name}": value.pull for name, value in found.items()}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in measured.items()}
 
     def _pace(self, step: int, total: int) -> float:
         """Linear rise, then linear fall to zero (VAST recipe)."""
@@ -210,8 +245,10 @@ class _Session:
         self.heads.eval()
         score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
         self.heads.train()
+        score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
-        run.append("metrics.jsonl", json.dumps({**line, "step": self.step, **score}))
+        if rank() == 0:
+            run.append("metrics.jsonl", json.dumps({**line, "step": self.step, **score}))
         if logged is None:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
@@ -226,10 +263,14 @@ class _Session:
     def _checkpoint(self, run: Run) -> None:
         import io
 
+        if rank() > 0:
+            return
         state = {
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "skipped_batches": self.skipped_batches,
+            "silent": self.silent,
             "heads": self.heads.state_dict(),
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -246,7 +287,8 @@ class _Session:
         """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
         path = run.path / "state.pt"
         if not path.exists():
-            (run.path / "metrics.jsonl").unlink(missing_ok=True)
+            if rank() == 0:
+                (run.path / "metrics.jsonl").unlink(missing_ok=True)
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -254,7 +296,13 @@ class _Session:
             raise CalmrlError(
                 f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again"
             ) from None
+        lacking = [key for key in _STATE if key not in state]
+        if lacking:
+            raise CalmrlError(
+                f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
+            )
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
         self.heads.load_state_dict(state["heads"])
         self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -265,6 +313,8 @@ class _Session:
             generator.set_state(state["objective_generator"].cpu())
         if state["imputer"]:
             self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
+        if rank() > 0:
+            return
         lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
         write_atomically(run.path / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
@@ -281,14 +331,18 @@ class _Session:
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
         noise_scale, gate = 1.0, None
+        leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
             logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
-            run.save_imputer(config.impute, self.filler.tempered.state())
+            if leads:
+                run.save_imputer(config.impute, self.filler.tempered.state())
             if self.filler.gate is not None:
                 gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
+        if not leads:
+            return
         run.save_heads(self.heads)
         mask = self.train_table.mask
         summary = {
@@ -298,60 +352,27 @@ class _Session:
             "imputer": config.impute,
             "scenario": config.scenario,
             "seed": config.seed,
-            "store": {"path": str(config.store), "dataset": self.store.dataset, "digest": self.store.digest},
+            "store": {"path": str(config.store), "dataset": self.data.store.dataset, "digest": self.data.store.digest},
             "modalities": list(self.train_table.modalities),
             "dim": self.heads.dim,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
             "validation_mrr": self.best["score"],
+            "silent_terms": self.silent,
             "imputer_noise_scale": noise_scale,
             "gate": gate,
+            "processes": processes(),
             "seconds": round(time.monotonic() - self.started, 2),
             "counts": {
                 "train_items": len(self.train_table),
                 "complete": int(mask.all(dim=1).sum()),
+                "skipped_batches": self.skipped_batches,
                 "observed": {m: int(mask[:, j].sum()) for j, m in enumerate(self.train_table.modalities)},
                 "validation_items": len(self.validation_table),
             },
         }
         run.write_json("summary.json", summary)
         run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
-
-
-def _open(
-    path: str, config: TrainConfig, device: str, modalities: tuple[str, ...] | None = None
-) -> tuple[FeatureStore, FeatureTable]:
-    from calmrl_lab.store import FeatureStore
-
-    store = FeatureStore.open(path)
-    return store, load_table(store, modalities or config.modalities, device)
-
-
-def splits_of(store: FeatureStore, config: TrainConfig) -> np.ndarray:
-    if config.split_seed is None:
-        return np.asarray(store.split)
-    from calmrl_lab.store.splits import assign_splits
-
-    return assign_splits(store.group, seed=config.split_seed)
-
-
-def training_items(full: FeatureTable, split: np.ndarray, config: TrainConfig) -> FeatureTable:
-    """The training items as the scenario shows them; items that show nothing are left out."""
-    table = full.select(np.flatnonzero(split == "train"))
-    if len(table) == 0:
-        raise CalmrlError(
-            f"store '{config.store}' has no training items", hint="its split has no 'train'; use --set split_seed=0"
-        )
-    if not (split == "validation").any():
-        raise CalmrlError(
-            f"store '{config.store}' has no validation items, and models are selected on validation only",
-            hint="re-draw the split with --set split_seed=0",
-        )
-    mask, keep = apply_scenario(config.scenario, table.ids, table.modalities, table.mask.cpu().numpy(), config.seed)
-    keep &= mask.any(axis=1)
-    if not keep.any():
-        raise CalmrlError(f"scenario '{config.scenario}' leaves no training item of store '{config.store}'")
-    return table.with_mask(mask).select(np.flatnonzero(keep))
 
 
 def _generator_state(objective: torch.nn.Module) -> Tensor | None:

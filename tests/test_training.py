@@ -82,8 +82,8 @@ def test_the_python_api_takes_an_unfitted_imputer(small_store, tmp_path):
 
 
 def test_complete_only_trains_on_exactly_the_complete_items_of_pairs(small_store, tmp_path):
-    pairs = _Session(config(small_store))
-    only = _Session(config(small_store, scenario="pairs:0.25+complete-only"))
+    pairs = _Session(config(small_store), torch.device("cpu"))
+    only = _Session(config(small_store, scenario="pairs:0.25+complete-only"), torch.device("cpu"))
     complete = pairs.train_table.ids[pairs.train_table.mask.all(dim=1).numpy()]
     assert sorted(complete) == sorted(only.train_table.ids)
 
@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
             return {name: value * float("nan") for name, value in terms.items()}
 
     asked = config(small_store, objective="clip", impute="none", impute_options={})
-    session = _Session(asked)
+    session = _Session(asked, torch.device("cpu"))
     session.objective = Broken(tuple(FOUR), 16)
     with pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "):
         session.learn(Run.create(tmp_path / "r", asked))

@@ -22,12 +22,16 @@ def train_heads(
         None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. (default: full)"
     ),
     warm_up: Path | None = typer.Option(None, help="Store of complete data to train on first."),
+    mix: list[str] = typer.Option(
+        [], metavar="STORE[:WEIGHT]", help="Further store to train on at the same time; may be repeated."
+    ),
     head: str | None = typer.Option(None, help="linear or mlp. (default: linear)"),
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
     seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. (default: 0)"),
     epochs: int | None = typer.Option(None, help="Passes over the training items. (default: 40)"),
     gate: bool = typer.Option(False, "--gate", help="Calibrate only items whose predicted gain is worth the risk of harm."),
     device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. (default: auto)"),
+    threads: int = typer.Option(1, min=1, help="CPU threads; the heads are small, and busy cores make many threads slow."),
     config: Path | None = typer.Option(None, help="YAML file with any of these settings."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
     run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
@@ -38,21 +42,39 @@ def train_heads(
 
     Example: calmrl-lab train-heads --store stores/openmoji.zarr --objective calmrl --impute ppca --scenario pairs:0.25
     """
+    import torch
+
     from calmrl_lab.config import request
+    from calmrl_lab.distributed import leads
     from calmrl_lab.runs import Run
     from calmrl_lab.training import default_run_path, train
 
+    torch.set_num_threads(threads)
+    console.err.quiet = not leads()
     if resume is not None:
         finished = train(Run.open(resume).config, resume, resume=True)
     else:
         flags: dict[str, Any] = {
             "store": store and str(store), "objective": objective, "impute": impute, "scenario": scenario, "head": head,
-            "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
+            "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
             "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
         finished = train(asked, run or default_run_path(asked))
-    console.emit(finished.summary, as_json, lambda: _print(finished))
+    if leads():
+        console.emit(finished.summary, as_json, lambda: _print(finished))
+
+
+def _weights(mix: list[str]) -> dict[str, float]:
+    """STORE or STORE:WEIGHT -> weight by store."""
+    found = {}
+    for text in mix:
+        path, colon, weight = text.rpartition(":")
+        try:
+            found[path if colon else text] = float(weight) if colon else 1.0
+        except ValueError:
+            found[text] = 1.0
+    return found
 
 
 def _print(run: Any) -> None:

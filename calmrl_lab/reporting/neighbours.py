@@ -77,8 +77,8 @@ def found_first(
 
     from calmrl_lab.batches import load_table
     from calmrl_lab.config import TrainConfig
+    from calmrl_lab.feeding import splits_of
     from calmrl_lab.runs import Run
-    from calmrl_lab.training import splits_of
 
     try:
         heads = Run.open(run.path).load_heads()
