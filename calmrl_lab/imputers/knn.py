@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
@@ -26,12 +27,31 @@ class NearestNeighbours(TrainingRows):
     neighbours: int = 10
 
     def _learn(self, sources: Float[Tensor, "n a"], targets: Float[Tensor, "n b"]) -> Any:
-        from sklearn.neighbors import NearestNeighbors
-
-        search = NearestNeighbors(n_neighbors=min(self.neighbours, len(sources)), algorithm="brute")
-        return search.fit(sources.numpy()), targets
+        return _index(sources), min(self.neighbours, len(sources)), targets
 
     def _apply(self, model: Any, sources: Float[Tensor, "n a"]) -> Float[Tensor, "n b"]:
-        search, targets = model
-        nearest = search.kneighbors(sources.numpy(), return_distance=False)
-        return targets[torch.from_numpy(nearest)].mean(dim=1)
+        index, count, targets = model
+        nearest = _nearest(index, sources, count)
+        return targets[nearest].mean(dim=1)
+
+
+def _index(rows: Float[Tensor, "n a"]) -> Any:
+    """An exact index of `rows`: FAISS where it is installed, which takes float32 and millions of rows, else scikit-learn."""
+    try:
+        import faiss
+    except ImportError:
+        from sklearn.neighbors import NearestNeighbors
+
+        return NearestNeighbors(algorithm="brute").fit(rows.numpy())
+    index = faiss.IndexFlatL2(rows.shape[1])
+    index.add(np.ascontiguousarray(rows.float().numpy()))
+    return index
+
+
+def _nearest(index: Any, rows: Float[Tensor, "n a"], count: int) -> Int[Tensor, "n c"]:
+    """Positions of the `count` nearest indexed rows of each of `rows`, nearest first."""
+    if len(rows) == 0:
+        return torch.zeros(0, count, dtype=torch.int64)
+    if hasattr(index, "kneighbors"):
+        return torch.from_numpy(index.kneighbors(rows.numpy(), count, return_distance=False))
+    return torch.from_numpy(index.search(np.ascontiguousarray(rows.float().numpy()), count)[1])

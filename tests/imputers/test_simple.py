@@ -1,5 +1,7 @@
 """The controls: mean, random row, none; and what every registered imputer must keep."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,19 @@ def test_none_says_that_it_fills_nothing():
     imputer = imputers.get("none")().fit(embeddings, mask)
     assert imputer.fills is False
     assert all((a == b).all() for a, b in zip(imputer.impute(embeddings, mask), embeddings, strict=True))
+
+
+def test_neighbours_are_the_same_with_and_without_faiss(monkeypatch):
+    pytest.importorskip("faiss")
+
+    rng = np.random.default_rng(0)
+    embeddings, mask = [rng.normal(size=(80, d)) for d in (5, 3)], np.ones((80, 2), dtype=bool)
+    hidden = mask.copy()
+    hidden[::2, 1] = False
+    with_faiss = imputers.get("knn")(neighbours=4).fit(embeddings, mask).impute(embeddings, hidden)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    without = imputers.get("knn")(neighbours=4).fit(embeddings, mask).impute(embeddings, hidden)
+    assert_allclose(with_faiss[1], without[1], rtol=1e-12)
+    # Item 0 itself is among the neighbours; the other three are the nearest by the first modality.
+    nearest = np.argsort(np.square(embeddings[0] - embeddings[0][0]).sum(axis=1))[:4]
+    assert_allclose(without[1][0], embeddings[1][nearest].mean(axis=0), rtol=1e-10)
