@@ -151,7 +151,7 @@ import calmrl_lab.streamed, calmrl_lab.training, torch
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 calmrl_lab.streamed.BLOCK, calmrl_lab.training.STARTING_ITEMS = 8192, 8192
-train_heads(sys.argv[1], objective="pmrl", imputer="none", run=sys.argv[2], epochs=1, dim=16, batch_size=4096, memory=sys.argv[3])
+train_heads(sys.argv[1], objective="pmrl", imputer="none", run=sys.argv[2], epochs=1, dim=16, batch_size=512, memory=sys.argv[3])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     grown = {}
