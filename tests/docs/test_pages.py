@@ -1,0 +1,42 @@
+"""The reader of pages itself, and the links between pages."""
+
+import re
+
+import pytest
+from docs.pages import ROOT, Block, blocks, is_run, pages, words_of
+
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def test_blocks_are_found_with_their_marks(tmp_path):
+    page = ROOT / "docs" / "index.md"
+    text = "$ a --x \\\n  1\nout\n$ b  # why\nerror: no\n"
+    block = Block(page, 3, "console", "", text)
+    assert block.commands() == [("a --x    1", "out"), ("b  # why", "error: no")]
+    assert words_of("calmrl-lab list objectives  # all of them") == ["list", "objectives"]
+    assert words_of("ls") is None
+    assert not is_run(Block(page, 1, "console", "not run: takes minutes", ""))
+    assert not is_run(Block(page, 1, "python", "file=a.py", ""))
+    assert is_run(Block(page, 1, "console", "slow", ""))
+
+
+def test_a_block_knows_where_it_stands(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n```python file=a.py\nx = 1\n```\n\n```console slow\n$ ls\n```\n")
+    first, second = blocks(page)
+    assert (first.line, first.language, first.file, first.text) == (3, "python", "a.py", "x = 1\n")
+    assert (second.line, second.words) == (7, "slow")
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()])
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()])
+def test_no_page_names_a_private_place(page):
+    text = page.read_text(encoding="utf-8")
+    for word in ("/work/", "/home/", "../shared", "method.md", "TODO"):
+        assert word not in text, f"{page.relative_to(ROOT)} says {word}"
