@@ -59,6 +59,9 @@ class Experiment(BaseModel):
     common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
     methods: tuple[Method, ...] = Field(min_length=1, description="the methods to compare")
     split: str = Field("test", description="the split that is scored")
+    split_by_seed: bool = Field(
+        False, description="every seed draws a 60/15/25 split by group of its own, besides masks and starts"
+    )
     probes: Probes | None = Field(None, description="curves and classification of some runs")
 
 
@@ -87,6 +90,8 @@ def _config(experiment: Experiment, settings: dict[str, Any], seed: int, source:
         for key, value in layer.items():
             inner = values.get(key)
             values[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    if experiment.split_by_seed:
+        values["split_seed"] = seed
     return build(TrainConfig, {**values, "seed": seed}, source)
 
 

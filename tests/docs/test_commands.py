@@ -53,7 +53,8 @@ def _parse(words, where):
     command = typer.main.get_command(app)
     path = []
     while hasattr(command, "commands"):
-        assert words and words[0] in command.commands, f"{where}: there is no command '{' '.join([*path, *words[:1]])}'"
+        assert words, f"{where}: '{' '.join(path)}' is no whole command"
+        assert words[0] in command.commands, f"{where}: there is no command '{' '.join([*path, words[0]])}'"
         path.append(words[0])
         command, words = command.commands[words[0]], words[1:]
     try:

@@ -17,6 +17,7 @@ def test_reading_wanted_frames_is_faster_than_reading_all():
     done = subprocess.run([sys.executable, SCRIPT, "--quick", "--json"], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert len(result["clips"]) == 5
-    assert all(clip["plain / ours"] > 1.2 and clip["frames"] == 60 for clip in result["clips"].values())
+    assert all(clip["plain / ours"] > 1.2 for clip in result["clips"].values())
+    assert {clip["frames"] for clip in result["clips"].values()} == {60}
     assert result["sound"]["times real time"] > 10
     assert result["extraction"].get("items") == 12 or "efficientnet" in result["extraction"]["not measured"]
