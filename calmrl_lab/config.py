@@ -43,14 +43,24 @@ class TrainConfig(BaseModel):
         None, ge=0, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
     )
     head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
-    init: Literal["auto", "random", "stored"] = Field(
+    init: Literal["auto", "random", "stored", "ppca"] = Field(
         "auto",
-        description="start of the heads: the store's own projection weights (stored), random, or stored where there are any",
+        description="start of the heads: the store's own projection weights (stored), random, PPCA of the features in closed form (ppca), or "
+        "stored where there are any and random elsewhere (auto)",
     )
-    features: Literal["scaled", "centred", "raw"] = Field(
+    init_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="options of a start by PPCA (latent_dim, components, whitening, embedding, iterations)",
+    )
+    score: Literal["cosine", "overlap"] = Field(
+        "cosine",
+        description="how a query and a candidate are compared: by the cosine of their embeddings, or by the overlap of their posteriors under "
+        "the PPCA that the heads start from (init: ppca)",
+    )
+    features: Literal["scaled", "centred", "standardised", "raw"] = Field(
         "scaled",
-        description="what heads that start at random see: features scaled to mean squared norm one, the same about their mean, or as they "
-        "are. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
+        description="what heads that start at random see: features scaled to mean squared norm one, the same about their mean, also with equal "
+        "variances, or as they are. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
     )
     dim: int = Field(
         256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"

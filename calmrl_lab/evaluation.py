@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
-from calmrl_lab.retrieval import rank_both
+from calmrl_lab.retrieval import Ranks, rank_both
 from calmrl_lab.runs import Run
 from calmrl_lab.streamed import table_for
 from calmrl_lab.tempering import held_out_errors
@@ -84,12 +84,14 @@ def evaluate(
     store: FeatureStore | str | Path | None = None,
     split: str = "test",
     device: str = "auto",
+    score: Literal["cosine", "overlap"] | None = None,
 ) -> Evaluation:
     """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet,
     evaluation.json.
 
     `directions` are (query modality, gallery modality) pairs; default: all ordered pairs that some item can serve. The gallery of a direction is every row of
     its modality in the split; a query whose item has no row there has no positive and is left out. Nothing is hidden from the gallery.
+    `score` is cosine or overlap (`LatentMaps.compared`, for runs that started by PPCA); default: what the run was trained for.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
     a direction that was asked for and that no item can serve, or no direction at all.
     """
@@ -108,7 +110,7 @@ def evaluate(
         )
     held_out = table.select(np.flatnonzero(splits == split)).in_memory()
     asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
-    scores = _ranks(heads, held_out, asked)
+    scores = _ranks(heads, held_out, asked) if (score or config.score) == "cosine" else _overlaps(run, held_out, asked)
     imputation = anchors = None
     if store is None and imputers.get(config.impute).fills:
         train_table, validation = _seen(table, splits, config, device)
@@ -210,7 +212,6 @@ def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, st
 
     rows = [heads.project(index, features) for index, features in enumerate(table.rows)]
     owners = [_owners(offsets) for offsets in table.offsets]
-    patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
     done: dict[tuple[str, str], pd.DataFrame] = {}
     for query, gallery in directions:
         if (query, gallery) in done:
@@ -221,19 +222,36 @@ def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, st
             rank_both(rows[a], rows[b], owners[a], owners[b]),
             strict=True,
         ):
-            asked = np.asarray(ranks.positives) > 0
-            item = owner.cpu().numpy()[asked]
-            columns = {"query": q, "gallery": g, "scorer": "cosine", "gallery_scenario": "full"}
-            done[q, g] = pd.DataFrame(
-                {
-                    **columns,
-                    "item": table.ids[item],
-                    "group": table.group[item],
-                    "pattern": patterns[item],
-                    **{c: np.asarray(getattr(ranks, c))[asked] for c in ("greater", "equal", "candidates", "positives")},
-                }
-            )
+            done[q, g] = _ranked(table, q, g, "cosine", owner, ranks)
     return pd.concat([done[direction] for direction in directions], ignore_index=True)
+
+
+def _overlaps(run: Run, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Ranks by the overlap of posteriors; its two directions rank by different scores."""
+    import pandas as pd
+
+    maps = run.load_latent()
+    owners = [_owners(offsets) for offsets in table.offsets]
+    parts = []
+    for query, gallery in directions:
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        queries, candidates = maps.compared(a, b, table.rows[a], table.rows[b])
+        ranks, _ = rank_both(queries, candidates, owners[a], owners[b])
+        parts.append(_ranked(table, query, gallery, "overlap", owners[a], ranks))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _ranked(table: FeatureTable, query: str, gallery: str, scorer: str, owner: Tensor, ranks: Ranks) -> pd.DataFrame:
+    """A row a query that has a positive."""
+    import pandas as pd
+
+    patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
+    asked = np.asarray(ranks.positives) > 0
+    item = owner.cpu().numpy()[asked]
+    columns: dict[str, Any] = {"query": query, "gallery": gallery, "scorer": scorer, "gallery_scenario": "full"}
+    columns |= {"item": table.ids[item], "group": table.group[item], "pattern": patterns[item]}
+    columns |= {c: np.asarray(getattr(ranks, c))[asked] for c in ("greater", "equal", "candidates", "positives")}
+    return pd.DataFrame(columns)
 
 
 def _owners(offsets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +13,8 @@ from torch.nn import functional
 from calmrl_lab.errors import CalmrlError
 
 KINDS = ("linear", "mlp")
+# A coordinate whose deviation is below this share of the common one carries rounding only.
+CONSTANT = 1e-6
 
 
 class Heads(nn.Module):
@@ -33,12 +36,16 @@ class Heads(nn.Module):
         self.maps = nn.ModuleList(_head(kind, dims[m], dim, generator) for m in self.modalities)
         for index, name in enumerate(self.modalities):
             self.register_buffer(f"centre_{index}", torch.zeros(dims[name]))
-            self.register_buffer(f"scale_{index}", torch.ones(()))
+            self.register_buffer(f"scale_{index}", torch.ones(dims[name]))
 
-    def rescale(self, index: int, features: Float[Tensor, "n d_m"], centred: bool) -> None:
-        """Fix the scale of modality `index` so that `features` have mean squared norm one, about their mean if `centred`."""
-        centre = features.mean(dim=0) if centred else torch.zeros_like(features[0])
-        scale = (features - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
+    def rescale(self, index: int, features: Float[Tensor, "n d_m"], how: Literal["scaled", "centred", "standardised"]) -> None:
+        """Fix the scale of modality `index` so that `features` have mean squared norm one: as they are, about their mean, or about
+        their mean with the same variance in every coordinate (coordinates that never vary keep the common scale)."""
+        centre = torch.zeros_like(features[0]) if how == "scaled" else features.mean(dim=0)
+        scale = (features - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12).expand(features.shape[1])
+        if how == "standardised":
+            spread = (features - centre).square().mean(dim=0).sqrt() * features.shape[1] ** 0.5
+            scale = torch.where(spread > CONSTANT * scale, spread, scale)
         self.get_buffer(f"centre_{index}").copy_(centre)
         self.get_buffer(f"scale_{index}").copy_(scale)
 
@@ -79,6 +86,20 @@ class Heads(nn.Module):
             )
         with torch.no_grad():
             linear.weight.copy_(weight)
+
+    @torch.no_grad()
+    def load_affine(self, index: int, weight: Float[Tensor, "d d_m"], centre: Float[Tensor, " d_m"]) -> None:
+        """Start modality `index` from x -> weight (x - centre), up to a factor (linear heads only).
+
+        The scale of the features stays; the weights get the norm of random ones, so that one learning rate suits both starts.
+        """
+        linear = self.maps[index]
+        if not isinstance(linear, nn.Linear):
+            raise CalmrlError("a start in closed form fits linear heads only", hint="use --head linear")
+        scaled = weight * self.get_buffer(f"scale_{index}").to(weight)
+        usual = (linear.out_features / 3) ** 0.5
+        linear.weight.copy_(scaled * (usual / scaled.norm().clamp_min(1e-30)))
+        self.get_buffer(f"centre_{index}").copy_(centre)
 
     def project(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
         """Unit-norm embeddings of modality `index`; a zero projection stays zero instead of becoming NaN."""

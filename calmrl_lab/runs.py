@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from calmrl_lab.heads import Heads
+    from calmrl_lab.latent import LatentMaps
 
 # Raised when the files of a run change their meaning; runs of another number are refused by name.
 FORMAT = 1
@@ -188,6 +189,21 @@ class Run:
         heads = Heads(json.loads(metadata["dims"]), int(metadata["dim"]), metadata["kind"])
         heads.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
         return heads.eval()
+
+    def save_latent(self, maps: LatentMaps) -> None:
+        """latent.safetensors: the PPCA of the features that the heads started from."""
+        self.write_tensors("latent.safetensors", maps.state(), {"modalities": json.dumps(maps.modalities)})
+
+    def load_latent(self) -> LatentMaps:
+        """The PPCA of the features that the heads started from; CalmrlError if they started from something else."""
+        from calmrl_lab.latent import LatentMaps
+
+        if not (self.path / "latent.safetensors").is_file():
+            raise CalmrlError(
+                f"run '{self.path}' has no PPCA of its features, which score 'overlap' needs", hint="train with --init ppca"
+            )
+        tensors, metadata = self.read_tensors("latent.safetensors")
+        return LatentMaps.from_state(tensors, json.loads(metadata["modalities"]))
 
     def save_imputer(self, name: str, state: Mapping[str, np.ndarray]) -> None:
         """imputer.safetensors: the parameters of a fitted imputer that has any."""

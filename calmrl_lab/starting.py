@@ -12,21 +12,29 @@ from calmrl_lab.batches import FeatureTable
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.heads import Heads
+from calmrl_lab.ppca_start import PPCAStart, start_by_ppca
 
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
 
 
-def start_heads(config: TrainConfig, released: Mapping[str, np.ndarray], table: FeatureTable) -> Heads:
-    """The heads `config.init` asks for, on the CPU; `table` are training items as their scenario shows them, `released` the projection
-    weights stored beside the features.
+def start_heads(
+    config: TrainConfig, released: Mapping[str, np.ndarray], table: FeatureTable, validation: FeatureTable
+) -> tuple[Heads, PPCAStart | None]:
+    """The heads `config.init` asks for, on the CPU, and the model they come from if that is PPCA.
+
+    `table` are training items as their scenario shows them, `validation` the items that choose what is left open, `released` the
+    projection weights stored beside the features.
 
     Raises CalmrlError if what a start needs was not stored.
     """
+    if config.init == "ppca":
+        start = start_by_ppca(table, validation, config.init_options, config.score)
+        return ppca_heads(start, table), start
     stored = {m: released[h] for m, h in _STORED_HEADS.items() if m in table.modalities and h in released}
     wanted = config.init == "stored" or (config.init == "auto" and len(stored) == len(table.modalities))
     if not wanted:
-        return random_heads(config, table)
+        return random_heads(config, table), None
     if len(stored) < len(table.modalities):
         lacking = [m for m in table.modalities if m not in stored]
         raise CalmrlError(
@@ -35,6 +43,16 @@ def start_heads(config: TrainConfig, released: Mapping[str, np.ndarray], table: 
     heads = Heads(table.dims, next(iter(stored.values())).shape[0], config.head, seed=config.seed)
     for index, name in enumerate(table.modalities):
         heads.load_linear(index, torch.from_numpy(np.asarray(stored[name], dtype=np.float32)))
+    return heads, None
+
+
+def ppca_heads(start: PPCAStart, table: FeatureTable) -> Heads:
+    """Linear heads that compute the embedding of `start`, over features with equal variances."""
+    heads = Heads(table.dims, start.maps.latent_dim)
+    for index, rows in observed_rows(table).items():
+        heads.rescale(index, rows, "standardised")
+    for index, weight in enumerate(start.maps.embedding_weights(start.embedding)):
+        heads.load_affine(index, weight.T, start.maps.centres[index])
     return heads
 
 
@@ -44,7 +62,7 @@ def random_heads(config: TrainConfig, table: FeatureTable) -> Heads:
     shown = observed_rows(table)
     if config.features != "raw":
         for index, rows in shown.items():
-            heads.rescale(index, rows, centred=config.features == "centred")
+            heads.rescale(index, rows, config.features)
     heads.share_side(shown)
     return heads
 

@@ -24,6 +24,7 @@ from calmrl_lab.filling import Filler, encode
 from calmrl_lab.gating import Gate
 from calmrl_lab.liveness import liveness, saturated
 from calmrl_lab.objectives import objectives
+from calmrl_lab.ppca_start import overlap_score
 from calmrl_lab.runs import Run, write_atomically
 from calmrl_lab.starting import start_heads
 from calmrl_lab.validation import validation_score
@@ -35,6 +36,8 @@ _STATE = (
     "epoch", "step", "best", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
     "metrics_lines",
 )  # fmt: skip
+# The heads stay where they start: what they do untrained.
+NO_OBJECTIVE = "none"
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 50_000
 
@@ -102,7 +105,10 @@ class _Session:
         self.train_table, self.validation_table = self.data.train, self.data.validation
         modalities = self.train_table.modalities
         replay = [self.data.warm_up] if self.data.warm_up is not None else []
-        self.heads = start_heads(config, self.data.released, self.train_table.sample(STARTING_ITEMS)).to(self.device)
+        self._refuse_scores_without_a_model()
+        shown = self.train_table.sample(STARTING_ITEMS)
+        heads, self.start = start_heads(config, self.data.released, shown, self.validation_table)
+        self.heads = heads.to(self.device)
         self.objective = self._objective(modalities)
         gate = Gate(config.gate_level) if config.gate else None
         self.filler = Filler(config.impute, config.impute_options, modalities, self.validation_table, replay, gate)
@@ -136,8 +142,18 @@ class _Session:
                 hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
             )
 
+    def _refuse_scores_without_a_model(self) -> None:
+        config = self.config
+        if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
+            raise CalmrlError(
+                "score 'overlap' compares by the PPCA that heads start from, which no training changes",
+                hint="use --init ppca --objective none with it, or --score cosine",
+            )
+
     def _objective(self, modalities: tuple[str, ...]) -> torch.nn.Module:
         config = self.config
+        if config.objective == NO_OBJECTIVE:
+            return torch.nn.Identity()
         try:
             objective = objectives.get(config.objective)(modalities, self.heads.dim, **config.objective_options)
         except TypeError as error:
@@ -145,7 +161,9 @@ class _Session:
         return objective.to(self.device)
 
     def phases(self) -> list[tuple[str, Table]]:
-        """One (phase, table) an epoch: the warm-up store first, then the training store."""
+        """One (phase, table) an epoch: the warm-up store first, then the training store; none without an objective."""
+        if self.config.objective == NO_OBJECTIVE:
+            return []
         warm = [("warm-up", self.data.warm_up)] * self.config.warm_up_epochs if self.data.warm_up is not None else []
         return [*warm, *[("train", self.train_table)] * self.config.epochs]
 
@@ -155,7 +173,7 @@ class _Session:
         phases = self.phases()
         steps = [max(1, -(-len(table) // config.batch_size)) for _, table in phases]
         total = max(sum(steps), 1)
-        first_train = len(phases) - config.epochs
+        first_train = max(len(phases) - config.epochs, 0)
         if self.epoch == 0:
             self._validate(run, "start")
         with console.progress(f"training {run.name}", len(phases)) as ticker:
@@ -243,7 +261,10 @@ class _Session:
     def _validate(self, run: Run, phase: str, logged: Mapping[str, Any] | None = None) -> float:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
-        score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
+        if self.config.score == "overlap" and self.start is not None:
+            score = overlap_score(self.start.maps, self.validation_table.first_rows(), self.validation_table)
+        else:
+            score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
         self.heads.train()
         score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
@@ -344,6 +365,8 @@ class _Session:
         if not leads:
             return
         run.save_heads(self.heads)
+        if self.start is not None:
+            run.save_latent(self.start.maps)
         mask = self.train_table.mask
         summary = {
             "name": run.name,
@@ -355,6 +378,7 @@ class _Session:
             "store": {"path": str(config.store), "dataset": self.data.store.dataset, "digest": self.data.store.digest},
             "modalities": list(self.train_table.modalities),
             "dim": self.heads.dim,
+            "start": None if self.start is None else self.start.chosen,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
             "validation_mrr": self.best["score"],

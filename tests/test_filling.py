@@ -29,7 +29,7 @@ def tables(small_store):
 def heads_of(table, seed=0):
     heads = Heads(table.dims, 16, seed=seed)
     for index, rows in enumerate(table.rows):
-        heads.rescale(index, rows, centred=False)
+        heads.rescale(index, rows, "scaled")
     return heads.eval()
 
 

@@ -21,6 +21,9 @@ def evaluate(
     direction: list[str] = typer.Option(
         [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
+    score_by: str | None = typer.Option(
+        None, "--score", metavar="cosine|overlap", help="How pairs are compared. (default: as the run was trained for)"
+    ),
     rerank: str | None = typer.Option(
         None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
     ),
@@ -47,7 +50,9 @@ def evaluate(
     if rerank is not None:
         # What is wrong with the request shows before anything is ranked.
         match = _matching(run, rerank, store, weights, top, device)
-    scored = score(run, pairs or None, store=store, split=split, device=device)
+    if score_by not in (None, "cosine", "overlap"):
+        raise CalmrlError(f"unknown score '{score_by}'", hint="known: cosine, overlap")
+    scored = score(run, pairs or None, store=store, split=split, device=device, score=score_by)  # type: ignore[arg-type]
     table, warning = scored.table(), chance_warning(scored.scores)
     if rerank is None:
         console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))

@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def train_heads(
     store: Path | None = typer.Option(None, help="Feature store to train on."),
-    objective: str | None = typer.Option(None, help="Alignment objective (calmrl-lab list objectives). (default: calmrl)"),
+    objective: str | None = typer.Option(
+        None, help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: calmrl)"
+    ),
     impute: str | None = typer.Option(None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: ppca)"),
     scenario: str | None = typer.Option(
         None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. (default: full)"
@@ -24,6 +26,12 @@ def train_heads(
     warm_up: Path | None = typer.Option(None, help="Store of complete data to train on first."),
     mix: list[str] = typer.Option(
         [], metavar="STORE[:WEIGHT]", help="Further store to train on at the same time; may be repeated."
+    ),
+    init: str | None = typer.Option(
+        None, help="Start of the heads: random, stored (the store's own), or ppca (closed form). (default: auto)"
+    ),
+    score: str | None = typer.Option(
+        None, help="cosine, or overlap: posteriors under the PPCA of --init ppca, with --objective none. (default: cosine)"
     ),
     head: str | None = typer.Option(None, help="linear or mlp. (default: linear)"),
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
@@ -55,7 +63,8 @@ def train_heads(
         finished = train(Run.open(resume).config, resume, resume=True)
     else:
         flags: dict[str, Any] = {
-            "store": store and str(store), "objective": objective, "impute": impute, "scenario": scenario, "head": head,
+            "store": store and str(store), "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
+            "score": score,
             "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
             "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip

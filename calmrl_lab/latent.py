@@ -1,0 +1,110 @@
+"""What one modality alone says about the latent vector of PPCA: embeddings in closed form, and the overlap of two posteriors.
+
+Under PPCA (arXiv 2511.12034, section 4) z^m = W^m beta + mu^m + noise, the features of one modality say beta ~ N(V_m h_m, V_m) with evidence
+h_m = W^m' (z^m - mu^m) / s_m^2 and precision V_m^-1 = I + G_m, G_m = W^m' W^m / s_m^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+
+Embedding = Literal["mean", "precision", "natural"]
+EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
+
+
+@dataclass(frozen=True)
+class LatentMaps:
+    """The evidence of k modalities as affine maps of their features: h_m = maps_m' (x - centres_m).
+
+    `centres` k of [d_m], `maps` k of [d_m, q], `precisions` [k, q, q] (G_m), all float64.
+    """
+
+    modalities: tuple[str, ...]
+    centres: tuple[Float[Tensor, " d_m"], ...]
+    maps: tuple[Float[Tensor, "d_m q"], ...]
+    precisions: Float[Tensor, "k q q"]
+
+    @property
+    def latent_dim(self) -> int:
+        return self.precisions.shape[1]
+
+    def evidence(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n q"]:
+        """h of `features` of modality `index`, float64."""
+        centre, weight = self.centres[index].to(features.device), self.maps[index].to(features.device)
+        return (features.double() - centre) @ weight
+
+    def embedding_weights(self, kind: Embedding) -> list[Float[Tensor, "d_m q"]]:
+        """Weights A_m such that A_m' (x - centres_m) is the embedding of modality m: what linear heads can start from.
+
+        mean: the posterior mean V_m h_m. precision: the same in units of the typical posterior deviation, H^-1/2 V_m h_m with H the
+        mean of the V_m, so that latent directions nobody is sure of count less. natural: (I + 2 mean G)^-1/2 h_m, whose inner products
+        are those of `compared` where all modalities are equally precise.
+        """
+        q = self.latent_dim
+        eye = torch.eye(q, dtype=torch.float64)
+        if kind == "natural":
+            shared = _power(eye + 2 * self.precisions.mean(dim=0), -0.5)
+            return [weight @ shared for weight in self.maps]
+        covariances = torch.linalg.inv(eye + self.precisions)
+        if kind == "mean":
+            return [weight @ covariance for weight, covariance in zip(self.maps, covariances, strict=True)]
+        if kind == "precision":
+            units = _power(covariances.mean(dim=0), -0.5)
+            return [weight @ covariance @ units for weight, covariance in zip(self.maps, covariances, strict=True)]
+        raise CalmrlError(f"unknown embedding '{kind}' of a start by PPCA", hint=f"known: {', '.join(EMBEDDINGS)}")
+
+    def compared(
+        self, query: int, gallery: int, queries: Float[Tensor, "a d_a"], candidates: Float[Tensor, "b d_b"]
+    ) -> tuple[Float[Tensor, "a r"], Float[Tensor, "b r"]]:
+        """Vectors of features of two modalities whose inner product is log p(x, y) - log p(x) - log p(y), up to a term a query.
+
+        That is the log of the overlap of the two posteriors of beta, int p(beta | x) p(beta | y) / p(beta) dbeta: how much likelier the two
+        belong to one item than to two. Unlike a cosine it knows how sure each modality is, and in which directions.
+        """
+        h, g = self.evidence(query, queries), self.evidence(gallery, candidates)
+        both, alone = self._covariance(query, gallery), self._covariance(gallery)
+        own = 0.5 * ((g @ both.to(g.device) - g @ alone.to(g.device)) * g).sum(dim=1, keepdim=True)
+        return torch.cat([h @ both.to(h.device), torch.ones_like(h[:, :1])], dim=1), torch.cat([g, own], dim=1)
+
+    def log_density_ratio(
+        self, query: int, gallery: int, queries: Float[Tensor, "a d_a"], candidates: Float[Tensor, "b d_b"]
+    ) -> Float[Tensor, "a b"]:
+        """log p(x, y) - log p(x) - log p(y) of all pairs (nats); `compared` leaves out what only depends on the query."""
+        left, right = self.compared(query, gallery, queries, candidates)
+        h = self.evidence(query, queries)
+        both, alone = self._covariance(query, gallery), self._covariance(query)
+        own = 0.5 * ((h @ both.to(h.device) - h @ alone.to(h.device)) * h).sum(dim=1, keepdim=True)
+        volume = [torch.linalg.slogdet(self._covariance(*seen))[1] for seen in ((query, gallery), (query,), (gallery,))]
+        return left @ right.T + own + 0.5 * (volume[0] - volume[1] - volume[2])
+
+    def _covariance(self, *observed: int) -> Float[Tensor, "q q"]:
+        eye = torch.eye(self.latent_dim, dtype=torch.float64)
+        return torch.linalg.inv(eye + self.precisions[list(observed)].sum(dim=0))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything as named arrays, for safetensors."""
+        named = {f"centre_{m}": c for m, c in zip(self.modalities, self.centres, strict=True)}
+        named |= {f"map_{m}": w for m, w in zip(self.modalities, self.maps, strict=True)}
+        return {**{key: value.cpu().numpy() for key, value in named.items()}, "precisions": self.precisions.cpu().numpy()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], modalities: Sequence[str]) -> Self:
+        """The inverse of `state`."""
+        found = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+        centres = tuple(found[f"centre_{m}"] for m in modalities)
+        return cls(tuple(modalities), centres, tuple(found[f"map_{m}"] for m in modalities), found["precisions"])
+
+
+def _power(matrix: Float[Tensor, "q q"], exponent: float) -> Float[Tensor, "q q"]:
+    """A power of a symmetric positive definite matrix."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * values.clamp_min(1e-300).pow(exponent)) @ vectors.T

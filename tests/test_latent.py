@@ -1,0 +1,94 @@
+"""The overlap of posteriors is the density ratio of the dense Gaussian; the embeddings are what their formulas say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.latent import EMBEDDINGS, LatentMaps
+
+MODALITIES = ("a", "b", "c")
+
+
+def model(seed, dims, q):
+    """PPCA parameters and the maps they give: no lifting, features as they are."""
+    draw = np.random.default_rng(seed)
+    weights = [draw.normal(size=(d, q)) for d in dims]
+    means = [draw.normal(size=d) for d in dims]
+    noise = draw.uniform(0.1, 2, len(dims))
+    maps = LatentMaps(
+        MODALITIES[: len(dims)],
+        tuple(torch.from_numpy(m) for m in means),
+        tuple(torch.from_numpy(w / s) for w, s in zip(weights, noise, strict=True)),
+        torch.stack([torch.from_numpy(w.T @ w / s) for w, s in zip(weights, noise, strict=True)]),
+    )
+    return weights, means, noise, maps
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(1, 4))
+def test_the_overlap_is_the_log_density_ratio_of_the_joint_gaussian(seed, dims, q):
+    weights, means, noise, maps = model(seed, dims, q)
+    draw = np.random.default_rng(seed + 1)
+    x, y = draw.normal(size=(3, dims[0])), draw.normal(size=(4, dims[1]))
+    stacked = np.concatenate(weights[:2])
+    joint = stacked @ stacked.T + np.diag(np.repeat(noise[:2], dims[:2]))
+    first, second = slice(0, dims[0]), slice(dims[0], None)
+    mean = np.concatenate(means[:2])
+    expected = np.empty((3, 4))
+    for i, j in np.ndindex(3, 4):
+        both = multivariate_normal(mean, joint).logpdf(np.concatenate([x[i], y[j]]))
+        alone = multivariate_normal(means[0], joint[first, first]).logpdf(x[i])
+        alone += multivariate_normal(means[1], joint[second, second]).logpdf(y[j])
+        expected[i, j] = both - alone
+    found = maps.log_density_ratio(0, 1, torch.from_numpy(x), torch.from_numpy(y)).numpy()
+    assert found == pytest.approx(expected, rel=1e-8, abs=1e-8)
+    # Symmetric, as a ratio of densities must be; and `compared` differs by a term a query.
+    back = maps.log_density_ratio(1, 0, torch.from_numpy(y), torch.from_numpy(x)).numpy()
+    assert np.allclose(back.T, found, rtol=1e-8, atol=1e-8)
+    left, right = maps.compared(0, 1, torch.from_numpy(x), torch.from_numpy(y))
+    rest = found - (left @ right.T).numpy()
+    assert rest == pytest.approx(np.broadcast_to(rest[:, :1], rest.shape), rel=1e-8, abs=1e-8)
+
+
+def test_the_mean_embedding_is_the_posterior_mean():
+    weights, means, noise, maps = model(0, (5, 4), 3)
+    x = np.random.default_rng(1).normal(size=(6, 5))
+    covariance = weights[0] @ weights[0].T + noise[0] * np.eye(5)
+    expected = (x - means[0]) @ np.linalg.solve(covariance, weights[0])
+    found = (torch.from_numpy(x) - maps.centres[0]) @ maps.embedding_weights("mean")[0]
+    assert found.numpy() == pytest.approx(expected)
+
+
+def test_equally_precise_modalities_compare_by_the_natural_embedding():
+    *_, maps = model(2, (4, 4), 3)
+    same = LatentMaps(maps.modalities, maps.centres, maps.maps, maps.precisions[:1].expand(2, -1, -1).clone())
+    x, y = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, right = same.compared(0, 1, x, y)
+    a, b = same.embedding_weights("natural")
+    natural = ((x - same.centres[0]) @ a) @ ((y - same.centres[1]) @ b).T
+    assert torch.allclose(natural, left[:, :-1] @ right[:, :-1].T, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_embeddings_do_not_depend_on_the_basis_of_the_latent_space(kind):
+    *_, maps = model(3, (5, 4, 3), 3)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    turned = LatentMaps(maps.modalities, maps.centres, tuple(w @ turn for w in maps.maps), turn.T @ maps.precisions @ turn)
+    for before, after in zip(maps.embedding_weights(kind), turned.embedding_weights(kind), strict=True):
+        assert torch.allclose(before @ before.T, after @ after.T, atol=1e-9)
+
+
+def test_an_unknown_embedding_is_refused():
+    with pytest.raises(CalmrlError, match="unknown embedding 'median'"):
+        model(0, (3, 3), 2)[3].embedding_weights("median")
+
+
+def test_the_state_brings_everything_back():
+    *_, maps = model(4, (3, 2), 2)
+    back = LatentMaps.from_state(maps.state(), maps.modalities)
+    assert all(torch.equal(a, b) for a, b in zip((*maps.centres, *maps.maps), (*back.centres, *back.maps), strict=True))
+    assert torch.equal(maps.precisions, back.precisions)
