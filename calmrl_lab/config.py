@@ -85,6 +85,11 @@ class TrainConfig(BaseModel):
     refresh: int = Field(1, ge=1, description="epochs between two updates of the imputer")
     first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
     refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
+    as_observed: bool = Field(
+        False,
+        description="show imputed embeddings to the objective as if they had been observed, so that any objective trains on any imputer's "
+        "filling (calmrl tells them apart by itself)",
+    )
     impute_from: int = Field(
         0, ge=0, description="epochs trained on observed modalities only, before imputed ones enter the loss"
     )

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from calmrl_lab import console
 from calmrl_lab.config import TrainConfig, build, override, read_yaml
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
 from calmrl_lab.runs import Run, write_atomically
 
 
@@ -46,8 +47,26 @@ class Probes(BaseModel):
     label: str | None = Field(None, description="label to classify; none: no classification")
 
 
+class Variant(BaseModel):
+    """The same comparison on other data: what differs from the rest of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str | None = Field(None, description="feature store")
+    stand_in: str | None = Field(
+        None, description="what this data stands in for, and what it cannot show; printed with every result"
+    )
+    notes: str = Field("", description="added to the notes of the file")
+    common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by method")
+    leave_out: tuple[str, ...] = Field((), description="methods that make no sense on this data")
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="one run a method and seed")
+    tuning_seeds: tuple[int, ...] | None = Field(None, min_length=1, description="seeds of the runs that choose among a grid")
+    probes: Probes | None = Field(None, description="curves and classification of some runs")
+
+
 class Experiment(BaseModel):
-    """An experiment file."""
+    """An experiment file, on one of its data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,11 +82,16 @@ class Experiment(BaseModel):
         False, description="every seed draws a 60/15/25 split by group of its own, besides masks and starts"
     )
     probes: Probes | None = Field(None, description="curves and classification of some runs")
+    data: str | None = Field(None, description="name of the data, where the file has several")
+    stand_in: str | None = Field(None, description="what the data stands in for; printed with every result")
 
 
-def read_experiment(path: Path, assignments: Sequence[str] = ()) -> Experiment:
-    """The experiment in a YAML file with `--set` applied; every method's settings are checked here, before anything runs."""
-    experiment = build(Experiment, override(read_yaml(path), assignments), str(path))
+def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | None = None) -> Experiment:
+    """The experiment in a YAML file on one of its `data` (default: the first), with `--set` applied; every method's settings are checked
+    here, before anything runs.
+    """
+    values = override(on_data(read_yaml(path), data, path), assignments)
+    experiment = build(Experiment, values, str(path))
     names = [method.name for method in experiment.methods]
     for name in names:
         if names.count(name) > 1:
@@ -78,6 +102,52 @@ def read_experiment(path: Path, assignments: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
+def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, Any]:
+    """The keys of an experiment file with those of one entry of its `data` laid over them."""
+    known = values.pop("data", None)
+    if known is None and data is None:
+        return values
+    if not isinstance(known, dict) or not known:
+        raise CalmrlError(f"{path} knows only one data set, so --data {data} cannot be chosen", hint="leave --data out")
+    name = next(iter(known)) if data is None else data
+    if name not in known:
+        raise CalmrlError(f"{path} has no data '{name}'{nearest(name, list(known))}", hint=f"it has: {', '.join(known)}")
+    variant = build(Variant, known[name] or {}, f"{path}: data '{name}'")
+    methods = [method for method in values.get("methods", []) if method.get("name") not in variant.leave_out]
+    names = [method.get("name") for method in values.get("methods", [])]
+    for other in (*variant.methods, *variant.leave_out):
+        if other not in names:
+            raise CalmrlError(
+                f"{path}: data '{name}' names a method '{other}'{nearest(other, names)} that the file does not have"
+            )
+    laid = {
+        "data": name,
+        "stand_in": variant.stand_in,
+        "store": variant.store or values.get("store"),
+        "common": _laid_over(values.get("common", {}), variant.common),
+        "methods": [
+            {**method, "settings": _laid_over(method.get("settings", {}), variant.methods.get(method.get("name"), {}))}
+            for method in methods
+        ],
+        "notes": "\n".join(filter(None, [str(values.get("notes", "")).strip(), variant.notes.strip()])),
+    }
+    given = {
+        "seeds": variant.seeds,
+        "tuning_seeds": variant.tuning_seeds,
+        "probes": variant.probes and variant.probes.model_dump(),
+    }
+    return {**values, **laid, **{key: value for key, value in given.items() if value is not None}}
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two layers of settings; groups of options are merged key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        inner = result.get(key)
+        result[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
 def candidates(method: Method) -> list[dict[str, Any]]:
     """The settings of `method` under every combination of its grid."""
     combinations = itertools.product(*([(key, value) for value in values] for key, values in method.grid.items()))
@@ -85,11 +155,7 @@ def candidates(method: Method) -> list[dict[str, Any]]:
 
 
 def _config(experiment: Experiment, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
-    values: dict[str, Any] = {"store": experiment.store}
-    for layer in (experiment.common, settings):
-        for key, value in layer.items():
-            inner = values.get(key)
-            values[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    values = {"store": experiment.store, **_laid_over(experiment.common, settings)}
     if experiment.split_by_seed:
         values["split_seed"] = seed
     return build(TrainConfig, {**values, "seed": seed}, source)
@@ -233,6 +299,8 @@ def run_experiment(experiment: Experiment, folder: Path, jobs: int) -> dict[str,
         "title": experiment.title,
         "notes": experiment.notes,
         "split": experiment.split,
+        "data": experiment.data,
+        "stand_in": experiment.stand_in,
         "seeds": list(experiment.seeds),
         "methods": [
             {

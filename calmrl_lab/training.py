@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from calmrl_lab import console
 from calmrl_lab.batches import FeatureBatch, group_numbers
@@ -234,6 +235,8 @@ class _Session:
         mask = features.mask[part]
         embeddings = self.heads([rows[part] for rows in features.features], mask)
         imputed = self.filler.fill(embeddings, mask) if fill else None
+        if imputed is not None and self.config.as_observed:
+            embeddings, mask = _taken_for_observed(embeddings, mask, imputed)
         own = None if groups is None else groups[features.items[part]]
         return gather_batch(pad(Batch(embeddings, mask, imputed, own), share))
 
@@ -397,6 +400,13 @@ class _Session:
         }
         run.write_json("summary.json", summary)
         run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+
+
+def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings and mask with the gaps filled; entries that a gate left NaN stay gaps."""
+    known = ~imputed.isnan().any(dim=2)
+    filled = normalize(imputed.nan_to_num(), dim=2, eps=1e-12)
+    return torch.where(mask.unsqueeze(2), embeddings, filled), mask | known
 
 
 def _generator_state(objective: torch.nn.Module) -> Tensor | None:

@@ -16,7 +16,10 @@ def register(app: typer.Typer) -> None:
 
 def experiment(
     file: Path = typer.Argument(..., help="Experiment file (YAML)."),
-    runs: Path = typer.Option(Path("runs"), help="Folder for the runs; they go into a folder of the file's name there."),
+    data: str | None = typer.Option(None, help="Which of the data of the file. (default: its first)"),
+    runs: Path = typer.Option(
+        Path("runs"), help="Folder for the runs; they go into a folder of the file's (and the data's) name there."
+    ),
     jobs: int = typer.Option(os.cpu_count() or 1, min=1, help="Runs at a time."),
     assign: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a setting of the file, as common.epochs=5."
@@ -31,8 +34,8 @@ def experiment(
     from calmrl_lab.errors import WorkFailedError
     from calmrl_lab.experiments import plan, read_experiment, run_experiment
 
-    asked = read_experiment(file, assign)
-    folder = runs / file.stem
+    asked = read_experiment(file, assign, data)
+    folder = runs / (file.stem if asked.data is None else f"{file.stem}-{asked.data}")
     if dry_run:
         rows = plan(asked, folder)
         console.emit(
