@@ -24,10 +24,19 @@ class TrainConfig(BaseModel):
         default_factory=dict,
         description="further stores to train on at the same time, each with its weight: how often a pass shows their items (the first store: once)",
     )
+    scenarios: dict[str, str] = Field(
+        default_factory=dict, description="scenario of a store of the mix, where it is another than that of the first store"
+    )
     warm_up: str | None = Field(
         None, description="feature store of complete data to train on first; its items stay in the imputer"
     )
-    warm_up_epochs: int = Field(10, ge=1, description="passes over the warm-up store")
+    warm_up_epochs: int = Field(10, ge=0, description="passes over the warm-up store; with 0 only the imputer sees it")
+    warm_up_scenario: str = Field(
+        "full", description="which items of the warm-up store are used (share:0.25; rest:0.25 leaves the others to training)"
+    )
+    imputer_sees: Literal["all", "warm-up", "train"] = Field(
+        "all", description="items the imputer is fitted on: the warm-up store's and those in training, or one of the two"
+    )
     modalities: tuple[str, ...] | None = Field(
         None, description="modalities to align, in this order; default: all of the store"
     )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.anchors import anchor_report
-from calmrl_lab.batches import FeatureTable
+from calmrl_lab.batches import FeatureTable, joined
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError
@@ -113,9 +113,9 @@ def evaluate(
     scores = _ranks(heads, held_out, asked) if (score or config.score) == "cosine" else _overlaps(run, held_out, asked)
     imputation = anchors = None
     if store is None and imputers.get(config.impute).fills:
-        train_table, validation = _seen(table, splits, config, device)
+        train_table, validation, replay = _seen(table, splits, config, device)
         if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split)
+            imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split, replay)
     coverage = _coverage(held_out, split, asked, unserved)
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
@@ -139,12 +139,14 @@ def _load(
     return heads, table_for(source, heads.dims, str(place), config.memory), source
 
 
-def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) -> tuple[Table, FeatureTable]:
-    """The training items as the run was shown them, those of a mix included, and the validation items."""
-    if config.mix:
+def _seen(
+    table: Table, splits: np.ndarray, config: TrainConfig, device: str
+) -> tuple[Table, FeatureTable, list[FeatureTable]]:
+    """The training items as the run was shown them, those of a mix included, the validation items, and those of a warm-up."""
+    if config.mix or config.warm_up:
         data = open_data(config, str(resolve(device)))
-        return data.train, data.validation
-    return training_items(table, splits, config), table.select(np.flatnonzero(splits == "validation")).in_memory()
+        return data.train, data.validation, [] if data.warm_up is None else [data.warm_up]
+    return training_items(table, splits, config), table.select(np.flatnonzero(splits == "validation")).in_memory(), []
 
 
 def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
@@ -259,21 +261,28 @@ def _owners(offsets: Tensor) -> Tensor:
 
 
 def _calibration(
-    run: Run, heads: Heads, train_table: FeatureTable, validation: FeatureTable, held_out: FeatureTable, split: str
+    run: Run,
+    heads: Heads,
+    train_table: FeatureTable,
+    validation: FeatureTable,
+    held_out: FeatureTable,
+    split: str,
+    replay: Sequence[FeatureTable] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Imputation error and anchor shift where the truth is known: hidden training entries, and held-out items under every pattern.
 
-    The predicted error of an entry is the mean error of its pattern and modality on the validation items.
+    Imputers that the run did not keep are fitted to the training items and those of `replay`. The predicted error of an entry is the mean error of its pattern and modality on the validation items.
     """
     import pandas as pd
 
     config = run.config
     names = [config.impute, *(name for name in CONTROLS if name != config.impute)]
-    train_embeddings = encode(heads, train_table)
+    seen = joined([*replay, train_table], [""] * (len(replay) + 1))
+    seen_embeddings = encode(heads, seen)
     validation_embeddings = encode(heads, validation)
     errors, shifts = [], []
     for name in names:
-        imputer = _fitted(run, name, train_embeddings, train_table.mask, train_table.modalities)
+        imputer = _fitted(run, name, seen_embeddings, seen.mask, seen.modalities)
         own = name == config.impute
         expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
         for place, table, mask in _masked(train_table, held_out, split):

@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from calmrl_lab import console
@@ -59,6 +60,7 @@ class Variant(BaseModel):
     notes: str = Field("", description="added to the notes of the file")
     common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by method")
+    directions: tuple[str, ...] = Field((), description="directions to score, as caption:vision; empty: all")
     leave_out: tuple[str, ...] = Field((), description="methods that make no sense on this data")
     seeds: tuple[int, ...] | None = Field(None, min_length=1, description="one run a method and seed")
     tuning_seeds: tuple[int, ...] | None = Field(None, min_length=1, description="seeds of the runs that choose among a grid")
@@ -78,6 +80,7 @@ class Experiment(BaseModel):
     common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
     methods: tuple[Method, ...] = Field(min_length=1, description="the methods to compare")
     split: str = Field("test", description="the split that is scored")
+    directions: tuple[str, ...] = Field((), description="directions to score, as caption:vision; empty: all")
     split_by_seed: bool = Field(
         False, description="every seed draws a 60/15/25 split by group of its own, besides masks and starts"
     )
@@ -92,14 +95,36 @@ def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | Non
     """
     values = override(on_data(read_yaml(path), data, path), assignments)
     experiment = build(Experiment, values, str(path))
+    asked_directions(experiment)
     names = [method.name for method in experiment.methods]
     for name in names:
         if names.count(name) > 1:
             raise CalmrlError(f"{path}: two methods are called '{name}'")
     for method in experiment.methods:
+        where = f"{path}: method '{method.name}'"
         for settings in candidates(method):
-            _config(experiment, settings, experiment.seeds[0], f"{path}: method '{method.name}'")
+            _refuse_impossible(run_config(experiment, settings, experiment.seeds[0], where), where)
     return experiment
+
+
+def _refuse_impossible(config: TrainConfig, where: str) -> None:
+    """CalmrlError naming the method if its run would stop before the first step: an objective that does not fit the modalities, say."""
+    from calmrl_lab.missingness import apply_scenario
+    from calmrl_lab.store import FeatureStore
+    from calmrl_lab.training import make_objective, refuse_unfilled
+
+    modalities = config.modalities
+    if modalities is None:
+        if config.mix or not Path(config.store).exists():
+            return
+        modalities = FeatureStore.open(config.store).modalities
+    try:
+        make_objective(config, modalities, config.dim)
+        if config.scenario != "full":
+            refuse_unfilled(config)
+        apply_scenario(config.scenario, [], modalities, np.zeros((0, len(modalities)), dtype=bool), 0)
+    except CalmrlError as error:
+        raise CalmrlError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, Any]:
@@ -131,12 +156,24 @@ def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, A
         ],
         "notes": "\n".join(filter(None, [str(values.get("notes", "")).strip(), variant.notes.strip()])),
     }
-    given = {
+    given: dict[str, Any] = {
+        "directions": variant.directions or None,
         "seeds": variant.seeds,
         "tuning_seeds": variant.tuning_seeds,
         "probes": variant.probes and variant.probes.model_dump(),
     }
     return {**values, **laid, **{key: value for key, value in given.items() if value is not None}}
+
+
+def asked_directions(experiment: Experiment) -> tuple[tuple[str, str], ...]:
+    """(query, gallery) pairs. Raises CalmrlError for one that is not of the form query:gallery."""
+    pairs = []
+    for text in experiment.directions:
+        query, colon, gallery = text.partition(":")
+        if not (query and colon and gallery) or ":" in gallery:
+            raise CalmrlError(f"direction '{text}' is not of the form query:gallery", hint="for example caption:vision")
+        pairs.append((query, gallery))
+    return tuple(pairs)
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +191,7 @@ def candidates(method: Method) -> list[dict[str, Any]]:
     return [override(method.settings, [f"{key}={json.dumps(value)}" for key, value in chosen]) for chosen in combinations]
 
 
-def _config(experiment: Experiment, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
+def run_config(experiment: Experiment, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
     values = {"store": experiment.store, **_laid_over(experiment.common, settings)}
     if experiment.split_by_seed:
         values["split_seed"] = seed
@@ -169,6 +206,7 @@ class Job:
     config: TrainConfig
     label: str
     split: str | None
+    directions: tuple[tuple[str, str], ...] = ()
     probes: Probes | None = None
 
     def _files(self) -> list[str]:
@@ -218,7 +256,7 @@ def _perform(job: Job) -> dict[str, Any]:
         run = train(job.config, job.path)
         if job.split is not None:
             run.write_json("summary.json", {**run.summary, "method": job.label})
-            evaluate(run, split=job.split)
+            evaluate(run, list(job.directions) or None, split=job.split)
             _probe(run, job.probes, job.split)
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report
@@ -286,16 +324,33 @@ def run_experiment(experiment: Experiment, folder: Path, jobs: int) -> dict[str,
     from calmrl_lab.store import FeatureStore
 
     store = FeatureStore.open(experiment.store)
+    # A run that is killed leaves a folder that can be reported, and that says that it has not finished.
+    _write_record(experiment, folder, store, {}, {}, [], finished=False)
     chosen, tried, failures = _choose(experiment, folder, jobs)
-    final = []
+    _write_record(experiment, folder, store, chosen, tried, failures, finished=False)
+    last = []
     for method in experiment.methods:
         if method.name not in chosen:
             continue
         for seed in experiment.seeds:
-            config = _config(experiment, chosen[method.name], seed, method.name)
-            final.append(_final(experiment, folder, method, config))
-    failures += _run_all(final, jobs, experiment.title)
+            config = run_config(experiment, chosen[method.name], seed, method.name)
+            last.append(final(experiment, folder, method, config))
+    failures += _run_all(last, jobs, experiment.title)
+    return _write_record(experiment, folder, store, chosen, tried, failures, finished=True)
+
+
+def _write_record(
+    experiment: Experiment,
+    folder: Path,
+    store: Any,
+    chosen: dict[str, dict[str, Any]],
+    tried: dict[str, list[dict[str, Any]]],
+    failures: list[dict[str, Any]],
+    finished: bool,
+) -> dict[str, Any]:
+    """experiment.json: what was asked, what was chosen among what, and what failed."""
     record = {
+        "finished": finished,
         "title": experiment.title,
         "notes": experiment.notes,
         "split": experiment.split,
@@ -317,6 +372,7 @@ def run_experiment(experiment: Experiment, folder: Path, jobs: int) -> dict[str,
         "store": describe_store(store),
         "failed": failures,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "experiment.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     return record
 
@@ -333,7 +389,7 @@ def _choose(
             chosen[method.name] = options[0]
             continue
         trials[method.name] = [
-            (settings, [_trial(experiment, folder, method, settings, seed) for seed in experiment.tuning_seeds])
+            (settings, [trial(experiment, folder, method, settings, seed) for seed in experiment.tuning_seeds])
             for settings in options
         ]
     every = [job for options in trials.values() for _, made in options for job in made]
@@ -351,20 +407,20 @@ def _choose(
     return chosen, tried, failures
 
 
-def _final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:
+def final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:
     probes = experiment.probes if experiment.probes and config.seed in experiment.probes.seeds else None
-    return Job(folder / f"{method.name}-s{config.seed}", config, method.label or method.name, experiment.split, probes)
+    path = folder / f"{method.name}-s{config.seed}"
+    return Job(path, config, method.label or method.name, experiment.split, asked_directions(experiment), probes)
 
 
-def _trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
+def trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
     key = hashlib.md5(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    config = _config(experiment, settings, seed, method.name)
+    config = run_config(experiment, settings, seed, method.name)
     return Job(folder / "tuning" / f"{method.name}-{key}-s{seed}", config, method.label or method.name, None)
 
 
 def describe_store(store: Any) -> dict[str, Any]:
     """The facts of a store that a report prints: sizes, gaps and their reasons, encoders, licence."""
-    import numpy as np
 
     from calmrl_lab.missingness import pattern_names
 
@@ -390,24 +446,3 @@ def describe_store(store: Any) -> dict[str, Any]:
         "patterns": dict(sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])),
         "encoders": {m: store.spec(m).encoder for m in store.modalities},
     }
-
-
-def plan(experiment: Experiment, folder: Path) -> list[dict[str, str]]:
-    """One row a run that `run_experiment` would make or skip; methods with a grid show their candidates."""
-    rows = []
-    for method in experiment.methods:
-        options = candidates(method)
-        if len(options) > 1:
-            for settings in options:
-                for seed in experiment.tuning_seeds:
-                    job = _trial(experiment, folder, method, settings, seed)
-                    rows.append({"run": str(job.path), "what": "finished" if job.finished() else f"choose: {settings}"})
-            rows += [
-                {"run": str(folder / f"{method.name}-s{seed}"), "what": "train with the chosen settings"}
-                for seed in experiment.seeds
-            ]
-            continue
-        for seed in experiment.seeds:
-            job = _final(experiment, folder, method, _config(experiment, options[0], seed, method.name))
-            rows.append({"run": str(job.path), "what": "finished" if job.finished() else "train and evaluate"})
-    return rows

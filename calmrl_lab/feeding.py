@@ -48,6 +48,11 @@ class Data:
         extra = torch.rand(len(whole), generator=generator, dtype=torch.float64) < self.weights - whole
         return (whole + extra).long()
 
+    def shown(self, count: int) -> FeatureTable:
+        """Items that decide where heads start: those of training, at most `count`, after those of the warm-up."""
+        sample = self.train.sample(count)
+        return sample if self.warm_up is None else joined([self.warm_up, sample], ["", ""])
+
 
 def open_data(config: TrainConfig, device: str) -> Data:
     """The data of a run. Raises CalmrlError for stores, modalities, splits and scenarios that do not fit."""
@@ -119,9 +124,13 @@ def _warm_up(config: TrainConfig, train: Table, device: str) -> FeatureTable:
     if dims != train.dims:
         raise CalmrlError(f"warm-up store '{config.warm_up}' has dimensions {dims}, the training store has {train.dims}")
     columns = [store.modalities.index(name) for name in train.modalities]
-    complete = np.flatnonzero((splits_of(store, config) == "train") & store.mask[:, columns].all(axis=1))
+    mask, keep = apply_scenario(config.warm_up_scenario, store.ids, train.modalities, store.mask[:, columns], config.seed)
+    complete = np.flatnonzero((splits_of(store, config) == "train") & keep & mask.all(axis=1))
     if not len(complete):
-        raise CalmrlError(f"warm-up store '{config.warm_up}' has no complete training item")
+        raise CalmrlError(
+            f"warm-up store '{config.warm_up}' has no complete training item"
+            + ("" if config.warm_up_scenario == "full" else f" under scenario '{config.warm_up_scenario}'")
+        )
     return load_table(store, train.modalities, device, complete)
 
 
@@ -145,8 +154,9 @@ def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path:
             f"store '{store}' has no validation items, and models are selected on validation only",
             hint="re-draw the split with --set split_seed=0",
         )
-    mask, keep = apply_scenario(config.scenario, table.ids, table.modalities, table.mask.cpu().numpy(), config.seed)
+    scenario = config.scenarios.get(store, config.scenario)
+    mask, keep = apply_scenario(scenario, table.ids, table.modalities, table.mask.cpu().numpy(), config.seed)
     keep &= mask.any(axis=1)
     if not keep.any():
-        raise CalmrlError(f"scenario '{config.scenario}' leaves no training item of store '{store}'")
+        raise CalmrlError(f"scenario '{scenario}' leaves no training item of store '{store}'")
     return cast(AnyTable, table.with_mask(mask).select(np.flatnonzero(keep)))

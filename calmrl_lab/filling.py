@@ -43,7 +43,7 @@ class Filler:
 
     `held_out` are the validation items that decide how far to trust a generative imputer. `replay` are tables of complete items (a
     warm-up store) whose embeddings are encoded anew at every refresh and stay in the imputer's statistics; without them its parameters for
-    modalities that training no longer shows go stale. With a `gate`, items whose calibration promises too little stay as they are.
+    modalities that training no longer shows go stale; without `sees_training` they are all that it is fitted on. With a `gate`, items whose calibration promises too little stay as they are.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Filler:
         held_out: FeatureTable,
         replay: Sequence[FeatureTable] = (),
         gate: Gate | None = None,
+        sees_training: bool = True,
     ) -> None:
         self.name = name
         self.options = dict(options)
@@ -61,6 +62,7 @@ class Filler:
         self.held_out = held_out
         self.replay = list(replay)
         self.gate = gate
+        self.sees_training = sees_training
         self.imputer = self._make()
         # What fills: the fitted imputer, its noise scaled by what held-out items say. EM itself goes on from the fitted one.
         self.tempered = self.imputer
@@ -88,12 +90,13 @@ class Filler:
         logged = {}
         # Parameters go on from where they were: embeddings have moved a little, not everything is new.
         start = self.imputer if self.imputer.fitted else None
-        count = len(table) + sum(map(len, self.replay))
+        shown = [table] if self.sees_training else []
+        count = sum(map(len, [*self.replay, *shown]))
         if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or isinstance(table, StreamedTable)):
-            statistics = summed_statistics(heads, [*self.replay, table], self.modalities)
+            statistics = summed_statistics(heads, [*self.replay, *shown], self.modalities)
             self.imputer.fit_statistics(statistics, iterations=iterations, start=start)
         else:
-            tables = [*self.replay, table.sample(SAMPLED)]
+            tables = [*self.replay, *(part.sample(SAMPLED) for part in shown)]
             count = sum(map(len, tables))
             parts = [encode(heads, part) for part in tables]
             embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]

@@ -12,7 +12,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
 Mask = Bool[np.ndarray, "n k"]
-_HELP = "known scenarios: full, complete-only, pairs:SHARE, drop:NAME,NAME, drop:NAME@SHARE, random:RATE, pattern:A+B/A+C; chain with +"
+_HELP = "known scenarios: full, complete-only, share:SHARE, rest:SHARE, pairs:SHARE, drop:NAME,NAME, drop:NAME@SHARE, random:RATE, pattern:A+B/A+C; chain with +"
 
 
 def apply_scenario(
@@ -20,7 +20,8 @@ def apply_scenario(
 ) -> tuple[Mask, Bool[np.ndarray, " n"]]:
     """The mask [N, k] under scenario `spec`, and `keep` [N]: which items take part at all.
 
-    full: nothing is hidden. complete-only: only items that show all modalities, after what stands before it in the chain. pairs:0.25: that
+    full: nothing is hidden. complete-only: only items that show all modalities, after what stands before it in the chain. share:0.25: only that
+    share of the items; rest:0.25: only the others, so that a warm-up and the training after it have no item in common. pairs:0.25: that
     share of the items shows everything it has (default 0.25), the others two random modalities. drop:audio,subtitle: these
     are hidden everywhere; drop:audio@0.5 from that share of the items. random:0.5: every observed modality is hidden with that rate; masks of a higher
     rate are contained in those of a lower one, and one modality always stays. pattern:vision+caption/audio+caption: every item shows
@@ -38,12 +39,16 @@ def apply_scenario(
         if name == "complete-only":
             _no_argument(spec, name, argument)
             keep &= result.all(axis=1)
+        elif name in ("share", "rest"):
+            keep &= (uniform(seed, ids, "share") < _share(spec, argument)) == (name == "share")
         elif name == "full":
             _no_argument(spec, name, argument)
         elif name in _RULES:
             result &= _RULES[name](spec, argument, ids, names, result, seed)
         else:
-            raise CalmrlError(f"unknown scenario '{part}'{nearest(name, [*_RULES, 'full', 'complete-only'])}", hint=_HELP)
+            raise CalmrlError(
+                f"unknown scenario '{part}'{nearest(name, [*_RULES, 'full', 'complete-only', 'share', 'rest'])}", hint=_HELP
+            )
     return result, keep
 
 

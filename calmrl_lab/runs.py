@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 # Raised when the files of a run change their meaning; runs of another number are refused by name.
 FORMAT = 1
 _RECORDED = ("torch", "numpy", "scipy", "zarr", "faiss-cpu", "faiss-gpu", "pandas", "scikit-learn")
+
+
+_TEMPORARY = re.compile(r"\..*\.tmp")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -71,7 +75,9 @@ class Run:
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> Run:
         """A new directory with config.yaml and environment.json. CalmrlError if a finished or foreign directory is in the way."""
-        if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+        # A process that was killed while it wrote leaves the temporary file of `write_atomically`: that is ours.
+        found = [inner for inner in path.iterdir() if not _TEMPORARY.fullmatch(inner.name)] if path.is_dir() else []
+        if found and not (path / "config.yaml").exists():
             raise CalmrlError(f"'{path}' exists and is not a run", hint="choose another --name or --runs folder")
         try:
             path.mkdir(parents=True, exist_ok=True)

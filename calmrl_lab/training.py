@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from calmrl_lab import console
-from calmrl_lab.batches import FeatureBatch, group_numbers
+from calmrl_lab.batches import FeatureBatch, FeatureTable, group_numbers
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
 from calmrl_lab.distributed import Batch, average_gradients, first_says, gather_batch, pad, processes, rank, together
@@ -23,6 +23,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.feeding import Table, open_data
 from calmrl_lab.filling import Filler, encode
 from calmrl_lab.gating import Gate
+from calmrl_lab.imputers import imputers
 from calmrl_lab.liveness import liveness, saturated
 from calmrl_lab.objectives import objectives
 from calmrl_lab.ppca_start import overlap_score
@@ -95,6 +96,30 @@ def train(config: TrainConfig, path: Path, resume: bool = False) -> Run:
     return run
 
 
+def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> torch.nn.Module:
+    """The objective of a run over embeddings of `modalities` of dimension `dim`, on the CPU. Raises CalmrlError for options, modalities and scores that do not fit together."""
+    if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
+        raise CalmrlError(
+            "score 'overlap' compares by the PPCA that heads start from, which no training changes",
+            hint="use --init ppca --objective none with it, or --score cosine",
+        )
+    if config.objective == NO_OBJECTIVE:
+        return torch.nn.Identity()
+    try:
+        return objectives.get(config.objective)(tuple(modalities), dim, **config.objective_options)
+    except TypeError as error:
+        raise CalmrlError(f"objective '{config.objective}': {error}", hint="see calmrl-lab list objectives") from None
+
+
+def refuse_unfilled(config: TrainConfig) -> None:
+    """CalmrlError if the objective trains on imputed embeddings and the imputer makes none."""
+    if config.objective == "calmrl" and not imputers.get(config.impute).fills:
+        raise CalmrlError(
+            f"objective 'calmrl' needs the gaps filled, and imputer '{config.impute}' fills none",
+            hint="use --impute ppca (or mean, random), or --objective pmrl",
+        )
+
+
 class _Session:
     """Everything that moves during one run."""
 
@@ -105,21 +130,27 @@ class _Session:
         self.data = open_data(config, str(self.device))
         self.train_table, self.validation_table = self.data.train, self.data.validation
         modalities = self.train_table.modalities
-        replay = [self.data.warm_up] if self.data.warm_up is not None else []
-        self._refuse_scores_without_a_model()
-        shown = self.train_table.sample(STARTING_ITEMS)
+        replay = self._replay()
+        # Refused before the start is computed; the start decides the dimension.
+        make_objective(config, modalities, config.dim)
+        shown = self.data.shown(STARTING_ITEMS)
         heads, self.start = start_heads(config, self.data.released, shown, self.validation_table)
         self.heads = heads.to(self.device)
-        self.objective = self._objective(modalities)
+        self.objective = make_objective(config, modalities, heads.dim).to(self.device)
         gate = Gate(config.gate_level) if config.gate else None
-        self.filler = Filler(config.impute, config.impute_options, modalities, self.validation_table, replay, gate)
+        self.filler = Filler(
+            config.impute,
+            config.impute_options,
+            modalities,
+            self.validation_table,
+            replay,
+            gate,
+            config.imputer_sees != "warm-up",
+        )
         if gate is not None:
             gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
-        if config.objective == "calmrl" and not self.filler.fills and not bool(self.train_table.mask.all()):
-            raise CalmrlError(
-                f"objective 'calmrl' needs the gaps filled, and imputer '{config.impute}' fills none",
-                hint="use --impute ppca (or mean, random), or --objective pmrl",
-            )
+        if not bool(self.train_table.mask.all()):
+            refuse_unfilled(config)
         if self.filler.fills:
             self._refuse_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
@@ -133,8 +164,18 @@ class _Session:
         self.skipped_batches = 0
         self.silent: list[str] = []
 
+    def _replay(self) -> list[FeatureTable]:
+        """Complete items that stay in the imputer's statistics."""
+        config = self.config
+        if self.data.warm_up is None:
+            if config.imputer_sees == "warm-up":
+                raise CalmrlError("imputer_sees is 'warm-up', and there is no warm-up store", hint="name one with --warm-up")
+            return []
+        return [] if config.imputer_sees == "train" else [self.data.warm_up]
+
     def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
-        shown = torch.cat([table.mask for table in (*replay, self.train_table)]).any(dim=0)
+        tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
+        shown = torch.cat([table.mask for table in tables]).any(dim=0)
         unseen = [name for name, seen in zip(self.train_table.modalities, shown.tolist(), strict=True) if not seen]
         if unseen:
             raise CalmrlError(
@@ -142,24 +183,6 @@ class _Session:
                 f"'{self.config.scenario}'), so imputer '{self.config.impute}' cannot know it",
                 hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
             )
-
-    def _refuse_scores_without_a_model(self) -> None:
-        config = self.config
-        if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
-            raise CalmrlError(
-                "score 'overlap' compares by the PPCA that heads start from, which no training changes",
-                hint="use --init ppca --objective none with it, or --score cosine",
-            )
-
-    def _objective(self, modalities: tuple[str, ...]) -> torch.nn.Module:
-        config = self.config
-        if config.objective == NO_OBJECTIVE:
-            return torch.nn.Identity()
-        try:
-            objective = objectives.get(config.objective)(modalities, self.heads.dim, **config.objective_options)
-        except TypeError as error:
-            raise CalmrlError(f"objective '{config.objective}': {error}", hint="see calmrl-lab list objectives") from None
-        return objective.to(self.device)
 
     def phases(self) -> list[tuple[str, Table]]:
         """One (phase, table) an epoch: the warm-up store first, then the training store; none without an objective."""

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.experiments import plan, read_experiment, run_experiment
+from calmrl_lab.experiments import read_experiment, run_experiment
+from calmrl_lab.planning import plan
 
 COMMON = {"modalities": ["vision", "caption", "subtitle"], "scenario": "pairs:0.25", "dim": 16, "epochs": 2, "batch_size": 64}
 
@@ -77,7 +78,106 @@ def test_a_grid_is_chosen_on_validation(tmp_path, small_store):
 
 def test_the_plan_names_every_run(tmp_path, small_store):
     rows = plan(experiment(tmp_path, small_store), tmp_path / "a")
-    assert [row["what"] for row in rows] == ["train and evaluate"] * 4
+    assert [row.what for row in rows] == ["train and evaluate"] * 4
+    assert all(row.seconds > 0 and not row.measured for row in rows)
+
+
+def test_the_plan_of_a_grid_says_what_each_candidate_changes(tmp_path, small_store):
+    grid = {"learning_rate": [0.1, 0.2], "objective_options.temperature": [0.3]}
+    methods = [{"name": "clip", "settings": {"objective": "clip", "impute": "none"}, "grid": grid}]
+    rows = plan(experiment(tmp_path, small_store, methods=methods), tmp_path / "a")
+    assert rows[0].what == "choose: learning_rate=0.1, objective_options.temperature=0.3"
+    assert [row.what for row in rows[-2:]] == ["train with the chosen settings, and evaluate"] * 2
+
+
+DATA = {
+    "first": {"stand_in": "Only a stand-in.", "common": {"scenario": "full"}},
+    "second": {
+        "seeds": [4], "directions": ["caption:vision"], "leave_out": ["clip"], "notes": "More.",
+        "methods": {"calmrl": {"impute": "random"}},
+    },
+}  # fmt: skip
+
+
+def test_data_of_a_file_are_laid_over_it(tmp_path, small_store):
+    first = experiment(tmp_path, small_store, data=DATA, notes="Some.")
+    assert (first.data, first.stand_in, first.common["scenario"]) == ("first", "Only a stand-in.", "full")
+    second = read_experiment(tmp_path / "small.yaml", data="second")
+    assert [method.name for method in second.methods] == ["calmrl"]
+    assert second.methods[0].settings == {"impute": "random"}
+    assert (second.seeds, second.directions, second.notes) == ((4,), ("caption:vision",), "Some.\nMore.")
+    assert second.common == {**COMMON}
+    record = run_experiment(second, tmp_path / "a", jobs=1)
+    assert (record["finished"], record["data"]) == (True, "second")
+    import pandas as pd
+
+    scores = pd.read_parquet(tmp_path / "a" / "calmrl-s4" / "scores.parquet")
+    assert scores[["query", "gallery"]].drop_duplicates().to_numpy().tolist() == [["caption", "vision"]]
+
+
+def test_data_that_a_file_does_not_have_are_refused(tmp_path, small_store, cli):
+    experiment(tmp_path, small_store, data=DATA)
+    code, _, err = cli("experiment", tmp_path / "small.yaml", "--data", "secnd")
+    assert code == 2
+    assert "has no data 'secnd'; did you mean 'second'?" in err
+    experiment(tmp_path, small_store)
+    code, _, err = cli("experiment", tmp_path / "small.yaml", "--data", "first")
+    assert code == 2
+    assert "knows only one data set" in err
+
+
+def test_the_command_shows_its_plan_and_the_stand_in_shows_in_the_report(tmp_path, small_store, cli):
+    experiment(tmp_path, small_store, data=DATA)
+    code, out, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--dry-run")
+    assert code == 0, err
+    assert "4 of 4 runs to make: about" in out
+    assert not (tmp_path / "runs").exists()
+    quick = ("--set", "seeds=[0]", "--set", "common.epochs=1", "--jobs", "1")
+    assert cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", *quick)[0] == 0
+    code, out, _ = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", *quick, "--dry-run")
+    assert out.count("finished") == 2
+    assert "0 of 2 runs to make" in out
+    assert cli("report", "--runs", tmp_path / "runs" / "small-first", "--out", tmp_path / "report")[0] == 0
+    assert "Only a stand-in." in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_can_be_reported_and_goes_on_to_the_same_tables(tmp_path, small_store):
+    """SIGKILL to everything in the middle, as a machine that goes down does it."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    experiment(tmp_path, small_store, seeds=[0, 1, 2])
+    words = [sys.executable, "-m", "calmrl_lab"]
+
+    def start(runs):
+        command = [*words, "experiment", str(tmp_path / "small.yaml"), "--runs", str(runs), "--jobs", "1"]
+        return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def table(runs):
+        out = runs / "report"
+        subprocess.run([*words, "report", "--runs", str(runs / "small"), "--out", str(out)], check=True, capture_output=True)
+        return (out / "tables" / "recall.csv").read_text()
+
+    undisturbed = start(tmp_path / "whole")
+    killed = start(tmp_path / "killed")
+    for _ in range(600):
+        if list((tmp_path / "killed").glob("small/*/scores.parquet")):
+            break
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert undisturbed.wait() == 0
+    record = json.loads((tmp_path / "killed" / "small" / "experiment.json").read_text())
+    assert record["finished"] is False
+    assert len(list((tmp_path / "killed").glob("small/*/scores.parquet"))) < 6
+    table(tmp_path / "killed")
+    assert "has not finished" in (tmp_path / "killed" / "report" / "index.html").read_text()
+    assert start(tmp_path / "killed").wait() == 0
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +188,17 @@ def test_the_plan_names_every_run(tmp_path, small_store):
         ({"methods": [{"name": "a/b"}]}, "methods.0.name"),
         ({"methods": [{"name": "a"}, {"name": "a"}]}, "two methods are called 'a'"),
         ({"methods": [{"name": "a", "role": "hero"}]}, "methods.0.role"),
+        (
+            {
+                "methods": [{"name": "t", "settings": {"objective": "triangle", "impute": "none"}}],
+                "common": {"modalities": ["vision", "caption"]},
+            },
+            "method 't': .*triangle",
+        ),
+        ({"methods": [{"name": "n", "settings": {"impute": "none"}}]}, "method 'n': objective 'calmrl' needs the gaps filled"),
+        ({"methods": [{"name": "o", "settings": {"objective": "clip", "score": "overlap"}}]}, "method 'o': score 'overlap'"),
+        ({"common": {"scenario": "pears:0.25"}}, "method 'clip': unknown scenario"),
+        ({"directions": ["caption-vision"]}, "direction 'caption-vision' is not of the form"),
         ({"common": {"epoch": 3}}, r"method 'clip': epoch: unknown key; did you mean 'epochs'\?"),
     ],
 )

@@ -11,7 +11,7 @@ from calmrl_lab.missingness import apply_scenario, pattern_names
 FOUR = ("vision", "audio", "caption", "subtitle")
 SPECS = [
     "full", "complete-only", "pairs", "pairs:0.5", "drop:audio", "drop:audio,subtitle", "drop:vision@0.3", "random:0.5",
-    "pattern:vision+caption/audio+caption", "pairs:0.25+complete-only", "pattern:vision+caption+random:0.5",
+    "pattern:vision+caption/audio+caption", "pairs:0.25+complete-only", "share:0.3", "rest:0.3+pairs", "pattern:vision+caption+random:0.5",
 ]  # fmt: skip
 
 

@@ -104,6 +104,16 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
     assert not Run.open(tmp_path / "r").finished()
 
 
+def test_a_run_killed_at_its_first_file_can_be_made_again(small_store, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".config.yaml.tmp").write_text("half")
+    assert Run.create(tmp_path / "r", config(small_store)).config == config(small_store)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(CalmrlError, match="exists and is not a run"):
+        Run.create(tmp_path / "other", config(small_store))
+
+
 def test_a_warm_up_store_is_replayed(small_store, tmp_path):
     run = train(
         config(small_store, warm_up=str(small_store), warm_up_epochs=2, scenario="pattern:vision+caption"), tmp_path / "r"
@@ -111,6 +121,44 @@ def test_a_warm_up_store_is_replayed(small_store, tmp_path):
     phases = [json.loads(line)["phase"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert phases[1:3] == ["warm-up", "warm-up"]
     assert phases[3] == "train"
+
+
+def test_a_warm_up_on_some_items_leaves_the_others_to_training(small_store, tmp_path):
+    from calmrl_lab.feeding import open_data
+
+    shares = {"warm_up": str(small_store), "warm_up_scenario": "share:0.3", "scenario": "rest:0.3+pattern:vision+caption"}
+    data = open_data(config(small_store, **shares), "cpu")
+    first, rest = set(data.warm_up.ids), set(data.train.ids)
+    assert first
+    assert not first & rest
+    assert bool(data.warm_up.mask.all())
+    with pytest.raises(CalmrlError, match="no complete training item under scenario 'share:0'"):
+        open_data(config(small_store, **{**shares, "warm_up_scenario": "share:0"}), "cpu")
+
+
+@pytest.mark.parametrize("sees", ["all", "warm-up", "train"])
+def test_the_imputer_sees_what_it_is_told_to(small_store, tmp_path, sees):
+    shares = {"warm_up": str(small_store), "warm_up_scenario": "share:0.5", "warm_up_epochs": 0, "imputer_sees": sees}
+    session = _Session(config(small_store, scenario="rest:0.5+pairs:0.25", **shares), torch.device("cpu"))
+    seen = []
+    original = session.filler.imputer.fit
+    session.filler.imputer.fit = lambda e, mask, **k: seen.append(len(mask)) or original(e, mask, **k)
+    session.filler.refresh(session.heads, session.train_table, 2)
+    sizes = {"warm-up": len(session.data.warm_up), "train": len(session.train_table)}
+    assert seen == [sum(sizes.values()) if sees == "all" else sizes[sees]]
+
+
+def test_an_imputer_that_sees_a_warm_up_needs_one(small_store, tmp_path):
+    with pytest.raises(CalmrlError, match="there is no warm-up store"):
+        train(config(small_store, imputer_sees="warm-up"), tmp_path / "r")
+
+
+def test_any_objective_can_train_on_imputed_embeddings(small_store, tmp_path):
+    plain = {"objective": "clip", "impute": "mean", "impute_options": {}}
+    ignored, taken = (train(config(small_store, **plain, as_observed=x), tmp_path / str(x)) for x in (False, True))
+    without = train(config(small_store, objective="clip", impute="none", impute_options={}), tmp_path / "none")
+    assert same(tensors(ignored), tensors(without))
+    assert not same(tensors(taken), tensors(without))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,15 +33,14 @@ def experiment(
     Example: calmrl-lab experiment experiments/demo.yaml
     """
     from calmrl_lab.errors import WorkFailedError
-    from calmrl_lab.experiments import plan, read_experiment, run_experiment
+    from calmrl_lab.experiments import read_experiment, run_experiment
+    from calmrl_lab.planning import plan
 
     asked = read_experiment(file, assign, data)
     folder = runs / (file.stem if asked.data is None else f"{file.stem}-{asked.data}")
     if dry_run:
         rows = plan(asked, folder)
-        console.emit(
-            rows, as_json, lambda: console.out.print("\n".join(f"{r['run']}: {r['what']}" for r in rows), markup=False)
-        )
+        console.emit([vars(row) for row in rows], as_json, lambda: _print_plan(rows, jobs))
         return
     record = run_experiment(asked, folder, jobs)
     made = len(asked.methods) * len(asked.seeds) - len(record["failed"])
@@ -51,3 +51,25 @@ def experiment(
         raise WorkFailedError(
             f"{len(record['failed'])} runs failed, the first: {record['failed'][0]['error']}", hint="the report lists all"
         )
+
+
+def _print_plan(rows: list[Any], jobs: int) -> None:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("run", "what", "core-seconds"):
+        shown.add_column(heading, justify="right" if heading == "core-seconds" else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(row.run, row.what, f"{'' if row.measured else '~'}{row.seconds:.0f}")
+    console.out.print(shown)
+    todo = [row for row in rows if row.what != "finished"]
+    total = sum(row.seconds for row in todo)
+    guessed = (
+        ""
+        if all(row.measured for row in todo)
+        else " (~: guessed from items and passes; measured once a run of the method is finished)"
+    )
+    console.out.print(
+        f"{len(todo)} of {len(rows)} runs to make: about {total / 60:.1f} core-minutes, {total / 60 / jobs:.1f} minutes with {jobs} at a time{guessed}",
+        soft_wrap=True,
+    )

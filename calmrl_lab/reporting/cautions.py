@@ -21,7 +21,9 @@ def cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
             f"No finished run of {listed([method.label for method in gathered.absent])}: missing from every table and figure."
         )
     if not gathered.complete:
-        found.append("The experiment has not finished, or these are single runs: there is no experiment.json.")
+        found.append(
+            "The experiment has not finished, or these are single runs: what is not there yet is missing from every table."
+        )
     partial = [r.method.label for r in recalls.methods if set(r.directions) != set(recalls.all_directions)]
     if partial:
         found.append(

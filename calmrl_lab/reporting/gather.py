@@ -141,7 +141,7 @@ def gather(folder: Path | str) -> Gathered:
         store=store,
         problems=tuple(sorted(problems, key=lambda problem: problem.run)),
         common=dict(record.get("common") or {}),
-        complete=bool(record),
+        complete=bool(record.get("finished", bool(record))),
         extra={key: value for key, value in record.items() if key not in {"methods", "store", "failed", "common"}},
     )
 
