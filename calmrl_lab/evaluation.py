@@ -139,9 +139,7 @@ def _load(
     return heads, table_for(source, heads.dims, str(place), config.memory), source
 
 
-def _seen(
-    table: Table, splits: np.ndarray, config: TrainConfig, device: str
-) -> tuple[Table, FeatureTable, list[FeatureTable]]:
+def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) -> tuple[Table, FeatureTable, list[FeatureTable]]:
     """The training items as the run was shown them, those of a mix included, the validation items, and those of a warm-up."""
     if config.mix or config.warm_up:
         data = open_data(config, str(resolve(device)))

@@ -8,9 +8,11 @@ from typing import Any
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.experiments import Experiment, Job, Method, candidates, final, run_config, trial
+from calmrl_lab.experiments import Experiment, Method, candidates, run_config
+from calmrl_lab.jobs import Job
 from calmrl_lab.runs import Run
 from calmrl_lab.store import FeatureStore
+from calmrl_lab.sweeps import final, trial
 
 # One core, measured on openmoji (4 modalities) and the digits (6): an item of a pass costs this much a pair of modalities, a run this much besides.
 _SECONDS_A_PAIR = 12e-6
@@ -20,11 +22,11 @@ _SECONDS_A_RUN = 2.0
 @dataclass(frozen=True)
 class Planned:
     """A run that an experiment would make: its folder, why, and the core-seconds it needs (0 if it is finished); `measured` where finished
-    runs of the same method say so, guessed from items, passes and modalities elsewhere."""
+    runs of the same method say so, guessed from items, passes and modalities elsewhere; None where a store is not there to be counted."""
 
     run: str
     what: str
-    seconds: float
+    seconds: float | None
     measured: bool
 
 
@@ -48,7 +50,7 @@ def plan(experiment: Experiment, folder: Path) -> list[Planned]:
     return rows
 
 
-def _planned(job: Job, what: str, seconds: float, measured: bool) -> Planned:
+def _planned(job: Job, what: str, seconds: float | None, measured: bool) -> Planned:
     return Planned(str(job.path), "finished", 0.0, True) if job.finished() else Planned(str(job.path), what, seconds, measured)
 
 
@@ -64,7 +66,7 @@ def _changed(method: Method, settings: dict[str, Any]) -> str:
     return ", ".join(f"{key}={found(key)}" for key in method.grid)
 
 
-def _cost(experiment: Experiment, folder: Path, method: Method) -> tuple[float, bool]:
+def _cost(experiment: Experiment, folder: Path, method: Method) -> tuple[float | None, bool]:
     """Core-seconds of one run of `method`, and whether finished runs say so."""
     taken = []
     for path in [*folder.glob(f"{method.name}-s*"), *folder.glob(f"tuning/{method.name}-*-s*")]:
@@ -78,12 +80,14 @@ def _cost(experiment: Experiment, folder: Path, method: Method) -> tuple[float, 
     return _guess(config), False
 
 
-def _guess(config: TrainConfig) -> float:
+def _guess(config: TrainConfig) -> float | None:
+    stores = [config.store, *config.mix]
     try:
-        store = FeatureStore.open(config.store)
+        counts = [int((FeatureStore.open(store).split == "train").sum()) for store in stores]
+        warm = int((FeatureStore.open(config.warm_up).split == "train").sum()) if config.warm_up else 0
+        k = len(config.modalities or FeatureStore.open(config.store).modalities)
     except CalmrlError:
-        return 0.0
-    k = len(config.modalities or store.modalities)
-    passes = config.epochs + (config.warm_up_epochs if config.warm_up else 0)
-    items = int((store.split == "train").sum())
-    return _SECONDS_A_RUN + _SECONDS_A_PAIR * items * passes * k * (k - 1) / 2
+        return None
+    shown = sum(weight * count for weight, count in zip([1.0, *config.mix.values()], counts, strict=True))
+    seen = shown * config.epochs + warm * config.warm_up_epochs
+    return _SECONDS_A_RUN + _SECONDS_A_PAIR * seen * k * (k - 1) / 2

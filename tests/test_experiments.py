@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.experiments import read_experiment, run_experiment
+from calmrl_lab.experiments import read_experiment
 from calmrl_lab.planning import plan
+from calmrl_lab.sweeps import run_experiment
 
 COMMON = {"modalities": ["vision", "caption", "subtitle"], "scenario": "pairs:0.25", "dim": 16, "epochs": 2, "batch_size": 64}
 

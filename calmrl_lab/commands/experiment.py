@@ -25,6 +25,7 @@ def experiment(
     assign: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a setting of the file, as common.epochs=5."
     ),
+    engine: str = typer.Option("local", help="local, or ray for a cluster."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON."),
 ) -> None:
@@ -33,16 +34,18 @@ def experiment(
     Example: calmrl-lab experiment experiments/demo.yaml
     """
     from calmrl_lab.errors import WorkFailedError
-    from calmrl_lab.experiments import read_experiment, run_experiment
+    from calmrl_lab.experiments import read_experiment
     from calmrl_lab.planning import plan
+    from calmrl_lab.sweeps import run_experiment
+    from calmrl_lab.wanted import absent_stores
 
     asked = read_experiment(file, assign, data)
     folder = runs / (file.stem if asked.data is None else f"{file.stem}-{asked.data}")
     if dry_run:
         rows = plan(asked, folder)
-        console.emit([vars(row) for row in rows], as_json, lambda: _print_plan(rows, jobs))
+        console.emit([vars(row) for row in rows], as_json, lambda: _print_plan(rows, jobs, absent_stores(asked)))
         return
-    record = run_experiment(asked, folder, jobs)
+    record = run_experiment(asked, folder, jobs, engine)
     made = len(asked.methods) * len(asked.seeds) - len(record["failed"])
     console.emit(
         record, as_json, lambda: console.out.print(f"{made} runs in {folder}; next: calmrl-lab report --runs {folder}")
@@ -53,16 +56,23 @@ def experiment(
         )
 
 
-def _print_plan(rows: list[Any], jobs: int) -> None:
+def _print_plan(rows: list[Any], jobs: int, absent: list[str]) -> None:
     from rich.table import Table
+
+    from calmrl_lab.wanted import making
 
     shown = Table(box=None, pad_edge=False)
     for heading in ("run", "what", "core-seconds"):
         shown.add_column(heading, justify="right" if heading == "core-seconds" else "left", overflow="fold")
     for row in rows:
-        shown.add_row(row.run, row.what, f"{'' if row.measured else '~'}{row.seconds:.0f}")
+        shown.add_row(row.run, row.what, "?" if row.seconds is None else f"{'' if row.measured else '~'}{row.seconds:.0f}")
     console.out.print(shown)
     todo = [row for row in rows if row.what != "finished"]
+    for store in absent:
+        console.out.print(f"{store} is not there yet: {making(store)}", soft_wrap=True, markup=False)
+    if any(row.seconds is None for row in todo):
+        console.out.print(f"{len(todo)} of {len(rows)} runs to make; what they cost is known once the stores are there")
+        return
     total = sum(row.seconds for row in todo)
     guessed = (
         ""

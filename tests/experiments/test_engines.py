@@ -1,0 +1,83 @@
+"""Sweeps on Ray give what processes give; an engine or a store that is not there is refused before anything is written."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.experiments import read_experiment
+from calmrl_lab.jobs import check_engine
+from calmrl_lab.sweeps import run_experiment
+
+COMMON = {"modalities": ["vision", "caption", "subtitle"], "scenario": "pairs:0.25", "dim": 16, "epochs": 2, "batch_size": 64}
+METHODS = [
+    {"name": "clip", "settings": {"objective": "clip", "impute": "none"}},
+    {"name": "calmrl", "role": "calibrated", "settings": {"impute": "mean"}},
+]
+
+
+def asked(tmp_path, store, **changes):
+    file = tmp_path / "small.yaml"
+    values = {"title": "small", "store": str(store), "seeds": [0, 1], "common": COMMON, "methods": METHODS}
+    file.write_text(yaml.safe_dump({**values, **changes}))
+    return read_experiment(file)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_numbers(tmp_path, small_store, monkeypatch):
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    methods = [*METHODS, {"name": "bad", "settings": {"impute": "ppca", "impute_options": {"latent_dim": 9999}}}]
+    experiment = asked(tmp_path, small_store, methods=methods)
+    here = run_experiment(experiment, tmp_path / "local", jobs=1)
+    # Paths relative to the folder one works in mean the same in a worker.
+    monkeypatch.chdir(tmp_path)
+    there = run_experiment(experiment, (tmp_path / "ray").relative_to(tmp_path), jobs=2, engine="ray")
+    assert sorted(row["error"] for row in here["failed"]) == sorted(row["error"] for row in there["failed"])
+    assert len(there["failed"]) == 2
+    for name in ("clip-s0", "clip-s1", "calmrl-s0", "calmrl-s1"):
+        local, ray = (tmp_path / place / name for place in ("local", "ray"))
+        assert (local / "scores.parquet").read_bytes() == (ray / "scores.parquet").read_bytes()
+
+
+def test_an_engine_that_there_is_not_is_refused(tmp_path, small_store, cli):
+    asked(tmp_path, small_store)
+    code, _, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--engine", "rai")
+    assert code == 2
+    assert "unknown engine 'rai'; did you mean 'ray'?" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ray_that_is_not_installed_is_an_extra_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(CalmrlError, match="'ray' is not installed, and --engine ray needs it"):
+        check_engine("ray")
+
+
+@pytest.mark.parametrize(
+    ("store", "command"),
+    [
+        ("msrvtt.zarr", "extract --dataset msrvtt --media DIR --weights DIR --out"),
+        ("openmoji.zarr", "extract --dataset openmoji --out"),
+        ("mine.zarr", "extract --dataset DATASET --media DIR --weights DIR --out"),
+    ],
+)
+def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path, store, command, cli):
+    asked(tmp_path, tmp_path / store)
+    code, _, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs")
+    said = " ".join(err.split())
+    assert code == 2
+    assert f"the feature store '{tmp_path / store}' does not exist" in said
+    assert command in said
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--dry-run")
+    assert code == 0
+    assert "what they cost is known once the stores are there" in out
+
+
+@pytest.mark.slow
+def test_other_directions_are_ranked_again(tmp_path, small_store):
+    run_experiment(asked(tmp_path, small_store, seeds=[0], directions=["caption:vision"]), tmp_path / "a", jobs=1)
+    run_experiment(asked(tmp_path, small_store, seeds=[0], directions=["vision:caption"]), tmp_path / "a", jobs=1)
+    scores = pd.read_parquet(tmp_path / "a" / "clip-s0" / "scores.parquet")
+    assert set(zip(scores["query"], scores["gallery"], strict=True)) == {("vision", "caption")}
