@@ -1,0 +1,103 @@
+"""The results page: every objective with and without gaps, and what goes beyond them, as tables from finished runs.
+
+calmrl-lab bench results                             run what is not finished (about half an hour on two cores), print the tables
+calmrl-lab bench results --write docs                the same into docs/results.md and docs/beyond.md, between their marks
+calmrl-lab bench results --only objectives-pairs     one experiment
+calmrl-lab bench results --quick                     two methods, one seed and one pass each, to see that it works
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _marks import put
+
+from calmrl_lab import console
+from calmrl_lab.experiments import read_experiment
+from calmrl_lab.reporting import write_report
+from calmrl_lab.sweeps import run_experiment
+
+ROOT = Path(__file__).parents[1]
+# Folder of runs -> the page that shows it.
+SHOWN = {
+    "objectives-pairs": "results.md",
+    "objectives-full": "results.md",
+    "beyond-openmoji": "beyond.md",
+    "beyond-digits": "beyond.md",
+    "beyond-openmoji-10": "beyond.md",
+    "beyond-openmoji-50": "beyond.md",
+}
+_QUICK = ("common.epochs=1", "seeds=[0]", "tuning_seeds=[100]", "split_by_seed=false")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", action="append", choices=list(SHOWN), help="an experiment; may be repeated")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write", type=Path, metavar="DIR", help="folder of results.md and beyond.md")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    # Experiment files name stores relative to the root.
+    os.chdir(ROOT)
+    found = {}
+    for name in options.only or SHOWN:
+        found[name] = section(name, options.runs, options.jobs, options.quick)
+        if options.write:
+            put(options.write / SHOWN[name], name, found[name])
+    console.emit(found, options.json, lambda: console.out.print("\n\n".join(found.values()), markup=False, soft_wrap=True))
+
+
+def section(name: str, runs: Path, jobs: int, quick: bool) -> str:
+    """Markdown of one experiment; finished runs are not made again."""
+    file, _, data = name.partition("-")
+    experiment = read_experiment(ROOT / "experiments" / f"{file}.yaml", _QUICK if quick else (), data)
+    if quick:
+        plain = [method.model_copy(update={"grid": {}}) for method in experiment.methods[:2]]
+        experiment = experiment.model_copy(update={"methods": tuple(plain)})
+    record = run_experiment(experiment, runs / name, jobs)
+    with tempfile.TemporaryDirectory(prefix="calmrl-results-") as folder:
+        write_report(runs / name, Path(folder) / "report")
+        table = (Path(folder) / "report" / "tables" / "summary.md").read_text(encoding="utf-8")
+    return f"{table.strip()}\n\n{settings(record, runs / name)}"
+
+
+def settings(record: dict[str, Any], folder: Path) -> str:
+    """What validation chose for each method, among how many candidates, and the mean seconds of a run."""
+    from calmrl_lab.runs import Run
+
+    lines = ["| method | chosen on validation | candidates | seconds a run |", "| --- | --- | ---: | ---: |"]
+    for method in record["methods"]:
+        tuned = method["tuning"]
+        varied = sorted({key for row in tuned for key in _flat(row["settings"]) if _differs(tuned, key)})
+        flat = _flat(method["settings"])
+        chosen = ", ".join(f"{key.removeprefix('objective_options.')} {flat[key]}" for key in varied) or "nothing to choose"
+        taken = [Run.open(folder / run).summary for run in method["runs"] if (folder / run / "summary.json").is_file()]
+        started = [row["start"] for row in taken if row.get("start")]
+        if started:
+            inner = sorted({f"{s['latent_dim']}/{s['components']}/{s['whitening']}/{s['embedding']}" for s in started})
+            chosen += f"; latent/components/whitening/embedding by split: {', '.join(inner)}"
+        seconds = sum(row["seconds"] for row in taken) / max(len(taken), 1)
+        lines.append(f"| {method['label']} | {chosen} | {len(tuned) or 1} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return flat
+
+
+def _differs(tuned: Sequence[dict[str, Any]], key: str) -> bool:
+    return len({str(_flat(row["settings"]).get(key)) for row in tuned}) > 1
+
+
+if __name__ == "__main__":
+    main()
