@@ -42,7 +42,11 @@ test: $(READY)
 	@$(SINGLE) $(BIN)/python -m pytest -n 2 -m "not slow"
 	@echo "all results are above; the package is installed in $(VENV)"
 
-test-slow: $(READY)
+$(READY)-slow: $(READY)
+	@$(PIP) -c constraints.txt -e '.[$(FAISS),demo,media,test,ray,tracking]'
+	@touch $(READY)-slow
+
+test-slow: $(READY)-slow
 	@$(SINGLE) $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
