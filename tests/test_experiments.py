@@ -139,7 +139,13 @@ def test_the_command_shows_its_plan_and_the_stand_in_shows_in_the_report(tmp_pat
     assert out.count("finished") == 2
     assert "0 of 2 runs to make" in out
     assert cli("report", "--runs", tmp_path / "runs" / "small-first", "--out", tmp_path / "report")[0] == 0
-    assert "Only a stand-in." in (tmp_path / "report" / "index.html").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>small (stand-in: first)</h1>" in page
+    for table in (tmp_path / "report" / "tables").glob("*.[mt]*"):
+        assert "Only a stand-in." in table.read_text(), table.name
+    for figure in (tmp_path / "report" / "figures").glob("*.svg"):
+        assert "stand-in data: openmoji" in figure.read_text(), figure.name
+    assert page.count("Only a stand-in.") > 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from calmrl_lab.reporting.recalls import MethodResult, Recalls
 
 def cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
     """One sentence a reason for care; empty if all is as it should be."""
-    found = [str(gathered.extra["stand_in"])] if gathered.extra.get("stand_in") else []
+    found = [gathered.stand_in] if gathered.stand_in else []
     found += _at_chance([result for result in recalls.methods if result.means and result.at_chance])
     few = [result.method.label for result in recalls.methods if len(result.method.seeds) == 1]
     if few:

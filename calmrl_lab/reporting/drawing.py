@@ -21,6 +21,7 @@ _STYLE = Path(__file__).with_name("calmrl.mplstyle")
 WIDE, NARROW = 7.2, 3.7
 _PAGE_COLOURS = {"#20242b": "--ink", "#8b929c": "--axis", "#e3e6ea": "--grid", "#ffffff": "--paper", "#d8dde4": "--band"}
 BAND = "#d8dde4"
+AXIS = "#8b929c"
 INK = "#20242b"
 
 

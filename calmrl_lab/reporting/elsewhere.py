@@ -12,6 +12,7 @@ from calmrl_lab.reporting.contents import summary_table
 from calmrl_lab.reporting.gather import Gathered, gather
 from calmrl_lab.reporting.palette import inks
 from calmrl_lab.reporting.recalls import recalls
+from calmrl_lab.reporting.stand_ins import marked_tables
 from calmrl_lab.reporting.tables import Table
 
 
@@ -34,4 +35,5 @@ def elsewhere(folder: Path | str) -> Elsewhere:
     if accuracies is not None:
         tables.append(accuracy_table(accuracies, colours))
     place = re.sub(r"[^A-Za-z0-9]+", "_", gathered.folder.resolve().name)
-    return Elsewhere(gathered, tuple(replace(table, name=f"{table.name}_{place}") for table in tables))
+    named = {f"{table.name}_{place}": replace(table, name=f"{table.name}_{place}") for table in tables}
+    return Elsewhere(gathered, tuple(marked_tables(named, gathered).values()))

@@ -100,6 +100,8 @@ class Gathered:
     common: dict[str, Any]
     complete: bool
     extra: dict[str, Any]
+    stand_in: str = ""
+    """What the data stands in for, and what it cannot show; empty for data that stands for itself."""
 
     def role(self, role: Role) -> list[Method]:
         return [method for method in self.methods if method.role == role]
@@ -133,7 +135,7 @@ def gather(folder: Path | str) -> Gathered:
     problems += _foreign(store, list(found.values()))
     return Gathered(
         folder=folder,
-        title=str(record.get("title") or f"Runs in {folder.name}"),
+        title=_title(record, folder),
         notes=str(record.get("notes") or ""),
         split=str(record.get("split") or "test"),
         methods=tuple(method for method in methods if method.runs),
@@ -143,7 +145,13 @@ def gather(folder: Path | str) -> Gathered:
         common=dict(record.get("common") or {}),
         complete=bool(record.get("finished", bool(record))),
         extra={key: value for key, value in record.items() if key not in {"methods", "store", "failed", "common"}},
+        stand_in=str(record.get("stand_in") or ""),
     )
+
+
+def _title(record: dict[str, Any], folder: Path) -> str:
+    title = str(record.get("title") or f"Runs in {folder.name}")
+    return f"{title} (stand-in: {record.get('data') or 'other data'})" if record.get("stand_in") else title
 
 
 def _experiment_folder(folder: Path) -> Path:

@@ -112,6 +112,8 @@ def _ours(gathered: Gathered) -> dict[str, Method]:
         found["CalMRL_up"] = parts.calibrated[0]
     for method in gathered.role("baseline"):
         key = {"gram": "GRAM_up", "triangle": "TRIANGLE_up", "vast": "VAST"}.get(method.objective)
+        # The paper's VAST is as it was released: heads that came with the features, and no training.
+        key = "VAST" if method.objective == "none" and method.settings.get("init") == "stored" else key
         if key and key not in found:
             found[key] = method
     taken = {method.name for method in found.values()}

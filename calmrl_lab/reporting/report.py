@@ -28,6 +28,7 @@ from calmrl_lab.reporting.recalls import recalls
 from calmrl_lab.reporting.reranked import rerank_table
 from calmrl_lab.reporting.robustness import curve_figure, curve_table, gain_table, robustness
 from calmrl_lab.reporting.shifts import Shifts, shifts
+from calmrl_lab.reporting.stand_ins import marked_figures, marked_tables
 from calmrl_lab.reporting.tables import Table
 from calmrl_lab.runs import write_atomically
 
@@ -118,6 +119,7 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
     chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None
     first = _first(store, chosen, gathered.split)
     tables |= _inside(errors, moved, items)
+    tables, figures = marked_tables(tables, gathered), marked_figures(figures, gathered)
     others = tuple(elsewhere(place) for place in also)
     tables |= {table.name: table for other in others for table in other.tables}
     narrative = narrate(gathered, found, compared, errors, moved)

@@ -1,0 +1,33 @@
+"""Data that stands in for other data: said under every table and in every figure, so that none of them is quoted without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from calmrl_lab.reporting.drawing import AXIS, Drawing, Figure
+from calmrl_lab.reporting.gather import Gathered
+from calmrl_lab.reporting.tables import Table
+
+
+def marked_tables(tables: Mapping[str, Table], gathered: Gathered) -> dict[str, Table]:
+    """The tables, with what the data stands in for as their last note."""
+    words = gathered.stand_in
+    return {name: replace(table, notes=(*table.notes, words)) if words else table for name, table in tables.items()}
+
+
+def marked_figures(figures: Mapping[str, Figure], gathered: Gathered) -> dict[str, Figure]:
+    """The figures, with a line in the drawing itself and the whole sentence in the description."""
+    return {name: _marked(figure, gathered) if gathered.stand_in else figure for name, figure in figures.items()}
+
+
+def _marked(figure: Figure, gathered: Gathered) -> Figure:
+    dataset = gathered.store.get("dataset") or gathered.folder.name
+
+    def draw(narrow: bool) -> Drawing:
+        drawing = figure.draw(narrow)
+        drawing.canvas.text(0.995, 0.005, f"stand-in data: {dataset}", ha="right", va="bottom", fontsize=6, color=AXIS)
+        return drawing
+
+    description = f"{figure.description} {gathered.stand_in}"
+    return Figure(figure.name, f"{figure.title} (stand-in data: {dataset})", figure.caption, description, draw)
