@@ -3,7 +3,8 @@
 How a block is marked (the words after the three backticks):
 
     console                   lines that start with `$ ` are run; a shown line `error: ...` says that the command must fail so
-    console slow              the same, but the page belongs to the slow tests
+    sh                        every line is a command (for blocks that people copy)
+    console slow, sh slow     the same, but the page belongs to the slow tests
     python                    run, one namespace a page
     LANGUAGE file=NAME        written to NAME before anything runs
     LANGUAGE not run: WHY     not run; the command lines in it must still parse, and WHY is one of `REASONS`
@@ -56,10 +57,12 @@ class Block:
         return self.words.removeprefix("file=") if self.words.startswith("file=") else None
 
     def commands(self) -> list[tuple[str, str]]:
-        """(command, shown output) of the lines that start with `$ `; a trailing backslash joins lines."""
+        """(command, shown output) of the lines that are commands; a trailing backslash joins lines."""
         found: list[list[str]] = []
         for line in self.text.replace("\\\n", " ").splitlines():
-            if line.startswith("$ "):
+            if self.language == "sh":
+                found += [[line.strip()]] if line.strip() and not line.startswith("#") else []
+            elif line.startswith("$ "):
                 found.append([line[2:].strip()])
             elif found:
                 found[-1].append(line)
@@ -77,7 +80,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def is_run(block: Block) -> bool:
-    return block.reason is None and block.file is None and block.language in ("console", "python")
+    return block.reason is None and block.file is None and block.language in ("console", "sh", "python")
 
 
 def words_of(command: str) -> list[str] | None:

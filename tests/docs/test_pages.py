@@ -13,6 +13,8 @@ def test_blocks_are_found_with_their_marks(tmp_path):
     text = "$ a --x \\\n  1\nout\n$ b  # why\nerror: no\n"
     block = Block(page, 3, "console", "", text)
     assert block.commands() == [("a --x    1", "out"), ("b  # why", "error: no")]
+    copied = Block(page, 3, "sh", "", "a --x \\\n  1\n\n# why\nb\n")
+    assert [command for command, _ in copied.commands()] == ["a --x    1", "b"]
     assert words_of("calmrl-lab list objectives  # all of them") == ["list", "objectives"]
     assert words_of("ls") is None
     assert not is_run(Block(page, 1, "console", "not run: takes minutes", ""))
