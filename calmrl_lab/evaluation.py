@@ -120,11 +120,12 @@ def evaluate(
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
-    run.write_frame("scores.parquet", scores)
-    run.write_json("evaluation.json", coverage)
     for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
         if frame is not None:
             run.write_frame(name, frame)
+    run.write_json("evaluation.json", coverage)
+    # Last: a run that has scores was evaluated to the end, whenever it was killed.
+    run.write_frame("scores.parquet", scores)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +19,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments import Probes
 from calmrl_lab.registry import nearest
 from calmrl_lab.runs import Run, write_atomically
+from calmrl_lab.watching import watched
 
 ENGINES = ("local", "ray")
 # One thread a process: runs are the parallelism, and their numbers do not depend on how many go at once.
@@ -90,6 +92,7 @@ def perform(job: Job) -> Outcome:
     from calmrl_lab.evaluation import evaluate
     from calmrl_lab.training import train
 
+    started = time.monotonic()
     (job.path / "error.json").unlink(missing_ok=True)
     try:
         run = train(job.config, job.path)
@@ -97,6 +100,8 @@ def perform(job: Job) -> Outcome:
             run.write_json("summary.json", {**run.summary, "method": job.label})
             evaluate(run, list(job.directions) or None, split=job.split)
             _probe(run, job.probes, job.split)
+        # Beside the seconds of training: what the next plan counts with.
+        run.write_json("summary.json", {**run.summary, "seconds_in_all": round(time.monotonic() - started, 2)})
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report
         message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"
@@ -135,7 +140,7 @@ def make_runs(jobs: Sequence[Job], workers: int, title: str, engine: str = "loca
     if len(todo) < len(jobs):
         console.note(f"{title}: {len(jobs) - len(todo)} of {len(jobs)} runs are finished already")
     failures = []
-    with console.progress(title, len(todo)) as ticker:
+    with watched(title, todo) as ticker:
         for job, failure in _outcomes(todo, workers, engine):
             if failure:
                 failures.append(failure)

@@ -71,7 +71,8 @@ def _cost(experiment: Experiment, folder: Path, method: Method) -> tuple[float |
     taken = []
     for path in [*folder.glob(f"{method.name}-s*"), *folder.glob(f"tuning/{method.name}-*-s*")]:
         try:
-            taken.append(float(Run.open(path).summary["seconds"]))
+            summary = Run.open(path).summary
+            taken.append(float(summary.get("seconds_in_all", summary["seconds"])))
         except (CalmrlError, KeyError):
             continue
     if taken:

@@ -84,7 +84,13 @@ class Run:
         except OSError as error:
             raise CalmrlError(f"the run directory '{path}' cannot be made: {error.strerror or error}") from None
         run = cls(path)
-        for stale in ("summary.json", "scores.parquet", "imputation.parquet", "anchors.parquet", "metrics.jsonl", "log.txt"):
+        for stale in (
+            "summary.json",
+            "evaluation.json",
+            "metrics.jsonl",
+            "log.txt",
+            *(old.name for old in path.glob("*.parquet")),
+        ):
             (path / stale).unlink(missing_ok=True)
         values = {"format": FORMAT, **config.model_dump(mode="json")}
         write_atomically(path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())

@@ -26,7 +26,7 @@ def _marked(figure: Figure, gathered: Gathered) -> Figure:
 
     def draw(narrow: bool) -> Drawing:
         drawing = figure.draw(narrow)
-        drawing.canvas.text(0.995, 0.005, f"stand-in data: {dataset}", ha="right", va="bottom", fontsize=6, color=AXIS)
+        drawing.canvas.text(0.005, 0.005, f"stand-in data: {dataset}", ha="left", va="bottom", fontsize=6, color=AXIS)
         return drawing
 
     description = f"{figure.description} {gathered.stand_in}"
