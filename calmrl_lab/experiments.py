@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from calmrl_lab.config import TrainConfig, build, override, read_yaml
@@ -85,9 +84,10 @@ def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | Non
     """The experiment in a YAML file on one of its `data` (default: the first), with `--set` applied; every method's settings are checked
     here, before anything runs.
     """
+    from calmrl_lab.checking import refuse_impossible, refuse_unanswerable
+
     values = override(on_data(read_yaml(path), data, path), assignments)
     experiment = build(Experiment, values, str(path))
-    asked_directions(experiment)
     names = [method.name for method in experiment.methods]
     for name in names:
         if names.count(name) > 1:
@@ -95,28 +95,9 @@ def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | Non
     for method in experiment.methods:
         where = f"{path}: method '{method.name}'"
         for settings in candidates(method):
-            _refuse_impossible(run_config(experiment, settings, experiment.seeds[0], where), where)
+            refuse_impossible(run_config(experiment, settings, experiment.seeds[0], where), where)
+    refuse_unanswerable(experiment, path)
     return experiment
-
-
-def _refuse_impossible(config: TrainConfig, where: str) -> None:
-    """CalmrlError naming the method if its run would stop before the first step: an objective that does not fit the modalities, say."""
-    from calmrl_lab.missingness import apply_scenario
-    from calmrl_lab.store import FeatureStore
-    from calmrl_lab.training import make_objective, refuse_unfilled
-
-    modalities = config.modalities
-    if modalities is None:
-        if config.mix or not Path(config.store).exists():
-            return
-        modalities = FeatureStore.open(config.store).modalities
-    try:
-        make_objective(config, modalities, config.dim)
-        if config.scenario != "full":
-            refuse_unfilled(config)
-        apply_scenario(config.scenario, [], modalities, np.zeros((0, len(modalities)), dtype=bool), 0)
-    except CalmrlError as error:
-        raise CalmrlError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, Any]:
