@@ -96,21 +96,32 @@ def _effect(compared: Comparisons) -> list[str]:
     parts = compared.cast
     if not parts.calibrated or parts.fair is None:
         return []
+    known = [(method, compared.of(method.name, parts.fair.name)) for method in parts.calibrated]
+    found = [(method, one) for method, one in known if one is not None]
+    whole = found if len(found) < 3 else found[:1]
     sentences = []
-    for index, method in enumerate(parts.calibrated):
-        found = compared.of(method.name, parts.fair.name)
-        if found is None:
-            continue
-        subject = f"Filling in missing modalities ({method.label})" if index == 0 else method.label
-        against = f"training on the same data with nothing filled in ({parts.fair.label})" if index == 0 else parts.fair.label
-        if found.verdict:
+    for method, one in whole:
+        first = method is parts.calibrated[0]
+        subject = f"Filling in missing modalities ({method.label})" if first else method.label
+        against = f"training on the same data with nothing filled in ({parts.fair.label})" if first else parts.fair.label
+        if one.verdict:
             sentences.append(
-                f"{subject} {'raised' if found.verdict > 0 else 'lowered'} mean Recall@1 by {_by(found)} against {against}."
+                f"{subject} {'raised' if one.verdict > 0 else 'lowered'} mean Recall@1 by {_by(one)} against {against}."
             )
         else:
-            bound = "" if _doubtful(found) else f", so {_bound(found)}"
-            sentences.append(f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(found)}{bound}.")
-    return sentences
+            bound = "" if _doubtful(one) else f", so {_bound(one)}"
+            sentences.append(f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(one)}{bound}.")
+    return sentences + _other_effects(found[len(whole) :])
+
+
+def _other_effects(found: list[tuple[Method, Difference]]) -> list[str]:
+    """Many calibrated methods in one sentence, by how they came out against the same reference."""
+    kinds = ((1, "higher"), (-1, "lower"), (0, "not surely different"))
+    clauses = []
+    for verdict, word in kinds:
+        own = [f"{method.label} ({signed(100 * one.value)} points)" for method, one in found if one.verdict == verdict]
+        clauses += [f"{word}: {listed(own)}"] if own else []
+    return [f"Against the same reference the other calibrated methods were {'; '.join(clauses)}."] if clauses else []
 
 
 def _controls(compared: Comparisons) -> list[str]:

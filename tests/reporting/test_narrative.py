@@ -68,6 +68,19 @@ def test_the_control_can_win(tmp_path):
     assert "Highest mean Recall@1 apart from the oracle: CalMRL, mean" in told.paragraph
 
 
+def test_many_calibrated_methods_share_a_sentence(tmp_path):
+    more = [
+        Recipe(f"calmrl-{n}", f"CalMRL, {n}", "calibrated", "calmrl", n, skill) for n, skill in (("knn", 0.3), ("ridge", 0.02))
+    ]
+    told = words(tmp_path, [*RECIPES[:4], *more])
+    assert re.search(
+        r"Against the same reference the other calibrated methods were higher: CalMRL, knn \(\+\d+\.\d points\); "
+        r"lower: CalMRL, ridge \(−\d+\.\d points\)\.",
+        told.paragraph,
+    )
+    assert told.paragraph.count("Filling in missing modalities (") == 1
+
+
 def test_no_gap_to_close(tmp_path):
     assert "there is no gap to close here" in words(tmp_path, with_skills(oracle=0.14)).paragraph
 
