@@ -1,7 +1,8 @@
-"""Writes docs/api.md from the public docstrings: python docs/make_api.py (a test says when it has to be run again)."""
+"""Writes docs/api.md and the list of modules in docs/architecture.md from docstrings: python docs/make_api.py (a test says when to)."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -41,7 +42,10 @@ SHOWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Experiments", "calmrl_lab.experiments", ("read_experiment", "Experiment", "Method", "Variant")),
     ("Reports", "calmrl_lab.reporting.report", ("write_report",)),
 )  # fmt: skip
-PAGE = Path(__file__).parent / "api.md"
+DOCS = Path(__file__).parent
+PAGE = DOCS / "api.md"
+ARCHITECTURE = DOCS / "architecture.md"
+_MARKS = ("<!-- modules: begin -->", "<!-- modules: end -->")
 
 
 def page() -> str:
@@ -93,6 +97,28 @@ def _signature(thing: Any) -> str:
         return "(...)"
 
 
+def architecture() -> str:
+    """The text of docs/architecture.md with its list of modules made anew."""
+    before, _, rest = ARCHITECTURE.read_text(encoding="utf-8").partition(_MARKS[0])
+    _, _, after = rest.partition(_MARKS[1])
+    return f"{before}{_MARKS[0]}\n\n{modules()}\n\n{_MARKS[1]}{after}"
+
+
+def modules() -> str:
+    """A line a module or folder of both packages: what its docstring says first."""
+    lines = []
+    for package in ("calmrl_lab", "feature_extractors"):
+        lines += ["", f"**{package}/**", ""]
+        for path in sorted((DOCS.parent / package).iterdir()):
+            source = path if path.suffix == ".py" else path / "__init__.py"
+            if source.is_file() and not path.name.startswith("_"):
+                said = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+                name = path.name if path.suffix == ".py" else f"{path.name}/"
+                lines.append(f"* `{name}`: {' '.join(said.split())}")
+    return "\n".join(lines).strip()
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"written to {PAGE}")
+    ARCHITECTURE.write_text(architecture(), encoding="utf-8")
+    print(f"written to {PAGE} and {ARCHITECTURE}")
