@@ -9,6 +9,7 @@ from calmrl_lab.reporting.drawing import Figure
 from calmrl_lab.reporting.findings import Findings, Section
 from calmrl_lab.reporting.imputations import Imputations
 from calmrl_lab.reporting.inside import Case, Cases
+from calmrl_lab.reporting.published import same_data
 
 # What a stand-in cannot show is said beside its numbers.
 _LIMITS = {
@@ -151,7 +152,11 @@ def _published(found: Findings) -> list[Section]:
         return []
     notes = "".join(f"<li>{escape(line)}</li>" for line in found.footnotes)
     body = found.tables["published"].to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
-    intro = "The published numbers are on other data. Only the order of the systems can be compared, never the level."
+    intro = (
+        "The same data; here only heads on cached features were trained, so a difference in level may come from the rest of the network."
+        if same_data(found.gathered)
+        else "The published numbers are on other data. Only the order of the systems can be compared, never the level."
+    )
     return [Section("published", "Beside the paper", body, intro, "Paper")]
 
 

@@ -187,3 +187,14 @@ def test_the_main_tables_of_another_experiment_are_added(experiment, tmp_path, w
     assert "On other data" in html
     assert html.count("Classification accuracy") == 2
     assert "On other data" not in write_report(experiment, tmp_path / "one").page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("dataset", "other"), [("openmoji", True), ("msrvtt", False)])
+def test_published_numbers_are_on_other_data_unless_the_store_is_of_the_paper(tmp_path, dataset, other):
+    folder = write_experiment(tmp_path / "x", RECIPES[:4], seeds=(0,), items=40)
+    record = json.loads((folder / "experiment.json").read_text())
+    record["store"]["dataset"] = dataset
+    (folder / "experiment.json").write_text(json.dumps(record))
+    report = write_report(folder, tmp_path / "report")
+    assert report.tables["published"].caption.endswith("on other data") is other
+    assert ("The published numbers are on other data" in report.page.read_text()) is other
