@@ -32,6 +32,8 @@ def experiment(
     """Run every method of an experiment file with every seed; finished runs are skipped, failed ones reported.
 
     Example: calmrl-lab experiment experiments/demo.yaml
+
+    Example: calmrl-lab experiment experiments/table3.yaml --data openmoji --dry-run
     """
     from calmrl_lab.errors import WorkFailedError
     from calmrl_lab.experiments import read_experiment
