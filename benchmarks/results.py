@@ -29,8 +29,10 @@ SHOWN = {
     "objectives-full": "results.md",
     "beyond-openmoji": "beyond.md",
     "beyond-digits": "beyond.md",
-    "beyond-openmoji-10": "beyond.md",
-    "beyond-openmoji-50": "beyond.md",
+    "gaps-tenth": "beyond.md",
+    "gaps-half": "beyond.md",
+    "gaps-blocks": "beyond.md",
+    "gaps-natural": "beyond.md",
 }
 _QUICK = ("common.epochs=1", "seeds=[0]", "tuning_seeds=[100]", "split_by_seed=false")
 
@@ -41,23 +43,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", type=Path, metavar="DIR", help="folder of results.md and beyond.md")
+    parser.add_argument("--store", type=Path, help="use this store in place of the one of the experiment")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    # Experiment files name stores relative to the root.
-    os.chdir(ROOT)
+    changes = [*(_QUICK if options.quick else ()), *([f"store={options.store.resolve()}"] if options.store else [])]
     found = {}
     for name in options.only or SHOWN:
-        found[name] = section(name, options.runs, options.jobs, options.quick)
+        found[name] = section(name, options.runs.resolve(), options.jobs, changes, options.quick)
         if options.write:
             put(options.write / SHOWN[name], name, found[name])
     console.emit(found, options.json, lambda: console.out.print("\n\n".join(found.values()), markup=False, soft_wrap=True))
 
 
-def section(name: str, runs: Path, jobs: int, quick: bool) -> str:
+def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: bool) -> str:
     """Markdown of one experiment; finished runs are not made again."""
     file, _, data = name.partition("-")
-    experiment = read_experiment(ROOT / "experiments" / f"{file}.yaml", _QUICK if quick else (), data)
+    # Experiment files name stores relative to the root.
+    os.chdir(ROOT)
+    experiment = read_experiment(ROOT / "experiments" / f"{file}.yaml", changes, data)
     if quick:
         plain = [method.model_copy(update={"grid": {}}) for method in experiment.methods[:2]]
         experiment = experiment.model_copy(update={"methods": tuple(plain)})

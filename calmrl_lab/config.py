@@ -94,6 +94,10 @@ class TrainConfig(BaseModel):
     refresh: int = Field(1, ge=1, description="epochs between two updates of the imputer")
     first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
     refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
+    members: tuple[dict[str, Any], ...] = Field(
+        (),
+        description="settings of the members of an ensemble, each laid over those of the run; their embeddings are joined by validation",
+    )
     as_observed: bool = Field(
         False,
         description="show imputed embeddings to the objective as if they had been observed, so that any objective trains on any imputer's "

@@ -16,8 +16,8 @@ from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.feeding import Table, splits_of, training_items
 from calmrl_lab.filling import Filler, encode, stack
-from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
+from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.runs import Run
 from calmrl_lab.streamed import table_for
 
@@ -51,7 +51,7 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(heads: Heads, table: FeatureTable) -> Embedded:
+def embed(heads: AnyHeads, table: FeatureTable) -> Embedded:
     """The items of `table`, under its mask, in the space of `heads`."""
     rows = tuple(heads.project(index, features) for index, features in enumerate(table.rows))
     owners = tuple(
@@ -66,7 +66,7 @@ class RunSpace:
     """A finished run over a store: embeds any of its splits."""
 
     run: Run
-    heads: Heads
+    heads: AnyHeads
     table: Table
     store: FeatureStore
     splits: np.ndarray

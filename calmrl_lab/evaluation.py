@@ -22,8 +22,8 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.feeding import Table, open_data, splits_of, training_items
 from calmrl_lab.filling import SAMPLED, encode, stack
 from calmrl_lab.gating import achieved, gated_columns
-from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
+from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
 from calmrl_lab.retrieval import Ranks, rank_both
@@ -131,7 +131,7 @@ def evaluate(
 
 def _load(
     run: Run, config: TrainConfig, store: FeatureStore | str | Path | None, device: str
-) -> tuple[Heads, Table, FeatureStore]:
+) -> tuple[AnyHeads, Table, FeatureStore]:
     from calmrl_lab.store import FeatureStore
 
     source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
@@ -207,7 +207,7 @@ def _coverage(
 
 
 @torch.no_grad()
-def _ranks(heads: Heads, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Ranks of every query row with a positive; both directions of a pair come from the same scores."""
     import pandas as pd
 
@@ -261,7 +261,7 @@ def _owners(offsets: Tensor) -> Tensor:
 
 def _calibration(
     run: Run,
-    heads: Heads,
+    heads: AnyHeads,
     train_table: FeatureTable,
     validation: FeatureTable,
     held_out: FeatureTable,

@@ -14,10 +14,10 @@ from calmrl_lab.batches import FeatureTable
 from calmrl_lab.distributed import first_says, from_all, processes, rank
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.gating import Gate
-from calmrl_lab.heads import Heads
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.observations import observe
 from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.streamed import StreamedTable
 from calmrl_lab.tempering import temper
 
@@ -26,7 +26,7 @@ SAMPLED = 50_000
 
 
 @torch.no_grad()
-def encode(heads: Heads, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
+def encode(heads: AnyHeads, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
     """Embeddings of every item's first row of each modality: k of [N, d]; rows an item does not own are zero."""
     owned = table.natural_mask()
     embedded = (heads.project(index, rows) for index, rows in enumerate(table.first_rows()))
@@ -79,7 +79,7 @@ class Filler:
     def fills(self) -> bool:
         return bool(self.imputer.fills)
 
-    def refresh(self, heads: Heads, table: FeatureTable | StreamedTable, iterations: int) -> dict[str, float]:
+    def refresh(self, heads: AnyHeads, table: FeatureTable | StreamedTable, iterations: int) -> dict[str, float]:
         """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging.
 
         Where not all items are in memory, or several processes train together, PPCA is fitted on statistics that are summed block by block,
@@ -130,7 +130,7 @@ class Filler:
         return filled
 
     @torch.no_grad()
-    def gated(self, heads: Heads, table: FeatureTable | StreamedTable) -> dict[str, int]:
+    def gated(self, heads: AnyHeads, table: FeatureTable | StreamedTable) -> dict[str, int]:
         """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
         shut = 0
         for block in table.blocks():
@@ -158,7 +158,7 @@ class Filler:
 
 
 @torch.no_grad()
-def summed_statistics(heads: Heads, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]) -> Statistics:
+def summed_statistics(heads: AnyHeads, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]) -> Statistics:
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:

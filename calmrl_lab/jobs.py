@@ -6,8 +6,9 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -157,23 +158,54 @@ def _outcomes(todo: Sequence[Job], workers: int, engine: str) -> Iterator[tuple[
 
         yield from outcomes_on_ray(todo, workers)
         return
+    yield from outcomes_here(todo, workers)
+
+
+def outcomes_here(todo: Sequence[Job], workers: int, work: Callable[[Job], Outcome] = perform) -> Iterator[tuple[Job, Outcome]]:
+    """What became of each run in processes of this machine, in the order in which they end.
+
+    A worker that dies (killed for memory, say) takes its pool with it: what was under way is then made again alone, and only a run that
+    dies alone has failed.
+    """
     os.environ.update(ONE_THREAD)
+    rest = list(todo)
+    while rest:
+        left = yield from _in_one_pool(rest, workers, work)
+        # Runs start in their order, so the first of those without an outcome are the ones that were under way.
+        for job in left[:workers]:
+            if (yield from _in_one_pool([job], 1, work)):
+                yield job, died(job, "it was killed, or ran out of memory")
+        rest = left[workers:]
+
+
+def _in_one_pool(
+    todo: Sequence[Job], workers: int, work: Callable[[Job], Outcome]
+) -> Generator[tuple[Job, Outcome], None, list[Job]]:
+    """Yields what became of the runs; returns those that have no outcome because a worker died."""
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn"), initializer=single_thread) as pool:
-        waiting: dict[Future[Outcome], Job] = {pool.submit(perform, job): job for job in todo}
+        waiting: dict[Future[Outcome], Job] = {}
+        broken = False
         try:
-            while waiting:
+            waiting |= {pool.submit(work, job): job for job in todo}
+            while waiting and not broken:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = waiting.pop(future)
+                for future in [future for future in waiting if future in done]:
                     try:
-                        yield job, future.result()
-                    except Exception as error:  # the worker process itself died
-                        yield job, died(job, error)
+                        outcome = future.result()
+                    except BrokenProcessPool:
+                        broken = True
+                        continue
+                    except Exception as error:  # what a worker sent could not be read
+                        outcome = died(waiting[future], error)
+                    yield waiting.pop(future), outcome
+        except BrokenProcessPool:  # before all were handed out
+            return list(waiting.values()) or list(todo)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return list(waiting.values())
 
 
-def died(job: Job, error: Exception) -> Outcome:
+def died(job: Job, error: object) -> Outcome:
     """The failure of a run whose worker process is gone."""
     return {"run": job.path.name, "label": job.label, "error": f"the worker died: {error}"}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from calmrl_lab.heads import Heads
+    from calmrl_lab.joined_heads import AnyHeads
     from calmrl_lab.latent import LatentMaps
 
 # Raised when the files of a run change their meaning; runs of another number are refused by name.
@@ -186,19 +186,30 @@ class Run:
         except (OSError, ValueError) as error:
             raise CalmrlError(f"'{path}' is damaged: {error}") from None
 
-    def save_heads(self, heads: Heads) -> None:
+    def save_heads(self, heads: AnyHeads) -> None:
         """heads.safetensors: the projection heads, with the shape of the module in the metadata."""
+        from calmrl_lab.joined_heads import JoinedHeads
+
         metadata = {"kind": heads.kind, "dim": str(heads.dim), "dims": json.dumps(heads.dims)}
+        if isinstance(heads, JoinedHeads):
+            metadata["parts"] = json.dumps([[part.dim, part.kind] for part in heads.heads()])
         self.write_tensors("heads.safetensors", {k: v.cpu().numpy() for k, v in heads.state_dict().items()}, metadata)
 
-    def load_heads(self) -> Heads:
+    def load_heads(self) -> AnyHeads:
         """The heads of this run, on the CPU."""
         import torch
 
         from calmrl_lab.heads import Heads
+        from calmrl_lab.joined_heads import JoinedHeads
 
         tensors, metadata = self.read_tensors("heads.safetensors")
-        heads = Heads(json.loads(metadata["dims"]), int(metadata["dim"]), metadata["kind"])
+        dims = json.loads(metadata["dims"])
+        heads: AnyHeads
+        if metadata["kind"] == "joined":
+            parts = [Heads(dims, dim, kind) for dim, kind in json.loads(metadata["parts"])]
+            heads = JoinedHeads(parts, [1.0] * len(parts))
+        else:
+            heads = Heads(dims, int(metadata["dim"]), metadata["kind"])
         heads.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
         return heads.eval()
 

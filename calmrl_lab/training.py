@@ -81,8 +81,12 @@ def train(config: TrainConfig, path: Path, resume: bool = False) -> Run:
     """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint.
 
     Under torchrun all processes train together: each embeds its share of every batch, and the loss is that of the whole batch. Only the
-    first one writes.
+    first one writes. An ensemble (`members`) is trained member by member.
     """
+    if config.members:
+        from calmrl_lab.ensembles import train_members
+
+        return train_members(config, path)
     with together(resolve(config.device)) as device:
         session = _Session(config, device)
         if resume:
