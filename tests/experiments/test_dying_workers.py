@@ -1,0 +1,59 @@
+"""A worker process that dies takes no other run with it."""
+
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from calmrl_lab.jobs import Job, outcomes_here
+
+WORK = """
+    import os, signal, time
+    from calmrl_lab.errors import CalmrlError
+
+    def work(job):
+        with open(job.path.with_suffix(".log"), "a") as file:
+            file.write("started\\n")
+        if job.label == "kill":
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.label == "kill once" and not job.path.exists():
+            job.path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {} if job.label != "fail" else {"run": job.path.name, "label": job.label, "error": "as asked"}
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "dying_work.py").write_text(textwrap.dedent(WORK))
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    import dying_work
+
+    return dying_work.work
+
+
+def run(folder, labels, workers, work):
+    jobs = [Job(folder / f"{number}", None, label, None) for number, label in enumerate(labels)]
+    return {int(job.path.name): outcome for job, outcome in outcomes_here(jobs, workers, work)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_only_the_run_that_kills_its_worker_fails(tmp_path, work, workers):
+    found = run(tmp_path, ["fine", "kill", "fine", "fail", "fine", "kill", "fine"], workers, work)
+    assert sorted(found) == list(range(7))
+    assert {number for number, outcome in found.items() if outcome} == {1, 3, 5}
+    assert found[1]["error"] == "the worker died: it was killed, or ran out of memory"
+    assert found[3]["error"] == "as asked"
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_died_by_chance_is_made_again(tmp_path, work):
+    found = run(tmp_path, ["kill once", "fine"], 1, work)
+    assert found == {0: {}, 1: {}}
+    assert Path(tmp_path / "0.log").read_text().count("started") == 2
