@@ -132,6 +132,7 @@ def test_the_command_shows_its_plan_and_the_stand_in_shows_in_the_report(tmp_pat
     code, out, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--dry-run")
     assert code == 0, err
     assert "4 of 4 runs to make: about" in out
+    assert "Only a stand-in." in err
     assert not (tmp_path / "runs").exists()
     quick = ("--set", "seeds=[0]", "--set", "common.epochs=1", "--jobs", "1")
     assert cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", *quick)[0] == 0

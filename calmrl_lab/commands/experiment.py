@@ -43,12 +43,16 @@ def experiment(
 
     asked = read_experiment(file, assign, data)
     folder = runs / (file.stem if asked.data is None else f"{file.stem}-{asked.data}")
+    if asked.stand_in:
+        console.note(asked.stand_in)
     if dry_run:
         rows = plan(asked, folder)
         console.emit([vars(row) for row in rows], as_json, lambda: _print_plan(rows, jobs, absent_stores(asked)))
         return
     record = run_experiment(asked, folder, jobs, engine)
-    made = len(asked.methods) * len(asked.seeds) - len(record["failed"])
+    failed = {row["run"] for row in record["failed"]}
+    names = [name for method in record["methods"] for name in method["runs"]]
+    made = sum(name not in failed and (folder / name / "scores.parquet").is_file() for name in names)
     console.emit(
         record, as_json, lambda: console.out.print(f"{made} runs in {folder}; next: calmrl-lab report --runs {folder}")
     )

@@ -81,3 +81,14 @@ def test_other_directions_are_ranked_again(tmp_path, small_store):
     run_experiment(asked(tmp_path, small_store, seeds=[0], directions=["vision:caption"]), tmp_path / "a", jobs=1)
     scores = pd.read_parquet(tmp_path / "a" / "clip-s0" / "scores.parquet")
     assert set(zip(scores["query"], scores["gallery"], strict=True)) == {("vision", "caption")}
+
+
+@pytest.mark.slow
+def test_failures_among_the_candidates_are_no_missing_runs(tmp_path, small_store, cli):
+    grid = {"impute_options.latent_dim": [4, 9998, 9999]}
+    methods = [{"name": "ppca", "settings": {"impute": "ppca"}, "grid": grid}]
+    asked(tmp_path, small_store, methods=methods, tuning_seeds=[3], seeds=[0])
+    code, out, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--jobs", "1")
+    assert code == 1
+    assert out.startswith("1 runs in")
+    assert "2 runs failed, the first: " in err
