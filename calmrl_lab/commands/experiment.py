@@ -54,7 +54,9 @@ def experiment(
     names = [name for method in record["methods"] for name in method["runs"]]
     made = sum(name not in failed and (folder / name / "scores.parquet").is_file() for name in names)
     console.emit(
-        record, as_json, lambda: console.out.print(f"{made} runs in {folder}; next: calmrl-lab report --runs {folder}")
+        record,
+        as_json,
+        lambda: console.out.print(f"{made} run{'s' if made != 1 else ''} in {folder}; next: calmrl-lab report --runs {folder}"),
     )
     if record["failed"]:
         raise WorkFailedError(

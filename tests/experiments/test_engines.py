@@ -90,5 +90,5 @@ def test_failures_among_the_candidates_are_no_missing_runs(tmp_path, small_store
     asked(tmp_path, small_store, methods=methods, tuning_seeds=[3], seeds=[0])
     code, out, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--jobs", "1")
     assert code == 1
-    assert out.startswith("1 runs in")
+    assert out.startswith("1 run in")
     assert "2 runs failed, the first: " in err
