@@ -25,6 +25,10 @@ from calmrl_lab.validation import validation_score
 if TYPE_CHECKING:
     from calmrl_lab.batches import FeatureTable
 
+# What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
+SHARED = (
+    "members", "store", "mix", "modalities", "scenario", "scenarios", "warm_up", "warm_up_scenario", "seed", "split_seed", "score",
+)  # fmt: skip
 # Weights of a member beside the first one's 1 that validation chooses among.
 TRIED = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -38,9 +42,11 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
     found = []
     for number, changes in enumerate(config.members):
         where = f"member {number + 1}"
-        for key in ("members", "store", "modalities", "split_seed", "score"):
+        for key in SHARED:
             if key in changes:
-                raise CalmrlError(f"{where}: '{key}' is that of the whole run and cannot differ")
+                raise CalmrlError(
+                    f"{where}: '{key}' is that of the whole run and cannot differ", hint=f"so are {', '.join(SHARED)}"
+                )
         found.append(build(TrainConfig, {**shared, **changes}, where))
     return found
 

@@ -80,6 +80,8 @@ def test_an_ensemble_trains_its_members_and_keeps_them(small_store, tmp_path):
     [
         ({"members": [CLOSED]}, "at least two members"),
         ({"members": [CLOSED, {"store": "x"}]}, "member 2: 'store' is that of the whole run"),
+        ({"members": [CLOSED, {"seed": 1}]}, "member 2: 'seed' is that of the whole run"),
+        ({"members": [CLOSED, {"scenario": "full"}]}, "member 2: 'scenario' is that of the whole run"),
         ({"members": [CLOSED, {"epoch": 3}]}, "member 2: epoch: unknown key"),
         ({"score": "overlap"}, "compares by cosines"),
     ],

@@ -53,12 +53,21 @@ def narrate(
         _leader(recalls),
     ]
     cautions = cautions_of(gathered, recalls)
-    return Narrative(_headline(recalls, compared), " ".join(sentences), cautions, _sureness(recalls, compared))
+    return Narrative(_headline(recalls, compared), " ".join(sentences), cautions, _sureness(gathered, recalls, compared))
 
 
 def _judged(recalls: Recalls, method: Method | None) -> bool:
     """Whether sentences about `method` make sense: it is there, and not at chance."""
     return method is not None and not recalls[method.name].at_chance
+
+
+def _fills(method: Method) -> bool:
+    """Whether it fills in anything: a calibrated method may also use its model in another way."""
+    return method.imputer != "none"
+
+
+def _what(method: Method) -> str:
+    return "Filling in missing modalities" if _fills(method) else method.label
 
 
 def _by(found: Difference) -> str:
@@ -102,7 +111,7 @@ def _effect(compared: Comparisons) -> list[str]:
     sentences = []
     for method, one in whole:
         first = method is parts.calibrated[0]
-        subject = f"Filling in missing modalities ({method.label})" if first else method.label
+        subject = f"{_what(method)} ({method.label})" if first and _fills(method) else method.label
         against = f"training on the same data with nothing filled in ({parts.fair.label})" if first else parts.fair.label
         if one.verdict:
             sentences.append(
@@ -206,12 +215,13 @@ def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
     won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None
     if won is None:
         return [f"{text}."]
+    filling = "filling in" if _fills(parts.calibrated[0]) else parts.calibrated[0].label
     if won.verdict > 0:
         share = 100 * won.value / gap.value
-        return [f"{text}; filling in won back {'all of that and more' if share > 100 else f'about {share:.0f} % of that'}."]
+        return [f"{text}; {filling} won back {'all of that and more' if share > 100 else f'about {share:.0f} % of that'}."]
     if won.verdict < 0:
-        return [f"{text}; filling in widened the gap."]
-    return [f"{text}; it is not shown that filling in won back any of that."]
+        return [f"{text}; {filling} widened the gap."]
+    return [f"{text}; it is not shown that {filling} won back any of that."]
 
 
 def _fillings(found: Imputations | None) -> list[str]:
@@ -286,7 +296,9 @@ def _leader(recalls: Recalls) -> str:
     return f"Highest mean Recall@1{aside}: {where}, but {listed(level)} cannot be told from it."
 
 
-def _sureness(recalls: Recalls, compared: Comparisons) -> str:
+def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> str:
+    drawn = {run.config.get("split_seed") for method in gathered.methods for run in method.runs}
+    splits = "one split" if len(drawn) == 1 else f"{len(drawn)} splits"
     seeds = min(len(found.method.seeds) for found in recalls.methods)
     queries = min(found.queries for result in recalls.methods for found in result.directions.values())
     groups = len(recalls.resamples.groups)
@@ -295,7 +307,7 @@ def _sureness(recalls: Recalls, compared: Comparisons) -> str:
     corrected = f" and hold after correction for {number} comparisons" if number > 1 else ""
     return (
         f"How sure: brackets are 95 % intervals over {basis}; differences called better or worse leave out zero{corrected}. "
-        "All this is about one dataset, one split and these settings."
+        f"All this is about one dataset, {splits} and these settings."
     )
 
 
@@ -309,11 +321,11 @@ def _headline(recalls: Recalls, compared: Comparisons) -> str:
     effect = compared.of(main.name, parts.fair.name) if main and parts.fair else None
     if main is None or effect is None:
         return _leader(recalls)
-    points = signed(100 * effect.value)
+    points, what = signed(100 * effect.value), _what(main)
     first = {
-        1: f"Filling in missing modalities helped ({points} points of Recall@1)",
-        0: f"Filling in missing modalities made no difference that shows ({points} points of Recall@1)",
-        -1: f"Filling in missing modalities did harm ({points} points of Recall@1)",
+        1: f"{what} helped ({points} points of Recall@1)",
+        0: f"{what} made no difference that shows ({points} points of Recall@1)",
+        -1: f"{what} did harm ({points} points of Recall@1)",
     }[effect.verdict]
     return first + _aside(compared, parts, main, effect.verdict) + "."
 

@@ -36,6 +36,15 @@ def test_calibration_helps_and_clip_is_better_still(tmp_path):
     assert told.cautions == ()
 
 
+def test_a_method_that_fills_in_nothing_is_not_said_to(tmp_path):
+    closed = Recipe("closed", "PPCA heads", "calibrated", "clip", "none", 0.26)
+    told = words(tmp_path, [recipe for recipe in RECIPES if recipe.role in ("oracle", "baseline")] + [closed])
+    assert told.headline.startswith("PPCA heads helped (+")
+    assert "PPCA heads raised mean Recall@1" in told.paragraph
+    assert "PPCA heads won back" in told.paragraph
+    assert "illing in" not in told.paragraph.replace("nothing filled in", "")
+
+
 def test_calibration_helps_and_beats_clip(tmp_path):
     told = words(tmp_path, with_skills(clip=0.1, calmrl_ppca=0.25))
     assert "helped" in told.headline
