@@ -12,7 +12,7 @@ from calmrl_lab.experiments import Experiment, Method, candidates, run_config
 from calmrl_lab.jobs import Job
 from calmrl_lab.runs import Run
 from calmrl_lab.store import FeatureStore
-from calmrl_lab.sweeps import final, trial
+from calmrl_lab.sweeps import best_of, final, scored_candidates, trial
 
 # One core, measured on openmoji (4 modalities) and the digits (6): an item of a pass costs this much a pair of modalities, a run this much besides.
 _SECONDS_A_PAIR = 12e-6
@@ -36,16 +36,23 @@ def plan(experiment: Experiment, folder: Path) -> list[Planned]:
     for method in experiment.methods:
         options = candidates(method)
         seconds, measured = _cost(experiment, folder, method)
+        chosen: dict[str, Any] | None = options[0]
         if len(options) > 1:
-            for settings in options:
-                for seed in experiment.tuning_seeds:
-                    job = trial(experiment, folder, method, settings, seed)
-                    rows.append(_planned(job, f"choose: {_changed(method, settings)}", seconds, measured))
+            trials = [(o, [trial(experiment, folder, method, o, seed) for seed in experiment.tuning_seeds]) for o in options]
+            rows += [
+                _planned(job, f"choose: {_changed(method, settings)}", seconds, measured)
+                for settings, jobs in trials
+                for job in jobs
+            ]
+            scored = scored_candidates(trials)
+            # What is chosen is known once every candidate has been tried.
+            chosen = best_of(scored) if len(scored) == len(options) else None
+        if chosen is None:
             names = [str(folder / f"{method.name}-s{seed}") for seed in experiment.seeds]
             rows += [Planned(name, "train with the chosen settings, and evaluate", seconds, measured) for name in names]
             continue
         for seed in experiment.seeds:
-            job = final(experiment, folder, method, run_config(experiment, options[0], seed, method.name))
+            job = final(experiment, folder, method, run_config(experiment, chosen, seed, method.name))
             rows.append(_planned(job, "train and evaluate", seconds, measured))
     return rows
 

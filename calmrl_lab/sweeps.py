@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,26 @@ def _choose(
     failures = make_runs(every, jobs, "choosing on validation", engine) if every else []
     tried: dict[str, list[dict[str, Any]]] = {}
     for name, settings_and_jobs in trials.items():
-        scored = []
-        for settings, made in settings_and_jobs:
-            scores = [Run.open(job.path).summary["validation_mrr"] for job in made if job.finished()]
-            if len(scores) == len(made):
-                scored.append({"settings": settings, "validation_mrr": sum(scores) / len(scores)})
+        scored = scored_candidates(settings_and_jobs)
         if scored:
-            best = max(scored, key=lambda row: row["validation_mrr"])
-            chosen[name], tried[name] = best["settings"], scored
+            chosen[name], tried[name] = best_of(scored), scored
     return chosen, tried, failures
+
+
+def scored_candidates(trials: Sequence[tuple[dict[str, Any], Sequence[Job]]]) -> list[dict[str, Any]]:
+    """Settings and mean validation score of the candidates whose trials have all finished."""
+    scored = []
+    for settings, made in trials:
+        scores = [Run.open(job.path).summary["validation_mrr"] for job in made if job.finished()]
+        if len(scores) == len(made):
+            scored.append({"settings": settings, "validation_mrr": sum(scores) / len(scores)})
+    return scored
+
+
+def best_of(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings with the best score; the first of equals."""
+    best: dict[str, Any] = max(scored, key=lambda row: row["validation_mrr"])["settings"]
+    return best
 
 
 def final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:

@@ -74,6 +74,7 @@ def test_a_grid_is_chosen_on_validation(tmp_path, small_store):
     (method,) = record["methods"]
     scores = {row["settings"]["learning_rate"]: row["validation_mrr"] for row in method["tuning"]}
     assert method["settings"]["learning_rate"] == max(scores, key=scores.get)
+    assert {row.what for row in plan(asked, tmp_path / "a")} == {"finished"}
     assert not list((tmp_path / "a" / "tuning").glob("*/scores.parquet"))
 
 
