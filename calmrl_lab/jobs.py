@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -80,12 +81,29 @@ def _digest(store: str, _known: dict[str, str] = {}) -> str:  # noqa: B006
     return _known[store]
 
 
+# Seconds between two looks at whether the experiment is still there.
+_LOOK = 0.5
+
+
 def single_thread() -> None:
     """What a worker process does before its first run."""
     import torch
 
     torch.set_num_threads(1)
     console.err.quiet = True
+
+
+def begin_worker() -> None:
+    """What a process of a pool does first: it must not go on writing runs that a resumed experiment makes again."""
+    single_thread()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent has gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def perform(job: Job) -> Outcome:
@@ -182,7 +200,7 @@ def _in_one_pool(
     todo: Sequence[Job], workers: int, work: Callable[[Job], Outcome]
 ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
     """Yields what became of the runs; returns those that have no outcome because a worker died."""
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn"), initializer=single_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn"), initializer=begin_worker) as pool:
         waiting: dict[Future[Outcome], Job] = {}
         broken = False
         try:

@@ -214,3 +214,41 @@ def test_a_killed_experiment_can_be_reported_and_goes_on_to_the_same_tables(tmp_
 def test_a_file_that_makes_no_sense_is_refused_before_anything_runs(tmp_path, small_store, changes, said):
     with pytest.raises(CalmrlError, match=said):
         experiment(tmp_path, small_store, **changes)
+
+
+@pytest.mark.slow
+def test_workers_end_with_an_experiment_that_is_killed(tmp_path, small_store):
+    """Left behind, they would write the runs that a resumed experiment makes again."""
+    import signal
+    import subprocess
+    import sys
+    import time
+    from pathlib import Path
+
+    experiment(tmp_path, small_store, common={**COMMON, "epochs": 100_000, "patience": 100_000})
+    words = [
+        sys.executable,
+        "-m",
+        "calmrl_lab",
+        "experiment",
+        str(tmp_path / "small.yaml"),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--jobs",
+        "2",
+    ]
+    started = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def until(what):
+        for _ in range(600):
+            if what():
+                return True
+            time.sleep(0.1)
+        return False
+
+    assert until(lambda: len(list(tmp_path.glob("runs/small/*/metrics.jsonl"))) == 2)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    assert len(children) >= 2
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
