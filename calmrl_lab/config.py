@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
@@ -205,4 +206,30 @@ def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[s
     values = override(values, assignments)
     if not values.get("store"):
         raise CalmrlError("no feature store was named", hint="--store stores/openmoji.zarr (calmrl-lab extract writes one)")
-    return build(TrainConfig, values, str(file) if file else "train-heads")
+    return build(TrainConfig, recommended(values), str(file) if file else "train-heads")
+
+
+# What is trained when nobody says how: the best of what docs/beyond.md compares that is one model and works with any search index.
+RECOMMENDED: dict[str, Any] = {
+    "objective": "clip", "impute": "none", "init": "ppca", "epochs": 30, "learning_rate": 3e-4, "objective_options": {"temperature": 0.5},
+}  # fmt: skip
+# A word on any of these is a choice of method.
+_CHOICES = (
+    "objective", "objective_options", "impute", "impute_options", "as_observed", "init", "features", "head", "members", "score", "gate",
+    "warm_up",
+)  # fmt: skip
+
+
+def recommended(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over the recommended method, if they choose none and the store has no projection weights of its own to start from."""
+    from calmrl_lab.store import FeatureStore
+
+    if any(key in values for key in _CHOICES):
+        return values
+    with suppress(CalmrlError):
+        if FeatureStore.open(values["store"]).heads:
+            return values
+    console.note("no method was named: heads from PPCA in closed form, then CLIP; --impute ppca is the paper's method")
+    # Heads from PPCA have the dimension of its latent vector.
+    latent = {"latent_dim": values["dim"]} if "dim" in values else {}
+    return {**RECOMMENDED, **values, "init_options": {**latent, **values.get("init_options", {})}}

@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
 def train_heads(
     store: Path | None = typer.Option(None, help="Feature store to train on."),
     objective: str | None = typer.Option(
-        None, help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: calmrl)"
+        None,
+        help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: calmrl where --impute or --init is named)",
     ),
     impute: str | None = typer.Option(None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: ppca)"),
     scenario: str | None = typer.Option(
@@ -47,6 +48,9 @@ def train_heads(
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Train projection heads together with the imputer and the alignment loss.
+
+    Where nothing names a method, heads start from PPCA in closed form and are trained gently by CLIP, which docs/beyond.md never saw behind
+    plain training; --impute ppca is the paper's method.
 
     Example: calmrl-lab train-heads --store stores/openmoji.zarr --objective calmrl --impute ppca --scenario pairs:0.25
     """
