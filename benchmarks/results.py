@@ -1,7 +1,7 @@
 """The results page: every objective with and without gaps, and what goes beyond them, as tables from finished runs.
 
 calmrl-lab bench results                             run what is not finished (about half an hour on two cores), print the tables
-calmrl-lab bench results --write docs                the same into docs/results.md and docs/beyond.md, between their marks
+calmrl-lab bench results --write docs                the same into docs/results.md and docs/beyond.md, between their marks, and beyond.svg
 calmrl-lab bench results --only objectives-pairs     one experiment
 calmrl-lab bench results --quick                     two methods, one seed and one pass each, to see that it works
 """
@@ -15,25 +15,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from _gains import gains
 from _marks import put
 
 from calmrl_lab import console
 from calmrl_lab.experiments import read_experiment
 from calmrl_lab.reporting import write_report
+from calmrl_lab.runs import write_atomically
 from calmrl_lab.sweeps import run_experiment
 
 ROOT = Path(__file__).parents[1]
 # Folder of runs -> the page that shows it.
-SHOWN = {
-    "objectives-pairs": "results.md",
-    "objectives-full": "results.md",
-    "beyond-openmoji": "beyond.md",
-    "beyond-digits": "beyond.md",
-    "gaps-tenth": "beyond.md",
-    "gaps-half": "beyond.md",
-    "gaps-blocks": "beyond.md",
-    "gaps-natural": "beyond.md",
+SHOWN = {"objectives-pairs": "results.md", "objectives-full": "results.md"}
+# The same, with the name of the row in the figure of that page.
+GAINS = {
+    "beyond-openmoji": "openmoji,\na quarter complete",
+    "gaps-tenth": "openmoji,\na tenth complete",
+    "gaps-half": "openmoji,\nhalf complete",
+    "gaps-blocks": "openmoji, blocks",
+    "gaps-natural": "openmoji,\nnatural gaps",
+    "beyond-digits": "digits,\na quarter complete",
 }
+SHOWN |= dict.fromkeys(GAINS, "beyond.md")
 _QUICK = ("common.epochs=1", "seeds=[0]", "tuning_seeds=[100]", "split_by_seed=false")
 
 
@@ -48,16 +52,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     changes = [*(_QUICK if options.quick else ()), *([f"store={options.store.resolve()}"] if options.store else [])]
-    found = {}
+    found, summaries = {}, {}
     for name in options.only or SHOWN:
-        found[name] = section(name, options.runs.resolve(), options.jobs, changes, options.quick)
+        found[name], summaries[name] = section(name, options.runs.resolve(), options.jobs, changes, options.quick)
         if options.write:
             put(options.write / SHOWN[name], name, found[name])
+    if options.write and set(GAINS) <= set(summaries):
+        figure = gains({row: summaries[name] for name, row in GAINS.items()})
+        write_atomically(options.write / "beyond.svg", figure.svg().encode())
     console.emit(found, options.json, lambda: console.out.print("\n\n".join(found.values()), markup=False, soft_wrap=True))
 
 
-def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: bool) -> str:
-    """Markdown of one experiment; finished runs are not made again."""
+def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: bool) -> tuple[str, pd.DataFrame]:
+    """Markdown of one experiment and the rows of its first table; finished runs are not made again."""
     file, _, data = name.partition("-")
     # Experiment files name stores relative to the root.
     os.chdir(ROOT)
@@ -68,8 +75,10 @@ def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: boo
     record = run_experiment(experiment, runs / name, jobs)
     with tempfile.TemporaryDirectory(prefix="calmrl-results-") as folder:
         write_report(runs / name, Path(folder) / "report")
-        table = (Path(folder) / "report" / "tables" / "summary.md").read_text(encoding="utf-8")
-    return f"{table.strip()}\n\n{settings(record, runs / name)}"
+        tables = Path(folder) / "report" / "tables"
+        table = (tables / "summary.md").read_text(encoding="utf-8")
+        summary = pd.read_csv(tables / "summary.csv")
+    return f"{table.strip()}\n\n{settings(record, runs / name)}", summary
 
 
 def settings(record: dict[str, Any], folder: Path) -> str:
@@ -81,14 +90,19 @@ def settings(record: dict[str, Any], folder: Path) -> str:
         tuned = method["tuning"]
         varied = sorted({key for row in tuned for key in _flat(row["settings"]) if _differs(tuned, key)})
         flat = _flat(method["settings"])
-        chosen = ", ".join(f"{key.removeprefix('objective_options.')} {flat[key]}" for key in varied) or "nothing to choose"
+        chosen = [f"{key.removeprefix('objective_options.')} {flat[key]}" for key in varied]
+        candidates = str(len(tuned) or 1)
         taken = [Run.open(folder / run).summary for run in method["runs"] if (folder / run / "summary.json").is_file()]
         started = [row["start"] for row in taken if row.get("start")]
         if started:
-            inner = sorted({f"{s['latent_dim']}/{s['components']}/{s['whitening']}/{s['embedding']}" for s in started})
-            chosen += f"; latent/components/whitening/embedding by split: {', '.join(inner)}"
+            inner = [
+                f"{name.replace('_', ' ')} {' or '.join(map(str, sorted({start[name] for start in started})))}"
+                for name in ("latent_dim", "components", "whitening", "embedding")
+            ]
+            chosen.append(f"by split: {', '.join(inner)}")
+            candidates += f", each {max(start['candidates'] for start in started)} starts"
         seconds = sum(row["seconds"] for row in taken) / max(len(taken), 1)
-        lines.append(f"| {method['label']} | {chosen} | {len(tuned) or 1} | {seconds:.1f} |")
+        lines.append(f"| {method['label']} | {'; '.join(chosen) or 'nothing to choose'} | {candidates} | {seconds:.1f} |")
     return "\n".join(lines)
 
 
