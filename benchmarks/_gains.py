@@ -9,7 +9,7 @@ from calmrl_lab.reporting.contents import signed, span
 from calmrl_lab.reporting.drawing import INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.estimates import Estimate
 from calmrl_lab.reporting.marks import dot, legend, name_rows
-from calmrl_lab.reporting.palette import BLACK, BLUE, GREEN, OCHRE, VERMILLION
+from calmrl_lab.reporting.palette import BLACK, BLUE, GREEN, OCHRE, PURPLE, VERMILLION, WINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,9 @@ _SHOWN = {
     "PPCA heads, closed form": OCHRE,
     "PPCA heads, overlap of posteriors": GREEN,
     "PPCA heads, then CLIP": VERMILLION,
-    "PPCA heads then CLIP, joined with CLIP": BLUE,
+    "PPCA heads then CLIP, plus CLIP": BLUE,
+    "PPCA heads then CLIP, plus overlap": PURPLE,
+    "PPCA heads then CLIP, plus CLIP, plus overlap": WINE,
     "CLIP, nothing hidden (oracle)": BLACK,
 }
 
@@ -28,7 +30,7 @@ def gains(tables: Mapping[str, pd.DataFrame]) -> Figure:
     names = list(tables)
 
     def draw(narrow: bool) -> Drawing:
-        made, axes = canvas(narrow, 1.2 + 0.62 * len(names))
+        made, axes = canvas(narrow, 1.3 + 0.8 * len(names))
         axis, drawing = axes[0, 0], Drawing(made)
         axis.axvline(0, color=INK, linewidth=1)
         seen: set[str] = set()
@@ -36,7 +38,7 @@ def gains(tables: Mapping[str, pd.DataFrame]) -> Figure:
             shown = [(label, ink) for label, ink in _SHOWN.items() if label in set(tables[name]["method"])]
             for place, (label, ink) in enumerate(shown):
                 found = _gain(tables[name], label)
-                offset = 0.15 * (place - (len(shown) - 1) / 2)
+                offset = 0.12 * (place - (len(shown) - 1) / 2)
                 words = f"{label}, {name}: {signed(found.value)} {span(found, sign=True)}"
                 dot(drawing, axis, found, y + offset, ink, words, None if label in seen else label)
                 seen.add(label)

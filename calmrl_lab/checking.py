@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calmrl_lab.config import TrainConfig
+from calmrl_lab.ensembles import member_configs
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.missingness import apply_scenario
@@ -24,6 +25,10 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
     itself is checked.
     """
     try:
+        if config.members:
+            for number, member in enumerate(member_configs(config), 1):
+                refuse_impossible(member, f"member {number}")
+            return
         _check_imputer(config)
         modalities = config.modalities or _modalities([config.store, *config.mix])
         if not modalities:

@@ -14,6 +14,8 @@ from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
+Score = Literal["cosine", "overlap", "both"]
+
 
 class TrainConfig(BaseModel):
     """Everything that decides what `train-heads` does; with the store's digest it decides the result."""
@@ -62,10 +64,10 @@ class TrainConfig(BaseModel):
         default_factory=dict,
         description="options of a start by PPCA (latent_dim, components, whitening, embedding, iterations)",
     )
-    score: Literal["cosine", "overlap"] = Field(
+    score: Score = Field(
         "cosine",
-        description="how a query and a candidate are compared: by the cosine of their embeddings, or by the overlap of their posteriors under "
-        "the PPCA that the heads start from (init: ppca)",
+        description="how a query and a candidate are compared: by the cosine of their embeddings, by the overlap of their posteriors under "
+        "the PPCA that the heads start from (init: ppca), or by both, the cosine with a weight that validation chooses",
     )
     features: Literal["scaled", "centred", "standardised", "raw"] = Field(
         "scaled",
@@ -97,7 +99,7 @@ class TrainConfig(BaseModel):
     refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
     members: tuple[dict[str, Any], ...] = Field(
         (),
-        description="settings of the members of an ensemble, each laid over those of the run; their embeddings are joined by validation",
+        description="settings of the members of an ensemble, each laid over those of the run; their scores are added with weights that validation chooses",
     )
     as_observed: bool = Field(
         False,

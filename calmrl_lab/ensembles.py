@@ -1,15 +1,10 @@
-"""A run made of several: members trained one after the other, their embeddings joined with weights that validation chooses."""
+"""A run made of several: members trained one after the other, their scores added with weights that validation chooses."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
@@ -19,26 +14,26 @@ from calmrl_lab.feeding import open_data
 from calmrl_lab.filling import encode
 from calmrl_lab.heads import Heads
 from calmrl_lab.joined_heads import JoinedHeads
+from calmrl_lab.pair_scores import choose_weights
 from calmrl_lab.runs import Run
-from calmrl_lab.validation import validation_score
-
-if TYPE_CHECKING:
-    from calmrl_lab.batches import FeatureTable
 
 # What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
 SHARED = (
-    "members", "store", "mix", "modalities", "scenario", "scenarios", "warm_up", "warm_up_scenario", "seed", "split_seed", "score",
+    "members", "store", "mix", "modalities", "scenario", "scenarios", "warm_up", "warm_up_scenario", "seed", "split_seed",
 )  # fmt: skip
-# Weights of a member beside the first one's 1 that validation chooses among.
-TRIED = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 def member_configs(config: TrainConfig) -> list[TrainConfig]:
-    """The settings of every member: those of the run with the member's own laid over them.
+    """The settings of every member: those of the run with the member's own laid over them. A member is scored by cosine unless it says overlap itself.
 
     Raises CalmrlError for settings that make no sense, members of members, and members that see other data than the run.
     """
-    shared = config.model_dump(mode="json", exclude={"members"})
+    if len(config.members) < 2 or config.gate:
+        raise CalmrlError(
+            "an ensemble has at least two members, and no gate",
+            hint="--set members=[{objective: none, init: ppca}, {objective: clip}]",
+        )
+    shared = {**config.model_dump(mode="json", exclude={"members"}), "score": "cosine"}
     found = []
     for number, changes in enumerate(config.members):
         where = f"member {number + 1}"
@@ -48,39 +43,49 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
                     f"{where}: '{key}' is that of the whole run and cannot differ", hint=f"so are {', '.join(SHARED)}"
                 )
         found.append(build(TrainConfig, {**shared, **changes}, where))
+    overlaps = [number for number, member in enumerate(found, 1) if member.score != "cosine"]
+    if (
+        config.score == "overlap"
+        or len(overlaps) != (config.score == "both")
+        or any(found[n - 1].score == "both" for n in overlaps)
+    ):
+        raise CalmrlError(
+            f"an ensemble with score '{config.score}' adds cosines{' to the overlap of one member' if config.score == 'both' else ''}; scored "
+            f"otherwise are {', '.join(f'member {n}' for n in overlaps) or 'no members'}",
+            hint="--set score=both with one member {objective: none, init: ppca, score: overlap}, or cosines throughout",
+        )
     return found
 
 
 def train_members(config: TrainConfig, path: Path) -> Run:
-    """Train the members of `config` under `path`/members and join their heads; finished members are taken as they are.
-
-    The weight of each member beside the first is the one with the best mean reciprocal rank on validation items, one member after the other.
-    """
+    """Train the members of `config` under `path`/members and join them (`choose_weights`); finished members are taken as they are."""
     from calmrl_lab.training import train
 
-    if len(config.members) < 2 or processes() > 1 or config.score != "cosine" or config.gate:
-        raise CalmrlError(
-            "an ensemble has at least two members, is trained by one process, without a gate, and compares by cosines",
-            hint="--set members=[{objective: none, init: ppca}, {objective: clip}]",
-        )
+    if processes() > 1:
+        raise CalmrlError("an ensemble is trained by one process", hint="train its members one by one under torchrun")
     started = time.monotonic()
     members = member_configs(config)
     run = Run.create(path, config)
-    parts = []
+    trained = []
     for number, member in enumerate(members):
         place = path / "members" / str(number)
-        parts.append((_finished(place, member) or train(member, place)).load_heads())
-    heads = [part for part in parts if isinstance(part, Heads)]
+        trained.append(_finished(place, member) or train(member, place))
+    maps = next((part.load_latent() for part in trained if part.config.score == "overlap"), None)
+    loaded = [part.load_heads() for part in trained if part.config.score == "cosine"]
+    heads = [part for part in loaded if isinstance(part, Heads)]
     data = open_data(config, str(resolve(config.device)))
-    weights, score = choose_weights([encode(part, data.validation) for part in heads], data.validation)
+    weights, score = choose_weights([encode(part, data.validation) for part in heads], data.validation, maps)
     run.append("metrics.jsonl", json.dumps({"epoch": 0, "phase": "join", "step": 0, **score}))
-    run.save_heads(JoinedHeads(heads, weights))
+    run.save_heads(JoinedHeads(heads, weights) if len(heads) > 1 else heads[0])
+    if maps is not None:
+        run.save_latent(maps)
     mask = data.train.mask
     summary = {
         "name": run.name, "method": "ensemble", "objective": "+".join(member.objective for member in members), "imputer": "none",
         "scenario": config.scenario, "seed": config.seed,
         "store": {"path": str(config.store), "dataset": data.store.dataset, "digest": data.store.digest},
         "modalities": list(data.train.modalities), "dim": sum(part.dim for part in heads), "weights": weights,
+        "cosine_weight": None if maps is None else sum(weights),
         "epochs": 0, "best_epoch": 0, **score, "silent_terms": [], "imputer_noise_scale": 1.0, "gate": None, "start": None, "processes": 1,
         "seconds": round(time.monotonic() - started, 2),
         "counts": {
@@ -89,23 +94,8 @@ def train_members(config: TrainConfig, path: Path) -> Run:
         },
     }  # fmt: skip
     run.write_json("summary.json", summary)
-    run.append("log.txt", f"joined {len(heads)} members with weights {weights}")
+    run.append("log.txt", f"joined {len(trained)} members with weights {weights}")
     return run
-
-
-def choose_weights(embeddings: Sequence[list[Tensor]], validation: FeatureTable) -> tuple[list[float], dict[str, float]]:
-    """Weights of the members whose embeddings of the validation items are given (the first has 1), and the score they reach."""
-    weights = [1.0]
-    joined = [part.double() for part in embeddings[0]]
-    score = validation_score(joined, validation)
-    for member in embeddings[1:]:
-        # A weighted sum of cosines ranks as its square roots do side by side; no need for unit norm.
-        tried = {w: [torch.cat([a, w**0.5 * b.double()], dim=1) for a, b in zip(joined, member, strict=True)] for w in TRIED}
-        scores = {w: validation_score(both, validation) for w, both in tried.items()}
-        best = max(TRIED, key=lambda w: scores[w]["validation_mrr"])
-        weights.append(best)
-        joined, score = tried[best], scores[best]
-    return weights, score
 
 
 def _finished(path: Path, config: TrainConfig) -> Run | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calmrl_lab.anchors import anchor_report
 from calmrl_lab.batches import FeatureTable, joined
-from calmrl_lab.config import TrainConfig
+from calmrl_lab.config import Score, TrainConfig
 from calmrl_lab.devices import resolve
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.feeding import Table, open_data, splits_of, training_items
@@ -25,6 +25,7 @@ from calmrl_lab.gating import achieved, gated_columns
 from calmrl_lab.imputers import imputers
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.missingness import pattern_names
+from calmrl_lab.pair_scores import OverlapAndCosine
 from calmrl_lab.registry import nearest
 from calmrl_lab.retrieval import Ranks, rank_both
 from calmrl_lab.runs import Run
@@ -34,6 +35,7 @@ from calmrl_lab.tempering import held_out_errors
 if TYPE_CHECKING:
     import pandas as pd
 
+    from calmrl_lab.latent import LatentMaps
     from calmrl_lab.store import FeatureStore
 
 # Imputers compared on the embeddings of every calibrated run, beside its own.
@@ -84,14 +86,15 @@ def evaluate(
     store: FeatureStore | str | Path | None = None,
     split: str = "test",
     device: str = "auto",
-    score: Literal["cosine", "overlap"] | None = None,
+    score: Score | None = None,
 ) -> Evaluation:
     """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet,
     evaluation.json.
 
     `directions` are (query modality, gallery modality) pairs; default: all ordered pairs that some item can serve. The gallery of a direction is every row of
     its modality in the split; a query whose item has no row there has no positive and is left out. Nothing is hidden from the gallery.
-    `score` is cosine or overlap (`LatentMaps.compared`, for runs that started by PPCA); default: what the run was trained for.
+    `score` is cosine, overlap (`LatentMaps.compared`, for runs that started by PPCA) or both (for runs that chose its weight); default: what
+    the run was trained for.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
     a direction that was asked for and that no item can serve, or no direction at all.
     """
@@ -110,7 +113,12 @@ def evaluate(
         )
     held_out = table.select(np.flatnonzero(splits == split)).in_memory()
     asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
-    scores = _ranks(heads, held_out, asked) if (score or config.score) == "cosine" else _overlaps(run, held_out, asked)
+    score = score or config.score
+    if score == "cosine":
+        scores = _ranks(heads, held_out, asked)
+    else:
+        compared = run.load_latent() if score == "overlap" else _overlap_and_cosine(run, heads)
+        scores = _compared(compared, score, held_out, asked)
     imputation = anchors = None
     if store is None and imputers.get(config.impute).fills:
         train_table, validation, replay = _seen(table, splits, config, device)
@@ -227,18 +235,29 @@ def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str,
     return pd.concat([done[direction] for direction in directions], ignore_index=True)
 
 
-def _overlaps(run: Run, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Ranks by the overlap of posteriors; its two directions rank by different scores."""
+def _overlap_and_cosine(run: Run, heads: AnyHeads) -> OverlapAndCosine:
+    maps, weight = run.load_latent(), run.summary.get("cosine_weight")
+    if weight is None:
+        raise CalmrlError(
+            f"run '{run.path}' chose no weight for score 'both'", hint="train with --score both, or score by overlap"
+        )
+    return OverlapAndCosine(maps, heads, weight)
+
+
+@torch.no_grad()
+def _compared(
+    by: LatentMaps | OverlapAndCosine, scorer: str, table: FeatureTable, directions: Sequence[tuple[str, str]]
+) -> pd.DataFrame:
+    """Ranks by a score that takes other vectors in every direction."""
     import pandas as pd
 
-    maps = run.load_latent()
     owners = [_owners(offsets) for offsets in table.offsets]
     parts = []
     for query, gallery in directions:
         a, b = table.modalities.index(query), table.modalities.index(gallery)
-        queries, candidates = maps.compared(a, b, table.rows[a], table.rows[b])
+        queries, candidates = by.compared(a, b, table.rows[a], table.rows[b])
         ranks, _ = rank_both(queries, candidates, owners[a], owners[b])
-        parts.append(_ranked(table, query, gallery, "overlap", owners[a], ranks))
+        parts.append(_ranked(table, query, gallery, scorer, owners[a], ranks))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -74,7 +74,7 @@ class _Settings:
 
 def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mapping[str, Any], score: str) -> PPCAStart:
     """PPCA of the standardised, partly whitened features of `table` (under its mask); "auto" options by the mean reciprocal rank of
-    `validation` under `score` (cosine or overlap), one option after the other.
+    `validation` under `score` (cosine, overlap, or the mean of both), one option after the other.
 
     Raises CalmrlError for unknown options, a latent dimension that the features do not allow, and a modality that no item shows.
     """
@@ -83,7 +83,8 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
     for name, rows in zip(table.modalities, shown, strict=True):
         if len(rows) < 2:
             raise CalmrlError(
-                f"a start by PPCA needs at least two training items with '{name}', there are {len(rows)}", hint="--init random"
+                f"a start by PPCA needs at least two training items with '{name}', there are {len(rows)}",
+                hint="leave it out with --modalities, or use --init random",
             )
     lifts = [_lifted(rows, _most(asked.components)) for rows in shown]
     found: dict[_Settings, tuple[float, Embedding, LatentMaps]] = {}
@@ -113,7 +114,7 @@ def _most(components: int | str) -> int:
 def _kinds(asked: StartOptions, score: str) -> Sequence[Embedding]:
     if asked.embedding != "auto":
         return (asked.embedding,)
-    return EMBEDDINGS if score == "cosine" else ("precision",)
+    return ("precision",) if score == "overlap" else EMBEDDINGS
 
 
 def _first(asked: StartOptions, table: FeatureTable, lifts: Sequence[_Lift]) -> _Settings:
@@ -179,6 +180,8 @@ def _fit(table: FeatureTable, lifts: Sequence[_Lift], settings: _Settings, itera
 
 
 def _score(maps: LatentMaps, kind: Embedding, validation: FeatureTable, score: str) -> float:
+    if score == "both":
+        return (_score(maps, kind, validation, "cosine") + _score(maps, kind, validation, "overlap")) / 2
     rows = [values.cpu() for values in validation.first_rows()]
     if score == "overlap":
         return overlap_score(maps, rows, validation)["validation_mrr"]

@@ -26,6 +26,7 @@ from calmrl_lab.gating import Gate
 from calmrl_lab.imputers import imputers
 from calmrl_lab.liveness import liveness, saturated
 from calmrl_lab.objectives import objectives
+from calmrl_lab.pair_scores import choose_weights
 from calmrl_lab.ppca_start import overlap_score
 from calmrl_lab.runs import Run, write_atomically
 from calmrl_lab.starting import start_heads
@@ -105,7 +106,12 @@ def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> 
     if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
         raise CalmrlError(
             "score 'overlap' compares by the PPCA that heads start from, which no training changes",
-            hint="use --init ppca --objective none with it, or --score cosine",
+            hint="use --init ppca --objective none with it, --init ppca --score both, or --score cosine",
+        )
+    if config.score == "both" and config.init != "ppca":
+        raise CalmrlError(
+            "score 'both' adds the cosine of heads to the overlap under the PPCA that they start from",
+            hint="use --init ppca with it",
         )
     if config.objective == NO_OBJECTIVE:
         return torch.nn.Identity()
@@ -395,8 +401,13 @@ class _Session:
         if not leads:
             return
         run.save_heads(self.heads)
+        score, cosine_weight = self.best["score"], None
         if self.start is not None:
             run.save_latent(self.start.maps)
+        if self.start is not None and config.score == "both":
+            embeddings = encode(self.heads, self.validation_table)
+            (cosine_weight,), found = choose_weights([embeddings], self.validation_table, self.start.maps)
+            score = found["validation_mrr"]
         mask = self.train_table.mask
         summary = {
             "name": run.name,
@@ -411,7 +422,8 @@ class _Session:
             "start": None if self.start is None else self.start.chosen,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
-            "validation_mrr": self.best["score"],
+            "validation_mrr": score,
+            "cosine_weight": cosine_weight,
             "silent_terms": self.silent,
             "imputer_noise_scale": noise_scale,
             "gate": gate,

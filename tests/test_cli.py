@@ -45,7 +45,14 @@ def test_the_whole_path(cli, small_store, tmp_path):
         (["train-heads", "--store", "nowhere.zarr"], "nowhere.zarr"),
         (["train-heads", "--store", "STORE", "--scenario", "drop:smell"], "unknown modality 'smell'"),
         (["train-heads", "--store", "STORE", "--set", "epoch=3"], "did you mean 'epochs'?"),
-        (["train-heads", "--store", "STORE", "--modalities", "vision,audio", "--scenario", "drop:audio"], "never observed"),
+        (
+            ["train-heads", "--store", "STORE", "--modalities", "vision,audio", "--scenario", "drop:audio", "--impute", "ppca"],
+            "never observed",
+        ),
+        (
+            ["train-heads", "--store", "STORE", "--modalities", "vision,audio", "--scenario", "drop:audio"],
+            "leave it out with --modalities",
+        ),
         (["evaluate", "--run", "nowhere"], "is not a run"),
         (["evaluate", "--run", "nowhere", "--direction", "caption"], "query:gallery"),
         (["experiment", "nowhere.yaml"], "there is no file"),

@@ -5,11 +5,11 @@ import torch
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.embedded import RunSpace
-from calmrl_lab.ensembles import TRIED
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation import evaluate
 from calmrl_lab.heads import Heads
 from calmrl_lab.joined_heads import JoinedHeads
+from calmrl_lab.pair_scores import BESIDE_COSINE, BESIDE_OVERLAP
 from calmrl_lab.runs import Run
 from calmrl_lab.training import train
 
@@ -62,7 +62,7 @@ def test_an_ensemble_trains_its_members_and_keeps_them(small_store, tmp_path):
     assert members[1].config.learning_rate == 0.003
     assert run.summary["dim"] == 24 + 16
     assert run.summary["weights"][0] == 1.0
-    assert run.summary["weights"][1] in TRIED
+    assert run.summary["weights"][1] in BESIDE_COSINE
     alone = [member.summary["validation_mrr"] for member in members]
     assert run.summary["validation_mrr"] > min(alone)
     space = RunSpace.open(run)
@@ -83,13 +83,32 @@ def test_an_ensemble_trains_its_members_and_keeps_them(small_store, tmp_path):
         ({"members": [CLOSED, {"seed": 1}]}, "member 2: 'seed' is that of the whole run"),
         ({"members": [CLOSED, {"scenario": "full"}]}, "member 2: 'scenario' is that of the whole run"),
         ({"members": [CLOSED, {"epoch": 3}]}, "member 2: epoch: unknown key"),
-        ({"score": "overlap"}, "compares by cosines"),
+        ({"score": "overlap"}, "score 'overlap' adds cosines; scored otherwise are no members"),
+        ({"score": "both"}, "adds cosines to the overlap of one member; scored otherwise are no members"),
+        ({"members": [{**CLOSED, "score": "overlap"}, {}]}, "score 'cosine' adds cosines; scored otherwise are member 1"),
+        ({"score": "both", "members": [{**CLOSED, "score": "both"}, {}]}, "scored otherwise are member 1"),
+        ({"score": "both", "members": [{**CLOSED, "score": "overlap"}] * 2}, "scored otherwise are member 1, member 2"),
+        ({"gate": True}, "and no gate"),
     ],
 )
 def test_ensembles_that_make_no_sense_are_refused(small_store, tmp_path, changes, said):
     with pytest.raises(CalmrlError, match=said):
         train(config(small_store, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_members_scored_by_cosine_are_added_to_one_scored_by_overlap(small_store, tmp_path, others):
+    members = [{**CLOSED, "score": "overlap"}, *[{"learning_rate": 0.001 * (i + 1)} for i in range(others)]]
+    run = train(config(small_store, members=members, score="both"), tmp_path / "run")
+    assert len(run.summary["weights"]) == others
+    assert set(run.summary["weights"]) <= set(BESIDE_OVERLAP)
+    assert run.summary["cosine_weight"] == sum(run.summary["weights"])
+    assert run.summary["dim"] == 16 * others
+    scored = evaluate(run)
+    assert set(scored.scores["scorer"]) == {"both"}
+    overlap = evaluate(run, score="overlap").table()["recall_at_10"].mean()
+    assert scored.table()["recall_at_10"].mean() > 0.9 * overlap
 
 
 def test_the_command_line_takes_members(small_store, tmp_path, cli):

@@ -10,6 +10,7 @@ from calmrl_lab.batches import FeatureTable
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation import evaluate
+from calmrl_lab.pair_scores import BESIDE_OVERLAP
 from calmrl_lab.ppca_start import start_by_ppca
 from calmrl_lab.runs import Run
 from calmrl_lab.starting import ppca_heads
@@ -144,7 +145,20 @@ def test_runs_can_be_scored_by_the_overlap_of_posteriors(small_store, tmp_path):
     assert mean_recall(cosine, score="overlap") == pytest.approx(scored.table()["recall_at_10"].mean())
 
 
+def test_one_run_can_add_the_cosine_of_its_heads_to_the_overlap(small_store, tmp_path, cli):
+    run = train(config(small_store, objective="clip", score="both"), tmp_path / "both")
+    assert run.summary["cosine_weight"] in BESIDE_OVERLAP
+    assert set(evaluate(run).scores["scorer"]) == {"both"}
+    assert set(evaluate(run, score="cosine").scores["scorer"]) == {"cosine"}
+    cosine = train(config(small_store, objective="clip"), tmp_path / "cosine")
+    code, _, err = cli("evaluate", "--run", cosine.path, "--score", "both")
+    assert code == 2
+    assert "chose no weight for score 'both'" in err
+
+
 def test_overlap_needs_the_model_it_compares_by(small_store, tmp_path, cli):
+    with pytest.raises(CalmrlError, match="score 'both' adds the cosine"):
+        train(config(small_store, objective="clip", score="both", init="random", init_options={}), tmp_path / "a")
     with pytest.raises(CalmrlError, match="score 'overlap' compares by the PPCA"):
         train(config(small_store, objective="clip", score="overlap"), tmp_path / "a")
     plain = train(config(small_store, objective="none", init="random", init_options={}), tmp_path / "b")

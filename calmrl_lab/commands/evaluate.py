@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -22,7 +22,7 @@ def evaluate(
         [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
     score_by: str | None = typer.Option(
-        None, "--score", metavar="cosine|overlap", help="How pairs are compared. (default: as the run was trained for)"
+        None, "--score", metavar="cosine|overlap|both", help="How pairs are compared. (default: as the run was trained for)"
     ),
     rerank: str | None = typer.Option(
         None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
@@ -36,6 +36,7 @@ def evaluate(
 
     Example: calmrl-lab evaluate --run runs/demo/calmrl-ppca-s0 --direction caption:vision
     """
+    from calmrl_lab.config import Score
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.evaluation import evaluate as score
 
@@ -50,8 +51,9 @@ def evaluate(
     if rerank is not None:
         # What is wrong with the request shows before anything is ranked.
         match = _matching(run, rerank, store, weights, top, device)
-    if score_by not in (None, "cosine", "overlap"):
-        raise CalmrlError(f"unknown score '{score_by}'", hint="known: cosine, overlap")
+    known = get_args(Score)
+    if score_by not in (None, *known):
+        raise CalmrlError(f"unknown score '{score_by}'", hint=f"known: {', '.join(known)}")
     scored = score(run, pairs or None, store=store, split=split, device=device, score=score_by)  # type: ignore[arg-type]
     table, warning = scored.table(), chance_warning(scored.scores)
     if rerank is None:

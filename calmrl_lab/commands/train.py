@@ -32,7 +32,8 @@ def train_heads(
         None, help="Start of the heads: random, stored (the store's own), or ppca (closed form). (default: auto)"
     ),
     score: str | None = typer.Option(
-        None, help="cosine, or overlap: posteriors under the PPCA of --init ppca, with --objective none. (default: cosine)"
+        None,
+        help="cosine; overlap: posteriors under the PPCA of --init ppca, with --objective none; both: their sum. (default: cosine)",
     ),
     head: str | None = typer.Option(None, help="linear or mlp. (default: linear)"),
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
