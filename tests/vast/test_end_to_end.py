@@ -158,6 +158,17 @@ def test_gram_drops_what_has_no_extracted_sound(msrvtt, weights, tmp_path):
     assert FeatureStore.open(out).attributes["preset"] == "gram-compat"
 
 
+@pytest.fixture(scope="module")
+def kept(msrvtt, store_path, weights):
+    """The store of `store_path` once more, with the condition tokens of its test items beside it."""
+    from feature_extractors.token_keeping import keep_test_tokens
+
+    out = store_path.with_name("kept.zarr")
+    shutil.copytree(store_path, out)
+    keep_test_tokens("msrvtt", out, None, msrvtt[0], weights, device="cpu", options={"validation": 0.3})
+    return out
+
+
 def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp_path):
     from calmrl_lab.runs import Run
     from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder
@@ -201,12 +212,12 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
         assert (code, sentence in said) == (2, True)
 
 
-def test_weights_of_another_model_do_not_re_rank(msrvtt, store_path, tensors, make_weights, cli, tmp_path):
+def test_weights_of_another_model_do_not_re_rank(msrvtt, kept, tensors, make_weights):
     from calmrl_lab.errors import CalmrlError
     from feature_extractors.token_keeping import keep_test_tokens, kept_matching
 
     other = make_weights({name: value * 1.5 for name, value in tensors.items()}, "other")
     with pytest.raises(CalmrlError, match="and this run would add some of"):
-        keep_test_tokens("msrvtt", store_path, None, msrvtt[0], other, device="cpu", options={"validation": 0.3})
+        keep_test_tokens("msrvtt", kept, None, msrvtt[0], other, device="cpu", options={"validation": 0.3})
     with pytest.raises(CalmrlError, match="not the weights that"):
-        kept_matching(FeatureStore.open(store_path), other)
+        kept_matching(FeatureStore.open(kept), other)
