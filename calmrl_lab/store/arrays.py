@@ -32,8 +32,8 @@ class _Layout:
     chunk: tuple[int, ...]
     # True if every chunk file is nothing but whole rows, or one vlen-utf8 list of strings.
     direct: bool
-    # True if each chunk is a file of its own (no shards), so that a missing one can be seen.
-    one_file_a_chunk: bool
+    # True if the names of all chunk files (or shards) are known, so that a missing one can be seen.
+    files_known: bool
     separator: str
 
 
@@ -77,9 +77,9 @@ class StoredArray:
         return np.dtype(self._layout.data_type)
 
     def chunk_files(self) -> list[str]:
-        """Names of the chunk files that must exist; empty for shards, whose chunks cannot be told from outside."""
+        """Names of the chunk files (or shards) that must exist; empty where the layout does not say."""
         layout = self._layout
-        if not layout.one_file_a_chunk or 0 in layout.shape:
+        if not layout.files_known or 0 in layout.shape:
             return []
         counts = [math.ceil(extent / chunk) for extent, chunk in zip(layout.shape, layout.chunk, strict=True)]
         keys = (layout.separator.join(map(str, index)) for index in np.ndindex(*counts))
@@ -90,6 +90,9 @@ class StoredArray:
     ) -> Shaped[np.ndarray, "*shape"]:
         """The rows start:stop (default: all), in a new array or in `out` (contiguous, of the right shape and dtype)."""
         stop = self.shape[0] if stop is None else stop
+        # The last chunk of a file goes on with zeros where the rows end.
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise CalmrlError(f"'{self.root}': {self.name} has rows 0 to {self.shape[0]}, not {start} to {stop}")
         if self.is_string:
             return (self._strings() if self.direct else self._through_zarr())[start:stop]
         out = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype) if out is None else out
@@ -232,8 +235,7 @@ def _parse(root: Path, name: str) -> _Layout:
             raise CalmrlError(f"{where} has data type {data_type!r}, which no array of a store has")
         little = codecs in (NUMBER_CODECS, BYTE_CODECS) if np.dtype(data_type).itemsize == 1 else codecs == NUMBER_CODECS
         direct = plain_grid and separator == "/" and little and whole_rows and exact_rows and sys.byteorder == "little"
-    one_file = plain_grid and "sharding_indexed" not in names
-    return _Layout(shape, str(data_type), chunk, direct, one_file, separator)
+    return _Layout(shape, str(data_type), chunk, direct, plain_grid, separator)
 
 
 def _decode_strings(data: bytes, count: int, where: str) -> list[str]:

@@ -38,7 +38,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "co_observed": (observed.T @ observed).tolist(),
         "labels": {name: len(np.unique(values[values != ""])) for name, values in store.labels.items()},
         "heads": {name: list(head.shape) for name, head in store.heads.items()},
-        "failures": dict(Counter(str(record.get("reason", "unknown")) for record in store.failures()).most_common()),
+        "failures": dict(Counter(str(record.get("code", "unknown")) for record in store.failures()).most_common()),
         "attributes": {k: v for k, v in store.attributes.items() if k not in ("modalities", "checksums")},
     }
 

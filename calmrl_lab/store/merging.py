@@ -110,12 +110,13 @@ def _plan(stores: list[FeatureStore], concatenate: bool) -> _Plan:
     position: dict[str, int] = {}
     for number, store in enumerate(stores):
         for item in store.ids.tolist():
-            if position.setdefault(item, len(position)) != len(position) - 1 and concatenate:
+            if item in position and concatenate:
                 other = next(s for s in stores[:number] if (s.ids == item).any())
                 raise CalmrlError(
                     f"the item {item!r} is in '{other.path}' and in '{store.path}', which have the same modalities",
                     hint="stores to concatenate must have different items",
                 )
+            position.setdefault(item, len(position))
     origins = []
     for store in stores:
         origin = np.full(len(position), -1, dtype=np.int64)

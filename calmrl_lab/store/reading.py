@@ -159,7 +159,13 @@ class FeatureStore:
     def rows(self, modality: str, rows: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dimension"]:
         """The rows of `modality` at the given row numbers, in that order; only these are read from the disk."""
         self.column(modality)
-        return self._features[modality].rows(np.asarray(rows, dtype=np.int64))
+        index = np.asarray(rows)
+        if index.size and (index.ndim != 1 or index.dtype.kind not in "iu"):
+            raise CalmrlError(
+                f"rows of '{modality}' are asked for by {index.dtype} {list(index.shape)}; expected row numbers",
+                hint="a mask becomes row numbers by np.flatnonzero",
+            )
+        return self._features[modality].rows(index.astype(np.int64).reshape(-1))
 
     def stream(
         self,

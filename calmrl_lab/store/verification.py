@@ -40,7 +40,8 @@ def verify(path: str | Path, advance: Callable[[int], None] = lambda files: None
     try:
         store = FeatureStore.open(root)
     except CalmrlError as error:
-        return [Damage(_place(error.message), error.message)]
+        # The path of the store may look like the name of an array.
+        return [Damage(_place(error.message.replace(str(root), "")), error.message)]
     return _damaged_values(store)
 
 

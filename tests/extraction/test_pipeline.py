@@ -7,7 +7,7 @@ import pytest
 from extraction.stores import contents, failures
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
-from calmrl_lab.store import FeatureStore
+from calmrl_lab.store import FeatureStore, describe
 from feature_extractors.extraction import extract
 
 
@@ -67,6 +67,7 @@ def test_a_failed_medium_is_a_gap_with_a_record(fakes, tmp_path):
         "item001": "decode_error", "item002": "nan_output", "item003": "decode_error", "item004": "decode_error", "item005": "encode_error",
     }  # fmt: skip
     assert summary.failed == {"decode_error": 3, "nan_output": 1, "encode_error": 1}
+    assert describe(store)["failures"] == summary.failed
 
 
 def test_what_an_encoder_cannot_take_does_not_change_the_others(fakes, tmp_path):

@@ -37,7 +37,7 @@ def parts(seed: int = 0, dtype: str = "float16") -> dict[str, Any]:
         "attribution": "nobody — at all",
         "provenance": {"when": "now"},
         "heads": {"contra_head_v": random.standard_normal((2, 4)).astype(np.float32)},
-        "failures": [{"id": "plain", "modality": "audio", "reason": "decode_error", "error": "bad \udc80 byte"}],
+        "failures": [{"id": "plain", "modality": "audio", "code": "decode_error", "error": "bad \udc80 byte"}],
         "attributes": {"preset": "demo"},
     }
 

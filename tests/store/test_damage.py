@@ -12,6 +12,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore, integrity, verify, write_store
@@ -102,6 +103,14 @@ def without_digest(path):
     return zarr.open_group(path, mode="r+")
 
 
+def test_the_place_is_that_in_the_store_whatever_the_store_is_called(store_path, tmp_path, monkeypatch):
+    (tmp_path / "features").mkdir()
+    store_path.rename(tmp_path / "features" / "mask")
+    put(without_digest(tmp_path / "features" / "mask")["offsets/audio"], 5, 9)
+    monkeypatch.chdir(tmp_path)
+    assert [damage.place for damage in verify("features/mask")] == ["offsets/audio"]
+
+
 def put(array, key, value):
     array[key] = value
 
@@ -136,6 +145,18 @@ def test_a_missing_feature_chunk_without_digest(store_path):
     without_digest(store_path)
     (store_path / "features/audio/c/0/0").unlink()
     assert refusal(store_path).endswith("the file features/audio/c/0/0 is missing")
+
+
+def test_a_missing_shard(tmp_path, five):
+    """Zarr reads what is not there as zeros: features that nobody ever measured."""
+    path = write_store(tmp_path / "s.zarr", **five)
+    group = without_digest(path)
+    del group["features/vision"]
+    group.create_array("features/vision", data=five["features"]["vision"], chunks=(1, 4), shards=(2, 4), compressors=None)
+    assert_array_equal(FeatureStore.open(path).features("vision"), five["features"]["vision"])
+    (path / "features/vision/c/1/0").unlink()
+    assert refusal(path).endswith("the file features/vision/c/1/0 is missing")
+    assert [damage.place for damage in verify(path)] == ["features/vision/c/1/0"]
 
 
 ROOT = {
@@ -199,6 +220,13 @@ def test_rows_and_modalities_that_do_not_exist(store_path):
         store.rows("vision", [0, 3])
     with pytest.raises(CalmrlError, match="has rows 0 to 2, not -1"):
         store.rows("vision", [-1])
+    for start, stop in ((0, 4), (-1, 2), (2, 1)):
+        with pytest.raises(CalmrlError, match=f"has rows 0 to 3, not {start} to {stop}"):
+            store.feature_range("vision", start, stop)
+    # As row numbers these would be rows 1, 0, 0 and row 1.
+    for wrong in ([True, False, False], [1.9]):
+        with pytest.raises(CalmrlError, match="expected row numbers"):
+            store.rows("vision", wrong)
     with pytest.raises(CalmrlError, match="no modality 'visoin'; did you mean 'vision'?"):
         store.features("visoin")
 

@@ -99,7 +99,7 @@ def test_features_of_different_encoders_are_not_mixed(tmp_path, five, store_path
 
 def test_what_does_not_fit_is_named(tmp_path):
     a = part(tmp_path, "a", ["x", "y"], ["vision", "text"])
-    same = part(tmp_path, "same", ["z", "y"], ["vision", "text"])
+    same = part(tmp_path, "same", ["y", "z"], ["vision", "text"])  # its first is the last of a
     some = part(tmp_path, "some", ["z"], ["text", "audio"])
     split = part(tmp_path, "split", ["y"], ["audio"], split=["test"])
     label = part(tmp_path, "label", ["y"], ["audio"], labels={"kind": ["1"]})
