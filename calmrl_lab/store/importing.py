@@ -14,8 +14,8 @@ from calmrl_lab import __version__
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.integrity import sha256_of
 from calmrl_lab.store.schema import CHUNK_ROWS, DTYPES, ModalitySpec, Reason, offsets_of
-from calmrl_lab.store.sources import Source, read_source, split_key
-from calmrl_lab.store.splits import FRACTIONS, assign_splits
+from calmrl_lab.store.sources import Source, as_mask, read_source, reading_errors, split_key
+from calmrl_lab.store.splits import FRACTIONS, assign_splits, split_apart
 from calmrl_lab.store.tables import read_ids, read_table
 from calmrl_lab.store.writing import write_store
 
@@ -153,17 +153,13 @@ def _complete(
 
 
 def _read_mask(path: Path, key: str | None) -> Bool[np.ndarray, " rows"]:
-    from calmrl_lab.store.sources import reading_errors
-
     if path.suffix not in (".npy", ".npz") or not path.is_file():
         raise CalmrlError(f"the mask '{path}' is not an existing .npy or .npz file")
     with reading_errors(path):
         loaded: Any = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
             loaded = loaded[key or loaded.files[0]]
-    if loaded.dtype != bool and not np.isin(loaded, (0, 1)).all():
-        raise CalmrlError(f"the mask '{path}' holds {loaded.dtype} values other than 0 and 1")
-    return loaded.astype(bool)
+    return as_mask(loaded, f"the mask '{path}'")
 
 
 def _ids_a_source(sources: Mapping[str, Source]) -> dict[str, np.ndarray]:
@@ -241,6 +237,11 @@ def _about(
     split = columns.pop("split", None)
     if split is None:
         split = assign_splits(group, fractions, seed)
+    elif (torn := split_apart(group, split)) is not None:
+        raise CalmrlError(
+            f"the table puts the group {torn.group!r} into {torn.one} and into {torn.other} (item {str(ids[torn.item])!r})",
+            hint="a group is what must not be split apart; change the splits, or leave out the column 'group'",
+        )
     return split, group, columns
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.reading import FeatureStore
 from calmrl_lab.store.schema import CHUNK_ROWS, RESERVED, ModalitySpec, Reason, offsets_of
+from calmrl_lab.store.splits import split_apart
 from calmrl_lab.store.writing import write_store
 
 
@@ -156,12 +157,10 @@ def _label(store: FeatureStore, name: str) -> np.ndarray:
 
 
 def _check_groups(group: np.ndarray, split: np.ndarray) -> None:
-    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
-    odd = np.flatnonzero(split != split[first[inverse]])
-    if len(odd):
-        where = split[first[inverse[odd[0]]]]
+    torn = split_apart(group, split)
+    if torn is not None:
         raise CalmrlError(
-            f"the group {str(group[odd[0]])!r} would be in {where} and in {split[odd[0]]}: its items come from several stores",
+            f"the group {torn.group!r} would be in {torn.one} and in {torn.other}: its items come from several stores",
             hint="items of one group must share a split; rename the groups or change the splits before merging",
         )
 

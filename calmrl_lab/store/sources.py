@@ -64,7 +64,7 @@ def read_source(path: str | Path, modality: str, key: str | None = None) -> Sour
     with reading_errors(path):
         source = reader(path, modality, key)
     rows = source.rows
-    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind not in "fiub":
+    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind not in "fiu" or rows.dtype.itemsize > 8:
         raise CalmrlError(
             f"'{path}': the features of '{modality}' are {rows.dtype} {list(rows.shape)}; expected numbers [rows, d]"
         )
@@ -124,17 +124,17 @@ def _hdf5(path: Path, modality: str, key: str | None) -> Source:
     arrays: dict[str, Any] = {}
 
     def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and not node.external:
+        # An import reads the file that it was given: visititems does not follow links to other files, and these hold their data there.
+        if isinstance(node, h5py.Dataset) and not node.external and not node.is_virtual:
             arrays[name] = node
 
     with h5py.File(path, "r") as file:
-        # visititems does not follow links to other files: an import reads the file that it was given.
         file.visititems(visit)
 
         def load(dataset: Any) -> np.ndarray:
-            return (
-                np.array(dataset.asstr()[:].tolist(), dtype=np.str_) if h5py.check_string_dtype(dataset.dtype) else dataset[()]
-            )
+            if h5py.check_string_dtype(dataset.dtype):
+                return np.array(dataset.asstr("utf-8")[:].tolist(), dtype=np.str_)
+            return dataset[()]
 
         return _choose(path, modality, key, arrays, load)
 
@@ -178,6 +178,8 @@ def _parquet(path: Path, modality: str, key: str | None) -> Source:
     names = table.column_names
     id_name = next((name for name in _ID_KEYS if name in names), None)
     mask_name = next((name for name in _MASK_KEYS if name in names and name != key), None)
+    if id_name and table[id_name].null_count:
+        raise CalmrlError(f"'{path}': row {table[id_name].is_null().to_pylist().index(True)} has no id")
     ids = np.array([str(value) for value in table[id_name].to_pylist()], dtype=np.str_) if id_name else None
     observed = np.array(table[mask_name].to_pylist(), dtype=bool) if mask_name else None
     lists = [name for name in names if _is_list(table.schema.field(name).type)]
@@ -246,9 +248,24 @@ def _choose(
         return None
 
     ids, observed = companion(_ID_KEYS), companion(_MASK_KEYS)
-    if ids is not None and ids.dtype.kind not in "UO":
-        ids = ids.astype(np.str_)
-    return Source(path, load(arrays[chosen]), ids, None if observed is None else observed.astype(bool))
+    return Source(
+        path,
+        load(arrays[chosen]),
+        None if ids is None else as_strings(ids),
+        None if observed is None else as_mask(observed, f"the mask in '{path}'"),
+    )
+
+
+def as_strings(ids: np.ndarray) -> np.ndarray:
+    """Ids as str, [R]: numbers as they print, bytes as UTF-8 (UnicodeDecodeError if they are not)."""
+    return np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids.astype(np.str_)
+
+
+def as_mask(values: np.ndarray, what: str) -> np.ndarray:
+    """`values` as bool; CalmrlError unless they are True and False, or 1 and 0."""
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1")
+    return values.astype(bool)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -41,6 +42,23 @@ def assign_splits(
         chosen[index] = split
         room[split] -= counts[index]
     return np.array(list(fractions), dtype=np.str_)[chosen[inverse]]
+
+
+class Torn(NamedTuple):
+    """A group in two splits: `item`, the position of its first item in the split `other`, after one in the split `one`."""
+
+    group: str
+    item: int
+    one: str
+    other: str
+
+
+def split_apart(group: Shaped[np.ndarray, " n"], split: Shaped[np.ndarray, " n"]) -> Torn | None:
+    """The first group whose items are not all in one split; None if every group is whole."""
+    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
+    home = split[first[inverse]]
+    odd = np.flatnonzero(split != home)
+    return Torn(str(group[odd[0]]), int(odd[0]), str(home[odd[0]]), str(split[odd[0]])) if len(odd) else None
 
 
 def _uniform(text: str) -> float:

@@ -10,21 +10,22 @@ import numpy as np
 from jaxtyping import Shaped
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.sources import reading_errors
+from calmrl_lab.store.sources import as_strings, reading_errors
 
 
 def read_ids(path: str | Path) -> Shaped[np.ndarray, " n"]:
     """Ids from a file: .json (a list), .npy (strings), or text with one id a line, taken as it stands."""
     path = _existing(path)
     with reading_errors(path):
-        if path.suffix == ".npy":
-            ids = np.load(path, allow_pickle=False)
-            listed = ids.astype(np.str_).tolist() if ids.ndim == 1 else None
-        elif path.suffix == ".json":
-            listed = json.loads(path.read_text("utf-8"))
+        kind = path.suffix.lower()
+        if kind == ".npy":
+            ids = as_strings(np.load(path, allow_pickle=False))
+            listed = ids.tolist() if ids.ndim == 1 else None
+        elif kind == ".json":
+            listed = json.loads(path.read_text("utf-8-sig"))
         else:
             # Not splitlines(): that also cuts at characters an id may well contain (form feed, U+2028).
-            listed = path.read_text("utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
+            listed = path.read_text("utf-8-sig").removesuffix("\n").split("\n")
     if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
         raise CalmrlError(f"'{path}' is not a list of ids")
     return np.array(listed, dtype=np.str_)
@@ -34,11 +35,12 @@ def read_table(path: str | Path) -> dict[str, list[str]]:
     """Column -> strings, from .csv, .tsv, .jsonl or .parquet; empty cells are ''. There must be a column 'id'."""
     path = _existing(path)
     with reading_errors(path):
-        if path.suffix in (".csv", ".tsv"):
+        kind = path.suffix.lower()
+        if kind in (".csv", ".tsv"):
             columns = _csv(path)
-        elif path.suffix == ".jsonl":
+        elif kind == ".jsonl":
             columns = _json_lines(path)
-        elif path.suffix == ".parquet":
+        elif kind == ".parquet":
             import pyarrow.parquet as pq
 
             columns = {name: [_text(v) for v in values] for name, values in pq.read_table(path).to_pydict().items()}
@@ -59,7 +61,7 @@ def _existing(path: str | Path) -> Path:
 
 def _csv(path: Path) -> dict[str, list[str]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         try:
             names = next(reader, [])
             if len(set(names)) != len(names):
@@ -79,7 +81,7 @@ def _csv(path: Path) -> dict[str, list[str]]:
 
 def _json_lines(path: Path) -> dict[str, list[str]]:
     records = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

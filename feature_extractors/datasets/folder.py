@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.splits import assign_splits
+from calmrl_lab.store.splits import assign_splits, split_apart
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import refuse_unknown
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text, Vector
@@ -180,7 +180,14 @@ class Folder:
                 raise CalmrlError(
                     f"'{self.table}', line {row.number}: the split is {split!r}", hint="expected train, validation or test"
                 )
-        return [_SPLITS[split.lower()] for split in given]
+        splits = [_SPLITS[split.lower()] for split in given]
+        torn = split_apart(np.array(groups), np.array(splits))
+        if torn is not None:
+            raise CalmrlError(
+                f"'{self.table}', line {rows[torn.item].number}: the group {torn.group!r} is in {torn.other} here and in {torn.one} before",
+                hint="a group is what must not be split apart; change the splits, or leave out the column 'group'",
+            )
+        return splits
 
 
 class _Flaw(Exception):

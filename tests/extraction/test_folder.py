@@ -40,7 +40,7 @@ def test_a_table_of_paths_and_texts(media, write):
     table = write(
         "id,split,group,label,label_mood,vision,caption\n"
         "a,train,g,dog,happy,clips/0.mp4,A dog runs.\n"
-        "b,val,g,cat,,,\"A cat, asleep\"\n"
+        "b,val,,cat,,,\"A cat, asleep\"\n"
         "c,TEST,h,,,clips/9.mp4,\n"
     )  # fmt: skip
     manifest, items = items_of(table, media, licence="CC0")
@@ -49,7 +49,7 @@ def test_a_table_of_paths_and_texts(media, write):
     assert items["b"].media == {"vision": (), "caption": (Text("A cat, asleep"),)}
     assert items["c"].media["vision"] == (File(media / "clips/9.mp4"),), "not there: that is for the extraction to say"
     assert [items[i].split for i in "abc"] == ["train", "validation", "test"]
-    assert items["a"].group == items["b"].group == "g"
+    assert [items[i].group for i in "abc"] == ["g", "b", "h"]
     assert items["a"].labels == {"label": "dog", "mood": "happy"}
 
 
@@ -104,6 +104,7 @@ def test_without_splits_groups_are_kept_together(write):
         ("id,caption:word\na,b\n", "must end in ':file' or ':text'"),
         ("id,split,caption\na,train,b\nc,holdout,d\n", "line 3: the split is 'holdout'"),
         ("id,split,caption\na,train,b\nc,,d\n", "line 3: the split is ''"),
+        ("id,split,group,caption\na,train,g,b\nc,test,g,d\n", "line 3: the group 'g' is in test here and in train before"),
         ('id,caption\na,"b\n', "cannot be read"),
         ("id,vision\na,../secret.mp4\n", "line 2: '../secret.mp4' leads outside the media folder"),
         ("id,vision\na,clips/../../secret.mp4\n", "leads outside"),

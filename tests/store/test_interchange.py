@@ -193,6 +193,52 @@ def test_a_table_gives_order_splits_groups_and_labels(tmp_path):
     assert store.reason[:, 0].tolist() == [0, 0, 3]
 
 
+def test_files_as_spreadsheets_and_windows_write_them(tmp_path):
+    """A byte order mark is no part of the first id, and an ending in capitals is one."""
+    np.save(tmp_path / "v.npy", ROWS[:2])
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
+    (tmp_path / "items.CSV").write_bytes(b"\xef\xbb\xbfid,split\r\nb,test\r\na,train\r\n")
+    (tmp_path / "items.jsonl").write_bytes(b'\xef\xbb\xbf{"id": "b", "split": "test"}\r\n{"id": "a", "split": "train"}\r\n')
+    for number, table in enumerate(("items.CSV", "items.jsonl")):
+        path = import_features(
+            tmp_path / f"{number}.zarr", {"v": tmp_path / "v.npy"}, ids=tmp_path / "ids.txt", table=tmp_path / table
+        )
+        store = FeatureStore.open(path)
+        assert store.ids.tolist() == ["b", "a"]
+        assert_array_equal(store.features("v"), ROWS[[1, 0]])
+
+
+def test_ids_kept_as_bytes_are_utf8(tmp_path):
+    names = [name.encode() for name in NAMES]
+    np.savez(tmp_path / "v.npz", features=ROWS, ids=np.array(names))
+    np.save(tmp_path / "ids.npy", np.array(names))
+    np.save(tmp_path / "v.npy", ROWS)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["features"], file["ids"] = ROWS, np.array(names)
+    for number, (name, ids) in enumerate({"v.npz": None, "v.h5": None, "v.npy": tmp_path / "ids.npy"}.items()):
+        store = FeatureStore.open(import_features(tmp_path / f"{number}.zarr", {"v": tmp_path / name}, ids=ids))
+        assert store.ids.tolist() == NAMES
+
+
+def test_a_row_without_id_belongs_to_nobody(tmp_path):
+    """Two of them would otherwise be two rows of an item called 'None'."""
+    pq.write_table(pa.table({"id": ["a", None, None], "features": list(ROWS[:3])}), tmp_path / "v.parquet")
+    assert "row 1 has no id" in refusal(tmp_path, {"v": tmp_path / "v.parquet"})
+
+
+def test_an_import_reads_no_other_file(tmp_path):
+    with h5py.File(tmp_path / "private.h5", "w") as file:
+        file["features"] = ROWS
+    layout = h5py.VirtualLayout(ROWS.shape, ROWS.dtype)
+    layout[:] = h5py.VirtualSource(tmp_path / "private.h5", "features", ROWS.shape)
+    with h5py.File(tmp_path / "linked.h5", "w") as file:
+        file["features"] = h5py.ExternalLink(tmp_path / "private.h5", "features")
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        file.create_virtual_dataset("features", layout)
+    for name in ("linked.h5", "virtual.h5"):
+        assert "does not say which" in refusal(tmp_path, {"v": tmp_path / name})
+
+
 def test_normalising_and_storing_as_float16(tmp_path):
     np.save(tmp_path / "v.npy", 1e6 * ROWS)
     store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.npy"}, normalise=True, dtype="float16"))
@@ -256,6 +302,9 @@ def test_what_cannot_be_imported_is_said_in_one_sentence(tmp_path):
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "ids.txt").write_text("a\nb\n")
+    np.save(tmp_path / "bits.npy", ROWS > 0)
+    np.savez(tmp_path / "odd.npz", features=ROWS, mask=np.array([1, 0, 1, np.nan, 1, 1]))
+    (tmp_path / "torn.csv").write_text("id,split,group\na,train,g\nb,test,h\nc,test,g\nd,test,\ne,test,\nf,test,\n")
     (tmp_path / "items.csv").write_text("id,split\na,train\n")
     (tmp_path / "broken.csv").write_text("id,split\na\n")
     (tmp_path / "mask.npy").write_bytes(b"")
@@ -264,6 +313,10 @@ def test_what_cannot_be_imported_is_said_in_one_sentence(tmp_path):
     assert "does not exist" in refusal(tmp_path, {"v": tmp_path / "no.npy"})
     assert "not read from '.csv' files" in refusal(tmp_path, {"v": path["items.csv"]})
     assert "are float64 [3]; expected numbers [rows, d]" in refusal(tmp_path, {"v": path["flat.npy"]})
+    assert "are bool [6, 3]; expected numbers" in refusal(tmp_path, {"v": path["bits.npy"]})
+    assert "holds float64 values other than 0 and 1" in refusal(tmp_path, {"v": path["odd.npz"]})
+    torn = refusal(tmp_path, {"v": path["named.npz"]}, table=path["torn.csv"])
+    assert "puts the group 'g' into train and into test (item 'c')" in torn
     assert "different numbers of rows (v 6, w 5)" in refusal(tmp_path, {"v": path["six.npy"], "w": path["five.npy"]})
     assert "holds no ids for 'v'" in refusal(tmp_path, {"v": path["six.npy"], "w": path["named.npz"]})
     assert "has 6 rows of 'v', but 2 ids" in refusal(tmp_path, {"v": path["six.npy"]}, ids=path["ids.txt"])
