@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -98,11 +99,14 @@ def sha256_of(path: Path) -> str:
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of a file, None if there is no such file."""
+    """Bytes of a file, None if there is no such file; CalmrlError if one may not look."""
     try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise CalmrlError(f"the file '{path}' cannot be read: {error.strerror}") from None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _read_digest(root: Path) -> tuple[dict[str, dict[str, Any]], str]:

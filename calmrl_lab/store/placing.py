@@ -14,6 +14,9 @@ from pathlib import Path
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.store.schema import DIGEST_FILE, FORMAT
 
+# Endings of the hidden directories beside a target: one being filled, and an old one about to be removed.
+_PARTIAL, _RETIRED = ".partial", ".retired"
+
 
 def looks_like_store(path: Path) -> bool:
     """True for a directory that is, or was before it was damaged, a feature store; also for an empty directory."""
@@ -35,45 +38,65 @@ def new_directory(
     `overwrite`, only if it is not `replaceable`) or may not be written; WorkFailedError if the disk is full.
     """
     target = Path(os.path.abspath(target))
-    with writing_errors(target):
-        _may_take(target, overwrite, replaceable)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        lock = os.open(partial, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # mkdtemp makes it private; a store is as readable as the user's other files.
-            os.chmod(partial, 0o777 & ~_umask())
-            yield partial
-            _may_take(target, overwrite, replaceable)
-            _swap(partial, target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        finally:
-            os.close(lock)
+    with writing_errors(target), _workshop(target, overwrite, replaceable) as partial:
+        # mkdtemp makes it private; a store is as readable as the user's other files.
+        os.chmod(partial, 0o777 & ~_umask())
+        yield partial
+        may_take(target, overwrite, replaceable)
+        _swap(partial, target)
 
 
 @contextmanager
 def new_file(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A hidden sibling of `target` to write to, renamed to `target` when the block ends well; see `new_directory`."""
+    """A file in a hidden sibling of `target` to write to, renamed to `target` when the block ends well; see `new_directory`."""
+    target = Path(os.path.abspath(target))
+    with writing_errors(target), _workshop(target, overwrite, Path.is_file) as partial:
+        yield partial / target.name
+        with open(partial / target.name, "rb+") as file:
+            os.fsync(file.fileno())
+        may_take(target, overwrite, Path.is_file)
+        os.replace(partial / target.name, target)
+        partial.rmdir()
+        flush_folder(target.parent)
+
+
+@contextmanager
+def _workshop(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """A directory beside `target`, locked for as long as its writer lives; what is left in it when the writer fails is removed."""
+    recover(target)
+    may_take(target, overwrite, replaceable)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in _abandoned(target, _PARTIAL):
+        shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def recover(target: str | Path) -> None:
+    """Undo what was only half done when a writer was killed while it replaced `target`: the old one is put back.
+
+    Between two renames there is nothing at `target`, and the old one lies beside it under another name.
+    """
     target = Path(os.path.abspath(target))
     with writing_errors(target):
-        _may_take(target, overwrite, Path.is_file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        os.close(handle)
-        try:
-            os.chmod(name, 0o666 & ~_umask())
-            yield Path(name)
-            with open(name, "rb+") as file:
-                os.fsync(file.fileno())
-            _may_take(target, overwrite, Path.is_file)
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        for old in _abandoned(target, _RETIRED):
+            if os.path.lexists(target):
+                _discard(old)
+            else:
+                os.rename(old, target)
+
+
+def retired(target: Path) -> Path | None:
+    """Where the old one is if a writer was killed while it replaced `target`; None if nothing of that kind happened."""
+    return None if os.path.lexists(target) else next(_abandoned(Path(os.path.abspath(target)), _RETIRED), None)
 
 
 @contextmanager
@@ -113,37 +136,57 @@ def _umask() -> int:
     return mask
 
 
-def _may_take(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+def may_take(target: Path, overwrite: bool, replaceable: Callable[[Path], bool] = looks_like_store) -> None:
+    """CalmrlError if something is at `target` that must not be replaced: anything without `overwrite`, else what is not `replaceable`."""
     if not os.path.lexists(target):
         return
     if not overwrite:
         raise CalmrlError(f"'{target}' exists already", hint="choose another name, remove it, or pass --overwrite")
-    if not replaceable(target):
-        raise CalmrlError(f"'{target}' is something else, so it is not overwritten", hint="choose another name or remove it")
+    with writing_errors(target):
+        if not replaceable(target):
+            raise CalmrlError(
+                f"'{target}' is something else, so it is not overwritten", hint="choose another name or remove it"
+            )
 
 
 def _swap(partial: Path, target: Path) -> None:
     if not target.exists():
         os.rename(partial, target)
-    else:
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        os.rename(target, retired)
+        flush_folder(target.parent)
+        return
+    lock = os.open(target, os.O_RDONLY)
+    try:
+        # Held under whatever name, so that nobody takes this for the work of a writer who was killed.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = partial.with_suffix(_RETIRED)
+        os.rename(target, old)
         try:
             os.rename(partial, target)
         except OSError:
-            os.rename(retired, target)
+            os.rename(old, target)
             raise
-        shutil.rmtree(retired)
-    flush_folder(target.parent)
+        flush_folder(target.parent)
+        _discard(old)
+    finally:
+        os.close(lock)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove what a killed writer of the same target left: its directory exists, but nobody holds the lock on it."""
-    for entry in os.scandir(target.parent):
+def _discard(old: Path) -> None:
+    """Remove an old one. What is half removed must not be put back, so it first gets the name of what is no longer wanted."""
+    unwanted = old.with_suffix(_PARTIAL)
+    os.rename(old, unwanted)
+    shutil.rmtree(unwanted, ignore_errors=True)
+
+
+def _abandoned(target: Path, suffix: str) -> Iterator[Path]:
+    """Directories beside `target` that a killed writer left: they exist, but nobody holds the lock on them (it is held meanwhile)."""
+    try:
+        entries = list(os.scandir(target.parent))
+    except OSError:
+        return
+    for entry in entries:
         if not (
-            entry.name.startswith(f".{target.name}.")
-            and entry.name.endswith(".partial")
-            and entry.is_dir(follow_symlinks=False)
+            entry.name.startswith(f".{target.name}.") and entry.name.endswith(suffix) and entry.is_dir(follow_symlinks=False)
         ):
             continue
         try:
@@ -152,8 +195,10 @@ def _remove_abandoned(target: Path) -> None:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(entry.path, ignore_errors=True)
-        except BlockingIOError:
-            pass
+        except OSError:
+            os.close(handle)
+            continue
+        try:
+            yield Path(entry.path)
         finally:
             os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.arrays import StoredArray, read_json
-from calmrl_lab.store.integrity import WHOLE_CHECK_BYTES, Checksums
+from calmrl_lab.store.integrity import WHOLE_CHECK_BYTES, Checksums, size_of
+from calmrl_lab.store.placing import retired
 from calmrl_lab.store.schema import FAILURES_FILE, FORMAT, PROVENANCE_FILE, ModalitySpec, Reason, parse_attributes
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ class FeatureStore:
         read), or if mask, reason and offsets contradict each other.
         """
         root = Path(path)
-        if not (root / "zarr.json").is_file():
-            raise CalmrlError(f"'{root}' {_what_it_is(root)}", hint="extract or import one, or check the path")
+        if size_of(root / "zarr.json") is None:
+            raise _no_store(root)
         metadata = read_json(root, "zarr.json")
         attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
         specs = parse_attributes(attributes, str(root))
@@ -257,6 +259,16 @@ class FeatureStore:
         for modality in self.modalities:
             checksum.update(self.features(modality).tobytes())
         return checksum.hexdigest()
+
+
+def _no_store(root: Path) -> CalmrlError:
+    old = retired(root)
+    if old is not None:
+        return CalmrlError(
+            f"'{root}' is not there: a command was killed while it replaced it; the store as it was is '{old}'",
+            hint=f"repeat that command, or: mv {shlex.quote(str(old))} {shlex.quote(str(root))}",
+        )
+    return CalmrlError(f"'{root}' {_what_it_is(root)}", hint="extract or import one, or check the path")
 
 
 def _what_it_is(root: Path) -> str:

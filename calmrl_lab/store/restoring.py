@@ -22,8 +22,9 @@ def restore(source: str | Path, out: str | Path, overwrite: bool = False) -> Pat
     Raises CalmrlError if `source` is no export of a store, is damaged, or its parts contradict each other.
     """
     source = Path(source)
-    if not source.exists():
-        raise CalmrlError(f"'{source}' does not exist")
+    with reading_errors(source):
+        if not source.exists():
+            raise CalmrlError(f"'{source}' does not exist")
     if source.is_dir():
         return _from_parquet(source, out, overwrite)
     if source.suffix.lower() in (".h5", ".hdf5"):

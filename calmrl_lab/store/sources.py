@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ class Source:
 
 def split_key(text: str) -> tuple[Path, str | None]:
     """'file.npz:key' -> (file.npz, key). A path that exists as it stands has no key."""
-    if Path(text).exists() or ":" not in text:
+    if os.path.exists(text) or ":" not in text:
         return Path(text), None
     path, _, key = text.rpartition(":")
     return Path(path), key or None
@@ -59,9 +60,9 @@ def read_source(path: str | Path, modality: str, key: str | None = None) -> Sour
             f"'{path}': features are not read from '{path.suffix or path.name}' files",
             hint=f"known: {', '.join(sorted(_READERS))}",
         )
-    if not path.is_file():
-        raise CalmrlError(f"the file '{path}' does not exist", hint="a key inside a file is given as FILE:KEY")
     with reading_errors(path):
+        if not path.is_file():
+            raise CalmrlError(f"the file '{path}' does not exist", hint="a key inside a file is given as FILE:KEY")
         source = reader(path, modality, key)
     rows = source.rows
     if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind not in "fiu" or rows.dtype.itemsize > 8:

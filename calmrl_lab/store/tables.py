@@ -54,9 +54,11 @@ def read_table(path: str | Path) -> dict[str, list[str]]:
 
 
 def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise CalmrlError(f"the file '{path}' does not exist")
-    return Path(path)
+    path = Path(path)
+    with reading_errors(path):
+        if not path.is_file():
+            raise CalmrlError(f"the file '{path}' does not exist")
+    return path
 
 
 def _csv(path: Path) -> dict[str, list[str]]:

@@ -31,7 +31,11 @@ def verify(path: str | Path, advance: Callable[[int], None] = lambda files: None
     Reads every byte. `advance(n)` is called as files are done. Raises CalmrlError if `path` is not a store at all.
     """
     root = Path(path)
-    if not root.is_dir() or not looks_like_store(root) or not any(root.iterdir()):
+    try:
+        is_store = root.is_dir() and looks_like_store(root) and any(root.iterdir())
+    except OSError as error:
+        raise CalmrlError(f"'{root}' cannot be read: {error.strerror}") from None
+    if not is_store:
         FeatureStore.open(root)
         raise CalmrlError(f"'{root}' is not a feature store")
     damage = _damaged_files(root, advance)
@@ -58,17 +62,16 @@ def _damaged_files(root: Path, advance: Callable[[int], None]) -> list[Damage]:
     except CalmrlError as error:
         return [*damage, Damage("digest.json", error.message)]
     for name, entry in checksums.files.items():
-        size = size_of(root / name)
-        if size is None:
-            damage.append(Damage(name, "missing"))
-        elif size != entry["size"]:
-            damage.append(Damage(name, f"{size} bytes; expected {entry['size']}"))
-        else:
-            try:
-                if not checksums.matches(name):
-                    damage.append(Damage(name, "the checksum differs: bytes were changed"))
-            except CalmrlError as error:
-                damage.append(Damage(name, error.message))
+        try:
+            size = size_of(root / name)
+            if size is None:
+                damage.append(Damage(name, "missing"))
+            elif size != entry["size"]:
+                damage.append(Damage(name, f"{size} bytes; expected {entry['size']}"))
+            elif not checksums.matches(name):
+                damage.append(Damage(name, "the checksum differs: bytes were changed"))
+        except CalmrlError as error:
+            damage.append(Damage(name, error.message))
         advance(1)
     if checksums.files:
         damage += [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store import FeatureStore, verify, write_store
+from calmrl_lab.store import FeatureStore, export_store, verify, write_store
 
 from .conftest import parts
 
@@ -91,6 +91,100 @@ def test_a_killed_writer_leaves_no_store_and_the_next_one_cleans_up(tmp_path):
     write_store(target, **parts())
     assert os.listdir(tmp_path) == ["s.zarr"]
     assert verify(target) == []
+
+
+# Replaces the store argv[1] and is killed at its rename number argv[2]; argv[3] says whether before or after.
+REPLACER = """
+import os, signal, sys
+from store.conftest import parts
+from calmrl_lab.store import write_store
+
+rename, calls = os.rename, []
+
+def deadly(source, target):
+    calls.append(target)
+    if len(calls) == int(sys.argv[2]) and sys.argv[3] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.rename = deadly
+write_store(sys.argv[1], **parts(seed=1), overwrite=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "when"), [(1, "before"), (1, "after"), (2, "after"), (3, "after")])
+def test_a_writer_killed_while_it_replaces_a_store_loses_neither(store_path, tmp_path, number, when):
+    old = FeatureStore.open(store_path).digest
+    new = FeatureStore.open(write_store(tmp_path / "new.zarr", **parts(seed=1))).digest
+    child = subprocess.run(
+        [sys.executable, "-c", REPLACER, str(store_path), str(number), when],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+    )
+    assert child.returncode == -signal.SIGKILL
+    if (number, when) == (1, "after"):
+        # The one moment at which nothing is in its place: the old one is named, and nobody removes it.
+        with pytest.raises(CalmrlError, match="a command was killed while it replaced it; the store as it was is") as caught:
+            FeatureStore.open(store_path)
+        assert FeatureStore.open(caught.value.message.rpartition("'")[0].rpartition("'")[2]).digest == old
+        assert caught.value.hint.startswith("repeat that command, or: mv ")
+        with pytest.raises(CalmrlError, match="exists already"):
+            write_store(store_path, **parts(seed=2))
+    assert FeatureStore.open(store_path).digest == (old if number == 1 else new)
+    assert verify(store_path) == []
+    write_store(store_path, **parts(seed=1), overwrite=True)
+    assert FeatureStore.open(store_path).digest == new
+    assert sorted(os.listdir(tmp_path)) == ["five.zarr", "new.zarr"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(store_path, tmp_path):
+    killed = (
+        "import os, signal, sys\nfrom calmrl_lab.store import FeatureStore, exporting\n"
+        "exporting._small_arrays = lambda store: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "exporting.export_store(FeatureStore.open(sys.argv[1]), sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(store_path), str(tmp_path / "x.h5")])
+    assert len(os.listdir(tmp_path)) == 2
+    export_store(FeatureStore.open(store_path), tmp_path / "x.h5")
+    assert sorted(os.listdir(tmp_path)) == ["five.zarr", "x.h5"]
+
+
+LOOK = """
+import os, sys
+import numpy, h5py, calmrl_lab.registry, calmrl_lab.store.importing, calmrl_lab.store.restoring
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store import FeatureStore, import_features, restore, verify
+
+if os.geteuid() == 0:
+    os.seteuid(65534)
+store, target = sys.argv[1:]
+for look in (
+    lambda: FeatureStore.open(store),
+    lambda: verify(store),
+    lambda: import_features(target, {"v": store + "/v.npy"}),
+    lambda: import_features(target, {"v": store + "/v.npz:x"}, table=store + "/t.csv"),
+    lambda: restore(store + "/x.h5", target),
+):
+    try:
+        look()
+    except CalmrlError as error:
+        print(error.message)
+"""
+
+
+def test_what_may_not_be_read(store_path, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    store_path.rename(closed / "s.zarr")
+    tmp_path.chmod(0o755)
+    closed.chmod(0)
+    try:
+        command = [sys.executable, "-c", LOOK, str(closed / "s.zarr"), str(tmp_path / "t.zarr")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        closed.chmod(0o755)
+    assert [line.count("ermission denied") for line in done.stdout.splitlines()] == [1] * 5, done.stderr
 
 
 @pytest.mark.parametrize("removed", [False, True])
