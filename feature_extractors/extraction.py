@@ -21,6 +21,7 @@ from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.registry import nearest
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
+from calmrl_lab.store.placing import may_take, recover
 from feature_extractors import planning, retrying
 from feature_extractors.blocks import Block, media_of
 from feature_extractors.equipment import EncoderFacts, Equipment, facts
@@ -138,17 +139,17 @@ def extract(
     manifest, equipment = request.manifest, request.equipment
     known = facts(equipment)
     pairs: set[tuple[str, str]] = set()
+    settings = {"part format": PART_FORMAT, "dataset": manifest.dataset, "block size": str(block_size)}
     if retry_failed:
         assert old is not None
         pairs = _retried(old, manifest, known)
+        with held(out) as ledger:
+            retrying.tidy(ledger, old)
         if not pairs:
             console.note(f"nothing failed in '{out}'")
             return _summary(old, [], time.monotonic() - started, 0, {})
         manifest = retrying.only_failed(manifest, pairs, old)
-    settings = {"part format": PART_FORMAT, "dataset": manifest.dataset, "block size": str(block_size)}
-    if retry_failed:
-        assert old is not None
-        settings["store to complete"] = old.digest
+        settings[retrying.COMPLETES] = old.digest
     settings |= {f"encoder of {m}": f"{equipment.choice[m]} {known[m].fingerprint}" for m in manifest.modalities}
     plan = Plan(settings, [(item.id, planning.item_digest(item, manifest.modalities, media)) for item in manifest.items])
     job = _Job(out, manifest, equipment, known, plan, _crew(workers, devices, timeout), engine, block_size, request.preset)
@@ -163,14 +164,11 @@ def extract(
             left_out = _complete(job, old, joined, pairs, started)
         else:
             left_out = _write(job, joined, started, overwrite)
-        done = _summary(
-            FeatureStore.open(out), left_out, time.monotonic() - started, resumed, joined.seconds, len(joined.failures)
-        )
+        done = _summary(FeatureStore.open(out), left_out, time.monotonic() - started, resumed, joined.seconds)
         ledger.remove()
-    tried = sum(int(counts.sum()) for counts in joined.counts.values()) + len(joined.failures)
-    if len(joined.failures) > max_failures * max(tried, 1):
+    if done.failed_media > max_failures * done.media:
         raise WorkFailedError(
-            f"{len(joined.failures)} of {tried} media failed, more than the limit of {max_failures:.0%} ({_listed(count_codes(joined.failures))}); the store "
+            f"{done.failed_media} of {done.media} media failed, more than the limit of {max_failures:.0%} ({_listed(done.failed)}); the store "
             f"'{out}' is written, with the gaps marked",
             hint=f"read {out / 'failures.jsonl'}; a wrong --media folder is the usual cause. After repairs, --retry-failed fills the gaps",
         )
@@ -191,9 +189,14 @@ def _check_numbers(workers: int | None, block_size: int, timeout: float, engine:
 
 
 def _existing(out: Path, overwrite: bool, retry_failed: bool) -> FeatureStore | None:
-    """The store to complete, if that was asked for; CalmrlError if `out` is in the way."""
+    """The store to complete, if that was asked for; CalmrlError if `out` is in the way, or could not be replaced in the end."""
     if overwrite and retry_failed:
         raise CalmrlError("--overwrite and --retry-failed exclude each other")
+    if not out.name:
+        raise CalmrlError(f"'{out}' is not the name of a store", hint="--out stores/NAME.zarr")
+    recover(out)
+    if overwrite or retry_failed:
+        may_take(out, overwrite=True)
     if retry_failed:
         return FeatureStore.open(out)
     # A run that was killed after the store was complete has left its parts: then it is for the plan to decide.
@@ -307,7 +310,7 @@ def _complete(job: _Job, old: FeatureStore, joined: Joined, pairs: set[tuple[str
         offsets={m: offsets_of(patched.counts[m][kept]) for m in old.modalities},
         reason=patched.reason[kept],
         failures=joined.failures,
-        provenance={**_provenance(job, joined, started), "completes": old.provenance},
+        provenance={**_provenance(job, joined, started), **retrying.completed(old)},
         attributes={name: value for name, value in old.attributes.items() if name in ("manifest", PRESET)},
         overwrite=True,
         **patched.arguments(kept),
@@ -353,7 +356,6 @@ def _summary(
     seconds: float,
     resumed: int,
     busy: Mapping[str, float],
-    failed: int | None = None,
 ) -> Summary:
     failures = store.failures()
     rows = {m: int(store.offsets(m)[-1]) for m in store.modalities}

@@ -17,6 +17,7 @@ from calmrl_lab.store.placing import writing_errors
 
 # Raised when parts of an earlier version can no longer be joined.
 PART_FORMAT = "2"
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class Ledger:
     def plan(self) -> Plan | None:
         """The plan of the parts that are there; None before the first run."""
         try:
-            read = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+            read = json.loads((self.folder / PLAN_FILE).read_text(encoding="utf-8"))
             return Plan(read["settings"], [(name, digest) for name, digest in read["items"]])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
             raise CalmrlError(
-                f"'{self.folder / 'plan.json'}' is damaged, so nobody knows what the parts beside it are",
+                f"'{self.folder / PLAN_FILE}' is damaged, so nobody knows what the parts beside it are",
                 hint="remove that folder to start again",
             ) from None
 
@@ -78,7 +79,7 @@ class Ledger:
             left.unlink(missing_ok=True)  # of a process that was killed while writing
         before = self.plan()
         if before is None:
-            _write_whole(self.folder / "plan.json", {"settings": dict(plan.settings), "items": list(plan.items)})
+            _write_whole(self.folder / PLAN_FILE, {"settings": dict(plan.settings), "items": list(plan.items)})
             return
         difference = plan.difference(before)
         if difference is not None:
@@ -89,7 +90,7 @@ class Ledger:
 
     def remove(self) -> None:
         """Everything, the plan last: without a plan a folder is empty."""
-        for entry in sorted(self.folder.iterdir(), key=lambda path: path.name == "plan.json"):
+        for entry in sorted(self.folder.iterdir(), key=lambda path: path.name == PLAN_FILE):
             entry.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -101,17 +102,23 @@ def held(out: Path) -> Iterator[Ledger]:
     lock_path = out.with_name(out.name + ".lock")
     with writing_errors(folder):
         created = [path for path in folder.parents if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(lock_path, out)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = None
     try:
+        with writing_errors(folder):
+            lock = _locked(lock_path, out)
+            folder.mkdir(exist_ok=True)
         yield Ledger(folder)
     finally:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        lock_path.unlink(missing_ok=True)
-        os.close(lock)
+        if lock is not None:
+            # A plan without parts is worth nothing; a log is, even without parts.
+            if folder.is_dir() and all(entry.name == PLAN_FILE for entry in folder.iterdir()):
+                (folder / PLAN_FILE).unlink(missing_ok=True)
+                folder.rmdir()
+            lock_path.unlink(missing_ok=True)
+            os.close(lock)
         for path in created:
-            if not any(path.iterdir()):
+            if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
 
@@ -120,12 +127,19 @@ def _locked(path: Path, out: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
             os.close(handle)
             raise CalmrlError(
                 f"another extraction is writing '{out}'{f' ({holder})' if holder else ''}",
                 hint="wait for it, or choose another --out",
+            ) from None
+        except OSError as error:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            raise CalmrlError(
+                f"'{path}' cannot be locked: {os.strerror(error.errno or 0).lower()}",
+                hint="two runs could spoil each other there; choose --out on a disk that has locks, and copy the store afterwards",
             ) from None
         try:
             same = os.path.samestat(os.fstat(handle), os.stat(path))
@@ -140,9 +154,13 @@ def _locked(path: Path, out: Path) -> int:
 
 
 def _write_whole(path: Path, content: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    with writing_errors(path), open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing_errors(path):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -74,14 +74,14 @@ class Process:
             if not self._connection.poll(timeout):
                 raise NoAnswer
             return self._connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
             raise ProcessDied(self._how()) from None
 
     def receive_array(self) -> np.ndarray:
         """What the other side sent with `send_array`; ProcessDied if it will not come."""
         try:
             return receive_array(self._connection)
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             raise ProcessDied(self._how()) from None
 
     def kill(self) -> None:

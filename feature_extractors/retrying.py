@@ -12,7 +12,24 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore, Reason, offsets_of
 from feature_extractors.equipment import EncoderFacts
 from feature_extractors.joining import Joined
+from feature_extractors.ledger import Ledger
 from feature_extractors.protocols import Item, Manifest
+
+# The setting of a plan that names the store to complete, by its digest.
+COMPLETES = "store to complete"
+
+
+def completed(old: FeatureStore) -> dict[str, Any]:
+    """What the provenance of a completed store says of the one before."""
+    return {"completes": {"digest": old.digest, "provenance": old.provenance}}
+
+
+def tidy(ledger: Ledger, store: FeatureStore) -> None:
+    """Remove the parts of the retry that made `store`, if it was killed before it could do so itself."""
+    before = ledger.plan()
+    made_from = store.provenance.get("completes")
+    if before is not None and isinstance(made_from, dict) and before.settings.get(COMPLETES) == made_from.get("digest", ""):
+        ledger.remove()
 
 
 def failed_pairs(store: FeatureStore) -> set[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """Something to run in another process."""
 
+import os
+import struct
 import time
 
 
@@ -12,3 +14,9 @@ def echo(connection, factor):
         if number == 0:
             time.sleep(100)
         connection.send(number * factor)
+
+
+def break_off(connection):
+    """Ends in the middle of a message, as a process does that is killed while it speaks."""
+    os.write(connection.fileno(), struct.pack("!i", 100) + b"the first words")
+    os._exit(5)

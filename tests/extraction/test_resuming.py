@@ -1,12 +1,15 @@
 """Runs that are killed, stopped, repeated, or in each other's way."""
 
+import errno
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,11 +35,11 @@ def undisturbed(media, tmp_path):
     return contents(tmp_path / "undisturbed.zarr")
 
 
-def start(out, media, slow):
+def start(out, media, slow, more="workers=2"):
     """The same run in a process of its own."""
     code = (
         "import sys; from feature_extractors.extraction import extract\n"
-        f"extract('fake', {str(out)!r}, media={str(media)!r}, workers=2, block_size=3)"
+        f"extract('fake', {str(out)!r}, media={str(media)!r}, block_size=3, {more})"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -208,6 +211,60 @@ def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, me
         run(out, media)
 
 
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_retry_killed_while_it_tidied_up_is_finished_by_the_next(media, tmp_path, monkeypatch, repaired):
+    from feature_extractors.ledger import Ledger
+
+    out = tmp_path / "s.zarr"
+    for number in (3, 28):
+        (media / f"{number}.txt").write_text("bad")
+    extract("fake", out, media=media, workers=1, block_size=3)
+    (media / "3.txt").write_text("file 3")
+    if repaired:
+        (media / "28.txt").write_text("file 28")
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "remove", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extract("fake", out, media=media, workers=1, block_size=3, retry_failed=True)
+    assert parts(out)
+    completed = contents(out)
+    extract("fake", out, media=media, workers=1, block_size=3, retry_failed=True)
+    assert contents(out) == completed
+    assert failures(out) == ({} if repaired else {"item028": "decode_error"})
+    assert not (tmp_path / "s.zarr.parts").exists()
+
+
+@pytest.mark.slow
+def test_retries_killed_at_random_lose_nothing(media, tmp_path):
+    """Whenever it is killed, the store is the old one or the completed one, and the next retry completes it."""
+    for number in range(0, 30, 4):
+        (media / f"{number}.txt").unlink()
+    run_limited = {"media": media, "workers": 2, "block_size": 3, "max_failures": 1.0}
+    extract("fake", tmp_path / "old.zarr", **run_limited)
+    for number in range(0, 30, 4):
+        (media / f"{number}.txt").write_text(f"file {number}")
+    shutil.copytree(tmp_path / "old.zarr", tmp_path / "new.zarr")
+    begun = time.monotonic()
+    assert start(tmp_path / "new.zarr", media, 0.01, "retry_failed=True").wait() == 0
+    whole = time.monotonic() - begun
+    old, new = contents(tmp_path / "old.zarr"), contents(tmp_path / "new.zarr")
+    assert old != new
+    generator = random.Random(1)
+    killed = 0
+    for number in range(10):
+        out = tmp_path / f"s{number}.zarr"
+        shutil.copytree(tmp_path / "old.zarr", out)
+        process = start(out, media, 0.01, "retry_failed=True")
+        time.sleep(generator.uniform(0.3 * whole, whole))
+        process.kill()
+        killed += process.wait() != 0
+        assert contents(out) in (old, new)
+        extract("fake", out, retry_failed=True, **run_limited)
+        assert contents(out) == new
+        assert {path.name for path in tmp_path.glob(f"*s{number}.zarr*")} <= {out.name, f"{out.name}.lock"}
+    assert killed >= 3
+
+
 def test_two_runs_cannot_write_one_output(media, tmp_path):
     with open(tmp_path / "s.zarr.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -217,6 +274,42 @@ def test_two_runs_cannot_write_one_output(media, tmp_path):
             run(tmp_path / "s.zarr", media)
     run(tmp_path / "s.zarr", media)
     assert not (tmp_path / "s.zarr.lock").exists()
+
+
+def test_a_disk_without_locks_is_not_taken_for_another_run(media, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    nowhere = SimpleNamespace(flock=refuse, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    monkeypatch.setattr("feature_extractors.ledger.fcntl", nowhere)
+    with pytest.raises(CalmrlError, match=r"s.zarr.lock' cannot be locked: no locks available"):
+        run(tmp_path / "new" / "s.zarr", media)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_is_full_from_the_start_is_left_as_it_was(media, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("feature_extractors.ledger.json.dump", full)
+    with pytest.raises(WorkFailedError, match="the disk is full"):
+        run(tmp_path / "new" / "s.zarr", media)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_could_not_be_replaced_in_the_end_is_refused_at_the_beginning(media, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    run(tmp_path / "s.zarr", media)
+    (tmp_path / "link").symlink_to(tmp_path / "s.zarr")
+    before = sorted(tmp_path.iterdir())
+    for name, options in (("mine", {"overwrite": True}), ("link", {"overwrite": True}), ("link", {"retry_failed": True})):
+        with pytest.raises(CalmrlError, match="is something else, so it is not overwritten"):
+            extract("fake", tmp_path / name, media=media, workers=1, **options)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CalmrlError, match="'.' is not the name of a store"):
+        extract("fake", ".", media=media, workers=1)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(media, tmp_path):
@@ -236,7 +329,7 @@ def test_only_failed_media_are_retried(undisturbed, media, tmp_path, monkeypatch
     assert failures(out) == {"item003": "decode_error", "item004": "not_found", "item028": "decode_error"}
     (media / "3.txt").write_text("file 3")
     (media / "4.txt").write_text("file 4")
-    summary = extract("fake", out, media=media, workers=1, retry_failed=True, max_failures=1.0)
+    summary = extract("fake", out, media=media, workers=1, retry_failed=True)
     store = FeatureStore.open(out)
     assert failures(out) == {"item028": "decode_error"}
     assert summary.failed_media == 1

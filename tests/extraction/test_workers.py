@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extraction.echoing import echo
+from extraction.echoing import break_off, echo
 from extraction.fakes import FakeEncoder
 from extraction.stores import contents, failures, parts
 
@@ -132,6 +132,8 @@ def test_a_process_answers_hangs_and_dies(monkeypatch):
     process.send(-1)
     with pytest.raises(ProcessDied, match="ended with exit code 5"):
         process.receive(20)
+    with pytest.raises(ProcessDied, match="ended with exit code 5"):
+        Process(break_off).receive(20)
 
 
 @pytest.mark.slow
