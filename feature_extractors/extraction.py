@@ -213,6 +213,8 @@ def _in_the_way(out: Path) -> CalmrlError:
 
 def _devices(device: str, engine: str) -> list[str]:
     """The devices that get a lane each; one entry `cpu` stands for as many lanes as there are workers."""
+    if engine == "ray" and device == "cuda":
+        return [device]  # of the cluster, whatever this machine has
     import torch
 
     from calmrl_lab.devices import resolve

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError, missing_extra
@@ -14,10 +17,12 @@ from feature_extractors.equipment import Equipment
 from feature_extractors.lanes import Crew, LaneEncoder
 from feature_extractors.ledger import Ledger
 from feature_extractors.parts import write_part
+from feature_extractors.preparing import complaint
 from feature_extractors.processes import ONE_THREAD
 
 # Tasks submitted ahead of those that run: enough to keep every worker busy, few enough to keep their items out of memory.
 _AHEAD = 2
+_ANSWER_SECONDS = 10.0
 
 
 def require_ray() -> Any:
@@ -40,21 +45,23 @@ def run_on_ray(
     """As `run_local`, the blocks being encoded by Ray tasks; the parts are written here, so only media and weights must be shared.
 
     Joins the cluster that RAY_ADDRESS names, else starts one on this machine with as many cores as `crew` has lanes. On a GPU every
-    task holds one; a worker that dies is tried again, and its block given up after three deaths.
+    task holds one, and as many cores as `crew` has readers or a machine has for each of its GPUs; this machine needs no GPU. A worker
+    that dies is tried again, and its block given up after three deaths. Raises CalmrlError if there is no such cluster, or no GPU in it.
     """
     ray = require_ray()
     own = not ray.is_initialized()
-    if own and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    elif own:
-        ray.init(address="local", num_cpus=len(crew.devices), include_dashboard=False, log_to_driver=False)
     gpu = equipment.device.startswith("cuda")
-    task = ray.remote(num_cpus=crew.readers if gpu else 1, num_gpus=int(gpu), max_retries=3)(_encode)
-    shared = ray.put((equipment.on("cuda") if gpu else equipment, crew, fingerprints))
-    waiting = list(blocks)
-    flying: dict[Any, Block] = {}
-    limit = _AHEAD * max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
+    if own:
+        _connect(ray, None if gpu else len(crew.devices))
     try:
+        if gpu:
+            crew = replace(crew, readers=min(crew.readers, _cores_a_gpu(ray)))
+        options = {"num_cpus": crew.readers if gpu else 1, "num_gpus": int(gpu), "max_retries": 3}
+        task = ray.remote(**options, runtime_env={"env_vars": ONE_THREAD})(_encode)
+        shared = ray.put((equipment.on("cuda") if gpu else equipment, crew, fingerprints))
+        waiting = list(blocks)
+        flying: dict[Any, Block] = {}
+        limit = _AHEAD * max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
         while flying or (waiting and not stop.is_set()):
             while waiting and len(flying) < limit and not stop.is_set():
                 block = waiting.pop(0)
@@ -74,6 +81,49 @@ def run_on_ray(
             ray.shutdown()
 
 
+def _connect(ray: Any, cores: int | None) -> None:
+    """Join the cluster that RAY_ADDRESS names, else start one here with so many cores (None: all)."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_somebody_answers(address)
+    mine = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
+    try:
+        if address:
+            ray.init(log_to_driver=False)
+        else:
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    except Exception as error:
+        where = f"no Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray could not be started"
+        raise WorkFailedError(f"{where}: {complaint(error)}", hint="`ray status` says more; or use --engine local") from None
+    finally:
+        # Ray's own handlers end the process at once, whatever is under way.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _check_somebody_answers(address: str) -> None:
+    """CalmrlError if nobody listens at HOST:PORT: Ray would try again for many minutes. (Other forms, such as `auto`, are for Ray.)"""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise CalmrlError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error.strerror or error}",
+            hint="start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
+        ) from None
+
+
+def _cores_a_gpu(ray: Any) -> int:
+    """How many cores every GPU of the cluster can have: a task that asks for more would wait for ever."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    if not machines:
+        raise CalmrlError("no machine of the Ray cluster has a GPU", hint="use --device cpu")
+    return max(1, min(int(machine.get("CPU", 1) // machine["GPU"]) for machine in machines))
+
+
 def _failed(block: Block, error: Exception) -> WorkFailedError:
     said = str(error).strip().split("\n")[-1]
     return WorkFailedError(
@@ -90,7 +140,6 @@ def _encode(shared: tuple[Equipment, Crew, dict[str, str]], block: Block) -> byt
     global _lane
     equipment, crew, fingerprints = shared
     if _lane is None or _lane[0] != equipment:
-        os.environ.update(ONE_THREAD)
         lane = LaneEncoder(equipment, crew, None)
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_num_threads(1)
