@@ -131,7 +131,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
             with av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace") as container:
                 known = True
                 if cut_off:
-                    raise MediaError("truncated", "the file is shorter than its header says")
+                    raise MediaError("truncated", "the file breaks off before its end")
                 yield container
         except (av.error.FFmpegError, EOFError) as error:
             said = getattr(error, "strerror", None) or type(error).__name__
@@ -240,7 +240,7 @@ def _decode_all(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray
 def _pixels(frame: Any, index: int) -> UInt8[np.ndarray, "height width 3"]:
     if frame.is_corrupt:
         raise MediaError("decode_error", f"frame {index} is damaged")
-    # `rotation` is how far to turn counter-clockwise, in degrees.
+    # `rotation` is how far to turn counter-clockwise, in degrees. (Of a header that also asks for a mirror image PyAV tells the turn only.)
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
 
 

@@ -92,6 +92,8 @@ CUT = {
     "vp9.webm": ({"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}}, "truncated"),
     "av1.mkv": ({"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}}, "truncated"),
     "mpeg4.avi": ({"codec": "mpeg4"}, "truncated"),
+    "stream.ts": ({}, "truncated"),
+    "flash.flv": ({}, "truncated"),
 }
 
 
@@ -104,12 +106,24 @@ def test_a_download_that_broke_off_is_truncated(tmp_path, name, share):
 
 def test_sound_that_broke_off_is_truncated(tmp_path):
     samples = wave(2, 16_000, 1.6)
-    for name, sound in (("a.mp3", "libmp3lame"), ("a.wav", "pcm_s16le"), ("a.m4a", "aac"), ("a.mka", "libopus")):
+    sounds = {"mp3": "libmp3lame", "wav": "pcm_s16le", "m4a": "aac", "mka": "libopus", "ogg": "libopus", "aiff": "pcm_s16be"}
+    for name, sound in ((f"a.{ending}", sound) for ending, sound in sounds.items()):
         whole = clip(tmp_path / name, None, sound=sound, samples=samples)
         assert not is_cut_off(whole)
         assert code(cut_off(tmp_path / f"cut {name}", whole, 0.7), waveform) == "truncated", name
     whole = clip(tmp_path / "a.flac", None, sound="flac", samples=samples)
     assert code(cut_off(tmp_path / "cut a.flac", whole), waveform) == "decode_error"
+
+
+def test_a_picture_that_broke_off_is_an_error(tmp_path):
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    for ending in ("png", "jpg", "webp", "bmp", "gif", "tiff"):
+        whole = tmp_path / f"whole.{ending}"
+        whole.write_bytes(image_bytes(tmp_path, ending, noise))
+        assert video_frames(whole, everything).shape == (1, 200, 200, 3)
+        for share in (0.5, 0.95):
+            assert code(cut_off(tmp_path / f"cut.{ending}", whole, share)) in ("truncated", "decode_error"), ending
 
 
 @pytest.mark.parametrize("place", [0.3, 0.45, 0.6, 0.75])
@@ -236,12 +250,13 @@ def test_the_cover_of_a_song_is_no_video(tmp_path):
     assert waveform(tmp_path / "b.mp3")[0].shape == waveform(path)[0].shape
 
 
-def image_bytes(folder, ending, number=77):
+def image_bytes(folder, ending, shown=77):
+    """The file of a picture: that of a number, or of given pixels."""
     import PIL.Image
     from extraction.zoo import picture
 
     path = folder / f"picture.{ending}"
-    PIL.Image.fromarray(picture(number)).save(path)
+    PIL.Image.fromarray(picture(shown) if isinstance(shown, int) else shown).save(path)
     return path.read_bytes()
 
 

