@@ -31,9 +31,11 @@ class Joined:
 
     def rows(self, modality: str) -> Iterator[np.ndarray]:
         """The features of a modality, part by part."""
-        width = self.widths.get(modality, 1)
         for path in self.paths:
-            yield read_rows(path, modality).reshape(-1, width)
+            rows = read_rows(path, modality)
+            # A block in which everything failed does not know how long a feature is.
+            if len(rows):
+                yield rows
 
     def spec(self, modality: str, fact: EncoderFacts) -> ModalitySpec:
         """What the store says of a modality. float16 where every value survives it, float32 where one does not."""

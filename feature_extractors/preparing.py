@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 import threading
@@ -55,14 +56,22 @@ def attempt(encoder: Encoder, medium: Medium, media: Path | None) -> Outcome:
 
 def check_place(path: Path, media: Path | None) -> None:
     """Files outside the media folder are refused, also through `..` or a link: a manifest is somebody else's text."""
-    if media is not None and not path.resolve().is_relative_to(media.resolve()):
+
+    def leads_outside(place: Path) -> bool:
+        return media is not None and not place.resolve().is_relative_to(media.resolve())
+
+    if leads_outside(path):
         raise MediaError("outside_media", "the path leads outside the media folder")
     try:
         status = path.stat()
+        # A folder of frames: its files may be links too.
+        entries = list(os.scandir(path)) if stat.S_ISDIR(status.st_mode) else None
     except OSError:
         raise MediaError("not_found", "no such file") from None
-    if stat.S_ISDIR(status.st_mode):
-        return  # a folder of frames
+    if entries is not None:
+        if any(entry.is_symlink() and leads_outside(Path(entry.path)) for entry in entries):
+            raise MediaError("outside_media", "a file of the folder leads outside the media folder")
+        return
     if not stat.S_ISREG(status.st_mode):
         raise MediaError("not_media", "not an ordinary file")
     if status.st_size == 0:

@@ -49,8 +49,8 @@ class Folder:
     The table is CSV, TSV or JSONL. Columns: `id`; optionally `split` (train, validation, test; without it items are split 60/15/25 by
     group), `group` (items that must not be split apart), `label` or `label_NAME`; every other column is a modality: a path in --media
     or a text, empty where the item lacks it. In JSONL an entry may be a list: several texts or files (captions), or the numbers
-    of a vector. A column holds paths if one of its first entries is there or all of them end like media files; a heading
-    `caption:text` or `vision:file` says so.
+    of a vector. A column holds paths if one of its first entries is a file in --media or all of them end like media files; a heading
+    `caption:text` or `vision:file` says so (folders of frames need it).
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, str]]] = {}
@@ -148,7 +148,8 @@ class Folder:
 
     def _is_there(self, entry: str) -> bool:
         try:
-            return self.media is not None and len(entry) < 4096 and (self.media / entry).exists()
+            # Not a folder: classes of images lie in folders, and their names are also captions.
+            return self.media is not None and len(entry) < 4096 and (self.media / entry).is_file()
         except (OSError, ValueError):
             return False
 
@@ -226,7 +227,14 @@ def _json_lines(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
 def _entries(value: Any, column: str, number: int) -> list[Any]:
     """The media of one entry: texts, or one vector. White space is no medium."""
     if isinstance(value, list) and value and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-        return [np.array(value, dtype=np.float32)]
+        try:
+            with np.errstate(over="ignore"):
+                vector = np.array(value, dtype=np.float32)
+        except OverflowError:
+            vector = np.full(1, np.inf)
+        if not np.isfinite(vector).all():
+            raise _Flaw(f"line {number}: '{column}' holds numbers that are NaN or too large for float32")
+        return [vector]
     entries = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(entry, str) for entry in entries):
         raise _Flaw(

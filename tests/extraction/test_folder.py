@@ -78,6 +78,17 @@ def test_what_a_column_holds_can_be_said(media, write):
     }
 
 
+def test_class_names_are_texts_though_there_are_folders_of_that_name(media, write):
+    for name in ("cat", "dog"):
+        (media / name).mkdir()
+    _, items = items_of(write("id,vision,caption,frames:file\na,clips/0.mp4,cat,cat\nb,clips/1.mp4,dog,\n"), media)
+    assert items["a"].media == {
+        "vision": (File(media / "clips/0.mp4"),),
+        "caption": (Text("cat"),),
+        "frames": (File(media / "cat"),),
+    }
+
+
 def test_without_splits_groups_are_kept_together(write):
     rows = "".join(f"i{n},g{n // 4},text {n}\n" for n in range(100))
     _, items = items_of(write("id,group,caption\n" + rows))
@@ -124,6 +135,9 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(media, write, text, sa
         ('{"id": "a", "caption": {"x": 1}}', "'caption' holds"),
         ('{"id": ["a"], "caption": "x"}', "'id' is a list"),
         ('{"id": "a", "caption": true}', "'caption' holds true"),
+        ('{"id": "a", "pose": [1, NaN]}', "line 1: 'pose' holds numbers that are NaN or too large"),
+        ('{"id": "a", "pose": [1e39]}', "line 1: 'pose' holds numbers that are NaN or too large"),
+        ('{"id": "a", "pose": [1' + 400 * "0" + "]}", "line 1: 'pose' holds numbers that are NaN or too large"),
     ],
 )
 def test_what_is_wrong_with_json_lines(write, text, said):

@@ -1,6 +1,7 @@
 """The pipeline: the same bytes whatever happens on the way, and a reason for every gap."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -95,6 +96,21 @@ def test_too_many_failures_end_with_an_error_after_everything_is_written(fakes, 
     assert not (tmp_path / "s.zarr.parts").exists()
 
 
+def test_a_modality_of_which_everything_failed(fakes, tmp_path):
+    fakes(*["bad"] * 5)
+    with pytest.raises(WorkFailedError, match="5 of 10 media failed"):
+        extract("fake", tmp_path / "s.zarr", workers=1, block_size=2)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.features("caption").shape == (0, 8)
+    assert store.reason.tolist() == [[2, 0]] * 5
+    with pytest.raises(WorkFailedError):
+        extract("fake", tmp_path / "s.zarr", workers=1, block_size=2, retry_failed=True)
+    assert FeatureStore.open(tmp_path / "s.zarr").digest == store.digest
+    fakes(*["good"] * 5)
+    extract("fake", tmp_path / "s.zarr", workers=1, block_size=2, retry_failed=True)
+    assert FeatureStore.open(tmp_path / "s.zarr").mask.all()
+
+
 def test_an_item_that_turns_out_to_have_nothing_is_left_out(fakes, tmp_path):
     fakes("one", "absent", "  ", "two")
     summary = extract("fake", tmp_path / "s.zarr", preset="caption=fake", workers=1)
@@ -112,7 +128,9 @@ def test_files_are_read_inside_the_media_folder_only(fakes, notes, tmp_path):
     (media / "0.txt").symlink_to(tmp_path / "secret.txt")
     (media / "1.txt").write_text("")
     (media / "4.txt").symlink_to(media / "3.txt")
-    import os
+    (media / "5.txt").unlink()
+    (media / "5.txt").mkdir()
+    (media / "5.txt" / "frame.png").symlink_to(tmp_path / "secret.txt")
 
     os.mkfifo(media / "fifo")
     (media / "3.txt").unlink()
@@ -120,6 +138,7 @@ def test_files_are_read_inside_the_media_folder_only(fakes, notes, tmp_path):
     extract("fake", tmp_path / "s.zarr", workers=1, media=media)
     assert failures(tmp_path / "s.zarr") == {
         "item000": "outside_media", "item001": "empty_file", "item002": "not_found", "item003": "not_media", "item004": "not_media",
+        "item005": "outside_media",
     }  # fmt: skip
     assert "secret" not in (tmp_path / "s.zarr" / "failures.jsonl").read_text()
 
