@@ -27,7 +27,7 @@ from feature_extractors.blocks import Block, media_of
 from feature_extractors.equipment import EncoderFacts, Equipment, facts
 from feature_extractors.joining import Joined, count_codes, join, survives_float16, tally
 from feature_extractors.lanes import Crew, run_local
-from feature_extractors.ledger import PART_FORMAT, Ledger, Plan, held
+from feature_extractors.ledger import PART_FORMAT, Ledger, Plan, held, parts_folder
 from feature_extractors.on_ray import require_ray, run_on_ray
 from feature_extractors.protocols import Manifest
 from feature_extractors.request import PRESET, understand
@@ -143,8 +143,9 @@ def extract(
     if retry_failed:
         assert old is not None
         pairs = _retried(old, manifest, known)
-        with held(out) as ledger:
-            retrying.tidy(ledger, old)
+        if parts_folder(out).exists():
+            with held(out) as ledger:
+                retrying.tidy(ledger, old)
         if not pairs:
             console.note(f"nothing failed in '{out}'")
             return _summary(old, [], time.monotonic() - started, 0, {})
@@ -200,7 +201,7 @@ def _existing(out: Path, overwrite: bool, retry_failed: bool) -> FeatureStore | 
     if retry_failed:
         return FeatureStore.open(out)
     # A run that was killed after the store was complete has left its parts: then it is for the plan to decide.
-    if os.path.lexists(out) and not overwrite and not out.with_name(out.name + ".parts").exists():
+    if os.path.lexists(out) and not overwrite and not parts_folder(out).exists():
         raise _in_the_way(out)
     return None
 

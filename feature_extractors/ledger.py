@@ -95,10 +95,15 @@ class Ledger:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def parts_folder(out: Path) -> Path:
+    """Where the parts of the store `out` are while it is being made."""
+    return out.with_name(out.name + ".parts")
+
+
 @contextmanager
 def held(out: Path) -> Iterator[Ledger]:
     """The ledger of the store `out`, locked against other runs. Nothing is left behind if nothing was recorded."""
-    folder = out.with_name(out.name + ".parts")
+    folder = parts_folder(out)
     lock_path = out.with_name(out.name + ".lock")
     with writing_errors(folder):
         created = [path for path in folder.parents if not path.exists()]
