@@ -38,6 +38,8 @@ MAX_FAILURES = 0.05
 # Reading a medium: decoding an hour of 720p video takes about two minutes of a core.
 TIMEOUT = 300.0
 ENGINES = ("local", "ray")
+# How often damaged parts are made again before the disk is given up.
+_ROUNDS = 3
 # Beyond this many more readers do not keep one GPU busier.
 _READERS = 16
 _RECORDED = ("calmrl-lab", "torch", "numpy", "transformers", "av", "kaldi-native-fbank", "onnxruntime")
@@ -240,7 +242,7 @@ def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
     todo = [block for block in blocks if not ledger.part(block.number).exists()]
     resumed = len(blocks) - len(todo)
     paths = [ledger.part(block.number) for block in blocks]
-    while True:
+    for _ in range(_ROUNDS):
         with stopping_gently() as stop:
             _run(job, ledger, todo, resumed, stop)
         joined = join(paths, job.manifest.modalities)
@@ -250,7 +252,11 @@ def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
         todo = [blocks[number] for number in joined.damaged]
         for block in todo:
             ledger.part(block.number).unlink(missing_ok=True)
-        resumed -= len(todo)
+        resumed = max(0, resumed - len(todo))
+    raise WorkFailedError(
+        f"'{paths[joined.damaged[0]]}' was damaged each of the {_ROUNDS} times it was written",
+        hint="the disk does not keep what is written to it; choose --out on another one",
+    )
 
 
 def _run(job: _Job, ledger: Ledger, todo: Sequence[Block], resumed: int, stop: threading.Event) -> None:

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calmrl_lab.errors import WorkFailedError
 from feature_extractors.handing_over import receive_array
 
 # One thread a process: sums split over threads add in another order, so the bytes of a store would depend on the number of workers.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 ) | {"TOKENIZERS_PARALLELISM": "false"}
+
+# How long a process that is ending may take.
+_LAST_SECONDS = 10.0
 
 
 class ProcessDied(Exception):
@@ -43,8 +48,9 @@ class Process:
         self._connection, theirs = Pipe()
         code = f"from feature_extractors.processes import _serve; _serve({theirs.fileno()})"
         environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        output = open(log, "ab") if log is not None else None  # noqa: SIM115 - closed below
+        output = None
         try:
+            output = open(log, "ab") if log is not None else None  # noqa: SIM115 - closed below
             self._popen = subprocess.Popen(
                 [sys.executable, "-P", "-X", "faulthandler", "-c", code],
                 pass_fds=[theirs.fileno()],
@@ -55,6 +61,11 @@ class Process:
                 stderr=output,
                 start_new_session=True,
             )
+        except OSError as error:
+            raise WorkFailedError(
+                f"a worker process could not be started: {error}",
+                hint="try fewer --workers; the same command goes on from there",
+            ) from error
         finally:
             theirs.close()
             if output is not None:
@@ -87,14 +98,16 @@ class Process:
     def kill(self) -> None:
         """End it at once; its own children end with it. A thread that waits for its answer gets ProcessDied."""
         self._popen.kill()
-        self._popen.wait()
+        # One that waits for a disk that does not answer ends when the disk does.
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout=_LAST_SECONDS)
 
     def _how(self) -> str:
         try:
-            code = self._popen.wait(timeout=10)
+            code = self._popen.wait(timeout=_LAST_SECONDS)
         except subprocess.TimeoutExpired:
-            self._popen.kill()
-            code = self._popen.wait()
+            self.kill()
+            return "closed its pipe and did not end"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 

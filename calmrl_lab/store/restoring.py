@@ -51,7 +51,7 @@ def _from_hdf5(source: Path, out: str | Path, overwrite: bool) -> Path:
         arrays: dict[str, Any] = {}
 
         def visit(name: str, node: Any) -> None:
-            if isinstance(node, h5py.Dataset):
+            if isinstance(node, h5py.Dataset) and not node.external and not node.is_virtual:
                 strings = h5py.check_string_dtype(node.dtype)
                 # Features stay on the disk and are copied in chunks.
                 arrays[name] = node.asstr()[:].tolist() if strings else node if name.startswith("features/") else node[()]

@@ -61,6 +61,8 @@ def _wanted(items: np.ndarray | None, n: int) -> Bool[np.ndarray, " n"]:
         if chosen.shape != (n,):
             raise CalmrlError(f"items is a mask of {len(chosen)}; the store has {n} items")
         return chosen
+    if len(chosen) and chosen.dtype.kind not in "iu":
+        raise CalmrlError(f"items is {chosen.dtype} {list(chosen.shape)}; expected positions or a mask")
     if len(chosen) and not (chosen.min() >= 0 and chosen.max() < n):
         raise CalmrlError(f"items names positions {int(chosen.min())} to {int(chosen.max())}; the store has 0 to {n - 1}")
     wanted[:] = False

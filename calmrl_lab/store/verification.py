@@ -14,7 +14,7 @@ from calmrl_lab.store.arrays import read_json
 from calmrl_lab.store.integrity import Checksums, size_of
 from calmrl_lab.store.placing import looks_like_store
 from calmrl_lab.store.reading import FeatureStore
-from calmrl_lab.store.schema import CHUNK_ROWS, SPLITS
+from calmrl_lab.store.schema import CHUNK_ROWS, PROVENANCE_FILE, SPLITS
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,10 @@ def _damaged_values(store: FeatureStore) -> list[Damage]:
         store.failures()
     except (CalmrlError, ValueError) as error:
         damage.append(Damage("values", str(error)))
+    try:
+        store.provenance  # noqa: B018 - the one file without a checksum
+    except CalmrlError as error:
+        damage.append(Damage(PROVENANCE_FILE, error.message))
     return damage
 
 

@@ -201,6 +201,16 @@ def test_a_damaged_part_is_made_again(undisturbed, media, tmp_path, monkeypatch)
     assert contents(out) == undisturbed
 
 
+def test_a_disk_that_keeps_nothing_is_given_up(media, tmp_path, monkeypatch):
+    from feature_extractors import joining
+
+    read = joining.Part.read
+    monkeypatch.setattr(joining.Part, "read", lambda path: None if path.name == "000004.part" else read(path))
+    with pytest.raises(WorkFailedError, match="000004.part' was damaged each of the 3 times it was written"):
+        run(tmp_path / "s.zarr", media)
+    assert len(parts(tmp_path / "s.zarr")) == 9
+
+
 def test_a_damaged_plan_is_not_guessed(media, tmp_path):
     out = tmp_path / "s.zarr"
     folder = tmp_path / "s.zarr.parts"

@@ -113,6 +113,15 @@ def test_a_worker_that_cannot_start_ends_the_run_with_a_sentence(fakes, tmp_path
         extract("fake", tmp_path / "s.zarr", workers=1)
 
 
+def test_a_machine_that_can_start_no_more_processes(fakes, notes, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("feature_extractors.processes.subprocess.Popen", refuse)
+    with pytest.raises(WorkFailedError, match="a worker process could not be started: .*temporarily unavailable"):
+        extract("fake", tmp_path / "s.zarr", workers=2)
+
+
 def test_a_process_answers_hangs_and_dies(monkeypatch):
     process = Process(echo, 3)
     process.send(2)

@@ -90,6 +90,12 @@ def test_verify_names_every_damaged_place(store_path):
     ]
 
 
+def test_a_provenance_that_is_cut_off(store_path):
+    (store_path / "provenance.json").write_text('{"when": "no')
+    assert [damage.place for damage in verify(store_path)] == ["provenance.json"]
+    assert len(FeatureStore.open(store_path)) == 5, "the features are as they were written"
+
+
 def test_a_whole_store_has_no_damage(store_path):
     assert verify(store_path) == []
 

@@ -96,6 +96,8 @@ def test_requests_that_make_no_sense(tmp_path, store_path):
         store.stream(batch_size=0)
     with pytest.raises(CalmrlError, match="the store has 0 to 4"):
         store.stream(items=np.array([5]))
+    with pytest.raises(CalmrlError, match="expected positions or a mask"):
+        store.stream(items=np.array([0.5]))
     with pytest.raises(CalmrlError, match="a mask of 3"):
         store.stream(items=np.zeros(3, dtype=bool))
 
