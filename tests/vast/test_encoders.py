@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -70,6 +71,24 @@ class TestEveryEncoder:
         cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
         assert (cosine > 0.999).all()
         assert not np.array_equal(full, half)
+
+    def test_half_precision_adds_up_in_full(self, name, weights, generator, sounds):
+        encoder = encoders.get(name)(weights=weights, precision="bf16")
+        inner = encoder.model.encoder
+        kept = []
+        for layer in getattr(inner, "layers", None) or inner.layer:
+            layer.register_forward_hook(lambda _, given, made: kept.extend(t.dtype for t in (given[0], made)))
+        encoder.encode([encoder.prepare(media(name, generator, sounds)[0])])
+        assert kept == [torch.float32] * 4, "what goes from layer to layer"
+        products = [module for module in encoder.model.modules() if isinstance(module, torch.nn.Linear)]
+        assert {module.weight.dtype for module in products} == {torch.bfloat16}
+
+    def test_weights_saved_in_half_are_widened(self, name, tensors, make_weights, generator, sounds):
+        half = {k: v.half() for k, v in tensors.items()}
+        encoder = encoders.get(name)(weights=make_weights(half, "half"))
+        same = encoders.get(name)(weights=make_weights({k: v.float() for k, v in half.items()}, "widened"))
+        prepared = [encoder.prepare(m) for m in media(name, generator, sounds)]
+        assert_array_equal(encoder.encode(prepared), same.encode(prepared))
 
     def test_the_fingerprint_sees_weights_and_settings(self, name, weights, tensors, make_weights):
         make = encoders.get(name)
@@ -219,6 +238,19 @@ class TestMemory:
         assert_array_equal(pieces.run(run, rows), rows * 2)
         assert sizes == [10, 5, 2, 2, 2, 2, 2]
         assert_array_equal(pieces.run(run, rows[:2]), rows[:2] * 2)
+
+    def test_what_did_not_fit_is_let_go_before_the_next_try(self):
+        held = []
+
+        def run(rows):
+            if len(rows) > 1:
+                activations = rows * 1
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            assert [kept() for kept in held] == [None, None], "the exception still holds what it interrupted"
+            return rows
+
+        Pieces(4, "cpu").run(run, np.zeros((4, 1), np.float32))
 
     def test_one_row_that_does_not_fit_is_an_error(self):
         def run(rows):

@@ -24,26 +24,39 @@ class Pieces:
         self.device = device
 
     def run(self, function: Callable[..., Tensor], *columns: np.ndarray) -> np.ndarray:
-        """`function` of equally long pieces of `columns` (moved to the device), stacked; float32 on the CPU."""
+        """`function` of equally long pieces of `columns` (moved to the device), stacked; float32 on the CPU.
+
+        Results stay on the device until the last piece, so that the next one is copied to it while it still works on the one before.
+        """
         import torch
 
-        total, start, done = len(columns[0]), 0, []
+        total, start = len(columns[0]), 0
+        done: list[Tensor] = []
         while start < total:
             stop = min(start + self.size, total)
-            try:
-                with torch.inference_mode():
-                    done.append(function(*(self._move(column[start:stop]) for column in columns)).float().cpu())
-            except torch.OutOfMemoryError:
+            piece = self._fitting(function, [column[start:stop] for column in columns])
+            if piece is None:
                 if stop - start == 1:
                     raise WorkFailedError(
                         f"one row does not fit the memory of {self.device}",
                         hint="use --device cpu, or a device with more memory",
-                    ) from None
-                self.size = max(1, (stop - start) // 2)
+                    )
+                self.size = (stop - start) // 2
                 torch.cuda.empty_cache()
-                continue
-            start = stop
-        return torch.cat(done).numpy()
+            else:
+                done.append(piece)
+                start = stop
+        return torch.cat([piece.cpu() for piece in done]).numpy()
+
+    def _fitting(self, function: Callable[..., Tensor], columns: list[np.ndarray]) -> Tensor | None:
+        """The result of one piece, or None for want of memory. What the attempt held is free again once this has returned."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return function(*map(self._move, columns)).float()
+        except torch.OutOfMemoryError:
+            return None
 
     def _move(self, rows: np.ndarray) -> Tensor:
         import torch
@@ -56,14 +69,18 @@ class Pieces:
 
 
 def place(model: nn.Module, device: str, precision: str) -> nn.Module:
-    """The model on its device. `bf16` stores the weights of matrix products so; norms, softmax and residual sums stay float32."""
+    """The model on its device.
+
+    `bf16` stores the weights of linear layers so. Everything that adds up over the layers stays float32: norms, softmax, and the residual
+    stream, which is why convolutions (the first layer of a vision tower, whose weights decide the stream's type) keep float32 weights.
+    """
     import torch
 
     if precision not in PRECISIONS:
         raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
     if precision == "bf16":
         for module in model.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
+            if isinstance(module, torch.nn.Linear):
                 module.to(torch.bfloat16)
     return model.to(device)
 
