@@ -67,7 +67,9 @@ def extract(
     if keep_tokens:
         from feature_extractors.token_keeping import keep_test_tokens
 
-        kept = keep_test_tokens(dataset, target, encoders, media, weights, **asked, overwrite=overwrite)
+        # What could be had this time has tokens too.
+        again = overwrite or retry_failed
+        kept = keep_test_tokens(dataset, target, encoders, media, weights, **asked, overwrite=again)
         console.note(f"condition tokens of {kept['kept']} test items kept, {kept['left_out']} have none")
 
 
