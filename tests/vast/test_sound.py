@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from vast.golden import PATH, RATES, signal
 
 from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise, padding
 from feature_extractors.encoders.vast.resample import resample
@@ -59,6 +60,17 @@ def test_golden_filterbank():
     # The loudest bin is e^25 times the quietest, so float32 leaves 3e-3 there.
     assert_allclose(mel_filterbank(samples, 8), golden, atol=5e-3)
     assert_allclose(golden[0], GOLDEN, atol=5e-6)
+
+
+def test_the_arrays_torchaudio_made():
+    # Of torchaudio 2.11, by the calls of the released code (golden.py); test_third_party compares them with an installed one.
+    golden = np.load(PATH)
+    got = mel_filterbank(signal(16000, 0.2))
+    assert got.shape == golden["fbank"].shape == (18, 64)
+    assert_allclose(got, golden["fbank"], atol=1e-3)
+    assert_allclose(normalise(got), normalise(golden["fbank"]), atol=1e-4)
+    for rate in RATES:
+        assert_allclose(resample(signal(rate, 0.02), rate), golden[f"from_{rate}"], atol=1e-5, err_msg=f"{rate} Hz")
 
 
 def test_silence_is_the_floor_and_dc_is_silence():
