@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoders import encoders
-from feature_extractors.encoders.vast.batching import Pieces
+from feature_extractors.encoders.vast.batching import Pieces, Runs
 from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise
 from feature_extractors.encoders.vast.resample import resample
 from feature_extractors.protocols import AbsentError, Image, MediaError, Text, Vector, Waveform
@@ -221,6 +221,34 @@ def test_vocabularies_that_do_not_fit(make_weights, tensors):
 def test_settings_that_do_not_exist(weights):
     with pytest.raises(CalmrlError, match="unknown setting 'stretch'"):
         encoders.get("vast/eva-g")(weights=weights, resize="stretch")
+
+
+def test_full_precision_is_not_shortened_by_what_is_set_outside(weights, generator):
+    encoder = encoders.get("vast/eva-g")(weights=weights)
+    seen = []
+    encoder.model.register_forward_hook(
+        lambda *_: seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+    )
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        encoder.encode([encoder.prepare(Image(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)))])
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert seen == [("highest", False)]
+
+
+def test_runs_are_sliced_as_if_they_were_joined(generator):
+    arrays = [generator.standard_normal((n, 2)) for n in (3, 1, 0, 4, 2)]
+    whole, runs = np.concatenate(arrays), Runs(arrays)
+    assert len(runs) == 10
+    for start in range(10):
+        for stop in range(start + 1, 11):
+            assert_array_equal(runs[start:stop], whole[start:stop])
+    assert runs[4:6].base is not None, "what lies in one array is not copied"
 
 
 class TestMemory:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,27 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 
 
+class Runs:
+    """Arrays of equal row shape, end to end; nothing is copied before a slice is asked for."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, piece: slice) -> np.ndarray:
+        start, stop, _ = piece.indices(len(self))
+        parts = []
+        for place in range(int(np.searchsorted(self._ends, start, side="right")), len(self._arrays)):
+            first = int(self._ends[place]) - len(self._arrays[place])
+            if first >= stop:
+                break
+            parts.append(self._arrays[place][max(start - first, 0) : stop - first])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 class Pieces:
     """Runs a function over rows, at most `size` at once. Out of memory halves `size` for good; a single row that fails is an error."""
 
@@ -23,10 +44,11 @@ class Pieces:
         self.size = size
         self.device = device
 
-    def run(self, function: Callable[..., Tensor], *columns: np.ndarray) -> np.ndarray:
+    def run(self, function: Callable[..., Tensor], *columns: np.ndarray | Runs) -> np.ndarray:
         """`function` of equally long pieces of `columns` (moved to the device), stacked; float32 on the CPU.
 
-        Results stay on the device until the last piece, so that the next one is copied to it while it still works on the one before.
+        Results stay on the device until the last piece, so that the next one is gathered and copied while it still works on the one
+        before.
         """
         import torch
 
@@ -86,7 +108,23 @@ def place(model: nn.Module, device: str, precision: str) -> nn.Module:
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """The context a model of this precision runs in."""
+    """The context a model of this precision runs in. `fp32` means it: no products of shortened factors (TF32), whatever is set outside."""
     import torch
 
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
+    if precision == "fp32":
+        return _exact()
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    import torch
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
