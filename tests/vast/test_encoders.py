@@ -252,13 +252,22 @@ def test_runs_are_sliced_as_if_they_were_joined(generator):
 
 
 class TestMemory:
-    def test_running_out_halves_the_piece_for_good(self):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            RuntimeError("FIND was unable to find an engine to execute this computation"),
+        ],
+        ids=["torch", "cublas", "cudnn"],
+    )
+    def test_running_out_halves_the_piece_for_good(self, error):
         sizes = []
 
         def run(rows):
             sizes.append(len(rows))
             if len(rows) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return rows * 2
 
         pieces = Pieces(16, "cpu")
@@ -266,6 +275,13 @@ class TestMemory:
         assert_array_equal(pieces.run(run, rows), rows * 2)
         assert sizes == [10, 5, 2, 2, 2, 2, 2]
         assert_array_equal(pieces.run(run, rows[:2]), rows[:2] * 2)
+
+    def test_any_other_error_is_none_of_memory(self):
+        def run(rows):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            Pieces(4, "cpu").run(run, np.zeros((4, 1), np.float32))
 
     def test_what_did_not_fit_is_let_go_before_the_next_try(self):
         held = []

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PRECISIONS = ("fp32", "bf16")
+# What the libraries below torch say when the device is full; torch itself raises OutOfMemoryError.
+_FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine to execute this computation")
 
 
 class Runs:
@@ -77,8 +79,10 @@ class Pieces:
         try:
             with torch.inference_mode():
                 return function(*map(self._move, columns)).float()
-        except torch.OutOfMemoryError:
-            return None
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL):
+                return None
+            raise
 
     def _move(self, rows: np.ndarray) -> Tensor:
         import torch
