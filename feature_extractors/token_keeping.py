@@ -28,6 +28,27 @@ SPLIT = "test"
 Matching = Callable[[np.ndarray, Sequence[str], Sequence[str], str], np.ndarray]
 
 
+def check_request(
+    dataset: str,
+    preset: str | None = None,
+    media: Path | None = None,
+    weights: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    encoder_options: Mapping[str, Mapping[str, Any]] | None = None,
+    precision: str | None = None,
+    completes: Path | None = None,
+) -> None:
+    """CalmrlError if tokens could not be kept after an extraction of this: other encoders than VAST's, no test items.
+
+    `completes`: the store that the extraction goes on with, if it does.
+    """
+    before = FeatureStore.open(completes) if completes is not None else None
+    request = understand(dataset, preset, media, weights, "cpu", options, encoder_options, precision, before)
+    vast_encoders(request.equipment.encoders())
+    if not any(item.split == SPLIT for item in request.manifest.items):
+        raise CalmrlError(f"dataset '{request.manifest.dataset}' has no items in split '{SPLIT}', of which tokens are kept")
+
+
 def keep_test_tokens(
     dataset: str,
     store: Path,
@@ -53,6 +74,11 @@ def keep_test_tokens(
         dataset, preset, media, weights, str(resolve(device)), options, encoder_options, precision, completes=made
     )
     vast_encoders(request.equipment.encoders())
+    if set(request.equipment.choice) != set(made.modalities):
+        raise CalmrlError(
+            f"'{store}' has the modalities {', '.join(made.modalities)}; the request is for {', '.join(request.equipment.choice)}",
+            hint="give the same --encoders as when it was extracted, or none",
+        )
     retrying.check_encoders(made, facts(request.equipment))
     _check_captions(made, request.manifest)
     count = sum(item.split == SPLIT for item in request.manifest.items)

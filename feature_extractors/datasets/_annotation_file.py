@@ -93,6 +93,8 @@ def _rows(path: Path) -> list[Any]:
     try:
         # Some editors put a byte order mark before the text.
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CalmrlError(f"the annotation file '{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
     except UnicodeDecodeError as error:
         raise CalmrlError(f"the annotation file '{path}' is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -58,6 +58,8 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
+    except OSError as error:
+        raise CalmrlError(f"the annotation file '{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise CalmrlError(f"the annotation file '{path}' is no valid CSV: {error}") from None
     for number, row in enumerate(rows, start=1):

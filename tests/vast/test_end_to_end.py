@@ -247,6 +247,17 @@ def test_tokens_belong_to_the_store_as_it_is(msrvtt, kept, weights, tmp_path):
     )
 
 
+def test_tokens_of_fewer_modalities_are_refused(msrvtt, kept, weights):
+    from calmrl_lab.errors import CalmrlError
+    from feature_extractors.token_keeping import keep_test_tokens
+
+    fewer = "vision=vast/eva-g-16-crop,caption=vast/bert-caption"
+    with pytest.raises(
+        CalmrlError, match="has the modalities vision, audio, caption, subtitle; the request is for vision, caption"
+    ):
+        keep_test_tokens("msrvtt", kept, fewer, msrvtt[0], weights, device="cpu", options={"validation": 0.3})
+
+
 def test_weights_of_another_model_do_not_re_rank(msrvtt, kept, tensors, make_weights):
     from calmrl_lab.errors import CalmrlError
     from feature_extractors.token_keeping import keep_test_tokens, kept_matching

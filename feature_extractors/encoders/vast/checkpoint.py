@@ -224,6 +224,11 @@ def _read_one(path: Path) -> dict[str, torch.Tensor]:
     again = "download the file again and compare its size with the published one"
     if size == 0:
         raise CalmrlError(f"the checkpoint '{path}' is empty", hint=again)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CalmrlError(f"the checkpoint '{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -234,8 +239,6 @@ def _read_one(path: Path) -> dict[str, torch.Tensor]:
             raise CalmrlError(
                 f"the checkpoint '{path}' ({size} bytes) is truncated or no safetensors file: {error}", hint=again
             ) from None
-    with path.open("rb") as file:
-        start = file.read(64)
     if start[:2] == b"PK" and not zipfile.is_zipfile(path):
         raise CalmrlError(
             f"the checkpoint '{path}' is truncated: its table of contents is missing after {size} bytes", hint=again
