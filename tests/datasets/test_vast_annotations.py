@@ -264,6 +264,19 @@ class TestPresets:
             if name in FAMILY:
                 assert set(preset) == {*dataset.modalities, *dataset.extra_texts}
 
+    def test_the_beginning_of_a_name_is_enough(self, media):
+        from feature_extractors.request import understand
+
+        write(media, "descs_ret_test.json", [{"video_id": v, "desc": ["x", "y"]} for v in ("a", "b")])
+        touch(media, "videos/a.mp4", "videos/b.mp4", "audios/a.wav")
+        for given, meant, items in (("vast", "vast-paper", 2), ("gram", "gram-compat", 1), ("pmrl-compat", "pmrl-compat", 1)):
+            request = understand("msrvtt", given, media)
+            assert request.preset == meant
+            assert request.equipment.choice == datasets.get("msrvtt").presets[meant]
+            assert len(request.manifest.items) == items, "the options of the preset apply as well"
+        with pytest.raises(CalmrlError, match="no encoder preset 'v2'"):
+            understand("msrvtt", "v2", media)
+
     def test_where_the_three_differ(self):
         presets = datasets.get("msrvtt").presets
         assert presets["vast-paper"]["vision"] == presets["pmrl-compat"]["vision"] == "vast/eva-g-16-crop"
