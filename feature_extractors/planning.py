@@ -48,8 +48,8 @@ def choose_encoders(dataset: str, presets: Mapping[str, Mapping[str, str]], pres
 
 
 def preset_meant(presets: Mapping[str, Mapping[str, str]], preset: str | None) -> str | None:
-    """The preset of this name, or the only one that begins with it (`vast` is `vast-paper`); anything else as it was given."""
-    beginning = [name for name in presets if preset and name.startswith(preset)]
+    """The preset of this name, or the only one of which it is the first word (`vast` of `vast-paper`); anything else as given."""
+    beginning = [name for name in presets if name.startswith(f"{preset}-")]
     return beginning[0] if preset not in presets and len(beginning) == 1 else preset
 
 
