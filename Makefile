@@ -9,11 +9,11 @@ FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 # One BLAS thread a process: the processes are the parallelism, and results do not depend on the thread count.
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow test-reference lint format bench clean
 
 help:
 	@echo "make demo       extract the emoji, train and compare the methods, write reports/demo/index.html"
-	@echo "make test       the fast test suite (make test-slow: the long tests)"
+	@echo "make test       the fast test suite (make test-slow: the long tests; make test-reference: VAST's encoders against other libraries)"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      only the virtual environment $(VENV)"
 	@echo "make clean      remove everything made here but the virtual environment"
@@ -48,6 +48,15 @@ $(READY)-slow: $(READY)
 
 test-slow: $(READY)-slow
 	@$(SINGLE) $(BIN)/python -m pytest -n 2 -m slow
+
+# timm, speechbrain and torchaudio as references for VAST's encoders, in a folder of their own.
+build/reference/.ready: tests/vast/reference.txt | $(READY)
+	@rm -rf build/reference
+	@$(PIP) --no-deps --target build/reference -r tests/vast/reference.txt
+	@touch $@
+
+test-reference: $(READY) build/reference/.ready
+	@$(SINGLE) PYTHONPATH=build/reference $(BIN)/python -m pytest -rs tests/vast/test_third_party.py
 
 lint: $(READY)
 	@$(BIN)/ruff check .

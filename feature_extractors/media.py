@@ -59,13 +59,37 @@ def video_frames(path: Path, choose: Choice) -> UInt8[np.ndarray, "n height widt
 
 
 def frame_folder(folder: Path, choose: Choice) -> UInt8[np.ndarray, "n height width 3"]:
-    """Frames kept as images in a folder, in the order of their names."""
+    """Frames kept as images in a folder, in the order of their names.
+
+    Decoded by Pillow, as released loaders do: FFmpeg spreads the colours of a JPEG differently, .01 of a normalised pixel on average.
+    """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_ENDINGS))
     if not names:
         raise MediaError("empty_file", "a folder without images")
     wanted = choose(len(names))
-    read = {index: video_frames(folder / names[index], lambda _: [0])[0] for index in set(wanted)}
+    read = {index: _still(folder / names[index]) for index in sorted(set(wanted))}
+    sizes = {pixels.shape for pixels in read.values()}
+    if len(sizes) > 1:
+        raise MediaError("decode_error", "the images of one folder have several sizes")
     return np.stack([read[index] for index in wanted])
+
+
+def _still(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of an image file. Raises MediaError `not_found`, `empty_file`, `not_media` or `truncated`."""
+    from PIL import Image as Picture
+    from PIL import UnidentifiedImageError
+
+    try:
+        if path.stat().st_size == 0:
+            raise MediaError("empty_file", f"{path.name} is empty")
+        with Picture.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise MediaError("not_found", f"no {path.name}") from None
+    except UnidentifiedImageError:
+        raise MediaError("not_media", f"{path.name} is no known image") from None
+    except (OSError, SyntaxError) as error:
+        raise MediaError("truncated", f"{path.name}: {error}") from None
 
 
 def waveform(path: Path) -> tuple[Float32[np.ndarray, "channels time"], int]:

@@ -47,6 +47,12 @@ def choose_encoders(dataset: str, presets: Mapping[str, Mapping[str, str]], pres
     return chosen
 
 
+def preset_meant(presets: Mapping[str, Mapping[str, str]], preset: str | None) -> str | None:
+    """The preset of this name, or the only one of which it is the first word (`vast` of `vast-paper`); anything else as given."""
+    beginning = [name for name in presets if name.startswith(f"{preset}-")]
+    return beginning[0] if preset not in presets and len(beginning) == 1 else preset
+
+
 def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
     """The manifest with the chosen modalities only; CalmrlError for what would end in an error after hours of work.
 

@@ -48,6 +48,7 @@ def understand(
     Raises CalmrlError for names, options and datasets that make no sense.
     """
     source = datasets.get(dataset)
+    preset = planning.preset_meant(source.presets, preset)
     if completes is not None and preset is None:
         choice = {spec.name: spec.encoder for spec in completes.specs}
         named = completes.attributes.get(PRESET)

@@ -60,6 +60,12 @@ def extract(
     if keep_tokens and target.exists() and not overwrite and not retry_failed:
         console.note(f"'{target}' is there; only its condition tokens are made")
     else:
+        if keep_tokens:
+            from feature_extractors.token_keeping import check_request
+
+            # Hours later would be too late to hear that it cannot be done.
+            what = {name: asked[name] for name in ("options", "encoder_options", "precision")}
+            check_request(dataset, encoders, media, weights, **what, completes=target if retry_failed else None)
         rules: dict[str, Any] = {"max_failures": max_failures, "overwrite": overwrite, "retry_failed": retry_failed}
         how: dict[str, Any] = {"engine": engine, "block_size": block_size, "timeout": timeout}
         done = extraction.extract(dataset, target, encoders, media, weights, **asked, **how, **rules)
@@ -67,7 +73,9 @@ def extract(
     if keep_tokens:
         from feature_extractors.token_keeping import keep_test_tokens
 
-        kept = keep_test_tokens(dataset, target, encoders, media, weights, **asked, overwrite=overwrite)
+        # What could be had this time has tokens too.
+        again = overwrite or retry_failed
+        kept = keep_test_tokens(dataset, target, encoders, media, weights, **asked, overwrite=again)
         console.note(f"condition tokens of {kept['kept']} test items kept, {kept['left_out']} have none")
 
 

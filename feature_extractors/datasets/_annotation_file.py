@@ -45,7 +45,8 @@ def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | N
 
     The id is the first of clip_id, video_id, image_id, image, id, with HTML entities resolved; the text the first of desc,
     caption, vast_cap, a string or a list. A subtitle of white space counts as none. `extra_keys` maps a further text modality to
-    its key. Raises CalmrlError for a broken file, a row without id or text, an empty caption or a repeated id.
+    its key. Raises CalmrlError for a broken file, a row without id or text, an empty caption, a repeated id or a subtitle that is no
+    string.
     """
     found: dict[str, Annotation] = {}
     for number, row in enumerate(_rows(path)):
@@ -54,17 +55,13 @@ def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | N
             raise CalmrlError(
                 f"{where} is {type(row).__name__}, expected an object", hint="restore the released annotation file"
             )
-        raw = next((str(row[key]) for key in _ID_KEYS if key in row), None)
-        if not raw:
-            raise CalmrlError(
-                f"{where} has no id (looked for {', '.join(_ID_KEYS)})", hint="restore the released annotation file"
-            )
+        raw = _id(row, where)
         captions = _texts(next((row[key] for key in _TEXT_KEYS if key in row), None), f"the caption of '{raw}'", where)
         name = html.unescape(raw)
         known = found.get(name)
         if known is None:
             extra = {m: _texts(row[key], f"{key} of '{raw}'", where) for m, key in (extra_keys or {}).items() if row.get(key)}
-            found[name] = Annotation(name, raw, split.name, captions, str(row.get("subtitle") or ""), extra)
+            found[name] = Annotation(name, raw, split.name, captions, _subtitle(row, raw, where), extra)
         elif split.row_per_caption:
             known.captions += [caption for caption in captions if caption not in known.captions]
         else:
@@ -72,9 +69,32 @@ def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | N
     return list(found.values())
 
 
+def _id(row: Mapping[str, Any], where: str) -> str:
+    given = next((row[key] for key in _ID_KEYS if row.get(key) is not None), None)
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = str(given)
+    if not isinstance(given, str) or not given.strip():
+        got = f"; got {json.dumps(given)[:80]}" if given is not None else ""
+        raise CalmrlError(
+            f"{where} has no id (looked for a text or a number under {', '.join(_ID_KEYS)}{got})",
+            hint="restore the released annotation file",
+        )
+    return given
+
+
+def _subtitle(row: Mapping[str, Any], name: str, where: str) -> str:
+    subtitle = row.get("subtitle")
+    if not isinstance(subtitle, str | None):
+        raise CalmrlError(f"the subtitle of '{name}' is no text ({where})", hint="expected one string, or none")
+    return subtitle or ""
+
+
 def _rows(path: Path) -> list[Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        # Some editors put a byte order mark before the text.
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CalmrlError(f"the annotation file '{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
     except UnicodeDecodeError as error:
         raise CalmrlError(f"the annotation file '{path}' is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -82,6 +102,8 @@ def _rows(path: Path) -> list[Any]:
             f"the annotation file '{path}' is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
             hint="download it again; a git-lfs pointer or an HTML page looks like this",
         ) from None
+    except RecursionError:
+        raise CalmrlError(f"the annotation file '{path}' is no list of items: its brackets are nested too deep") from None
     if not isinstance(rows, list) or not rows:
         got = "an empty list" if rows == [] else type(rows).__name__
         raise CalmrlError(f"the annotation file '{path}' holds {got}, expected a list of items")

@@ -10,8 +10,8 @@ from pathlib import Path
 class MediaIndex:
     """Files below some sub-folders of `root`, by name.
 
-    `kinds` maps a modality to its sub-folders and the endings tried, in order. Sub-folders are searched to any depth; of two files
-    of one name the first in sorted order counts. `frame_folders` hold one folder of images an item, an alternative to `vision`.
+    `kinds` maps a modality to its sub-folders and the endings tried, in order, in lower or upper case. Sub-folders are searched to any
+    depth; of two files of one name the first in sorted order counts. `frame_folders` hold one folder of images an item, an alternative to `vision`.
     """
 
     def __init__(
@@ -52,4 +52,8 @@ def _files(folders: list[Path]) -> dict[str, Path]:
             inner.sort()
             for name in sorted(names):
                 found.setdefault(name, Path(place) / name)
+    # Cameras write .MP4 and .MOV.
+    for name in list(found):
+        stem, ending = os.path.splitext(name)
+        found.setdefault(stem + ending.lower(), found[name])
     return found

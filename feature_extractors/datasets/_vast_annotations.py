@@ -16,7 +16,8 @@ from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 VIDEO_FOLDERS = ("videos", "video", "videos_train", "videos_test", "videos_validation")
 AUDIO_FOLDERS = ("audios", "audio", "audios_train", "audios_test", "audios_validation")
 FRAME_FOLDERS = ("frames",)
-VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv")
+# The released code looks for the first four (and the first three of sound) only; the originals of DiDeMo come in others too.
+VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp")
 AUDIO_ENDINGS = (".wav", ".mp3", ".mkv", ".flac", ".m4a", ".ogg")
 
 
@@ -24,8 +25,8 @@ class AnnotatedDataset:
     """A dataset of the VAST family: annotation files, a folder of videos, a folder of audio files extracted from them.
 
     `media` is the folder described by `layout()`. `annotations`: another folder for the annotation files. `splits`: only these.
-    `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`: drop items without an audio file before
-    anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
+    `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`, `require_video`: drop items without an audio or a
+    video file before anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
     failed) or `drop`. `validation`: the share of the training groups that becomes the validation split, which no released list
     has, so that models need not be selected on test items. A preset in `preset_options` sets options as the code it names; explicit ones win.
     """
@@ -52,30 +53,33 @@ class AnnotatedDataset:
         splits: Sequence[str] | str | None = None,
         captions: str = "all",
         require_audio: bool = False,
+        require_video: bool = False,
         missing: str = "fail",
         validation: float = 0.05,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(self.name, unknown, ("annotations", "splits", "captions", "require_audio", "missing", "validation"))
+        known = ("annotations", "splits", "captions", "require_audio", "require_video", "missing", "validation")
+        refuse_unknown(self.name, unknown, known)
         self.media = Path(media) if media is not None else None
         self.annotation_root = Path(annotations) if annotations is not None else None
         self.wanted = splits.split(",") if isinstance(splits, str) else list(splits) if splits is not None else None
         self.captions = captions
-        self.require_audio = require_audio
+        self.required = {"audio": require_audio, "vision": require_video}
         self.missing = missing
         self.validation = validation
         if not isinstance(validation, int | float) or not 0 <= validation < 1:
             raise CalmrlError(
                 f"dataset '{self.name}': validation={validation} is no share", hint="from 0 to below 1, e.g. 0.05"
             )
-        for value, known, what in (
+        for value, choices, what in (
             (self.captions, ("all", "first"), "captions"),
             (missing, ("fail", "drop"), "missing"),
-            (self.require_audio, (True, False), "require_audio"),
+            (require_audio, (True, False), "require_audio"),
+            (require_video, (True, False), "require_video"),
         ):
-            if value not in known:
+            if value not in choices:
                 raise CalmrlError(
-                    f"dataset '{self.name}': {what}={value} is unknown", hint=f"known: {', '.join(map(str, known)).lower()}"
+                    f"dataset '{self.name}': {what}={value} is unknown", hint=f"known: {', '.join(map(str, choices)).lower()}"
                 )
         names = [*(split.name for split in self.splits), "validation"]
         for split in self.wanted or []:
@@ -87,7 +91,7 @@ class AnnotatedDataset:
         """How the media folder must look, for messages and documentation."""
         lines = [f"    {'DIR/annotations/' + split.files[0]:<58}{split.name}" for split in cls.splits]
         if "vision" in cls.modalities:
-            lines.append(f"    {'DIR/videos/<id>' + '|'.join(VIDEO_ENDINGS):<58}any sub-folders")
+            lines.append(f"    {'DIR/videos/<id>' + '|'.join(VIDEO_ENDINGS[:4]) + '|...':<58}any sub-folders")
         if "audio" in cls.modalities:
             endings = "|".join(AUDIO_ENDINGS[:3])
             note = "optional: without it the sound of the video" if "vision" in cls.modalities else "any sub-folders"
@@ -105,7 +109,8 @@ class AnnotatedDataset:
                 hint=f"the media folder must look like this:\n{self.layout()}",
             )
         policy = [f"captions {self.captions}"] * (self.captions != "all")
-        policy += ["items with an audio file"] * self.require_audio + ["items with a file"] * (self.missing == "drop")
+        needed = [f"{article} file" for m, article in (("audio", "an audio"), ("vision", "a video")) if self.required[m]]
+        policy += [f"items with {' and '.join(needed)}"] * bool(needed) + ["items with a file"] * (self.missing == "drop")
         name = f"{self.name} ({'; '.join(policy)})" if policy else self.name
         return Manifest(name, self.licence, self.attribution, self.stored_modalities(), tuple(items))
 
@@ -201,7 +206,7 @@ class AnnotatedDataset:
     def _item(self, annotation: Annotation, index: MediaIndex) -> Item | None:
         media: dict[str, Sequence[Medium]] = {}
         found = {m: self._find(index, annotation, m) for m in ("vision", "audio") if m in self.modalities}
-        if self.require_audio and "audio" in self.modalities and found["audio"] is None:
+        if any(path is None and self.required[modality] for modality, path in found.items()):
             return None
         if self.missing == "drop" and found and all(path is None for path in found.values()):
             return None
@@ -266,6 +271,12 @@ def presets(
         "pmrl-compat": dict(base),
         "open": {"vision": "clip/image", "audio": "clap/audio", **dict.fromkeys(("caption", *more), "sentence/text")},
     }
+
+
+def with_video(*presets: str) -> dict[str, dict[str, Any]]:
+    """`preset_options` for a dataset of which some systems also leave out the items without a video file."""
+    common = AnnotatedDataset.preset_options
+    return {name: {**options, **({"require_video": True} if name in presets else {})} for name, options in common.items()}
 
 
 def without(table: Mapping[str, Mapping[str, str]], *modalities: str) -> dict[str, dict[str, str]]:

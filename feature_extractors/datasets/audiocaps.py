@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._annotation_file import Split
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets, with_video
 
 
 @datasets.register("audiocaps")
@@ -24,6 +24,7 @@ class AudioCaps(AnnotatedDataset):
     licence = "captions: MIT; clips remain their owners'"
     attribution = "AudioCaps (Kim et al., NAACL 2019), lists as released with VAST and GRAM"
     presets = presets({"vast": "vast/eva-g", "gram": "vast/eva-g-gram"}, "vast/beats64")
+    preset_options = with_video("gram-compat")
 
     def aliases(self, name: str, modality: str) -> Iterable[str]:
         # Ids look like YTID_30.000_40.000. GRAM cuts them at the first dot, other tools write whole seconds.

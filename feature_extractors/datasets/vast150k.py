@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._annotation_file import Split
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
+from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets, with_video
 
 
 @datasets.register("vast150k")
@@ -26,6 +26,7 @@ class VAST150K(AnnotatedDataset):
         "vast/bert-caption-70",
         subtitle="vast/bert-subtitle",
     )
+    preset_options = with_video("gram-compat", "pmrl-compat")
 
 
 @datasets.register("vast150k-captions")

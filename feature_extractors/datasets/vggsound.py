@@ -56,12 +56,14 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
     """
     found: dict[str, tuple[str, str, str]] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
+    except OSError as error:
+        raise CalmrlError(f"the annotation file '{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise CalmrlError(f"the annotation file '{path}' is no valid CSV: {error}") from None
     for number, row in enumerate(rows, start=1):
-        if len(row) != 4 or not row[1].strip().isdigit() or row[3] not in ("train", "test") or not row[2].strip():
+        if len(row) != 4 or not all(map(str.strip, row)) or not row[1].strip().isdecimal() or row[3] not in ("train", "test"):
             raise CalmrlError(
                 f"line {number} of '{path}' is {','.join(row)[:80]!r}, expected: video, start second, class name, train or test",
                 hint="restore the released vggsound.csv",

@@ -13,12 +13,12 @@ from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError, missing_extra
 from feature_extractors.encoders.vast import sources
-from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, autocast, place
+from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, Runs, autocast, place
 from feature_extractors.fingerprints import fingerprint
 from feature_extractors.protocols import AbsentError, Medium
 
 # Raised whenever a change here changes the features of unchanged weights and settings; part of every fingerprint.
-REVISION = 1
+REVISION = 2
 _BUCKET = 8
 
 
@@ -176,7 +176,7 @@ class ImageEncoder(OpenEncoder):
         return np.asarray(made["pixel_values"], dtype=np.float32)
 
     def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "b d"]:
-        rows = unit(self.pieces.run(self._features, np.concatenate(batch)))
+        rows = unit(self.pieces.run(self._features, Runs(batch)))
         ends = np.cumsum([len(item) for item in batch])
         return unit(np.stack([rows[end - len(item) : end].mean(axis=0) for end, item in zip(ends, batch, strict=True)]))
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders._transformers import ImageEncoder, TextTower
+from feature_extractors.encoders.vast import sources
+from feature_extractors.protocols import Medium, Text
 
 
 @encoders.register("siglip/image")
@@ -34,6 +38,13 @@ class SiglipText(TextTower):
     @property
     def dimension(self) -> int:
         return int(self.config.text_config.projection_size)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "case": "lower"}
+
+    def prepare(self, medium: Medium) -> np.ndarray:
+        """Token ids of the text in lower case, as both models were trained (arXiv 2502.14786); not every tokenizer file says so."""
+        return super().prepare(Text(sources.text(medium).lower()))
 
     def _features(self, ids: Any, observed: Any) -> Any:
         with self.autocast():

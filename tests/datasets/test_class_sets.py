@@ -46,6 +46,8 @@ def test_vggsound_items_carry_their_class_as_label_and_caption(vggsound):
         ("a,b,c,test", "line 4 of .* expected: video, start second"),
         ("a,1,c", "line 4 of"),
         ("a,1,c,dev", "line 4 of"),
+        (",1,c,test", "line 4 of"),
+        ("a,²,c,test", "line 4 of"),
         ("--0PQM4-hqg,30,other,train", "'--0PQM4-hqg_000030' comes twice"),
     ],
 )

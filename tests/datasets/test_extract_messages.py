@@ -45,3 +45,33 @@ def test_a_broken_annotation_file_is_one_sentence(cli, tmp_path):
     assert code == 2
     assert "no valid JSON" in said
     assert "Traceback" not in said
+
+
+def test_files_that_may_not_be_read_are_one_sentence(tmp_path, monkeypatch):
+    import errno
+    from pathlib import Path
+
+    from calmrl_lab.errors import CalmrlError
+    from feature_extractors.datasets._annotation_file import Split, read_annotations
+    from feature_extractors.datasets.vggsound import read_rows
+    from feature_extractors.encoders.vast.checkpoint import read_tensors
+
+    def refuse(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    for name in ("a.json", "a.csv", "a.pt", "a.safetensors"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr(Path, "open", refuse)
+    readers = {"a.json": lambda path: read_annotations(path, Split("test", ())), "a.csv": read_rows}
+    for name in ("a.json", "a.csv", "a.pt", "a.safetensors"):
+        with pytest.raises(CalmrlError, match=f"{name}' cannot be read: permission denied"):
+            readers.get(name, read_tensors)(tmp_path / name)
+
+
+def test_whether_tokens_can_be_kept_is_known_before_anything_is_extracted(cli, tmp_path):
+    (tmp_path / "words.csv").write_text("id,split,english\na,test,cat\nb,test,dog\n")
+    words = ("--dataset", "folder", "--manifest", tmp_path / "words.csv", "--out", tmp_path / "words.zarr", "--keep-tokens")
+    code, _, said = cli("extract", *words, "--encoders", "english=identity")
+    assert code == 2
+    assert "condition tokens need VAST's encoders" in said
+    assert not (tmp_path / "words.zarr").exists()

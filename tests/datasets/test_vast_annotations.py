@@ -11,6 +11,7 @@ import pytest
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.datasets import datasets
+from feature_extractors.datasets._annotation_file import Split, read_annotations
 from feature_extractors.protocols import File, Text
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,14 @@ class TestRealFiles:
         assert sum("subtitle" in item.media for item in items) == subtitles
         assert len({item.id for item in items}) == len(items)
         assert groups is None or len({item.group for item in items}) == groups
+
+    def test_the_captions_of_the_sound_of_msrvtt(self):
+        path = REAL / "msrvtt" / "descs_ret_test_audcap_with_audio_captions.json"
+        if not path.is_file():
+            pytest.skip("the released annotations are not here (set CALMRL_TEST_DATA)")
+        rows = read_annotations(path, Split("test", (path.name,)), {"audio_caption": "audio_caption"})
+        assert len(rows) == 1000
+        assert sum("audio_caption" in row.extra for row in rows) == 884, "the clips that have sound"
 
     def test_ids_keep_their_dots_and_signs(self, media):
         if not (REAL / "audiocaps").is_dir():
@@ -116,6 +125,16 @@ class TestItems:
         touch(media, "audios/a.wav")
         (item,) = datasets.get("clotho")(media).manifest().items
         assert [caption.text for caption in item.media["caption"]] == ["one", "two"]
+
+    def test_endings_of_cameras(self, media):
+        write(media, "descs_ret_test.json", [{"video_id": f"1@N2.0_{i}", "desc": "x"} for i in range(3)])
+        touch(media, "videos/1@N2.0_0.MOV", "videos/1@N2.0_1.mp4", "videos/1@N2.0_1.MP4", "videos/1@N2.0_2.3gp")
+        items = datasets.get("didemo")(media).manifest().items
+        assert [item.media["vision"][0].path.name for item in items] == ["1@N2.0_0.MOV", "1@N2.0_1.mp4", "1@N2.0_2.3gp"]
+
+    def test_ids_that_are_numbers_or_null(self, media):
+        write(media, "descs_ret_test.json", [{"clip_id": None, "video_id": "a", "desc": "x"}, {"image_id": 7, "desc": "y"}])
+        assert [item.id for item in datasets.get("msrvtt")(media).manifest().items] == ["a", "7"]
 
     def test_names_that_other_tools_give(self, media):
         write(
@@ -180,8 +199,26 @@ class TestChoices:
             manifest = self.make(media, **datasets.get("audiocaps").preset_options[preset])
             assert [item.id for item in manifest.items] == ["v0"]
             assert [c.text for c in manifest.items[0].media["caption"]] == ["0a"]
-            assert manifest.dataset == "audiocaps (captions first; items with an audio file)", "the subset is part of the name"
+            files = "an audio file and a video file" if preset == "gram-compat" else "an audio file"
+            assert manifest.dataset == f"audiocaps (captions first; items with {files})", "the subset is part of the name"
         assert "vast-paper" not in datasets.get("audiocaps").preset_options
+
+    def test_where_gram_and_pmrl_also_need_the_video(self, media):
+        # Of AudioCaps only GRAM leaves out what has no video, of VAST-150K both do, of MSR-VTT none.
+        needing = {
+            (name, preset)
+            for name in FAMILY
+            for preset, options in datasets.get(name).preset_options.items()
+            if options.get("require_video")
+        }
+        assert needing == {("audiocaps", "gram-compat")} | {
+            (name, preset) for name in ("vast150k", "vast150k-captions") for preset in ("gram-compat", "pmrl-compat")
+        }
+        write(media, "annotations150k.json", [{"clip_id": name, "vast_cap": "x"} for name in ("both", "heard", "seen")])
+        touch(media, "videos/both.mp4", "audios/both.mp3", "audios/heard.mp3", "videos/seen.mp4")
+        manifest = datasets.get("vast150k")(media, **datasets.get("vast150k").preset_options["gram-compat"]).manifest()
+        assert [item.id for item in manifest.items] == ["both"]
+        assert manifest.dataset == "vast150k (captions first; items with an audio file and a video file)"
 
     def test_validation_items_come_out_of_the_training_items_by_group(self, media):
         rows = [{"video_id": f"video{i}_{c}.000_9.000", "caption": "x"} for i in range(200) for c in (1, 2)]
@@ -227,6 +264,19 @@ class TestPresets:
             if name in FAMILY:
                 assert set(preset) == {*dataset.modalities, *dataset.extra_texts}
 
+    def test_the_first_word_of_a_name_is_enough(self, media):
+        from feature_extractors.request import understand
+
+        write(media, "descs_ret_test.json", [{"video_id": v, "desc": ["x", "y"]} for v in ("a", "b")])
+        touch(media, "videos/a.mp4", "videos/b.mp4", "audios/a.wav")
+        for given, meant, items in (("vast", "vast-paper", 2), ("gram", "gram-compat", 1), ("pmrl-compat", "pmrl-compat", 1)):
+            request = understand("msrvtt", given, media)
+            assert request.preset == meant
+            assert request.equipment.choice == datasets.get("msrvtt").presets[meant]
+            assert len(request.manifest.items) == items, "the options of the preset apply as well"
+        with pytest.raises(CalmrlError, match="no encoder preset 'vas'"):
+            understand("msrvtt", "vas", media)
+
     def test_where_the_three_differ(self):
         presets = datasets.get("msrvtt").presets
         assert presets["vast-paper"]["vision"] == presets["pmrl-compat"]["vision"] == "vast/eva-g-16-crop"
@@ -244,6 +294,11 @@ class TestRefusing:
             ("[]", "holds an empty list"),
             ('["a"]', "row 0 of .* is str, expected an object"),
             ('[{"desc": "x"}]', "row 0 of .* has no id"),
+            ('[{"video_id": {"a": 1}, "desc": "x"}]', 'row 0 of .* has no id .*; got {"a": 1}'),
+            ('[{"video_id": true, "desc": "x"}]', "row 0 of .* has no id .*; got true"),
+            ('[{"video_id": " ", "desc": "x"}]', "row 0 of .* has no id"),
+            ('[{"video_id": "a", "desc": "x", "subtitle": ["y", "z"]}]', "the subtitle of 'a' is no text"),
+            ("[" * 100_000, "brackets are nested too deep"),
             ('[{"video_id": "a"}]', "the caption of 'a' is no text"),
             ('[{"video_id": "a", "desc": 3}]', "the caption of 'a' is no text"),
             ('[{"video_id": "a", "desc": []}]', "the caption of 'a' is no text"),
@@ -259,6 +314,10 @@ class TestRefusing:
         assert "descs_ret_test.json" in caught.value.message
         assert "\n" not in caught.value.message
         assert caught.value.exit_code == 2
+
+    def test_a_byte_order_mark_is_no_error(self, media):
+        (media / "annotations" / "descs_ret_test.json").write_text('[{"video_id": "a", "desc": "x"}]', encoding="utf-8-sig")
+        assert [item.id for item in datasets.get("msrvtt")(media).manifest().items] == ["a"]
 
     def test_bytes_that_are_no_text(self, media):
         (media / "annotations" / "descs_ret_test.json").write_bytes(b"\xff\xfe[\x00")

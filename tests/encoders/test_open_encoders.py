@@ -142,6 +142,12 @@ def test_texts(models, name):
         encoder.prepare(Text(" \n"))
 
 
+def test_siglip_reads_lower_case(models):
+    encoder = encoders.get("siglip/text")(weights=models)
+    assert encoder.prepare(Text("A Photo of a DOG")).tolist() == encoder.prepare(Text("a photo of a dog")).tolist()
+    assert 1 not in encoder.prepare(Text("A Photo of a DOG")), "no unknown word"
+
+
 def test_sounds(models):
     encoder = encoders.get("clap/audio")(weights=models)
     generator = np.random.default_rng(0)

@@ -126,6 +126,20 @@ class TestReading:
             (folder / "architecture.json").write_text((weights / "architecture.json").read_text())
             assert load_checkpoint(folder).digest(["text"]) == digest
 
+    def test_what_belongs_to_a_checkpoint_is_found_from_every_path_to_it(self, make_weights, tensors):
+        run = make_weights(tensors, "collection/vast")
+        file = run / "ckpt" / "model_step_204994.pt"
+        for given in (run, run.parent, file):
+            assert load_checkpoint(given).path == file
+            assert find_vocabulary(given) == run / "bert" / "bert-base-uncased" / "vocab.txt"
+            assert [finding["state"] for finding in check_weights(given)] == ["ok", "note", "note", "note"]
+        # As the repositories lay it out: the run in one folder, what it was built from in another beside it.
+        shared = run.parent / "pretrained_weights"
+        shared.mkdir()
+        (run / "bert").rename(shared / "bert")
+        for given in (run, run.parent, file):
+            assert find_vocabulary(given) == shared / "bert" / "bert-base-uncased" / "vocab.txt"
+
     def test_the_digest_sees_one_changed_value(self, make_weights, weights, tensors):
         changed = {k: v.clone() for k, v in tensors.items()}
         changed["vision_encoder.visual.pos_embed"][0, 200, 3] += 1e-6
@@ -239,6 +253,20 @@ class TestRefusing:
             (tmp_path / name).touch()
         with pytest.raises(CalmrlError, match="several checkpoints"):
             find_checkpoint(tmp_path)
+
+    def test_two_systems_in_one_folder(self, tmp_path):
+        for system in ("gram", "vast"):
+            (tmp_path / system / "ckpt").mkdir(parents=True)
+            for step in (1, 2):
+                (tmp_path / system / "ckpt" / f"model_step_{step}.pt").touch()
+        with pytest.raises(CalmrlError, match=r"several checkpoints \(gram/ckpt/model_step_2.pt, vast/ckpt/model_step_2.pt\)"):
+            find_checkpoint(tmp_path)
+        assert find_checkpoint(tmp_path / "vast").parent.parent.name == "vast"
+
+    def test_quantised_weights_are_named(self, make_weights, tensors):
+        name = "vision_encoder.visual.norm.weight"
+        with pytest.raises(CalmrlError, match=rf"1 not floating point \({name} torch.int8\)"):
+            load_checkpoint(make_weights({**tensors, name: tensors[name].to(torch.int8)}))
 
     def test_a_broken_architecture_file(self, make_weights, tensors):
         folder = make_weights(tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoders import encoders
-from feature_extractors.encoders.vast.batching import Pieces
+from feature_extractors.encoders.vast.batching import Pieces, Runs
 from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise
 from feature_extractors.encoders.vast.resample import resample
 from feature_extractors.protocols import AbsentError, Image, MediaError, Text, Vector, Waveform
@@ -70,6 +71,24 @@ class TestEveryEncoder:
         cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
         assert (cosine > 0.999).all()
         assert not np.array_equal(full, half)
+
+    def test_half_precision_adds_up_in_full(self, name, weights, generator, sounds):
+        encoder = encoders.get(name)(weights=weights, precision="bf16")
+        inner = encoder.model.encoder
+        kept = []
+        for layer in getattr(inner, "layers", None) or inner.layer:
+            layer.register_forward_hook(lambda _, given, made: kept.extend(t.dtype for t in (given[0], made)))
+        encoder.encode([encoder.prepare(media(name, generator, sounds)[0])])
+        assert kept == [torch.float32] * 4, "what goes from layer to layer"
+        products = [module for module in encoder.model.modules() if isinstance(module, torch.nn.Linear)]
+        assert {module.weight.dtype for module in products} == {torch.bfloat16}
+
+    def test_weights_saved_in_half_are_widened(self, name, tensors, make_weights, generator, sounds):
+        half = {k: v.half() for k, v in tensors.items()}
+        encoder = encoders.get(name)(weights=make_weights(half, "half"))
+        same = encoders.get(name)(weights=make_weights({k: v.float() for k, v in half.items()}, "widened"))
+        prepared = [encoder.prepare(m) for m in media(name, generator, sounds)]
+        assert_array_equal(encoder.encode(prepared), same.encode(prepared))
 
     def test_the_fingerprint_sees_weights_and_settings(self, name, weights, tensors, make_weights):
         make = encoders.get(name)
@@ -204,14 +223,51 @@ def test_settings_that_do_not_exist(weights):
         encoders.get("vast/eva-g")(weights=weights, resize="stretch")
 
 
+def test_full_precision_is_not_shortened_by_what_is_set_outside(weights, generator):
+    encoder = encoders.get("vast/eva-g")(weights=weights)
+    seen = []
+    encoder.model.register_forward_hook(
+        lambda *_: seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+    )
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        encoder.encode([encoder.prepare(Image(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)))])
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert seen == [("highest", False)]
+
+
+def test_runs_are_sliced_as_if_they_were_joined(generator):
+    arrays = [generator.standard_normal((n, 2)) for n in (3, 1, 0, 4, 2)]
+    whole, runs = np.concatenate(arrays), Runs(arrays)
+    assert len(runs) == 10
+    for start in range(10):
+        for stop in range(start + 1, 11):
+            assert_array_equal(runs[start:stop], whole[start:stop])
+    assert runs[4:6].base is not None, "what lies in one array is not copied"
+
+
 class TestMemory:
-    def test_running_out_halves_the_piece_for_good(self):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            RuntimeError("FIND was unable to find an engine to execute this computation"),
+        ],
+        ids=["torch", "cublas", "cudnn"],
+    )
+    def test_running_out_halves_the_piece_for_good(self, error):
         sizes = []
 
         def run(rows):
             sizes.append(len(rows))
             if len(rows) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return rows * 2
 
         pieces = Pieces(16, "cpu")
@@ -219,6 +275,26 @@ class TestMemory:
         assert_array_equal(pieces.run(run, rows), rows * 2)
         assert sizes == [10, 5, 2, 2, 2, 2, 2]
         assert_array_equal(pieces.run(run, rows[:2]), rows[:2] * 2)
+
+    def test_any_other_error_is_none_of_memory(self):
+        def run(rows):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            Pieces(4, "cpu").run(run, np.zeros((4, 1), np.float32))
+
+    def test_what_did_not_fit_is_let_go_before_the_next_try(self):
+        held = []
+
+        def run(rows):
+            if len(rows) > 1:
+                activations = rows * 1
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            assert [kept() for kept in held] == [None, None], "the exception still holds what it interrupted"
+            return rows
+
+        Pieces(4, "cpu").run(run, np.zeros((4, 1), np.float32))
 
     def test_one_row_that_does_not_fit_is_an_error(self):
         def run(rows):

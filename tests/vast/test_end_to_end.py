@@ -212,6 +212,52 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
         assert (code, sentence in said) == (2, True)
 
 
+def test_tokens_belong_to_the_store_as_it_is(msrvtt, kept, weights, tmp_path):
+    """Captions of another choice are refused; a store completed afterwards no longer goes with its tokens."""
+    from calmrl_lab.errors import CalmrlError
+    from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder
+    from feature_extractors.extraction import extract
+    from feature_extractors.token_keeping import keep_test_tokens, kept_matching
+
+    media, test = msrvtt
+    mine = tmp_path / "media"
+    shutil.copytree(media, mine)
+    store = tmp_path / "completed.zarr"
+    shutil.copytree(kept, store)
+    shutil.copytree(tokens_folder(kept), tokens_folder(store))
+    kept_matching(FeatureStore.open(store), weights)
+    annotations = mine / "annotations" / "descs_ret_test.json"
+    rows = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps([{**row, "desc": [row["desc"], "a dog"]} for row in rows]))
+    options = {"validation": 0.3}
+    with pytest.raises(CalmrlError, match=f"item '{test[0]}' has 1 captions in .*, and 2 now"):
+        keep_test_tokens("msrvtt", store, None, mine, weights, device="cpu", options=options)
+
+    annotations.write_text(json.dumps(rows))
+    shutil.copy(mine / "videos" / f"{test[0]}.mp4", mine / "videos" / f"{test[4]}.mp4")
+    extract("msrvtt", store, None, mine, weights, workers=1, device="cpu", max_failures=1, options=options, retry_failed=True)
+    with pytest.raises(CalmrlError, match="are not those of .* as it is now"):
+        kept_matching(FeatureStore.open(store), weights)
+    keep_test_tokens("msrvtt", store, None, mine, weights, device="cpu", options=options, overwrite=True)
+    kept_matching(FeatureStore.open(store), weights)
+    before, after = (TokenFile(tokens_folder(path)) for path in (kept, store))
+    assert test[4] in after.ids
+    assert len(after.condition(after.place(test[4]))) > len(
+        before.condition(before.place(test[4])) if test[4] in before.ids else []
+    )
+
+
+def test_tokens_of_fewer_modalities_are_refused(msrvtt, kept, weights):
+    from calmrl_lab.errors import CalmrlError
+    from feature_extractors.token_keeping import keep_test_tokens
+
+    fewer = "vision=vast/eva-g-16-crop,caption=vast/bert-caption"
+    with pytest.raises(
+        CalmrlError, match="has the modalities vision, audio, caption, subtitle; the request is for vision, caption"
+    ):
+        keep_test_tokens("msrvtt", kept, fewer, msrvtt[0], weights, device="cpu", options={"validation": 0.3})
+
+
 def test_weights_of_another_model_do_not_re_rank(msrvtt, kept, tensors, make_weights):
     from calmrl_lab.errors import CalmrlError
     from feature_extractors.token_keeping import keep_test_tokens, kept_matching

@@ -11,7 +11,7 @@ from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.checkpoint import load_checkpoint
 from feature_extractors.encoders.vast.condition import keep_tokens, rerank_kept
 from feature_extractors.encoders.vast.matching import Matcher, rerank
-from feature_extractors.encoders.vast.token_file import TokenFile, TokenWriter, tokens_folder
+from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder, writing_tokens
 from feature_extractors.protocols import Image, Item, Manifest, Text, Waveform
 
 #                 clip  0   1   2   3
@@ -99,7 +99,7 @@ def test_tokens_are_kept_and_found_again(tmp_path):
     path = tokens_folder(tmp_path / "msrvtt.zarr")
     assert path.name == "msrvtt.tokens"
     first, second = np.arange(12, dtype=np.float32).reshape(3, 4), np.ones((2, 4), np.float32)
-    with TokenWriter(path, 4, "print") as writer:
+    with writing_tokens(path, 4, "print") as writer:
         writer.add("video0", first, [np.array([3, 7, 4])])
         assert not path.exists(), "nothing appears before everything is written"
         writer.add("video1", second, [np.array([3, 4]), np.array([3, 8, 4])])
@@ -111,18 +111,23 @@ def test_tokens_are_kept_and_found_again(tmp_path):
     assert [list(c) for c in kept.captions[1]] == [[3, 4], [3, 8, 4]]
     with pytest.raises(CalmrlError, match="no condition tokens of item 'video2'"):
         kept.place("video2")
-    with pytest.raises(CalmrlError, match="exists already"):
-        TokenWriter(path, 4, "print")
+    with pytest.raises(CalmrlError, match="exists already"), writing_tokens(path, 4, "print"):
+        pass
+    with writing_tokens(path, 4, "new", overwrite=True) as writer:
+        writer.add("video0", second, [])
+        assert TokenFile(path).fingerprint == "print", "the old ones stay until the new ones are complete"
+    assert TokenFile(path).fingerprint == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
     (path / "tokens.f16").write_bytes(b"short")
-    with pytest.raises(CalmrlError, match="has 5 bytes, expected 40"):
+    with pytest.raises(CalmrlError, match="has 5 bytes, expected 16"):
         TokenFile(path)
     with pytest.raises(CalmrlError, match="no condition tokens in"):
         TokenFile(tmp_path / "nothing")
 
 
 def test_a_value_that_float16_cannot_hold_stops_and_leaves_nothing(tmp_path):
-    with pytest.raises(WorkFailedError, match="do not fit float16"), TokenWriter(tmp_path / "a.tokens", 1, "") as writer:
+    with pytest.raises(WorkFailedError, match="do not fit float16"), writing_tokens(tmp_path / "a.tokens", 1, "") as writer:
         writer.add("x", np.array([[1e6]]), [])
     assert list(tmp_path.iterdir()) == []
 
@@ -153,8 +158,8 @@ def manifest():
 
 def test_the_tokens_of_a_split_are_kept_and_re_rank_it(manifest, weights, tmp_path):
     path = tmp_path / "made.tokens"
-    assert keep_tokens(manifest, made(weights), path, workers=2) == {"kept": 3, "left_out": 1}
-    assert keep_tokens(manifest, made(weights), path) == {"kept": 3, "left_out": 1}, "what is there stays"
+    assert keep_tokens(manifest, made(weights), path, "mark", workers=2) == {"kept": 3, "left_out": 1}
+    assert keep_tokens(manifest, made(weights), path, "mark") == {"kept": 3, "left_out": 1}, "what is there stays"
     tokens = TokenFile(path)
     assert tokens.ids == ["all", "silent", "heard"]
     vision, audio = 257, 256
@@ -169,20 +174,35 @@ def test_the_tokens_of_a_split_are_kept_and_re_rank_it(manifest, weights, tmp_pa
     second = caption.prepare(manifest.items[0].media["caption"][1])
     expected = matcher.scores([second], matcher.keys_values(tokens.condition(2)))
     assert_allclose(scores[1, 2], expected[0], atol=1e-6)
-    with pytest.raises(CalmrlError, match="has 1 captions"):
-        rerank_kept(similarity, ["silent", "silent", "all", "heard"], tokens.ids, tokens, matcher)
+    for owners_now, sentence in (
+        (["silent", "silent", "heard"], "'silent' has 1 captions .* and 2 in the store"),
+        (["all"], "'all' has 2 .* and 1"),
+    ):
+        with pytest.raises(CalmrlError, match=sentence):
+            rerank_kept(similarity[: len(owners_now)], owners_now, tokens.ids, tokens, matcher)
     with pytest.raises(CalmrlError, match="no condition tokens of item 'seen'"):
         rerank_kept(similarity, owners, ["all", "silent", "seen"], tokens, matcher)
 
 
+def test_what_has_no_feature_has_no_tokens(manifest, tensors, make_weights, tmp_path):
+    name = "vision_encoder.visual.cls_token"
+    encoders_now = made(make_weights({**tensors, name: tensors[name] * float("nan")}))
+    keep_tokens(manifest, encoders_now, tmp_path / "a", "mark")
+    kept = TokenFile(tmp_path / "a")
+    assert kept.ids == ["all", "heard"], "the one that showed nothing but a picture is left out"
+    assert len(kept.condition(0)) == 256 + 70
+
+
 def test_tokens_of_other_encoders_or_of_no_items_are_refused(manifest, weights, tmp_path):
     with pytest.raises(CalmrlError, match="has no items in split 'validation'"):
-        keep_tokens(manifest, made(weights), tmp_path / "a", split="validation")
+        keep_tokens(manifest, made(weights), tmp_path / "a", "mark", split="validation")
     with pytest.raises(CalmrlError, match="the encoder of 'subtitle' is another"):
-        keep_tokens(manifest, made(weights) | {"subtitle": encoders.get("identity")()}, tmp_path / "a")
+        keep_tokens(manifest, made(weights) | {"subtitle": encoders.get("identity")()}, tmp_path / "a", "mark")
     with pytest.raises(CalmrlError, match="no encoder of captions"):
-        keep_tokens(manifest, {"vision": made(weights)["vision"]}, tmp_path / "a")
-    with TokenWriter(tmp_path / "a", 32, "of another encoder") as writer:
+        keep_tokens(manifest, {"vision": made(weights)["vision"]}, tmp_path / "a", "mark")
+    with writing_tokens(tmp_path / "a", 32, "of another store") as writer:
         writer.add("all", np.zeros((1, 32)), [])
-    with pytest.raises(CalmrlError, match="holds the tokens of other encoders"):
-        keep_tokens(manifest, made(weights), tmp_path / "a")
+    with pytest.raises(CalmrlError, match="holds the tokens of another store"):
+        keep_tokens(manifest, made(weights), tmp_path / "a", "mark")
+    keep_tokens(manifest, made(weights), tmp_path / "a", "mark", overwrite=True)
+    assert TokenFile(tmp_path / "a").fingerprint == "mark"

@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn import functional
 
-from feature_extractors.encoders.vast.pixels import MEAN, STD, resize, short_side, transform
+from feature_extractors.encoders.vast.pixels import MEAN, STD, resized, short_side, transform
 
 
 @pytest.fixture
@@ -25,7 +25,11 @@ def test_resize_is_bilinear_without_antialias(frames, height, width):
         align_corners=False,
         antialias=False,
     )
-    assert_allclose(resize(frames, height, width).transpose(0, 3, 1, 2), expected.numpy(), atol=1e-10)
+    for frame, whole in zip(frames, expected.numpy().transpose(0, 2, 3, 1), strict=True):
+        assert_allclose(resized(frame, height, width, range(height), range(width)), whole, atol=1e-10)
+        rows, columns = range(height // 3, height), range(width // 4, width // 4 + 1 + width // 3)
+        window = whole[rows.start : rows.stop, columns.start : columns.stop]
+        assert_allclose(resized(frame, height, width, rows, columns), window, atol=1e-10)
 
 
 def test_squash_scales_resizes_and_normalises_in_this_order(frames):

@@ -58,6 +58,35 @@ def test_a_folder_of_images_is_a_clip_in_the_order_of_names(tmp_path):
     assert shown(frames(File(tmp_path), 2)) == [0, 2]
 
 
+def test_images_of_a_folder_have_the_pixels_pillow_gives_them(tmp_path):
+    from PIL import Image
+
+    smooth = np.linspace(0, 255, 32 * 48 * 3).reshape(32, 48, 3).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "img_0001.jpg", subsampling=2)
+    Image.fromarray(smooth[..., 0]).save(tmp_path / "img_0002.png")
+    got = frames(File(tmp_path), 2)
+    assert (got[0] == np.asarray(Image.open(tmp_path / "img_0001.jpg"))).all()
+    assert (got[1] == smooth[..., :1]).all(), "grey is three equal channels"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"", "empty_file"), (b"<html>", "not_media"), (None, "truncated"), ("small", "decode_error")]
+)
+def test_a_damaged_image_in_a_folder(tmp_path, content, code):
+    from PIL import Image
+
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / name)
+    path = tmp_path / "b.jpg"
+    if content == "small":
+        Image.new("RGB", (32, 64)).save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:900] if content is None else content)
+    with pytest.raises(MediaError) as caught:
+        frames(File(tmp_path), 2)
+    assert caught.value.code == code
+
+
 def test_media_of_another_kind_are_named():
     for reader in (lambda m: frames(m, 8), sound, text):
         with pytest.raises(MediaError, match="needed, got vector"):

@@ -1,4 +1,4 @@
-"""EVA against timm and BEATs against speechbrain, where these happen to be installed; they are no dependency of the project."""
+"""EVA against timm, BEATs against speechbrain, sound against torchaudio: `make test-reference` brings them; nothing else needs them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from vast.golden import PATH, signal, torchaudio_arrays, torchaudio_without_its_library
 
 from feature_extractors.encoders.vast import beats, eva
 from feature_extractors.encoders.vast.architecture import AudioSizes, VisionSizes, audio_shapes, vision_shapes
+from feature_extractors.encoders.vast.fbank import mel_filterbank, normalise
+from feature_extractors.encoders.vast.pixels import MEAN, STD, transform
+from feature_extractors.encoders.vast.resample import resample
+
+
+@pytest.fixture(autouse=True)
+def whole_torchaudio():
+    """transformers imports torchaudio where it finds it, and stumbles over a library built for another torch."""
+    if find_spec("torchaudio") is not None:
+        torchaudio_without_its_library()
 
 
 def random_weights(shapes, seed=1):
@@ -28,14 +40,36 @@ def random_weights(shapes, seed=1):
     return {k: table if k.endswith("relative_attention_bias.weight") else v for k, v in made.items()}
 
 
-def test_eva_is_timms():
-    if find_spec("timm") is None or find_spec("torchvision") is None:
-        pytest.skip("timm and torchvision are not installed")
-    # torchvision's compiled operators may be built for another torch; their schemas are enough to import it.
+@pytest.fixture
+def torchvision():
+    """torchvision, whose compiled operators may be built for another torch; their schemas are enough to import it."""
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+
+    return torchvision
+
+
+@pytest.mark.parametrize("size", [(240, 320), (360, 640), (333, 251), (224, 224), (100, 1000), (225, 226)])
+@pytest.mark.parametrize("mode", ["squash", "crop"])
+def test_frames_are_transformed_as_by_torchvision(torchvision, size, mode):
+    from torchvision import transforms
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    # As the released code writes them; antialias=False is what its pinned torchvision 0.15 does with tensors.
+    resized = {"squash": [transforms.Resize((224, 224), antialias=False)], "crop": [transforms.Resize(224, antialias=False)]}
+    steps = [*resized[mode], transforms.CenterCrop(224), transforms.Normalize(MEAN.tolist(), STD.tolist())]
+    expected = transforms.Compose(steps)(torch.from_numpy(frames.transpose(0, 3, 1, 2) / 255.0)).float()
+    np.testing.assert_allclose(transform(frames, mode), expected.numpy(), atol=1e-6)
+
+
+def test_eva_is_timms(torchvision):
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
     from timm.models.eva import Eva, checkpoint_filter_fn
 
     sizes = VisionSizes(depth=2)
@@ -118,3 +152,28 @@ def test_beats_is_speechbrains(without_torchaudio):
         patches = functional.layer_norm(patches, (512,), weights["layer_norm.weight"], weights["layer_norm.bias"])
         patches = functional.linear(patches, weights["post_extract_proj.weight"], weights["post_extract_proj.bias"])
         torch.testing.assert_close(beats.load(weights, sizes)(spectrograms), encoder(patches)[0], atol=1e-5, rtol=0)
+
+
+def test_the_golden_arrays_are_torchaudios():
+    if find_spec("torchaudio") is None:
+        pytest.skip("torchaudio is not installed")
+    golden = np.load(PATH)
+    made = torchaudio_arrays()
+    assert set(made) == set(golden)
+    for name, values in made.items():
+        np.testing.assert_allclose(values, golden[name], atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+def test_a_second_of_sound_becomes_what_torchaudio_makes_of_it(rate):
+    if find_spec("torchaudio") is None:
+        pytest.skip("torchaudio is not installed")
+    torchaudio = torchaudio_without_its_library()
+    samples = signal(rate, 1.0)
+    wave = torchaudio.transforms.Resample(rate, 16000)(torch.from_numpy(samples)[None]) * 2**15
+    expected = torchaudio.compliance.kaldi.fbank(wave, num_mel_bins=64, sample_frequency=16000, frame_length=25, frame_shift=10)
+    got = normalise(mel_filterbank(resample(samples, rate)))
+    difference = np.abs(got - normalise(expected.numpy()))
+    # Logarithms of next to nothing differ most: rounding in the loud bins is all there is in the quiet ones.
+    assert difference.max() < 1e-2
+    assert difference.mean() < 1e-4

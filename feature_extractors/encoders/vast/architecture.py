@@ -83,14 +83,13 @@ class Architecture:
 PUBLISHED = Architecture()
 
 
-def read_architecture(folder: Path) -> Architecture:
-    """The published sizes, changed by `architecture.json` in `folder` if there is one (reduced models for tests).
+def read_architecture(path: Path | None) -> Architecture:
+    """The published sizes, changed by the file `path` if there is one (reduced models for tests).
 
     The file holds any subset of the fields, e.g. `{"vision": {"width": 32, "depth": 2, "heads": 2}}`. Raises CalmrlError for a
     broken file or an unknown field.
     """
-    path = folder / FILE
-    if not path.is_file():
+    if path is None:
         return PUBLISHED
     try:
         changes = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast import sources
+from feature_extractors.encoders.vast.batching import Runs
 from feature_extractors.encoders.vast.encoder import VastEncoder, mean_of_runs
 from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise
 from feature_extractors.encoders.vast.resample import resample
@@ -67,12 +68,12 @@ class AudioEncoder(VastEncoder):
 
     def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "b width"]:
         """Mean over the tokens of a slice, then over the slices of each item."""
-        means = self.pieces.run(lambda slices: self._tokens(slices).float().mean(dim=1), np.concatenate(batch))
+        means = self.pieces.run(lambda slices: self._tokens(slices).float().mean(dim=1), Runs(batch))
         return mean_of_runs(means, [len(item) for item in batch])
 
     def tokens(self, batch: Sequence[np.ndarray]) -> list[Float32[np.ndarray, "slices tokens width"]]:
         """All tokens of every slice of each item, for the matching head."""
-        every = self.pieces.run(self._tokens, np.concatenate(batch))
+        every = self.pieces.run(self._tokens, Runs(batch))
         return np.split(every, np.cumsum([len(item) for item in batch])[:-1])
 
     def _tokens(self, slices: Tensor) -> Tensor:

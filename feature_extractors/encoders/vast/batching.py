@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,29 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PRECISIONS = ("fp32", "bf16")
+# What the libraries below torch say when the device is full; torch itself raises OutOfMemoryError.
+_FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine to execute this computation")
+
+
+class Runs:
+    """Arrays of equal row shape, end to end; nothing is copied before a slice is asked for."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, piece: slice) -> np.ndarray:
+        start, stop, _ = piece.indices(len(self))
+        parts = []
+        for place in range(int(np.searchsorted(self._ends, start, side="right")), len(self._arrays)):
+            first = int(self._ends[place]) - len(self._arrays[place])
+            if first >= stop:
+                break
+            parts.append(self._arrays[place][max(start - first, 0) : stop - first])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class Pieces:
@@ -23,27 +46,43 @@ class Pieces:
         self.size = size
         self.device = device
 
-    def run(self, function: Callable[..., Tensor], *columns: np.ndarray) -> np.ndarray:
-        """`function` of equally long pieces of `columns` (moved to the device), stacked; float32 on the CPU."""
+    def run(self, function: Callable[..., Tensor], *columns: np.ndarray | Runs) -> np.ndarray:
+        """`function` of equally long pieces of `columns` (moved to the device), stacked; float32 on the CPU.
+
+        Results stay on the device until the last piece, so that the next one is gathered and copied while it still works on the one
+        before.
+        """
         import torch
 
-        total, start, done = len(columns[0]), 0, []
+        total, start = len(columns[0]), 0
+        done: list[Tensor] = []
         while start < total:
             stop = min(start + self.size, total)
-            try:
-                with torch.inference_mode():
-                    done.append(function(*(self._move(column[start:stop]) for column in columns)).float().cpu())
-            except torch.OutOfMemoryError:
+            piece = self._fitting(function, [column[start:stop] for column in columns])
+            if piece is None:
                 if stop - start == 1:
                     raise WorkFailedError(
                         f"one row does not fit the memory of {self.device}",
                         hint="use --device cpu, or a device with more memory",
-                    ) from None
-                self.size = max(1, (stop - start) // 2)
+                    )
+                self.size = (stop - start) // 2
                 torch.cuda.empty_cache()
-                continue
-            start = stop
-        return torch.cat(done).numpy()
+            else:
+                done.append(piece)
+                start = stop
+        return torch.cat([piece.cpu() for piece in done]).numpy()
+
+    def _fitting(self, function: Callable[..., Tensor], columns: list[np.ndarray]) -> Tensor | None:
+        """The result of one piece, or None for want of memory. What the attempt held is free again once this has returned."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return function(*map(self._move, columns)).float()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL):
+                return None
+            raise
 
     def _move(self, rows: np.ndarray) -> Tensor:
         import torch
@@ -56,20 +95,40 @@ class Pieces:
 
 
 def place(model: nn.Module, device: str, precision: str) -> nn.Module:
-    """The model on its device. `bf16` stores the weights of matrix products so; norms, softmax and residual sums stay float32."""
+    """The model on its device.
+
+    `bf16` stores the weights of linear layers so. Everything that adds up over the layers stays float32: norms, softmax, and the residual
+    stream, which is why convolutions (the first layer of a vision tower, whose weights decide the stream's type) keep float32 weights.
+    """
     import torch
 
     if precision not in PRECISIONS:
         raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
     if precision == "bf16":
         for module in model.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
+            if isinstance(module, torch.nn.Linear):
                 module.to(torch.bfloat16)
     return model.to(device)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """The context a model of this precision runs in."""
+    """The context a model of this precision runs in. `fp32` means it: no products of shortened factors (TF32), whatever is set outside."""
     import torch
 
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
+    if precision == "fp32":
+        return _exact()
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    import torch
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

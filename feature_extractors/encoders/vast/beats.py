@@ -103,7 +103,8 @@ class BEATs(nn.Module):
     def forward(self, spectrograms: Float[Tensor, "b frames mel"]) -> Float[Tensor, "b t w"]:
         """Tokens in time-major order, [frames / 16 * mel / 16] of them. No padding mask, as in VAST."""
         patches = self.patch_embedding(spectrograms.unsqueeze(1)).flatten(2).transpose(1, 2)
-        return self.encoder(self.post_extract_proj(self.layer_norm(patches)))
+        # Under autocast a linear layer answers in half precision; what is added up over the layers must not be.
+        return self.encoder(self.post_extract_proj(self.layer_norm(patches)).float())
 
 
 def rename(weights: Mapping[str, Tensor], sizes: AudioSizes) -> dict[str, Tensor]:

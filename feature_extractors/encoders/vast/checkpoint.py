@@ -7,13 +7,14 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.architecture import (
+    FILE,
     Architecture,
     Shape,
     checkpoint_shapes,
@@ -34,7 +35,10 @@ LAYOUT = (
 _UNUSED = re.compile(
     r"vision_encoder\.(text\.|logit_scale$)|multimodal_encoder\.cls\.|multimodal_encoder\.bert\.(embeddings\.position_ids$|pooler\.)"
 )
-_OTHER_FOLDERS = {"beats", "bert", "clip", "optimizer"}
+_OTHER_FOLDERS = {"beats", "bert", "clip", "optimizer", "pretrained_weights"}
+# Where several files of a pattern are one training run's steps, or one step's shards.
+_STEPS = ("ckpt/model_step_*.pt", "checkpoint-*/pytorch_model*.bin")
+_PATTERNS = (_STEPS[0], "ckpt/best_*.pt", _STEPS[1], "*.safetensors", "*.pt", "*.pth", "*.bin")
 _SHOWN = 8
 
 
@@ -47,15 +51,18 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of `vision`, `audio`, `text` (prefix removed) or `heads` (everything else)."""
+        """The tensors of `vision`, `audio`, `text` (prefix removed) or `heads` (everything else), in float32.
+
+        What was saved in another precision is widened here; float32 stays memory-mapped.
+        """
         prefix = PARTS[name]
         if prefix:
-            return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+            return {key.removeprefix(prefix): value.float() for key, value in self.tensors.items() if key.startswith(prefix)}
         others = tuple(filter(None, PARTS.values()))
-        return {key: value for key, value in self.tensors.items() if not key.startswith(others)}
+        return {key: value.float() for key, value in self.tensors.items() if not key.startswith(others)}
 
     def digest(self, parts: Iterable[str]) -> str:
-        """sha256 over names, shapes, dtypes and bytes of these parts: the same weights give it whatever file they came in."""
+        """sha256 over names, shapes and values of these parts: the same weights give it whatever file they came in."""
         import torch
 
         total = hashlib.sha256()
@@ -70,58 +77,73 @@ def find_checkpoint(folder: Path) -> Path:
     """The checkpoint in a weights folder (or `folder` itself if it is a file).
 
     Order: `ckpt/model_step_N.pt` with the highest N, `ckpt/best_*.pt`, `checkpoint-N/pytorch_model*.bin`, any single file at the
-    top; the same one folder further down. Raises CalmrlError if there is none, or several of equal standing.
+    top; the same in one folder further down. Raises CalmrlError if there is none, or several of equal standing: two such folders
+    are two systems, and which one is meant is for the user to say.
     """
     if folder.is_file():
         return folder
     if not folder.is_dir():
         raise CalmrlError(f"the weights folder '{folder}' does not exist", hint=LAYOUT)
-    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in _OTHER_FOLDERS)]
-    for pattern in (
-        "ckpt/model_step_*.pt",
-        "ckpt/best_*.pt",
-        "checkpoint-*/pytorch_model*.bin",
-        "*.safetensors",
-        "*.pt",
-        "*.pth",
-        "*.bin",
-    ):
-        for place in places:
-            found = sorted((p for p in place.glob(pattern) if not p.name.startswith("optimizer")), key=_step)
-            if pattern.startswith("ckpt/model_step") and found:
-                return found[-1]
-            if pattern.startswith("checkpoint-") and found:
-                # Shards of one file: the reader adds the others of the same folder.
-                return next(p for p in found if p.parent == found[-1].parent)
-            if len(found) == 1:
-                return found[0]
-            if found:
-                names = ", ".join(str(p.relative_to(folder)) for p in found[:4])
-                raise CalmrlError(
-                    f"'{folder}' holds several checkpoints ({names}); one is expected",
-                    hint="give the file itself: --weights FILE",
-                )
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in _OTHER_FOLDERS)
+    for pattern in _PATTERNS:
+        found = _matching(folder, pattern) or [path for place in inner for path in _matching(place, pattern)]
+        if len(found) > 1:
+            names = ", ".join(str(p.relative_to(folder)) for p in found[:4])
+            raise CalmrlError(
+                f"'{folder}' holds several checkpoints ({names}); one is expected",
+                hint="give the file itself, or the folder above it: --weights PATH",
+            )
+        if found:
+            return found[0]
     raise CalmrlError(f"no VAST checkpoint in '{folder}'", hint=LAYOUT)
 
 
-def find_vocabulary(folder: Path) -> Path:
-    """`vocab.txt` of bert-base-uncased in a weights folder; CalmrlError naming the places looked at."""
-    root = folder.parent if folder.is_file() else folder
-    if root.name == "ckpt":
-        root = root.parent
+def _matching(place: Path, pattern: str) -> list[Path]:
+    """The checkpoints of one kind in a folder: the last step, or the first shard of the last step, stands for all of them."""
+    found = sorted((p for p in place.glob(pattern) if not p.name.startswith("optimizer")), key=_step)
+    if not found or pattern not in _STEPS:
+        return found
+    # Shards of one file: the reader adds the others of the same folder.
+    return [next(p for p in found if p.parent == found[-1].parent) if pattern.startswith("checkpoint-") else found[-1]]
+
+
+def find_vocabulary(weights: Path) -> Path:
+    """`vocab.txt` of bert-base-uncased that belongs to some weights; CalmrlError naming the places looked at."""
     inner = ("bert/bert-base-uncased", "bert-base-uncased", "bert", ".")
-    places = [root / p / q / "vocab.txt" for p in (".", "pretrained_weights") for q in inner]
-    places += [root.parent / "pretrained_weights" / q / "vocab.txt" for q in inner]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = ", ".join(str(p.relative_to(root)) for p in places[:4])
-    raise CalmrlError(f"no vocabulary of bert-base-uncased in '{root}' (looked for {looked})", hint=LAYOUT)
+    if (found := find_beside(weights, [f"{folder}/vocab.txt" for folder in inner])) is not None:
+        return found
+    roots = " or ".join(f"'{root}'" for root in roots_of(weights))
+    looked = ", ".join(f"{folder}/vocab.txt" for folder in inner[:3])
+    raise CalmrlError(f"no vocabulary of bert-base-uncased in {roots} (looked for {looked}, vocab.txt)", hint=LAYOUT)
 
 
-def root_of(weights: Path) -> Path:
-    """The folder that holds what belongs to the checkpoint: architecture.json, bert/, beats/."""
-    return weights.parent if weights.is_file() else weights
+def roots_of(weights: Path) -> list[Path]:
+    """The folders that hold what belongs to a checkpoint (architecture.json, bert/, beats/): its run, then the weights folder."""
+    top = weights.parent if weights.is_file() else weights
+    try:
+        return list(dict.fromkeys([run_folder(find_checkpoint(weights)), top]))
+    except CalmrlError:
+        return [top]
+
+
+def find_beside(weights: Path, names: Sequence[str]) -> Path | None:
+    """The first file of one of these names in `roots_of(weights)`, in a folder pretrained_weights/ there, or in one beside them."""
+    for root in roots_of(weights):
+        for place in (root, root / "pretrained_weights", root.parent / "pretrained_weights"):
+            for name in names:
+                if (place / name).is_file():
+                    return place / name
+    return None
+
+
+def architecture_file(weights: Path) -> Path | None:
+    """The architecture.json that says these weights are of other sizes than the published ones, if there is one."""
+    return next((root / FILE for root in roots_of(weights) if (root / FILE).is_file()), None)
+
+
+def sizes_of(weights: Path) -> Architecture:
+    """The published sizes, or those of the architecture.json beside the checkpoint."""
+    return read_architecture(architecture_file(weights))
 
 
 def load_checkpoint(weights: Path) -> Checkpoint:
@@ -131,7 +153,7 @@ def load_checkpoint(weights: Path) -> Checkpoint:
     named in one CalmrlError; `contra_head_d` (GRAM with depth) may be there or not.
     """
     path = find_checkpoint(weights)
-    architecture = read_architecture(root_of(weights))
+    architecture = sizes_of(weights)
     if differing := contradictions(read_run_settings(run_folder(path)), architecture):
         raise CalmrlError(
             f"'{path}' was trained with other settings ({run_folder(path) / 'log' / 'hps.json'}): {'; '.join(differing)}",
@@ -202,6 +224,11 @@ def _read_one(path: Path) -> dict[str, torch.Tensor]:
     again = "download the file again and compare its size with the published one"
     if size == 0:
         raise CalmrlError(f"the checkpoint '{path}' is empty", hint=again)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CalmrlError(f"the checkpoint '{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -212,8 +239,6 @@ def _read_one(path: Path) -> dict[str, torch.Tensor]:
             raise CalmrlError(
                 f"the checkpoint '{path}' ({size} bytes) is truncated or no safetensors file: {error}", hint=again
             ) from None
-    with path.open("rb") as file:
-        start = file.read(64)
     if start[:2] == b"PK" and not zipfile.is_zipfile(path):
         raise CalmrlError(
             f"the checkpoint '{path}' is truncated: its table of contents is missing after {size} bytes", hint=again
@@ -274,8 +299,14 @@ def compare(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> 
         if key in used and not _fits(used[key], shape)
     ]
     shared = [key for key in used if key.endswith("relative_attention_bias.weight")]
+    quantised = [f"{key} {tensors[key].dtype}" for key in expected if key in used and not tensors[key].is_floating_point()]
     problems = []
-    for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)):
+    for label, found in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", wrong),
+        ("not floating point", quantised),
+    ):
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             problems.append(f"{len(found)} {label} ({', '.join(found[:_SHOWN])}{more})")

@@ -15,8 +15,7 @@ from jaxtyping import Float, Float64
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.matching import TOP, Matcher, rerank
-from feature_extractors.encoders.vast.token_file import TokenFile, TokenWriter
-from feature_extractors.fingerprints import fingerprint
+from feature_extractors.encoders.vast.token_file import TokenFile, writing_tokens
 from feature_extractors.protocols import AbsentError, Encoder, File, Item, Manifest, MediaError
 
 _CONDITIONS = ("vision", "audio", "subtitle")
@@ -26,36 +25,39 @@ def keep_tokens(
     manifest: Manifest,
     encoders: Mapping[str, Encoder],
     path: Path,
+    mark: str,
     media: Path | None = None,
     split: str = "test",
     workers: int = 4,
+    overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
     """Encode the items of one split once more, all tokens instead of pooled ones, and write their condition tokens to `path`.
 
-    `encoders` maps modalities to VAST's encoders (`caption` is needed for its tokenizer). A modality that is absent or fails gives no
-    tokens (extraction itself records why), and an item without any is left out. `workers` threads decode ahead. Tokens that are there
-    already, of the same encoders, stay. Returns counts: `kept`, `left_out`. Raises CalmrlError for encoders that are not
-    VAST's, a split without items, or tokens of other encoders in the way.
+    `encoders` maps modalities to VAST's encoders (`caption` is needed for its tokenizer). `mark` names what the tokens belong to. A
+    modality that is absent or fails gives no tokens (extraction itself records why), and an item without any is left out. `workers`
+    threads decode ahead. Tokens that are there already, of the same mark, stay, unless `overwrite` replaces them. Returns counts:
+    `kept`, `left_out`. Raises CalmrlError for encoders that are not VAST's, a split without items, or tokens of another mark in the way.
     """
     made = vast_encoders(encoders)
     items = [item for item in manifest.items if item.split == split]
     if not items:
         raise CalmrlError(f"dataset '{manifest.dataset}' has no items in split '{split}'")
-    mark = tokens_fingerprint({m: encoder.fingerprint for m, encoder in made.items()})
-    if path.exists():
+    if path.exists() and not overwrite:
         there = TokenFile(path)
         if there.fingerprint != mark:
-            raise CalmrlError(f"'{path}' holds the tokens of other encoders", hint="remove it, or choose another --out")
+            raise CalmrlError(f"'{path}' holds the tokens of another store", hint="remove it, and they are made anew")
         return {"kept": len(there.ids), "left_out": len(items) - len(there.ids)}
     checkpoint = made["caption"].checkpoint
     for encoder in made.values():
         encoder.__dict__["checkpoint"] = checkpoint  # read and checked once, not once a modality
     matcher = Matcher(checkpoint, made["caption"].device, made["caption"].precision)
     kept = 0
-    with TokenWriter(path, matcher.width, mark) as writer:
+    with writing_tokens(path, matcher.width, mark, overwrite) as writer:
         for item, prepared in _ahead(items, lambda item: _prepare(made, item, media), workers):
             tokens = {m: made[m].tokens([prepared[m]])[0] for m in _CONDITIONS if m in prepared}
+            # What an encoder cannot make sense of has no feature in the store either.
+            tokens = {m: values for m, values in tokens.items() if np.isfinite(values).all()}
             if tokens:
                 captions = [made["caption"].prepare(medium) for medium in item.media.get("caption", ())]
                 writer.add(item.id, matcher.condition(**tokens), captions)
@@ -77,12 +79,6 @@ def vast_encoders(encoders: Mapping[str, Encoder]) -> dict[str, VastEncoder]:
         what = f"the encoder of '{foreign[0]}' is another" if foreign else "there is no encoder of captions"
         raise CalmrlError(f"condition tokens need VAST's encoders, and {what}", hint="--encoders vast-paper")
     return made
-
-
-def tokens_fingerprint(fingerprints: Mapping[str, str]) -> str:
-    """What tokens are marked with, from the fingerprints of the encoders by modality; those that matching does not need are ignored."""
-    parts = [f"{m} {fingerprints[m]}" for m in sorted((*_CONDITIONS, "caption")) if m in fingerprints]
-    return fingerprint({"parts": " ".join(parts)}, {})
 
 
 def _prepare(made: Mapping[str, VastEncoder], item: Item, media: Path | None) -> dict[str, np.ndarray]:
@@ -122,15 +118,20 @@ def rerank_kept(
     """`matching.rerank` with everything read from kept tokens.
 
     Row r of `similarity` is a caption of the item `caption_items[r]` (the captions of an item in the order of its store rows), column j the
-    item `clips[j]`. Raises CalmrlError if an item's tokens were not kept or it has fewer captions there.
+    item `clips[j]`. Raises CalmrlError if an item's tokens were not kept or it has another number of captions there: then nobody
+    knows which of them is meant.
     """
+    for name, rows in Counter(caption_items).items():
+        known = len(tokens.captions[tokens.place(name)])
+        if known != rows:
+            raise CalmrlError(
+                f"item '{name}' has {known} captions in '{tokens.path}' and {rows} in the store",
+                hint="remove that folder, and calmrl-lab extract --keep-tokens makes it anew",
+            )
     seen: Counter[str] = Counter()
     captions = []
     for name in caption_items:
-        known = tokens.captions[tokens.place(name)]
-        if seen[name] >= len(known):
-            raise CalmrlError(f"item '{name}' has {len(known)} captions in '{tokens.path}', and more in the store")
-        captions.append(known[seen[name]])
+        captions.append(tokens.captions[tokens.place(name)][seen[name]])
         seen[name] += 1
     places = [tokens.place(name) for name in clips]
     return rerank(similarity, captions, lambda clip: tokens.condition(places[clip]), matcher, top, queries, progress)

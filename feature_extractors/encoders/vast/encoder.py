@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.architecture import Architecture, read_architecture
+from feature_extractors.encoders.vast.architecture import Architecture
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, autocast, place
-from feature_extractors.encoders.vast.checkpoint import LAYOUT, Checkpoint, load_checkpoint, root_of
+from feature_extractors.encoders.vast.checkpoint import LAYOUT, Checkpoint, load_checkpoint, sizes_of
 from feature_extractors.encoders.vast.heads import own_heads
 from feature_extractors.fingerprints import fingerprint
 from feature_extractors.protocols import Medium
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Raised whenever a change here changes the features of unchanged weights and settings; part of every fingerprint.
-REVISION = 1
+REVISION = 2
 
 
 class VastEncoder:
@@ -57,7 +57,7 @@ class VastEncoder:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return read_architecture(root_of(self.weights))
+        return sizes_of(self.weights)
 
     def settings(self) -> dict[str, Any]:
         """Every setting that changes the features, as JSON values."""
@@ -96,7 +96,7 @@ class VastEncoder:
 
     def heads(self) -> dict[str, np.ndarray]:
         """The projection weights of this modality, as released: `contra_head_v|a|t|s` [512, dimension], and the joint heads."""
-        return own_heads({k: v.float().numpy() for k, v in self.checkpoint.part("heads").items()}, self.modality)
+        return own_heads({k: v.numpy() for k, v in self.checkpoint.part("heads").items()}, self.modality)
 
     def autocast(self) -> Any:
         return autocast(self.device, self.precision)

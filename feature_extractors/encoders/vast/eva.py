@@ -70,7 +70,7 @@ def build(sizes: VisionSizes) -> nn.Module:
 
 
 def load(weights: Mapping[str, Tensor], sizes: VisionSizes) -> nn.Module:
-    """The tower with the `vision` part of a checkpoint; float32 unless the weights say otherwise."""
+    """The tower with the `vision` part of a checkpoint."""
     model = build(sizes)
     model.load_state_dict(rename(weights, sizes), strict=True, assign=True)
     return model.requires_grad_(False)

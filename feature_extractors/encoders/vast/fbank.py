@@ -33,7 +33,7 @@ def mel_filterbank(samples: Float[np.ndarray, " time"], bins: int = 64) -> Float
     options.frame_opts.snip_edges = True
     options.mel_opts.num_bins = bins
     computer = knf.OnlineFbank(options)
-    computer.accept_waveform(RATE, (np.asarray(samples, dtype=np.float32) * np.float32(SCALE)).tolist())
+    computer.accept_waveform(RATE, np.asarray(samples, dtype=np.float32) * np.float32(SCALE))
     computer.input_finished()
     frames = [computer.get_frame(i) for i in range(computer.num_frames_ready)]
     return np.stack(frames) if frames else np.zeros((0, bins), np.float32)

@@ -8,25 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.architecture import PUBLISHED, AudioSizes, read_architecture
+from feature_extractors.encoders.vast.architecture import PUBLISHED, AudioSizes
 from feature_extractors.encoders.vast.checkpoint import (
     LAYOUT,
+    architecture_file,
     compare,
     contradictions,
+    find_beside,
     find_checkpoint,
     find_vocabulary,
     read_run_settings,
     read_tensors,
     released_names,
-    root_of,
     run_folder,
+    sizes_of,
 )
 
-_BEATS_FILES = (
-    "beats/BEATs_iter3_plus_AS2M.pt",
-    "pretrained_weights/beats/BEATs_iter3_plus_AS2M.pt",
-    "BEATs_iter3_plus_AS2M.pt",
-)
+_BEATS_FILES = ("beats/BEATs_iter3_plus_AS2M.pt", "BEATs_iter3_plus_AS2M.pt")
 _VOCABULARY_LINES = 30522
 # Settings of the original BEATs file -> the field here that must agree, or the value that VAST's code fixes.
 _BEATS_SETTINGS: Mapping[str, Any] = {
@@ -61,21 +59,19 @@ def check_weights(folder: Path) -> list[dict[str, str]]:
     findings = _tensors(folder)
     findings.append(_vocabulary(folder))
     try:
-        architecture = read_architecture(root_of(folder))
+        architecture = sizes_of(folder)
     except CalmrlError:
         return findings  # already reported with the tensors
     if architecture != PUBLISHED:
-        findings.append(
-            _finding("note", f"sizes are those of '{root_of(folder) / 'architecture.json'}', not the published ones")
-        )
-    findings.append(_beats(root_of(folder), architecture.audio))
+        findings.append(_finding("note", f"sizes are those of '{architecture_file(folder)}', not the published ones"))
+    findings.append(_beats(find_beside(folder, _BEATS_FILES), architecture.audio))
     return findings
 
 
 def _tensors(folder: Path) -> list[dict[str, str]]:
     try:
         path = find_checkpoint(folder)
-        architecture = read_architecture(root_of(folder))
+        architecture = sizes_of(folder)
         differing = contradictions(read_run_settings(run_folder(path)), architecture)
         tensors = released_names(read_tensors(path))
     except CalmrlError as error:
@@ -104,8 +100,7 @@ def _vocabulary(folder: Path) -> dict[str, str]:
     return _finding("ok", f"'{path}': {lines} words")
 
 
-def _beats(root: Path, sizes: AudioSizes) -> dict[str, str]:
-    path = next((root / name for name in _BEATS_FILES if (root / name).is_file()), None)
+def _beats(path: Path | None, sizes: AudioSizes) -> dict[str, str]:
     if path is None:
         return _finding(
             "note",

@@ -39,7 +39,7 @@ class Matcher:
         self.bert: Any = place(
             bert.load(checkpoint.part("text"), checkpoint.architecture.text, cross_attention=True), device, precision
         )
-        self.weights = {name: tensor.float().to(device) for name, tensor in checkpoint.part("heads").items()}
+        self.weights = {name: tensor.to(device) for name, tensor in checkpoint.part("heads").items()}
         self.pieces = Pieces(_CAPTIONS, device)
 
     def condition(

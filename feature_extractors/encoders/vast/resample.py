@@ -13,14 +13,16 @@ ROLLOFF = 0.99
 
 
 @lru_cache(maxsize=16)
-def kernel(original: int, target: int) -> tuple[Float64[np.ndarray, "target taps"], int]:
-    """One filter for each of the `target` phases (rates already divided by their common divisor), and the filters' half width."""
-    base = min(original, target) * ROLLOFF
-    width = math.ceil(ZERO_CROSSINGS * original / base)
-    taps = np.arange(-width, width + original) / original
-    time = np.clip((taps[None, :] - np.arange(target)[:, None] / target) * base, -ZERO_CROSSINGS, ZERO_CROSSINGS)
-    window = np.cos(time * np.pi / ZERO_CROSSINGS / 2) ** 2
-    return np.sinc(time) * window * base / original, width
+def kernel(original: int, target: int) -> tuple[Float64[np.ndarray, " taps"], int]:
+    """The filter at steps of 1 / `target` of an input sample, centred, and how many input samples it reaches to either side.
+
+    The rates are already divided by their common divisor.
+    """
+    cutoff = min(original, target) * ROLLOFF / original
+    reach = math.ceil(ZERO_CROSSINGS / cutoff)
+    time = np.arange(-reach * target, reach * target + 1) / target * cutoff
+    time = np.clip(time, -ZERO_CROSSINGS, ZERO_CROSSINGS)
+    return np.sinc(time) * np.cos(time * np.pi / ZERO_CROSSINGS / 2) ** 2 * cutoff, reach
 
 
 def resample(
@@ -32,12 +34,13 @@ def resample(
     """
     if rate == target:
         return np.asarray(samples, dtype=np.float32)
+    from scipy.signal import upfirdn
+
     common = math.gcd(rate, target)
     original, new = rate // common, target // common
-    filters, width = kernel(original, new)
-    time = samples.shape[-1]
-    spread = [(0, 0)] * (samples.ndim - 1) + [(width, width + original)]
-    padded = np.pad(np.asarray(samples, dtype=np.float64), spread)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, filters.shape[1], axis=-1)[..., ::original, :]
-    out = (windows @ filters.T).reshape(*samples.shape[:-1], -1)
-    return out[..., : math.ceil(time * new / original)].astype(np.float32)
+    taps, reach = kernel(original, new)
+    # Half the filter stands before the first input sample; filled up so that it is a whole number of output samples.
+    lead = -(-reach * new // original)
+    taps = np.concatenate([np.zeros(lead * original - reach * new), taps])
+    out = upfirdn(taps, np.asarray(samples, dtype=np.float64), up=new, down=original)
+    return out[..., lead : lead + math.ceil(samples.shape[-1] * new / original)].astype(np.float32)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Float16, Int
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.store.placing import new_directory
 
 FORMAT = "calmrl-condition-tokens"
 _TOKENS, _INDEX = "tokens.f16", "index.json"
@@ -24,19 +25,11 @@ def tokens_folder(store: Path) -> Path:
 
 
 class TokenWriter:
-    """Writes tokens item by item into a new folder, which appears under its name only when everything is written.
+    """Takes tokens item by item; made by `writing_tokens`."""
 
-    As a context manager it removes what it began if the body raises.
-    """
-
-    def __init__(self, path: Path, width: int, fingerprint: str) -> None:
-        if path.exists():
-            raise CalmrlError(f"'{path}' exists already", hint="remove it first; tokens of two runs are never mixed")
-        self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._partial.mkdir(parents=True)
-        self._file = (self._partial / _TOKENS).open("wb")
-        self._index: dict[str, object] = {"format": FORMAT, "version": 1, "width": width, "fingerprint": fingerprint}
+    def __init__(self, file: BinaryIO, width: int, fingerprint: str) -> None:
+        self._file = file
+        self._about: dict[str, object] = {"format": FORMAT, "version": 1, "width": width, "fingerprint": fingerprint}
         self._ids: list[str] = []
         self._offsets = [0]
         self._captions: list[list[list[int]]] = []
@@ -54,17 +47,25 @@ class TokenWriter:
         self._offsets.append(self._offsets[-1] + len(stored))
         self._captions.append([[int(token) for token in caption] for caption in captions])
 
-    def __enter__(self) -> TokenWriter:
-        return self
+    def index(self) -> dict[str, object]:
+        """What says where in the file the tokens of an item are."""
+        return {**self._about, "ids": self._ids, "offsets": self._offsets, "captions": self._captions}
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if kind is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        self._index |= {"ids": self._ids, "offsets": self._offsets, "captions": self._captions}
-        (self._partial / _INDEX).write_text(json.dumps(self._index))
-        self._partial.rename(self.path)
+
+@contextmanager
+def writing_tokens(path: Path, width: int, fingerprint: str, overwrite: bool = False) -> Iterator[TokenWriter]:
+    """A writer of tokens into the folder `path`, which appears, or is replaced, only when everything is written.
+
+    Nothing is left behind if the body raises. Raises CalmrlError if `path` exists (with `overwrite`: and holds no tokens) or may not be
+    written, WorkFailedError if the disk is full.
+    """
+    with new_directory(path, overwrite, lambda there: (there / _INDEX).is_file()) as folder:
+        with (folder / _TOKENS).open("wb") as file:
+            writer = TokenWriter(file, width, fingerprint)
+            yield writer
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / _INDEX).write_text(json.dumps(writer.index()))
 
 
 class TokenFile:

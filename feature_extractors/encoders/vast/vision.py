@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast import sources
+from feature_extractors.encoders.vast.batching import Runs
 from feature_extractors.encoders.vast.encoder import VastEncoder, mean_of_runs
 from feature_extractors.encoders.vast.pixels import MODES, transform
 from feature_extractors.protocols import Medium
@@ -71,12 +72,12 @@ class VisionEncoder(VastEncoder):
 
     def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "b width"]:
         """Mean class token of each item; the frames of all items go through the model together."""
-        classes = self.pieces.run(lambda pixels: self._tokens(pixels)[:, 0], np.concatenate(batch))
+        classes = self.pieces.run(lambda pixels: self._tokens(pixels)[:, 0], Runs(batch))
         return mean_of_runs(classes, [len(item) for item in batch])
 
     def tokens(self, batch: Sequence[np.ndarray]) -> list[Float32[np.ndarray, "frames tokens width"]]:
         """All tokens of every frame of each item, for the matching head."""
-        every = self.pieces.run(self._tokens, np.concatenate(batch))
+        every = self.pieces.run(self._tokens, Runs(batch))
         return np.split(every, np.cumsum([len(item) for item in batch])[:-1])
 
     def _tokens(self, pixels: Tensor) -> Tensor:
