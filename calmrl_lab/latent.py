@@ -7,7 +7,7 @@ h_m = W^m' (z^m - mu^m) / s_m^2 and precision V_m^-1 = I + G_m, G_m = W^m' W^m /
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 
-Embedding = Literal["mean", "precision", "natural"]
+Embedding = Literal["mean", "precision"]
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
@@ -45,22 +45,26 @@ class LatentMaps:
     def embedding_weights(self, kind: Embedding) -> list[Float[Tensor, "d_m q"]]:
         """Weights A_m such that A_m' (x - centres_m) is the embedding of modality m: what linear heads can start from.
 
-        mean: the posterior mean V_m h_m. precision: the same in units of the typical posterior deviation, H^-1/2 V_m h_m with H the
-        mean of the V_m, so that latent directions nobody is sure of count less. natural: (I + 2 mean G)^-1/2 h_m, whose inner products
-        are those of `compared` where all modalities are equally precise.
+        mean: the posterior mean V_m h_m = E[beta | x]. precision: the same in units of the typical posterior deviation, H^-1/2 V_m h_m with
+        H the mean of the V_m, so that latent directions nobody is sure of count less.
         """
-        q = self.latent_dim
-        eye = torch.eye(q, dtype=torch.float64)
-        if kind == "natural":
-            shared = _power(eye + 2 * self.precisions.mean(dim=0), -0.5)
-            return [weight @ shared for weight in self.maps]
-        covariances = torch.linalg.inv(eye + self.precisions)
+        covariances = torch.linalg.inv(torch.eye(self.latent_dim, dtype=torch.float64) + self.precisions)
         if kind == "mean":
             return [weight @ covariance for weight, covariance in zip(self.maps, covariances, strict=True)]
         if kind == "precision":
             units = _power(covariances.mean(dim=0), -0.5)
             return [weight @ covariance @ units for weight, covariance in zip(self.maps, covariances, strict=True)]
         raise CalmrlError(f"unknown embedding '{kind}' of a start by PPCA", hint=f"known: {', '.join(EMBEDDINGS)}")
+
+    def tempered(self, scale: float) -> Self:
+        """The same model with all noise variances times `scale`: fitted to few items, PPCA takes chance for structure and is too sure."""
+        return replace(self, maps=tuple(weight / scale for weight in self.maps), precisions=self.precisions / scale)
+
+    def of_evidence(self) -> Self:
+        """The same model for evidence h_m in place of features: nothing but what a change of `tempered` has to compute again."""
+        centres = tuple(torch.zeros(self.latent_dim, dtype=torch.float64) for _ in self.modalities)
+        maps = tuple(torch.eye(self.latent_dim, dtype=torch.float64) for _ in self.modalities)
+        return replace(self, centres=centres, maps=maps)
 
     def compared(
         self, query: int, gallery: int, queries: Float[Tensor, "a d_a"], candidates: Float[Tensor, "b d_b"]

@@ -15,7 +15,7 @@ from calmrl_lab.latent import LatentMaps
 from calmrl_lab.validation import mean_ranks, validation_score
 
 # Weights of a cosine beside the overlap (nats) that validation chooses among: inverse temperatures, down to one that changes little.
-BESIDE_OVERLAP: tuple[float, ...] = (1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
+BESIDE_OVERLAP: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
 # Weights of a cosine beside the cosine of the first member, which has 1.
 BESIDE_COSINE: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,20 +15,24 @@ from torch.nn.functional import normalize
 from calmrl_lab.batches import FeatureTable
 from calmrl_lab.config import build
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.heads import CONSTANT
+from calmrl_lab.imputers.observations import observe
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.latent import EMBEDDINGS, Embedding, LatentMaps
+from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.latent import Embedding, LatentMaps
+from calmrl_lab.lifting import Lift
 from calmrl_lab.validation import mean_ranks, validation_score
 
-# Principal components weaker than this share of the strongest are rounding.
-_RANK = 1e-5
 # Where the search begins, and what it tries, in this order.
-_START = {"latent_dim": 96, "components": 200, "whitening": 0.5}
+_START = {"latent_dim": 128, "components": 200, "whitening": 0.25}
 _TRIED: dict[str, tuple[Any, ...]] = {
-    "whitening": (0.25, 0.75),
-    "components": (100,),
-    "latent_dim": (32, 64, 128, 192),
+    "whitening": (0.0, 0.5),
+    "components": (100, 400),
+    "latent_dim": (64, 192),
 }
+# EM stops at the first of these that validation likes less than the one before.
+_STAGES = (2, 6, 20)
+_SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_FIRST_SCALE = 8.0
 
 
 class StartOptions(BaseModel):
@@ -42,27 +45,24 @@ class StartOptions(BaseModel):
     whitening: float | Literal["auto"] = Field(
         "auto", description="0 keeps the deviations of the components, 1 makes them equal, 0.5 takes their square roots"
     )
-    embedding: Embedding | Literal["auto"] = Field("auto", description="mean, precision or natural (calmrl_lab.latent)")
-    iterations: int = Field(20, ge=1, description="EM iterations")
+    noise_scale: float | Literal["auto"] = Field(
+        "auto", description="fitted noise variances are multiplied by this: PPCA of few items is too sure of itself"
+    )
+    iterations: int | Literal["auto"] = Field(
+        "auto", description="EM iterations; long before the likelihood is highest, more of them fit chance"
+    )
+    embedding: Embedding = Field("precision", description="mean or precision (calmrl_lab.latent)")
 
 
 @dataclass(frozen=True)
 class PPCAStart:
-    """`maps` of the chosen model, the embedding that heads start from, and what was chosen among how many candidates."""
+    """The chosen model, its noise as embeddings want it (`maps`) and as the overlap of posteriors wants it (`overlap`), and what was chosen among
+    how many candidates."""
 
     maps: LatentMaps
+    overlap: LatentMaps
     embedding: Embedding
     chosen: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Lift:
-    """Standardised features on their principal axes: axes' (x - centre) / scale, still with the deviations `deviation` [r]."""
-
-    centre: Float[Tensor, " d"]
-    scale: Float[Tensor, " d"]
-    axes: Float[Tensor, "d r"]
-    deviation: Float[Tensor, " r"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,16 @@ class _Settings:
     latent_dim: int
     components: int
     whitening: float
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model as EM left it after so many iterations, the best noise scale for each way of comparing, and how well it then does."""
+
+    maps: LatentMaps
+    iterations: int
+    scales: dict[str, float]
+    reached: float
 
 
 def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mapping[str, Any], score: str) -> PPCAStart:
@@ -86,108 +96,149 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
                 f"a start by PPCA needs at least two training items with '{name}', there are {len(rows)}",
                 hint="leave it out with --modalities, or use --init random",
             )
-    lifts = [_lifted(rows, _most(asked.components)) for rows in shown]
-    found: dict[_Settings, tuple[float, Embedding, LatentMaps]] = {}
+    lifts = [Lift.of(rows, _most(asked.components)) for rows in shown]
+    judge = _Judge(validation, asked, score)
+    found: dict[_Settings, _Found] = {}
 
-    def tried(settings: _Settings) -> float:
+    def reached(settings: _Settings) -> float:
         if settings not in found:
-            maps = _fit(table, lifts, settings, asked.iterations)
-            found[settings] = max(
-                ((_score(maps, kind, validation, score), kind, maps) for kind in _kinds(asked, score)),
-                key=operator.itemgetter(0),
-            )
-        return found[settings][0]
+            found[settings] = _stopped_early(table, lifts, settings, asked.iterations, judge)
+        return found[settings].reached
 
     best = _first(asked, table, lifts)
     for option in (name for name in _TRIED if getattr(asked, name) == "auto"):
-        best = max(_alternatives(best, option, table, lifts), key=tried)
-    tried(best)
-    reached, embedding, maps = found[best]
-    about = {"latent_dim": best.latent_dim, "components": best.components, "whitening": best.whitening, "embedding": embedding}
-    return PPCAStart(maps, embedding, {**about, "validation_mrr": reached, "candidates": len(found)})
+        best = max(_alternatives(best, option, table, lifts), key=reached)
+    reached(best)
+    model, candidates = found[best], judge.candidates
+    scales = judge.all_scales(model)
+    return PPCAStart(
+        model.maps.tempered(scales["cosine"]),
+        model.maps.tempered(scales["overlap"]),
+        asked.embedding,
+        {
+            "latent_dim": best.latent_dim, "components": best.components, "whitening": best.whitening, "iterations": model.iterations,
+            "noise_scale": scales["cosine"], "overlap_noise_scale": scales["overlap"], "embedding": asked.embedding,
+            "validation_mrr": model.reached, "candidates": candidates,
+        },
+    )  # fmt: skip
+
+
+class _Judge:
+    """How well models do on validation items, each at the noise scale that suits it."""
+
+    def __init__(self, validation: FeatureTable, asked: StartOptions, score: str) -> None:
+        self.validation = validation
+        self.rows = [values.cpu() for values in validation.first_rows()]
+        self.embedding = asked.embedding
+        self.fixed = None if asked.noise_scale == "auto" else asked.noise_scale
+        self.ways = ("cosine", "overlap") if score == "both" else (score,)
+        self.candidates = 0
+        self._near = dict.fromkeys(("cosine", "overlap"), _FIRST_SCALE)
+
+    def __call__(self, maps: LatentMaps, iterations: int) -> _Found:
+        best = {way: self._best_scale(maps, way) for way in self.ways}
+        return _Found(
+            maps,
+            iterations,
+            {way: scale for way, (scale, _) in best.items()},
+            sum(score for _, score in best.values()) / len(best),
+        )
+
+    def all_scales(self, found: _Found) -> dict[str, float]:
+        """The noise scales of `found` for the ways of comparing that were asked for, and for the others."""
+        return {way: found.scales.get(way) or self._best_scale(found.maps, way)[0] for way in ("cosine", "overlap")}
+
+    def _best_scale(self, maps: LatentMaps, way: str) -> tuple[float, float]:
+        """Uphill from where the last model was best."""
+        evidence = [maps.evidence(index, rows) for index, rows in enumerate(self.rows)]
+        small = maps.of_evidence()
+        compared: Callable[[LatentMaps, Sequence[Tensor]], float] = self._cosine if way == "cosine" else self._overlap
+        seen: dict[float, float] = {}
+
+        def score(scale: float) -> float:
+            if scale not in seen:
+                seen[scale] = compared(small.tempered(scale), evidence)
+                self.candidates += 1
+            return seen[scale]
+
+        if self.fixed is not None:
+            return self.fixed, score(self.fixed)
+        place = _SCALES.index(self._near[way])
+        for step in (1, -1):
+            while 0 <= place + step < len(_SCALES) and score(_SCALES[place + step]) > score(_SCALES[place]):
+                place += step
+        self._near[way] = _SCALES[place]
+        return _SCALES[place], score(_SCALES[place])
+
+    def _cosine(self, maps: LatentMaps, rows: Sequence[Tensor]) -> float:
+        weights = maps.embedding_weights(self.embedding)
+        embeddings = [normalize(x @ w, dim=1) for x, w in zip(rows, weights, strict=True)]
+        return validation_score(embeddings, self.validation)["validation_mrr"]
+
+    def _overlap(self, maps: LatentMaps, rows: Sequence[Tensor]) -> float:
+        return overlap_score(maps, rows, self.validation)["validation_mrr"]
 
 
 def _most(components: int | str) -> int:
-    return int(_START["components"]) if isinstance(components, str) else components
+    tried = (_START["components"], *_TRIED["components"])
+    return int(max(tried)) if isinstance(components, str) else components
 
 
-def _kinds(asked: StartOptions, score: str) -> Sequence[Embedding]:
-    if asked.embedding != "auto":
-        return (asked.embedding,)
-    return ("precision",) if score == "overlap" else EMBEDDINGS
-
-
-def _first(asked: StartOptions, table: FeatureTable, lifts: Sequence[_Lift]) -> _Settings:
+def _first(asked: StartOptions, table: FeatureTable, lifts: Sequence[Lift]) -> _Settings:
     values: dict[str, Any] = {name: _START[name] if getattr(asked, name) == "auto" else getattr(asked, name) for name in _START}
-    most = sum(min(values["components"], len(lift.deviation)) for lift in lifts) - 1
+    most = _dimensions(lifts, values["components"]) - 1
     if asked.latent_dim != "auto" and not 1 <= asked.latent_dim <= most:
         raise CalmrlError(
             f"init_options: latent_dim is {asked.latent_dim}, and the components of {', '.join(table.modalities)} allow 1 to {most}"
         )
-    return _Settings(min(int(values["latent_dim"]), max(most, 1)), int(values["components"]), float(values["whitening"]))
+    components = min(int(values["components"]), max(len(lift.deviation) for lift in lifts))
+    return _Settings(min(int(values["latent_dim"]), max(most, 1)), components, float(values["whitening"]))
 
 
-def _alternatives(best: _Settings, option: str, table: FeatureTable, lifts: Sequence[_Lift]) -> Iterator[_Settings]:
+def _alternatives(best: _Settings, option: str, table: FeatureTable, lifts: Sequence[Lift]) -> Iterator[_Settings]:
     yield best
     for value in _TRIED[option]:
         settings = replace(best, **{option: value})
-        if settings.latent_dim < sum(min(settings.components, len(lift.deviation)) for lift in lifts):
+        # More components than any modality has are the same model again.
+        settings = replace(settings, components=min(settings.components, max(len(lift.deviation) for lift in lifts)))
+        if settings.latent_dim < _dimensions(lifts, settings.components):
             yield settings
 
 
-def _lifted(rows: Float[Tensor, "n d"], components: int) -> _Lift:
-    centre = rows.mean(dim=0)
-    spread = (rows - centre).square().mean(dim=0).sqrt()
-    common = spread.square().mean().sqrt().clamp_min(1e-300)
-    scale = torch.where(spread > CONSTANT * common, spread, common)
-    standard = (rows - centre) / scale
-    n, d = standard.shape
-    # The smaller of the two moment matrices; the other one has the same spectrum.
-    if d <= n:
-        values, axes = torch.linalg.eigh(standard.T @ standard / n)
-        axes = axes.flip(1)
-        values = values.flip(0).clamp_min(0)
-    else:
-        values, left = torch.linalg.eigh(standard @ standard.T / n)
-        values, left = values.flip(0).clamp_min(0), left.flip(1)
-        axes = standard.T @ left / (n * values).clamp_min(1e-300).sqrt()
-    deviation = values.sqrt()
-    kept = max(1, min(components, int((deviation > _RANK * deviation[0]).sum())))
-    return _Lift(centre, scale, axes[:, :kept], deviation[:kept].clamp_min(1e-12))
+def _dimensions(lifts: Sequence[Lift], components: int) -> int:
+    return sum(min(components, len(lift.deviation)) for lift in lifts)
 
 
-def _fit(table: FeatureTable, lifts: Sequence[_Lift], settings: _Settings, iterations: int) -> LatentMaps:
-    factors, lifted = [], []
-    for lift, rows in zip(lifts, table.first_rows(), strict=True):
-        deviation = lift.deviation[: settings.components]
-        factor = deviation.pow(-settings.whitening)
-        factor = factor / (deviation * factor).square().mean().sqrt()
-        axes = lift.axes[:, : settings.components]
-        factors.append(factor)
-        lifted.append(((rows.double().cpu() - lift.centre) / lift.scale) @ (axes * factor))
+def _stopped_early(
+    table: FeatureTable, lifts: Sequence[Lift], settings: _Settings, iterations: int | str, judge: _Judge
+) -> _Found:
+    """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
+    chosen = [lift.whitened(settings.components, settings.whitening) for lift in lifts]
+    values = [lift.apply(rows.cpu()) for lift, rows in zip(chosen, table.first_rows(), strict=True)]
+    statistics = Statistics.of(observe(values, table.mask.cpu(), table.modalities))
     model = PPCA(latent_dim=settings.latent_dim)
     model.modalities = table.modalities
-    model.fit([values.numpy() for values in lifted], table.mask.cpu().numpy(), iterations=iterations)
+    best: _Found | None = None
+    done = 0
+    for stage in _STAGES if isinstance(iterations, str) else (iterations,):
+        model.fit_statistics(statistics, stage - done, start=model if done else None)
+        done = stage
+        found = judge(_maps(model, chosen), done)
+        if best is not None and found.reached <= best.reached:
+            break
+        best = found
+    assert best is not None
+    return best
+
+
+def _maps(model: PPCA, lifts: Sequence[Lift]) -> LatentMaps:
     centres, maps, precisions = [], [], []
-    for index, (lift, factor) in enumerate(zip(lifts, factors, strict=True)):
-        weights, mean = torch.from_numpy(model.weights[index]), torch.from_numpy(model.means[index])
-        noise = float(model.noise[index])
-        axes = lift.axes[:, : settings.components]
-        centres.append(lift.centre + lift.scale * (axes @ (mean / factor)))
-        maps.append(((axes * factor) / lift.scale.unsqueeze(1)) @ (weights / noise))
+    for index, lift in enumerate(lifts):
+        weights, noise = torch.from_numpy(model.weights[index]), float(model.noise[index])
+        centres.append(lift.backwards(torch.from_numpy(model.means[index])))
+        maps.append(lift.through(weights / noise))
         precisions.append(weights.T @ weights / noise)
-    return LatentMaps(table.modalities, tuple(centres), tuple(maps), torch.stack(precisions))
-
-
-def _score(maps: LatentMaps, kind: Embedding, validation: FeatureTable, score: str) -> float:
-    if score == "both":
-        return (_score(maps, kind, validation, "cosine") + _score(maps, kind, validation, "overlap")) / 2
-    rows = [values.cpu() for values in validation.first_rows()]
-    if score == "overlap":
-        return overlap_score(maps, rows, validation)["validation_mrr"]
-    weights = maps.embedding_weights(kind)
-    embeddings = [normalize((x.double() - c) @ w, dim=1) for x, c, w in zip(rows, maps.centres, weights, strict=True)]
-    return validation_score(embeddings, validation)["validation_mrr"]
+    return LatentMaps(tuple(model.modalities or ()), tuple(centres), tuple(maps), torch.stack(precisions))
 
 
 def overlap_score(maps: LatentMaps, rows: Sequence[Float[Tensor, "n d_m"]], table: FeatureTable) -> dict[str, float]:

@@ -298,7 +298,7 @@ class _Session:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
         if self.config.score == "overlap" and self.start is not None:
-            score = overlap_score(self.start.maps, self.validation_table.first_rows(), self.validation_table)
+            score = overlap_score(self.start.overlap, self.validation_table.first_rows(), self.validation_table)
         else:
             score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
         self.heads.train()
@@ -403,10 +403,10 @@ class _Session:
         run.save_heads(self.heads)
         score, cosine_weight = self.best["score"], None
         if self.start is not None:
-            run.save_latent(self.start.maps)
+            run.save_latent(self.start.overlap)
         if self.start is not None and config.score == "both":
             embeddings = encode(self.heads, self.validation_table)
-            (cosine_weight,), found = choose_weights([embeddings], self.validation_table, self.start.maps)
+            (cosine_weight,), found = choose_weights([embeddings], self.validation_table, self.start.overlap)
             score = found["validation_mrr"]
         mask = self.train_table.mask
         summary = {

@@ -17,7 +17,7 @@ DIMS = {"a": 7, "b": 5}
 CLOSED = {
     "objective": "none",
     "init": "ppca",
-    "init_options": {"latent_dim": 24, "components": 60, "whitening": 0.5, "embedding": "natural"},
+    "init_options": {"latent_dim": 24, "components": 60, "whitening": 0.5, "iterations": 6, "noise_scale": 4.0},
 }
 
 

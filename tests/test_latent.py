@@ -63,14 +63,22 @@ def test_the_mean_embedding_is_the_posterior_mean():
     assert found.numpy() == pytest.approx(expected)
 
 
-def test_equally_precise_modalities_compare_by_the_natural_embedding():
-    *_, maps = model(2, (4, 4), 3)
-    same = LatentMaps(maps.modalities, maps.centres, maps.maps, maps.precisions[:1].expand(2, -1, -1).clone())
-    x, y = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    left, right = same.compared(0, 1, x, y)
-    a, b = same.embedding_weights("natural")
-    natural = ((x - same.centres[0]) @ a) @ ((y - same.centres[1]) @ b).T
-    assert torch.allclose(natural, left[:, :-1] @ right[:, :-1].T, atol=1e-9)
+@pytest.mark.parametrize("scale", [0.25, 1.0, 8.0])
+def test_a_tempered_model_is_the_model_with_more_noise(scale):
+    weights, means, noise, maps = model(2, (5, 4), 3)
+    x, y = np.random.default_rng(1).normal(size=(2, 6, 5))
+    y = y[:, :4]
+    tempered = maps.tempered(scale)
+    covariance = weights[0] @ weights[0].T + scale * noise[0] * np.eye(5)
+    expected = (x - means[0]) @ np.linalg.solve(covariance, weights[0])
+    found = (torch.from_numpy(x) - tempered.centres[0]) @ tempered.embedding_weights("mean")[0]
+    assert found.numpy() == pytest.approx(expected)
+    # What only depends on the evidence can be had from the evidence.
+    small = maps.of_evidence().tempered(scale)
+    seen = [maps.evidence(index, torch.from_numpy(rows)) for index, rows in enumerate((x, y))]
+    slow = tempered.compared(0, 1, torch.from_numpy(x), torch.from_numpy(y))
+    fast = small.compared(0, 1, *seen)
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(slow, fast, strict=True))
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)

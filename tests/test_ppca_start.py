@@ -37,7 +37,7 @@ def table(n=300, dims=(12, 9, 6), seed=0, missing=0.4, scales=(1.0, 1e3, 1e-3)):
     )  # fmt: skip
 
 
-OPTIONS = {"latent_dim": 3, "components": 6, "whitening": 0.5, "embedding": "precision"}
+OPTIONS = {"latent_dim": 3, "components": 6, "whitening": 0.5, "iterations": 20, "noise_scale": 1.0, "embedding": "precision"}
 
 
 def test_planted_factors_are_found_without_a_gradient_step():
@@ -107,7 +107,7 @@ def test_a_modality_that_nobody_shows_is_named():
 def config(store, **changes):
     values = {
         "store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute": "none", "init": "ppca",
-        "init_options": {"latent_dim": 24, "components": 60, "whitening": 0.5, "embedding": "natural"}, "epochs": 3, "learning_rate": 1e-4,
+        "init_options": {"latent_dim": 24, "components": 60, "whitening": 0.5, "iterations": 6, "noise_scale": 4.0}, "epochs": 3, "learning_rate": 1e-4,
     }  # fmt: skip
     return TrainConfig(**{**values, **changes})
 
