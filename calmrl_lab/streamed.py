@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from calmrl_lab.batches import FeatureBatch, FeatureTable, chosen_modalities, load_table
+from calmrl_lab.devices import send
 from calmrl_lab.errors import CalmrlError
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ class StreamedTable:
         place[self.items] = np.arange(len(self))
         waiting: FeatureBatch | None = None
         for streamed in self.store.stream(self.modalities, size, seed, items=self.items):
-            items = torch.from_numpy(place[streamed.items]).to(self.device)
-            features = [torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.device) for rows in streamed.features]
+            device = self.mask.device
+            items = send(torch.from_numpy(place[streamed.items]), device)
+            features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
             batch = FeatureBatch(items, features, self.mask[items])
             if waiting is not None and len(items) == 1:
                 # As in memory: a last batch of one item is joined to the one before it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from calmrl_lab import console
 from calmrl_lab.batches import FeatureBatch, FeatureTable, group_numbers
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
-from calmrl_lab.distributed import Batch, average_gradients, first_says, gather_batch, pad, processes, rank, together
+from calmrl_lab.distributed import Batch, first_says, gather_batch, pad, processes, rank, together
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.feeding import Table, open_data
 from calmrl_lab.filling import Filler, encode
@@ -30,6 +29,7 @@ from calmrl_lab.pair_scores import choose_weights
 from calmrl_lab.ppca_start import overlap_score
 from calmrl_lab.runs import Run, write_atomically
 from calmrl_lab.starting import start_heads
+from calmrl_lab.steps import Broken, Journal, make_optimiser, update
 from calmrl_lab.validation import validation_score
 
 if TYPE_CHECKING:
@@ -164,9 +164,7 @@ class _Session:
         if self.filler.fills:
             self._refuse_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-        )
+        self.optimiser = make_optimiser(self.parameters, config.learning_rate, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.step = 0
@@ -232,34 +230,23 @@ class _Session:
 
     def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
         config = self.config
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
-        count = 0
+        journal = Journal(self.device)
+        diagnosed: dict[str, float] = {}
         repeats = self.data.repeats(self.generator) if table is self.train_table else None
         groups = group_numbers(table.group, str(self.device)) if config.spare_groups else None
         for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
             batch = self._embedded(features, fill, groups)
-            if count == 0 and self.epoch % config.checkpoint_every == 0:
-                sums |= self._diagnosed(batch)
+            if not journal.steps and self.epoch % config.checkpoint_every == 0:
+                diagnosed = self._diagnosed(batch)
             terms = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
-            loss = terms["loss"]
-            if not bool(torch.isfinite(loss.detach())):
-                self._not_finite(run, terms, table.ids[features.items.cpu().numpy()])
-            self.optimiser.zero_grad(set_to_none=True)
-            if loss.requires_grad:
-                loss.backward()
-                average_gradients(self.parameters)
-                torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-                for group in self.optimiser.param_groups:
-                    group["lr"] = config.learning_rate * self._pace(self.step, total)
-                self.optimiser.step()
-            # An objective without a valid term in this batch says so by a loss that depends on nothing.
-            self.skipped_batches += not loss.requires_grad
+            for group in self.optimiser.param_groups:
+                group["lr"] = config.learning_rate * self._pace(self.step, total)
+            norm = update(terms["loss"], self.optimiser, self.parameters, config.clip_norm)
+            self._stop_if(run, table, journal.write(self.step, features.items, terms, norm))
             self.step += 1
-            count += 1
-            for name, value in terms.items():
-                sums[name] += value.detach().double()
-        measured = ("alive_", "pull_")
-        return {name: float(v) / (1 if name.startswith(measured) else max(count, 1)) for name, v in sums.items()}
+        self._stop_if(run, table, journal.look())
+        self.skipped_batches += journal.idle()
+        return {**diagnosed, **journal.means()}
 
     def _embedded(self, features: FeatureBatch, fill: bool, groups: Tensor | None) -> Batch:
         """The batch as the objective sees it: this process's share embedded and filled, then gathered from all."""
@@ -273,10 +260,12 @@ class _Session:
         own = None if groups is None else groups[features.items[part]]
         return gather_batch(pad(Batch(embeddings, mask, imputed, own), share))
 
-    def _diagnosed(self, batch: Batch) -> dict[str, Tensor]:
-        """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not."""
+    def _diagnosed(self, batch: Batch) -> dict[str, float]:
+        """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
         found = liveness(self.objective, *batch)
-        for name in saturated(found):
+        # Without any pull there was no valid term in this batch, and no temperature would help.
+        taught = "loss" in found and found["loss"].pull > 0
+        for name in saturated(found) if taught else []:
             if name not in self.silent:
                 self.silent.append(name)
                 console.note(
@@ -284,8 +273,7 @@ class _Session:
                     "its gradient has died (a larger temperature revives it)"
                 )
         measured = {f"alive_{name}": value.alive for name, value in found.items()}
-        measured |= {f"pull_{name}": value.pull for name, value in found.items()}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in measured.items()}
+        return measured | {f"pull_{name}": value.pull for name, value in found.items()}
 
     def _pace(self, step: int, total: int) -> float:
         """Linear rise, then linear fall to zero (VAST recipe)."""
@@ -375,11 +363,13 @@ class _Session:
         lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
         write_atomically(run.path / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
-    def _not_finite(self, run: Run, terms: Mapping[str, Tensor], ids: np.ndarray) -> None:
-        broken = [name for name, value in terms.items() if not bool(torch.isfinite(value.detach()))]
+    def _stop_if(self, run: Run, table: Table, broken: Broken | None) -> None:
+        if broken is None:
+            return
+        ids = table.ids[broken.items.cpu().numpy()]
         shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         raise WorkFailedError(
-            f"run '{run.path}': the loss is not finite at step {self.step} (epoch {self.epoch + 1}, term {', '.join(broken)}; items {shown})",
+            f"run '{run.path}': the loss or its gradient is not finite at step {broken.step} (epoch {self.epoch + 1}, term {', '.join(broken.terms)}; items {shown})",
             hint="the last checkpoint is kept; a smaller --set learning_rate or a larger temperature usually helps",
         )
 
@@ -437,6 +427,11 @@ class _Session:
                 "validation_items": len(self.validation_table),
             },
         }
+        if self.step and self.skipped_batches == self.step:
+            console.note(
+                f"objective '{config.objective}' had nothing to teach in any of {self.step} batches (no item shows what a term of it needs, "
+                "or no term has a gradient left): the heads are as they started"
+            )
         run.write_json("summary.json", summary)
         run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
 

@@ -25,6 +25,10 @@ def tensors(run):
     return run.read_tensors("heads.safetensors")[0]
 
 
+def lines_of(run):
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def same(first, second):
     assert first.keys() == second.keys()
     return all(np.array_equal(first[key], second[key]) for key in first)
@@ -102,6 +106,41 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
     with pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "):
         session.learn(Run.create(tmp_path / "r", asked))
     assert not Run.open(tmp_path / "r").finished()
+
+
+def test_the_last_good_checkpoint_outlives_a_broken_loss(small_store, tmp_path, monkeypatch):
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=4, checkpoint_every=1)
+    whole = train(asked, tmp_path / "whole")
+    original = _Session._embedded
+
+    def breaks(self, *arguments):
+        batch = original(self, *arguments)
+        return batch._replace(embeddings=batch.embeddings * (float("nan") if self.epoch == 2 else 1.0))
+
+    monkeypatch.setattr(_Session, "_embedded", breaks)
+    steps = lines_of(whole)[2]["step"]
+    with pytest.raises(WorkFailedError, match=rf"at step {steps} \(epoch 3, term loss; items "):
+        train(asked, tmp_path / "broken")
+    monkeypatch.setattr(_Session, "_embedded", original)
+    assert same(tensors(whole), tensors(train(asked, tmp_path / "broken", resume=True)))
+
+
+def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_path, capsys):
+    alone = config(small_store, objective="clip", impute="none", impute_options={}, scenario="pattern:vision/audio/caption")
+    run = train(alone, tmp_path / "alone")
+    start = _Session(alone, torch.device("cpu")).heads.state_dict()
+    assert run.summary["counts"]["skipped_batches"] == lines_of(run)[-1]["step"]
+    assert all(np.array_equal(value, start[key].numpy()) for key, value in tensors(run).items())
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "objective 'clip' had nothing to teach in any of 12 batches" in said
+    assert "temperature" not in said
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=1)
+    session = _Session(asked, torch.device("cpu"))
+    session.objective.forward = lambda *batch: {"loss": torch.zeros(()), "skipped": torch.tensor(float(len(batch[0])))}
+    session.learn(constant := Run.create(tmp_path / "constant", asked))
+    assert constant.summary["counts"]["skipped_batches"] == lines_of(constant)[-1]["step"] > 0
+    pairs = train(asked, tmp_path / "pairs")
+    assert pairs.summary["counts"]["skipped_batches"] == 0
 
 
 def test_a_run_killed_at_its_first_file_can_be_made_again(small_store, tmp_path):
