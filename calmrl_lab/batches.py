@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class FeatureBatch(NamedTuple):
-    """`items` [b]: positions in the table it came from; `features`: k of [b, d_m], zeros where missing; `mask` [b, k]: what may be shown."""
+    """`items` [b]: positions in the table it came from; `features`: k of [b, d_m], zeros where missing; `mask` [b, k]: what may be shown,
+    and `host_mask` the same in host memory.
+    """
 
     items: Int[Tensor, " b"]
     features: list[Tensor]
     mask: Bool[Tensor, "b k"]
+    host_mask: Bool[Tensor, "b k"]
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,10 @@ class FeatureTable:
         """
         every = torch.arange(len(self)) if repeats is None else torch.repeat_interleave(torch.arange(len(self)), repeats)
         order = every[torch.randperm(len(every), generator=generator)]
-        for chosen in _by_pattern(order, self.mask.cpu(), size, generator) if by_pattern else _cut(order, size):
+        mask = self.mask.cpu()
+        for chosen in _by_pattern(order, mask, size, generator) if by_pattern else _cut(order, size):
             items = send(chosen, self.mask.device)
-            yield FeatureBatch(items, self.gather(items, generator), self.mask[items])
+            yield FeatureBatch(items, self.gather(items, generator), self.mask[items], mask[chosen])
 
     def blocks(self) -> Iterator[FeatureTable]:
         """The table in parts that are in memory: itself."""

@@ -15,7 +15,8 @@ from calmrl_lab.distributed import first_says, from_all, processes, rank
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.gating import Gate
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.observations import observe
+from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.observations import Observations, observe
 from calmrl_lab.imputers.statistics import Statistics
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.streamed import StreamedTable
@@ -117,13 +118,21 @@ class Filler:
         return logged
 
     @torch.no_grad()
-    def fill(self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+    def fill(
+        self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"], host_mask: Bool[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k d"]:
         """`embeddings` with the entries under a False mask imputed; no gradient flows through the result.
 
-        Where the gate leaves an item uncalibrated these entries are NaN.
+        Where the gate leaves an item uncalibrated these entries are NaN. With `host_mask`, the mask in host memory, embeddings are taken
+        as they are (what is not finite shows in the loss), and PPCA does not make a GPU's host wait.
         """
         detached = embeddings.detach()
-        filled = stack(self.tempered.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
+        columns = list(detached.unbind(dim=1))
+        if host_mask is not None and getattr(type(self.tempered), "impute", None) is Imputer.impute:
+            parts = self.tempered.completed(Observations(columns, mask, False, self.modalities, host_mask))
+        else:
+            parts = self.tempered.impute(columns, mask)
+        filled = stack(parts).to(detached.dtype)
         if self.gate is not None:
             shut = ~self.gate.opens(self.tempered, detached, mask, filled)
             filled = torch.where(shut.view(-1, 1, 1) & ~mask.unsqueeze(2), torch.nan, filled)

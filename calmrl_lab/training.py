@@ -254,7 +254,7 @@ class _Session:
         part = slice(rank() * share, (rank() + 1) * share)
         mask = features.mask[part]
         embeddings = self.heads([rows[part] for rows in features.features], mask)
-        imputed = self.filler.fill(embeddings, mask) if fill else None
+        imputed = self.filler.fill(embeddings, mask, features.host_mask[part]) if fill else None
         if imputed is not None and self.config.as_observed:
             embeddings, mask = _taken_for_observed(embeddings, mask, imputed)
         own = None if groups is None else groups[features.items[part]]
