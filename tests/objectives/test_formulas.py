@@ -12,7 +12,6 @@ from objectives.test_contract import NAMES, batch, build
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives.calmrl import Calmrl
 from calmrl_lab.objectives.pmrl import Pmrl
 
 CAPTION = 2
