@@ -17,7 +17,7 @@ from calmrl_lab import console
 from calmrl_lab.batches import FeatureBatch, FeatureTable, group_numbers
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
-from calmrl_lab.distributed import Batch, first_says, gather_batch, pad, processes, rank, together
+from calmrl_lab.distributed import Batch, first_says, gather_batch, processes, rank, together
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.feeding import Table, open_data
 from calmrl_lab.filling import Filler, encode
@@ -258,7 +258,7 @@ class _Session:
         if imputed is not None and self.config.as_observed:
             embeddings, mask = _taken_for_observed(embeddings, mask, imputed)
         own = None if groups is None else groups[features.items[part]]
-        return gather_batch(pad(Batch(embeddings, mask, imputed, own), share))
+        return gather_batch(Batch(embeddings, mask, imputed, own), len(features.items))
 
     def _diagnosed(self, batch: Batch) -> dict[str, float]:
         """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
