@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
 _STATE = (
-    "epoch", "step", "best", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
+    "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
     "metrics_lines",
 )  # fmt: skip
 # The heads stay where they start: what they do untrained.
@@ -169,6 +169,7 @@ class _Session:
         self.epoch = 0
         self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "score": -1.0}
+        self.best_objective: dict[str, Tensor] = {}
         self.skipped_batches = 0
         self.silent: list[str] = []
 
@@ -304,6 +305,7 @@ class _Session:
             "score": score,
             "heads": {key: value.detach().clone() for key, value in self.heads.state_dict().items()},
         }
+        self.best_objective = {key: value.detach().clone() for key, value in self.objective.state_dict().items()}
 
     def _checkpoint(self, run: Run) -> None:
         import io
@@ -314,6 +316,7 @@ class _Session:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "best_objective": self.best_objective,
             "skipped_batches": self.skipped_batches,
             "silent": self.silent,
             "heads": self.heads.state_dict(),
@@ -346,7 +349,8 @@ class _Session:
             raise CalmrlError(
                 f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
             )
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best, self.best_objective = state["best"], state["best_objective"]
         self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
         self.heads.load_state_dict(state["heads"])
         self.objective.load_state_dict(state["objective"])
@@ -377,6 +381,7 @@ class _Session:
         config = self.config
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
+        self.objective.load_state_dict(self.best_objective)
         noise_scale, gate = 1.0, None
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
@@ -391,6 +396,7 @@ class _Session:
         if not leads:
             return
         run.save_heads(self.heads)
+        run.save_objective(self.objective)
         score, cosine_weight = self.best["score"], None
         if self.start is not None:
             run.save_latent(self.start.maps)
