@@ -53,7 +53,9 @@ def test_values_and_gradients_are_those_of_the_cpu(name, k, dtype, tolerance, gr
     assert here.keys() == there.keys()
     for key, value in here.items():
         scale = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(there[key] / scale, value / scale, rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            there[key] / scale, value / scale, rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -80,7 +82,8 @@ def test_scores_are_those_of_the_cpu():
     for scorer in ("cosine:audio", "centroid", "query-centroid", "anchor", "volume", "singular-value"):
         made = make_scorer(scorer, "vision", NAMES[1:4])
         here, there = (
-            made.score(z[:, 0].to(place), z[:, 1:].to(place), mask[:, 1:].to(place)).cpu() for place in (torch.device("cpu"), GPU)
+            made.score(z[:, 0].to(place), z[:, 1:].to(place), mask[:, 1:].to(place)).cpu()
+            for place in (torch.device("cpu"), GPU)
         )
         torch.testing.assert_close(there, here, rtol=0, atol=1e-9)
 
@@ -104,7 +107,9 @@ class Session:
         self.filler = Filler("ppca", {"latent_dim": 4}, NAMES[:k], self.table)
         with torch.no_grad():
             shown = self.heads(self.table.first_rows(), self.table.mask)
-        self.filler.imputer = self.filler.tempered = PPCA(latent_dim=4).fit(list(shown.unbind(1)), self.table.mask, iterations=2)
+        self.filler.imputer = self.filler.tempered = PPCA(latent_dim=4).fit(
+            list(shown.unbind(1)), self.table.mask, iterations=2
+        )
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.optimiser = make_optimiser(self.parameters, 1e-3, 0.01)
         self.groups = (torch.arange(items) // 2).to(GPU)
