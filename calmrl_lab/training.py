@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -116,9 +117,15 @@ def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> 
     if config.objective == NO_OBJECTIVE:
         return torch.nn.Identity()
     try:
-        return objectives.get(config.objective)(tuple(modalities), dim, **config.objective_options)
+        objective: torch.nn.Module = objectives.get(config.objective)(tuple(modalities), dim, **config.objective_options)
     except TypeError as error:
         raise CalmrlError(f"objective '{config.objective}': {error}", hint="see calmrl-lab list objectives") from None
+    if config.spare_groups and len(inspect.signature(objective.forward).parameters) < len(Batch._fields):
+        raise CalmrlError(
+            f"objective '{config.objective}' takes no groups, which spare_groups would have it spare",
+            hint="leave spare_groups out, or give its forward a fourth argument `groups`",
+        )
+    return objective
 
 
 def refuse_unfilled(config: TrainConfig) -> None:
@@ -239,7 +246,7 @@ class _Session:
             batch = self._embedded(features, fill, groups)
             if not journal.steps and self.epoch % config.checkpoint_every == 0:
                 diagnosed = self._diagnosed(batch)
-            terms = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
+            terms = self._terms(batch)
             for group in self.optimiser.param_groups:
                 group["lr"] = config.learning_rate * self._pace(self.step, total)
             norm = update(terms["loss"], self.optimiser, self.parameters, config.clip_norm)
@@ -248,6 +255,16 @@ class _Session:
         self._stop_if(run, table, journal.look())
         self.skipped_batches += journal.idle()
         return {**diagnosed, **journal.means()}
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        # An objective of another package may know no groups.
+        terms: dict[str, Tensor] = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
+        if "loss" not in terms or terms["loss"].ndim:
+            raise CalmrlError(
+                f"objective '{self.config.objective}' gave no scalar called 'loss' (it gave: {', '.join(terms) or 'nothing'})",
+                hint="docs/adding/objective.md says what an objective returns",
+            )
+        return terms
 
     def _embedded(self, features: FeatureBatch, fill: bool, groups: Tensor | None) -> Batch:
         """The batch as the objective sees it: this process's share embedded and filled, then gathered from all."""
