@@ -35,10 +35,10 @@ def installed(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: huddle-pkg\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[calmrl_lab.objectives]\nhuddle = huddle_pkg:Huddle\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     registry = importlib.import_module("calmrl_lab.objectives").objectives
-    # Loaded before, so that what is put back in the end is complete.
+    # Loaded before the plug-in is on the path, so that what is put back in the end is complete and without it.
     registry.names()
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_loaded", False)
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield registry
