@@ -79,6 +79,28 @@ def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
     assert run.summary["validation_mrr"] > 1.2 * lines[0]["validation_mrr"]
 
 
+def test_training_stops_when_validation_stops_rising_and_keeps_the_best_heads(small_store, tmp_path):
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=30, patience=3, learning_rate=1e30)
+    run = train(asked, tmp_path / "r")
+    start = _Session(asked, torch.device("cpu")).heads.state_dict()
+    scores = [line["validation_mrr"] for line in lines_of(run)]
+    best = scores.index(max(scores))
+    assert run.summary["best_epoch"] == best
+    assert run.summary["epochs"] == len(scores) - 1 == best + 3
+    assert run.summary["validation_mrr"] == max(scores)
+    # Steps of that size ruin everything: the start was best.
+    assert all(np.array_equal(value, start[key].numpy()) for key, value in tensors(run).items())
+
+
+def test_the_learning_rate_rises_and_falls(small_store):
+    session = _Session(config(small_store, warm_up_share=0.1), torch.device("cpu"))
+    paces = [session._pace(step, 40) for step in range(41)]
+    assert paces[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert paces[4:] == pytest.approx([(40 - step) / 36 for step in range(4, 41)])
+    sudden = _Session(config(small_store, warm_up_share=0.0), torch.device("cpu"))
+    assert sudden._pace(0, 40) == 1.0
+
+
 def test_the_python_api_takes_an_unfitted_imputer(small_store, tmp_path):
     run = train_heads(small_store, imputer=PPCA(latent_dim=3), scenario="pairs", run=tmp_path / "r", modalities=FOUR, **QUICK)
     assert run.load_imputer().weights[0].shape == (16, 3)

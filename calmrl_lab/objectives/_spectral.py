@@ -82,6 +82,6 @@ class SpectralObjective(Objective):
         per_item = torch.logsumexp(logits, dim=1) - logits[:, 0]
         alignment = torch.where(aligned, per_item, 0.0).sum() / aligned.sum().clamp_min(1)
         # An item whose embeddings are all zero has no direction to keep apart from others.
-        directed = (size > 0) & (anchor.detach() != 0).any(dim=1)
+        directed = (size > 0) & (values[:, 0].detach() != 0)
         uniformity = instance_uniformity(anchor, directed, self.uniformity_temperature, same, squared)
         return {"alignment": alignment, "uniformity": uniformity, "skipped": skipped(aligned, values)}
