@@ -19,7 +19,8 @@ from calmrl_lab.scorers.base import make_scorer
 from calmrl_lab.spectrum import spectrum
 from calmrl_lab.steps import Journal, make_optimiser, update
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
 GPU = torch.device("cuda")
 
 
