@@ -20,8 +20,8 @@ def spectral_loss(embeddings: Tensor, full: bool) -> Tensor:
     anchor = u[:, :, 0]
     sign = torch.where((anchor * embeddings.sum(dim=1)).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
     anchor = anchor * sign
-    first = torch.zeros(len(sigma), dtype=torch.long)
-    own = torch.arange(len(sigma))
+    first = torch.zeros(len(sigma), dtype=torch.long, device=sigma.device)
+    own = torch.arange(len(sigma), device=sigma.device)
     alignment = functional.cross_entropy(sigma / TAU_ALIGNMENT, first)
     return alignment + functional.cross_entropy(anchor @ anchor.mT / TAU_UNIFORMITY, own)
 

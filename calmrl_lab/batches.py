@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from calmrl_lab.devices import send
 from calmrl_lab.errors import CalmrlError
 
 if TYPE_CHECKING:
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class FeatureBatch(NamedTuple):
-    """`items` [b]: positions in the table it came from; `features`: k of [b, d_m], zeros where missing; `mask` [b, k]: what may be shown."""
+    """`items` [b]: positions in the table it came from; `features`: k of [b, d_m], zeros where missing; `mask` [b, k]: what may be shown,
+    and `host_mask` the same in host memory.
+    """
 
     items: Int[Tensor, " b"]
     features: list[Tensor]
     mask: Bool[Tensor, "b k"]
+    host_mask: Bool[Tensor, "b k"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class FeatureTable:
     @property
     def dims(self) -> dict[str, int]:
         return {name: rows.shape[1] for name, rows in zip(self.modalities, self.rows, strict=True)}
+
+    @cached_property
+    def _several(self) -> tuple[bool, ...]:
+        """For each modality, whether any item owns more than one row. Looked up once: the answer makes a GPU wait."""
+        return tuple(bool((offsets.diff() > 1).any()) for offsets in self.offsets)
 
     def natural_mask(self) -> Bool[Tensor, "n k"]:
         """True where an item owns at least one row, whatever a scenario hides."""
@@ -77,12 +87,12 @@ class FeatureTable:
     def gather(self, items: Int[Tensor, " b"], generator: torch.Generator | None) -> list[Tensor]:
         """One row an item and modality, padded with zeros: the first, or a random one of several with a generator."""
         features = []
-        for rows, offsets in zip(self.rows, self.offsets, strict=True):
+        for rows, offsets, several in zip(self.rows, self.offsets, self._several, strict=True):
             start, count = offsets[items], offsets[items + 1] - offsets[items]
-            if generator is None or rows.shape[0] <= len(self):
+            if generator is None or not several:
                 chosen = start
             else:
-                draw = torch.rand(len(items), generator=generator, dtype=torch.float64).to(start.device)
+                draw = send(torch.rand(len(items), generator=generator, dtype=torch.float64), start.device)
                 chosen = start + (draw * count).floor().long().clamp_max((count - 1).clamp_min(0))
             if rows.shape[0] == 0:
                 features.append(rows.new_zeros(len(items), rows.shape[1]))
@@ -101,9 +111,10 @@ class FeatureTable:
         """
         every = torch.arange(len(self)) if repeats is None else torch.repeat_interleave(torch.arange(len(self)), repeats)
         order = every[torch.randperm(len(every), generator=generator)]
-        for chosen in _by_pattern(order, self.mask.cpu(), size, generator) if by_pattern else _cut(order, size):
-            items = chosen.to(self.mask.device)
-            yield FeatureBatch(items, self.gather(items, generator), self.mask[items])
+        mask = self.mask.cpu()
+        for chosen in _by_pattern(order, mask, size, generator) if by_pattern else _cut(order, size):
+            items = send(chosen, self.mask.device)
+            yield FeatureBatch(items, self.gather(items, generator), self.mask[items], mask[chosen])
 
     def blocks(self) -> Iterator[FeatureTable]:
         """The table in parts that are in memory: itself."""

@@ -42,14 +42,15 @@ def missing_curves(
     scenarios: Sequence[str] | None = None,
     queries: Sequence[str] | None = None,
     seed: int = 0,
+    objective: Any = None,
 ) -> pd.DataFrame:
     """A row a query: one modality asks for items that show any subset of the others (side 'gallery' misses), and back (side 'query').
 
     Scenarios hide modalities of the items, never of the modality that asks; their masks are the same for every scorer, with and
     without calibration, and nested over the rates of `random`. Beside the `scorers`, `cosine:<modality>` is computed for every single
     modality, for `aggregation_gain`. With a fitted `imputer`, everything is computed a second time with the items' gaps
-    filled from what they show (`calibrated`); 'likelihood' needs a PPCA and is computed once. Items that show nothing rank last and, as queries,
-    guess.
+    filled from what they show (`calibrated`); 'likelihood' needs a PPCA and is computed once. 'fused' needs a trained `objective` that
+    fuses, and is computed for the modality that it asks with. Items that show nothing rank last and, as queries, guess.
 
     Columns: query, gallery, side, scorer, calibrated, gallery_scenario, item, group, pattern (shown by the item), greater, equal,
     candidates, positives, unserved (candidates or queries that show nothing the scorer can use). Queries without a positive are left out.
@@ -57,6 +58,11 @@ def missing_curves(
     """
     import pandas as pd
 
+    asking = objective.modalities[objective.query] if hasattr(objective, "fused") else None
+    if "fused" in scorers and asking is not None and asking not in (queries or embedded.modalities):
+        raise CalmrlError(
+            f"scorer 'fused': the fusion heads of this run were trained for queries of '{asking}'", hint=f"--query {asking}"
+        )
     parts = []
     for query in queries or embedded.modalities:
         if query not in embedded.modalities:
@@ -66,7 +72,7 @@ def missing_curves(
             )
         others = [m for m in embedded.modalities if m != query]
         for scenario in scenarios or default_scenarios(others):
-            parts += _scenario_parts(embedded, imputer, scorers, scenario, query, others, seed)
+            parts += _scenario_parts(embedded, imputer, objective, scorers, scenario, query, others, seed)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -85,7 +91,10 @@ def run_curves(
     calibrated rows.
     """
     space = RunSpace.open(run, device=device)
-    frame = missing_curves(space.embed(split), space.imputer(impute), scorers, scenarios, queries, space.run.config.seed)
+    objective = space.run.load_objective() if "fused" in scorers else None
+    frame = missing_curves(
+        space.embed(split), space.imputer(impute), scorers, scenarios, queries, space.run.config.seed, objective
+    )
     space.run.write_frame("curves.parquet", frame)
     return frame
 
@@ -93,6 +102,7 @@ def run_curves(
 def _scenario_parts(
     embedded: Embedded,
     imputer: Any | None,
+    objective: Any,
     scorers: Sequence[str],
     scenario: str,
     query: str,
@@ -119,8 +129,10 @@ def _scenario_parts(
         for name in [*scorers, *(f"cosine:{m}" for m in others)]:
             if name == "likelihood" and (calibrated or imputer is None):
                 continue
+            if name == "fused" and hasattr(objective, "fused") and objective.modalities[objective.query] != query:
+                continue
             # Conditioning on what is shown is what filling does for the others.
-            options = {"imputer": imputer} if name == "likelihood" else {}
+            options = {"likelihood": {"imputer": imputer}, "fused": {"objective": objective}}.get(name, {})
             scorer = make_scorer(name, query, others, **options)
             forward, backward = rank_items(scorer, rows, owners, items[kept], seen[kept], kept)
             unserved = int((~scorer.serves(seen[kept])).sum())

@@ -1,8 +1,9 @@
-"""The device a command computes on."""
+"""The device a command computes on, and the way there."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 
@@ -22,3 +23,10 @@ def resolve(device: str) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise CalmrlError(f"device '{device}' was asked for, but there are only {torch.cuda.device_count()} GPUs")
     return resolved
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Host `values` on `device`, without the host waiting: through pinned memory to a GPU, whose work goes on meanwhile."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

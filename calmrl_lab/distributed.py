@@ -62,7 +62,7 @@ def rank() -> int:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows [b, ...] of all processes, by rank: [processes * b, ...]. All must bring equally many (see `pad`).
+    """The rows [b, ...] of all processes, by rank: [processes * b, ...]. All must bring equally many (see `gather_batch`).
 
     The gradient of a process's rows is the sum of what all processes find for them: if all compute one and the same loss of the gathered
     rows, that is `processes` times its gradient, and averaging parameter gradients over processes makes it whole.
@@ -73,19 +73,26 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
-def gather_batch(batch: Batch) -> Batch:
-    """`gather` for all parts of a batch; only the embeddings carry a gradient."""
+def gather_batch(own: Batch, size: int) -> Batch:
+    """The batch of `size` items of which every process brings its share, by rank; only the embeddings carry a gradient.
+
+    Shares are of size / processes items, rounded up, and the last ones shorter or empty. What all see is what one process alone would see,
+    in the same order: random draws come out the same, too.
+    """
     if processes() == 1:
-        return batch
+        return own
+    padded = _pad(own, -(-size // processes()))
     with torch.no_grad():
-        mask = gather(batch.mask.to(torch.uint8)).bool()
-        imputed = None if batch.imputed is None else gather(batch.imputed.detach())
-        groups = None if batch.groups is None else gather(batch.groups)
-    return Batch(gather(batch.embeddings), mask, imputed, groups)
+        mask = gather(padded.mask.to(torch.uint8)).bool()
+        imputed = None if padded.imputed is None else gather(padded.imputed.detach())
+        groups = None if padded.groups is None else gather(padded.groups)
+    whole = Batch(gather(padded.embeddings), mask, imputed, groups)
+    # Shares are filled from the front, so that all of the padding is at the end.
+    return Batch(*(None if part is None else part[:size] for part in whole))  # type: ignore[arg-type]
 
 
-def pad(batch: Batch, size: int) -> Batch:
-    """`batch` with items that show nothing appended until it has `size`: they count for nothing in any objective but in `skipped`."""
+def _pad(batch: Batch, size: int) -> Batch:
+    """`batch` with zeros appended until it has `size` items."""
     lacking = size - len(batch.mask)
     if lacking <= 0:
         return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from calmrl_lab.filling import Filler, encode, stack
 from calmrl_lab.imputers import imputers
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.runs import Run
+from calmrl_lab.scorers.base import Scorer, make_scorer
 from calmrl_lab.streamed import table_for
 
 if TYPE_CHECKING:
@@ -97,6 +99,11 @@ class RunSpace:
             )
         labels = {name: np.asarray(values)[chosen] for name, values in self.store.labels.items()}
         return replace(embed(self.heads, self.table.select(chosen).in_memory()), labels=labels)
+
+    def scorer(self, name: str, query: str, modalities: Sequence[str]) -> Scorer:
+        """`make_scorer` with what this run has trained for it."""
+        options = {"objective": self.run.load_objective()} if name == "fused" else {}
+        return make_scorer(name, query, modalities, **options)
 
     def imputer(self, name: str | None = None) -> Any | None:
         """The run's own fitted imputer; with a name, that one fitted afterwards on the training embeddings as the run's scenario showed them.

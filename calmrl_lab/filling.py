@@ -11,13 +11,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.batches import FeatureTable
-from calmrl_lab.distributed import first_says, from_all, processes, rank
+from calmrl_lab.distributed import first_says, processes, rank
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.gating import Gate
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.observations import observe
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.observations import Observations, observe
+from calmrl_lab.imputers.statistics import Statistics, observed_means
 from calmrl_lab.joined_heads import AnyHeads
+from calmrl_lab.pooling import agreed_shift, pooled
 from calmrl_lab.streamed import StreamedTable
 from calmrl_lab.tempering import temper
 
@@ -117,13 +119,21 @@ class Filler:
         return logged
 
     @torch.no_grad()
-    def fill(self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+    def fill(
+        self, embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"], host_mask: Bool[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k d"]:
         """`embeddings` with the entries under a False mask imputed; no gradient flows through the result.
 
-        Where the gate leaves an item uncalibrated these entries are NaN.
+        Where the gate leaves an item uncalibrated these entries are NaN. With `host_mask`, the mask in host memory, embeddings are taken
+        as they are (what is not finite shows in the loss), and PPCA does not make a GPU's host wait.
         """
         detached = embeddings.detach()
-        filled = stack(self.tempered.impute(list(detached.unbind(dim=1)), mask)).to(detached.dtype)
+        columns = list(detached.unbind(dim=1))
+        if host_mask is not None and getattr(type(self.tempered), "impute", None) is Imputer.impute:
+            parts = self.tempered.completed(Observations(columns, mask, False, self.modalities, host_mask))
+        else:
+            parts = self.tempered.impute(columns, mask)
+        filled = stack(parts).to(detached.dtype)
         if self.gate is not None:
             shut = ~self.gate.opens(self.tempered, detached, mask, filled)
             filled = torch.where(shut.view(-1, 1, 1) & ~mask.unsqueeze(2), torch.nan, filled)
@@ -164,18 +174,14 @@ def summed_statistics(heads: AnyHeads, tables: Sequence[FeatureTable | StreamedT
     for table in tables:
         for block in table.blocks():
             share = block.select(np.arange(rank(), len(block), processes())) if processes() > 1 else block
-            if not len(share):
-                continue
-            data = observe(encode(heads, share), share.mask, modalities)
+            data = observe(encode(heads, share), share.mask, modalities) if len(share) else None
             if own is None:
-                own = Statistics.of(data)
-            else:
+                shift = agreed_shift(None if data is None else observed_means(data))
+                own = Statistics([heads.dim] * len(modalities), shift, block.mask.device)
+            if data is not None:
                 own.add(data)
-    parts = [part for part in from_all(own) if part is not None]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.merged(part)
-    return whole
+    assert own is not None, "a table has items"
+    return pooled(own)
 
 
 def _part(state: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

@@ -17,7 +17,6 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
 from calmrl_lab.runs import Run, write_atomically
-from calmrl_lab.scorers.base import make_scorer
 from calmrl_lab.search import Index, Kind, build_index, recall_against_exact
 
 if TYPE_CHECKING:
@@ -184,11 +183,11 @@ def _vectors(
         seen = torch.zeros_like(embedded.mask)
         seen[:, columns] = mask
         items, mask = embedded.filled(imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
-    maker = make_scorer(scorer, "", names)
+    maker = space.scorer(scorer, "", names)
     if not maker.items_are_vectors:
         raise CalmrlError(
             f"scorer '{scorer}' makes no single vector of an item, and an index holds vectors",
-            hint="use centroid, anchor or cosine:<modality>",
+            hint="use centroid, anchor, fused or cosine:<modality>",
         )
     shown = maker.serves(mask)
     return maker.vectors(items, mask)[shown].float().cpu().numpy(), np.flatnonzero(shown.cpu().numpy()), names

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def _sweeps(size: int) -> int:
-    """Enough for float64, one more than was ever needed; sets of more vectors than dimensions are then diagonal to 1e-10 only."""
+def _sweeps(size: int, dtype: torch.dtype) -> int:
+    """One more than was ever needed; sets of more vectors than dimensions are then diagonal to 1e-10 only."""
     if size == 2:
         return 1
-    return 6 if size <= 4 else 7 + size // 8
+    # Convergence is quadratic: what is right to half of float64's digits is right in float32.
+    return (6 if size <= 4 else 7 + size // 8) - (dtype != torch.float64)
 
 
 def eigenvectors(matrices: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
@@ -30,14 +31,17 @@ def eigenvectors(matrices: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
 
 
 def jacobi(matrices: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
-    """`eigenvectors` by parallel cyclic Jacobi rotations: each round turns k/2 disjoint planes at once, k - 1 rounds are a sweep."""
+    """`eigenvectors` by parallel cyclic Jacobi rotations: each round turns k/2 disjoint planes at once, k - 1 rounds are a sweep.
+
+    A round is a dozen operations, whatever the batch and k: where batches are small, a GPU's time goes into starting them.
+    """
     size = matrices.shape[-1]
     basis = torch.eye(size, dtype=matrices.dtype, device=matrices.device).expand_as(matrices)
     if size > 1:
         rotated = matrices
-        for _ in range(_sweeps(size)):
-            for first, second, crossing, turning in _rounds(size, str(matrices.device), matrices.dtype):
-                turn = _rotation(rotated, first, second, crossing, turning)
+        for _ in range(_sweeps(size, matrices.dtype)):
+            for planes in _rounds(size, str(matrices.device), matrices.dtype):
+                turn = _rotation(rotated, *planes)
                 rotated = turn.mT @ rotated @ turn
                 basis = basis @ turn
         order = rotated.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
@@ -45,27 +49,22 @@ def jacobi(matrices: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
     return basis
 
 
-def _rotation(matrices: Tensor, first: Tensor, second: Tensor, crossing: Tensor, turning: Tensor) -> Tensor:
-    """The rotations [B, k, k] that zero the entries (first, second) of each matrix (Golub and Van Loan, section 8.5)."""
+def _rotation(matrices: Tensor, doubled: Tensor, difference: Tensor, still: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """The rotations [B, k, k] that zero one entry a plane of each matrix (Golub and Van Loan, section 8.5); planes as in `_rounds`."""
     flat = matrices.flatten(1)
-    size = matrices.shape[-1]
-    across = flat[:, first * size + second]
-    difference = flat[:, second * size + second] - flat[:, first * size + first]
-    # tan of the smaller angle: sign(theta) / (|theta| + sqrt(theta^2 + 1)), theta = difference / (2 across), without dividing by `across`.
-    root = torch.hypot(difference, 2 * across)
-    bottom = difference.abs() + root
-    tangent = torch.where(difference < 0, -2 * across, 2 * across) / torch.where(bottom > 0, bottom, 1.0)
-    cosine = torch.rsqrt(1 + tangent.square())
-    identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
-    turned = (cosine - 1) @ crossing + (cosine * tangent) @ turning
-    return identity + turned.unflatten(1, (size, size))
+    # The smaller of the two angles; equal diagonal entries turn by 45 degrees, and not at all if nothing lies across.
+    slope = ((flat @ doubled) / (flat @ difference)).nan_to_num_(nan=0.0)
+    angle = slope.atan_().mul_(0.5)
+    turned = torch.addmm(torch.addmm(still, angle.cos(), cosines), angle.sin(), sines)
+    return turned.unflatten(1, matrices.shape[1:])
 
 
 @lru_cache(maxsize=64)
-def _rounds(size: int, device: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """A round-robin tournament: every pair of `size` meets once, in rounds of disjoint pairs.
+def _rounds(size: int, device: str, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """A round-robin tournament: every pair (p, q) of `size` meets once, in rounds of r disjoint pairs.
 
-    Per round: indices [r] of the pairs, and what cos - 1 [r, k*k] and sin [r, k*k] add to the identity.
+    Per round, as matrices that a flattened one is multiplied with: 2 a_pq and a_qq - a_pp [k*k, r]; and the rotation in these planes, which
+    is `still` [k*k] (who has no partner) + cos [r] @ `cosines` [r, k*k] + sin @ `sines`.
     """
     players: list[int | None] = [*range(size), *([None] if size % 2 else [])]
     rounds = []
@@ -76,11 +75,14 @@ def _rounds(size: int, device: str, dtype: torch.dtype) -> list[tuple[Tensor, Te
             for a, b in zip(players[:half], reversed(players[half:]), strict=True)
             if a is not None and b is not None
         ]
-        crossing, turning = torch.zeros(2, len(pairs), size, size, dtype=dtype)
-        for row, (a, b) in enumerate(pairs):
-            crossing[row, a, a] = crossing[row, b, b] = 1.0
-            turning[row, a, b], turning[row, b, a] = 1.0, -1.0
-        first, second = torch.tensor(pairs).T
-        rounds.append(tuple(part.to(device) for part in (first, second, crossing.flatten(1), turning.flatten(1))))
+        doubled, difference, cosines, sines = torch.zeros(4, len(pairs), size, size, dtype=dtype)
+        for row, (p, q) in enumerate(pairs):
+            doubled[row, p, q] = 2.0
+            difference[row, q, q], difference[row, p, p] = 1.0, -1.0
+            cosines[row, p, p] = cosines[row, q, q] = 1.0
+            sines[row, p, q], sines[row, q, p] = 1.0, -1.0
+        still = torch.eye(size, dtype=dtype) - cosines.sum(dim=0)
+        matrices = (doubled.flatten(1).T, difference.flatten(1).T, still.flatten(), cosines.flatten(1), sines.flatten(1))
+        rounds.append(tuple(part.to(device) for part in matrices))
         players = [players[0], players[-1], *players[1:-1]]
     return rounds

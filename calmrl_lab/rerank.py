@@ -15,7 +15,6 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.retrieval import Ranks, rank_both
 from calmrl_lab.runs import Run
-from calmrl_lab.scorers.base import make_scorer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +46,7 @@ def rerank_run(
     others = [m for m in embedded.modalities if m != CAPTION]
     columns = [embedded.modalities.index(m) for m in others]
     mask = embedded.mask[:, columns]
-    maker = make_scorer(scorer, CAPTION, others)
+    maker = space.scorer(scorer, CAPTION, others)
     items = maker.serves(mask).nonzero().squeeze(1)
     kept = torch.isin(embedded.owners[asking], items)
     owners = embedded.owners[asking][kept]

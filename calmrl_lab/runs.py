@@ -22,6 +22,7 @@ from calmrl_lab.errors import CalmrlError
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from torch import nn
 
     from calmrl_lab.joined_heads import AnyHeads
     from calmrl_lab.latent import LatentMaps
@@ -227,6 +228,38 @@ class Run:
             )
         tensors, metadata = self.read_tensors("latent.safetensors")
         return LatentMaps.from_state(tensors, json.loads(metadata["modalities"]))
+
+    def save_objective(self, objective: nn.Module) -> None:
+        """objective.safetensors: what the objective learned beside the heads (temperatures, fusion heads), if anything."""
+        state = {key: value.detach().cpu() for key, value in objective.state_dict().items() if hasattr(value, "detach")}
+        # NumPy has no bfloat16.
+        state = {key: (value.float() if value.is_floating_point() else value).numpy() for key, value in state.items()}
+        if state:
+            self.write_tensors("objective.safetensors", state, {"objective": self.config.objective})
+
+    def load_objective(self) -> nn.Module:
+        """The objective of this run as it was trained, on the CPU; CalmrlError if it learned nothing that was kept."""
+        import torch
+
+        from calmrl_lab.objectives import objectives
+
+        if not (self.path / "objective.safetensors").is_file():
+            raise CalmrlError(
+                f"run '{self.path}' kept no trained objective", hint="train it again, with an objective that learns"
+            )
+        tensors, _ = self.read_tensors("objective.safetensors")
+        heads, config = self.load_heads(), self.config
+        objective: nn.Module = objectives.get(config.objective)(heads.modalities, heads.dim, **config.objective_options)
+        shapes = {key: value.shape for key, value in objective.state_dict().items()}
+        try:
+            # A file of arrays knows no scalars.
+            objective.load_state_dict({key: torch.from_numpy(value).reshape(shapes[key]) for key, value in tensors.items()})
+        except (KeyError, RuntimeError):
+            raise CalmrlError(
+                f"'{self.path / 'objective.safetensors'}' is not of objective '{config.objective}' as it is here",
+                hint="train the run again",
+            ) from None
+        return objective.eval()
 
     def save_imputer(self, name: str, state: Mapping[str, np.ndarray]) -> None:
         """imputer.safetensors: the parameters of a fitted imputer that has any."""

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from calmrl_lab.batches import FeatureBatch, FeatureTable, chosen_modalities, load_table
+from calmrl_lab.devices import send
 from calmrl_lab.errors import CalmrlError
 
 if TYPE_CHECKING:
@@ -88,17 +89,20 @@ class StreamedTable:
         seed = int(torch.randint(2**62, (1,), generator=generator))
         place = np.full(len(self.store), -1, dtype=np.int64)
         place[self.items] = np.arange(len(self))
+        mask, device = self.mask.cpu(), self.mask.device
         waiting: FeatureBatch | None = None
         for streamed in self.store.stream(self.modalities, size, seed, items=self.items):
-            items = torch.from_numpy(place[streamed.items]).to(self.device)
-            features = [torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.device) for rows in streamed.features]
-            batch = FeatureBatch(items, features, self.mask[items])
+            chosen = torch.from_numpy(place[streamed.items])
+            items = send(chosen, device)
+            features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
+            batch = FeatureBatch(items, features, self.mask[items], mask[chosen])
             if waiting is not None and len(items) == 1:
                 # As in memory: a last batch of one item is joined to the one before it.
                 batch = FeatureBatch(
                     torch.cat([waiting.items, items]),
                     [torch.cat(pair) for pair in zip(waiting.features, features, strict=True)],
                     torch.cat([waiting.mask, batch.mask]),
+                    torch.cat([waiting.host_mask, batch.host_mask]),
                 )
                 waiting = None
             if waiting is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from calmrl_lab import console
 from calmrl_lab.batches import FeatureBatch, FeatureTable, group_numbers
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.devices import resolve
-from calmrl_lab.distributed import Batch, average_gradients, first_says, gather_batch, pad, processes, rank, together
+from calmrl_lab.distributed import Batch, first_says, gather_batch, processes, rank, together
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.feeding import Table, open_data
 from calmrl_lab.filling import Filler, encode
@@ -30,13 +30,14 @@ from calmrl_lab.pair_scores import choose_weights
 from calmrl_lab.ppca_start import overlap_score
 from calmrl_lab.runs import Run, write_atomically
 from calmrl_lab.starting import start_heads
+from calmrl_lab.steps import Broken, Journal, make_optimiser, update
 from calmrl_lab.validation import validation_score
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
 _STATE = (
-    "epoch", "step", "best", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
+    "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
     "metrics_lines",
 )  # fmt: skip
 # The heads stay where they start: what they do untrained.
@@ -116,9 +117,15 @@ def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> 
     if config.objective == NO_OBJECTIVE:
         return torch.nn.Identity()
     try:
-        return objectives.get(config.objective)(tuple(modalities), dim, **config.objective_options)
+        objective: torch.nn.Module = objectives.get(config.objective)(tuple(modalities), dim, **config.objective_options)
     except TypeError as error:
         raise CalmrlError(f"objective '{config.objective}': {error}", hint="see calmrl-lab list objectives") from None
+    if config.spare_groups and len(inspect.signature(objective.forward).parameters) < len(Batch._fields):
+        raise CalmrlError(
+            f"objective '{config.objective}' takes no groups, which spare_groups would have it spare",
+            hint="leave spare_groups out, or give its forward a fourth argument `groups`",
+        )
+    return objective
 
 
 def refuse_unfilled(config: TrainConfig) -> None:
@@ -164,13 +171,12 @@ class _Session:
         if self.filler.fills:
             self._refuse_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-        )
+        self.optimiser = make_optimiser(self.parameters, config.learning_rate, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "score": -1.0}
+        self.best_objective: dict[str, Tensor] = {}
         self.skipped_batches = 0
         self.silent: list[str] = []
 
@@ -232,34 +238,33 @@ class _Session:
 
     def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
         config = self.config
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
-        count = 0
+        journal = Journal(self.device)
+        diagnosed: dict[str, float] = {}
         repeats = self.data.repeats(self.generator) if table is self.train_table else None
         groups = group_numbers(table.group, str(self.device)) if config.spare_groups else None
         for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
             batch = self._embedded(features, fill, groups)
-            if count == 0 and self.epoch % config.checkpoint_every == 0:
-                sums |= self._diagnosed(batch)
-            terms = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
-            loss = terms["loss"]
-            if not bool(torch.isfinite(loss.detach())):
-                self._not_finite(run, terms, table.ids[features.items.cpu().numpy()])
-            self.optimiser.zero_grad(set_to_none=True)
-            if loss.requires_grad:
-                loss.backward()
-                average_gradients(self.parameters)
-                torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-                for group in self.optimiser.param_groups:
-                    group["lr"] = config.learning_rate * self._pace(self.step, total)
-                self.optimiser.step()
-            # An objective without a valid term in this batch says so by a loss that depends on nothing.
-            self.skipped_batches += not loss.requires_grad
+            if not journal.steps and self.epoch % config.checkpoint_every == 0:
+                diagnosed = self._diagnosed(batch)
+            terms = self._terms(batch)
+            for group in self.optimiser.param_groups:
+                group["lr"] = config.learning_rate * self._pace(self.step, total)
+            norm = update(terms["loss"], self.optimiser, self.parameters, config.clip_norm)
+            self._stop_if(run, table, journal.write(self.step, features.items, terms, norm))
             self.step += 1
-            count += 1
-            for name, value in terms.items():
-                sums[name] += value.detach().double()
-        measured = ("alive_", "pull_")
-        return {name: float(v) / (1 if name.startswith(measured) else max(count, 1)) for name, v in sums.items()}
+        self._stop_if(run, table, journal.look())
+        self.skipped_batches += journal.idle()
+        return {**diagnosed, **journal.means()}
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        # An objective of another package may know no groups.
+        terms: dict[str, Tensor] = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
+        if "loss" not in terms or terms["loss"].ndim:
+            raise CalmrlError(
+                f"objective '{self.config.objective}' gave no scalar called 'loss' (it gave: {', '.join(terms) or 'nothing'})",
+                hint="docs/adding/objective.md says what an objective returns",
+            )
+        return terms
 
     def _embedded(self, features: FeatureBatch, fill: bool, groups: Tensor | None) -> Batch:
         """The batch as the objective sees it: this process's share embedded and filled, then gathered from all."""
@@ -267,16 +272,18 @@ class _Session:
         part = slice(rank() * share, (rank() + 1) * share)
         mask = features.mask[part]
         embeddings = self.heads([rows[part] for rows in features.features], mask)
-        imputed = self.filler.fill(embeddings, mask) if fill else None
+        imputed = self.filler.fill(embeddings, mask, features.host_mask[part]) if fill else None
         if imputed is not None and self.config.as_observed:
             embeddings, mask = _taken_for_observed(embeddings, mask, imputed)
         own = None if groups is None else groups[features.items[part]]
-        return gather_batch(pad(Batch(embeddings, mask, imputed, own), share))
+        return gather_batch(Batch(embeddings, mask, imputed, own), len(features.items))
 
-    def _diagnosed(self, batch: Batch) -> dict[str, Tensor]:
-        """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not."""
+    def _diagnosed(self, batch: Batch) -> dict[str, float]:
+        """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
         found = liveness(self.objective, *batch)
-        for name in saturated(found):
+        # Without any pull there was no valid term in this batch, and no temperature would help.
+        taught = "loss" in found and found["loss"].pull > 0
+        for name in saturated(found) if taught else []:
             if name not in self.silent:
                 self.silent.append(name)
                 console.note(
@@ -284,8 +291,7 @@ class _Session:
                     "its gradient has died (a larger temperature revives it)"
                 )
         measured = {f"alive_{name}": value.alive for name, value in found.items()}
-        measured |= {f"pull_{name}": value.pull for name, value in found.items()}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in measured.items()}
+        return measured | {f"pull_{name}": value.pull for name, value in found.items()}
 
     def _pace(self, step: int, total: int) -> float:
         """Linear rise, then linear fall to zero (VAST recipe)."""
@@ -316,6 +322,7 @@ class _Session:
             "score": score,
             "heads": {key: value.detach().clone() for key, value in self.heads.state_dict().items()},
         }
+        self.best_objective = {key: value.detach().clone() for key, value in self.objective.state_dict().items()}
 
     def _checkpoint(self, run: Run) -> None:
         import io
@@ -326,6 +333,7 @@ class _Session:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "best_objective": self.best_objective,
             "skipped_batches": self.skipped_batches,
             "silent": self.silent,
             "heads": self.heads.state_dict(),
@@ -358,7 +366,8 @@ class _Session:
             raise CalmrlError(
                 f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
             )
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best, self.best_objective = state["best"], state["best_objective"]
         self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
         self.heads.load_state_dict(state["heads"])
         self.objective.load_state_dict(state["objective"])
@@ -375,11 +384,13 @@ class _Session:
         lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
         write_atomically(run.path / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
-    def _not_finite(self, run: Run, terms: Mapping[str, Tensor], ids: np.ndarray) -> None:
-        broken = [name for name, value in terms.items() if not bool(torch.isfinite(value.detach()))]
+    def _stop_if(self, run: Run, table: Table, broken: Broken | None) -> None:
+        if broken is None:
+            return
+        ids = table.ids[broken.items.cpu().numpy()]
         shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         raise WorkFailedError(
-            f"run '{run.path}': the loss is not finite at step {self.step} (epoch {self.epoch + 1}, term {', '.join(broken)}; items {shown})",
+            f"run '{run.path}': the loss or its gradient is not finite at step {broken.step} (epoch {self.epoch + 1}, term {', '.join(broken.terms)}; items {shown})",
             hint="the last checkpoint is kept; a smaller --set learning_rate or a larger temperature usually helps",
         )
 
@@ -387,6 +398,7 @@ class _Session:
         config = self.config
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
+        self.objective.load_state_dict(self.best_objective)
         noise_scale, gate = 1.0, None
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
@@ -401,6 +413,7 @@ class _Session:
         if not leads:
             return
         run.save_heads(self.heads)
+        run.save_objective(self.objective)
         score, cosine_weight = self.best["score"], None
         if self.start is not None:
             run.save_latent(self.start.overlap)
@@ -437,6 +450,11 @@ class _Session:
                 "validation_items": len(self.validation_table),
             },
         }
+        if self.step and self.skipped_batches == self.step:
+            console.note(
+                f"objective '{config.objective}' had nothing to teach in any of {self.step} batches (no item shows what a term of it needs, "
+                "or no term has a gradient left): the heads are as they started"
+            )
         run.write_json("summary.json", summary)
         run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
 

@@ -46,6 +46,12 @@ def test_several_captions_are_all_drawn():
     assert seen == {100 * i + r for i in range(4) for r in range(3)}
 
 
+def test_several_captions_are_all_drawn_where_most_items_have_none():
+    table = table_of([[3, 1], *[[0, 1]] * 9])
+    generator = torch.Generator().manual_seed(0)
+    assert {int(table.gather(torch.arange(1), generator)[0][0, 0]) for _ in range(50)} == {0, 1, 2}
+
+
 @given(ragged, st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
 def test_select_keeps_rows_with_their_items(counts, seed):

@@ -133,6 +133,15 @@ def test_half_precision_is_computed_in_float32():
     torch.testing.assert_close(values.double(), reference, atol=1e-5, rtol=0)
 
 
+def test_raw_signs_are_those_of_the_svd():
+    z, _ = sets(64, 3, 8, 2)
+    mask = torch.ones(64, 3, dtype=torch.bool)
+    raw = spectrum(z, mask, "raw").anchor
+    torch.testing.assert_close(raw, torch.linalg.svd(z.mT, full_matrices=False)[0][:, :, 0], atol=1e-9, rtol=0)
+    turned = (raw * spectrum(z, mask).anchor).sum(dim=1)
+    assert set(turned.round().tolist()) == {-1.0, 1.0}
+
+
 def test_wrong_shapes_are_one_sentence():
     with pytest.raises(CalmrlError, match=r"got \[2, 3\]"):
         spectrum(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

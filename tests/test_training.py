@@ -25,6 +25,10 @@ def tensors(run):
     return run.read_tensors("heads.safetensors")[0]
 
 
+def lines_of(run):
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def same(first, second):
     assert first.keys() == second.keys()
     return all(np.array_equal(first[key], second[key]) for key in first)
@@ -75,6 +79,28 @@ def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
     assert run.summary["validation_mrr"] > 1.2 * lines[0]["validation_mrr"]
 
 
+def test_training_stops_when_validation_stops_rising_and_keeps_the_best_heads(small_store, tmp_path):
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=30, patience=3, learning_rate=1e30)
+    run = train(asked, tmp_path / "r")
+    start = _Session(asked, torch.device("cpu")).heads.state_dict()
+    scores = [line["validation_mrr"] for line in lines_of(run)]
+    best = scores.index(max(scores))
+    assert run.summary["best_epoch"] == best
+    assert run.summary["epochs"] == len(scores) - 1 == best + 3
+    assert run.summary["validation_mrr"] == max(scores)
+    # Steps of that size ruin everything: the start was best.
+    assert all(np.array_equal(value, start[key].numpy()) for key, value in tensors(run).items())
+
+
+def test_the_learning_rate_rises_and_falls(small_store):
+    session = _Session(config(small_store, warm_up_share=0.1), torch.device("cpu"))
+    paces = [session._pace(step, 40) for step in range(41)]
+    assert paces[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert paces[4:] == pytest.approx([(40 - step) / 36 for step in range(4, 41)])
+    sudden = _Session(config(small_store, warm_up_share=0.0), torch.device("cpu"))
+    assert sudden._pace(0, 40) == 1.0
+
+
 def test_the_python_api_takes_an_unfitted_imputer(small_store, tmp_path):
     run = train_heads(small_store, imputer=PPCA(latent_dim=3), scenario="pairs", run=tmp_path / "r", modalities=FOUR, **QUICK)
     assert run.load_imputer().weights[0].shape == (16, 3)
@@ -102,6 +128,41 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
     with pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "):
         session.learn(Run.create(tmp_path / "r", asked))
     assert not Run.open(tmp_path / "r").finished()
+
+
+def test_the_last_good_checkpoint_outlives_a_broken_loss(small_store, tmp_path, monkeypatch):
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=4, checkpoint_every=1)
+    whole = train(asked, tmp_path / "whole")
+    original = _Session._embedded
+
+    def breaks(self, *arguments):
+        batch = original(self, *arguments)
+        return batch._replace(embeddings=batch.embeddings * (float("nan") if self.epoch == 2 else 1.0))
+
+    monkeypatch.setattr(_Session, "_embedded", breaks)
+    steps = lines_of(whole)[2]["step"]
+    with pytest.raises(WorkFailedError, match=rf"at step {steps} \(epoch 3, term loss; items "):
+        train(asked, tmp_path / "broken")
+    monkeypatch.setattr(_Session, "_embedded", original)
+    assert same(tensors(whole), tensors(train(asked, tmp_path / "broken", resume=True)))
+
+
+def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_path, capsys):
+    alone = config(small_store, objective="clip", impute="none", impute_options={}, scenario="pattern:vision/audio/caption")
+    run = train(alone, tmp_path / "alone")
+    start = _Session(alone, torch.device("cpu")).heads.state_dict()
+    assert run.summary["counts"]["skipped_batches"] == lines_of(run)[-1]["step"]
+    assert all(np.array_equal(value, start[key].numpy()) for key, value in tensors(run).items())
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "objective 'clip' had nothing to teach in any of 12 batches" in said
+    assert "temperature" not in said
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=1)
+    session = _Session(asked, torch.device("cpu"))
+    session.objective.forward = lambda *batch: {"loss": torch.zeros(()), "skipped": torch.tensor(float(len(batch[0])))}
+    session.learn(constant := Run.create(tmp_path / "constant", asked))
+    assert constant.summary["counts"]["skipped_batches"] == lines_of(constant)[-1]["step"] > 0
+    pairs = train(asked, tmp_path / "pairs")
+    assert pairs.summary["counts"]["skipped_batches"] == 0
 
 
 def test_a_run_killed_at_its_first_file_can_be_made_again(small_store, tmp_path):

@@ -27,7 +27,7 @@ def index(
     store: Path | None = typer.Option(None, help="Store to index. (default: the run's own)"),
     split: str | None = typer.Option(None, help="Items to index. (default: all)"),
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
-    scorer: str = typer.Option("centroid", help="How an item becomes a vector: centroid, anchor or cosine:MODALITY."),
+    scorer: str = typer.Option("centroid", help="How an item becomes a vector: centroid, anchor, fused or cosine:MODALITY."),
     calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
     kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
     assign: list[str] = typer.Option(

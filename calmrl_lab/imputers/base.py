@@ -57,7 +57,10 @@ class Imputer(ABC):
         Observed entries are returned bit for bit. Raises CalmrlError if unfitted, for other dimensions than the fitted ones,
         and for NaN or infinity at observed entries.
         """
-        data = self._observe_fitted(embeddings, mask)
+        return self.completed(self._observe_fitted(embeddings, mask))
+
+    def completed(self, data: Observations) -> list[Array]:
+        """`impute` for observations that are known to be in order."""
         filled = [value.clone() for value in data.values]
         for pattern in data.patterns():
             if pattern.missing:

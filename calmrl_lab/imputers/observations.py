@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from calmrl_lab.devices import send
 from calmrl_lab.errors import CalmrlError
 
 Array: TypeAlias = np.ndarray | Tensor
@@ -38,13 +39,15 @@ class Observations:
     """Checked embeddings: tensors on one device, every entry under a True mask finite.
 
     `values` are k of [N, d_m], floating point, not copied from the input; entries under a False mask may hold anything.
-    `numpy` remembers whether results go back as NumPy arrays.
+    `numpy` remembers whether results go back as NumPy arrays. `host_mask` is the mask in host memory, for who has it: a GPU then
+    needs not be asked which patterns there are.
     """
 
     values: list[Float[Tensor, "n d"]]
     mask: Bool[Tensor, "n k"]
     numpy: bool
     modalities: tuple[str, ...] | None = None
+    host_mask: Bool[Tensor, "n k"] | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -62,12 +65,13 @@ class Observations:
 
     def patterns(self) -> list[Pattern]:
         """The patterns that occur, ordered by their bits (modality 0 is the lowest), whatever the order of the items."""
-        k = self.mask.shape[1]
-        bits = (self.mask.long() << torch.arange(k, device=self.device)).sum(dim=1)
+        mask = self.mask if self.host_mask is None else self.host_mask
+        k = mask.shape[1]
+        bits = (mask.long() << torch.arange(k, device=mask.device)).sum(dim=1)
         order = torch.argsort(bits, stable=True)
         codes, counts = torch.unique_consecutive(bits[order], return_counts=True)
         groups = torch.split(order, counts.tolist())
-        return [_pattern(code, k, rows) for code, rows in zip(codes.tolist(), groups, strict=True)]
+        return [_pattern(code, k, send(rows, self.device)) for code, rows in zip(codes.tolist(), groups, strict=True)]
 
     def take(self, rows: Tensor) -> Observations:
         """The items at `rows`, in that order."""

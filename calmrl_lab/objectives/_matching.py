@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calmrl_lab.devices import send
+
 _FLOOR = 1e-4  # added to the sampling weights of negatives, as in the published code: no item is excluded for good
 _HIDDEN = 128
 
@@ -70,7 +72,7 @@ def matching_loss(
         # Drawn on the CPU, so that runs repeat on every device. Both numbers of an item stand side by side: items added at the end
         # of a batch do not change those before them.
         uniform = 1 - torch.rand(count, 2, generator=generator, dtype=torch.float64)
-        uniform = uniform.to(similarity.dtype).to(able.device, non_blocking=True)
+        uniform = send(uniform.to(similarity.dtype), able.device)
         hard_context = _draw(similarity, allowed, uniform[:, :1])
         hard_query = _draw(similarity.mT, allowed, uniform[:, 1:])
         possible = able & allowed.any(dim=1)

@@ -23,8 +23,8 @@ class SpectralObjective(Objective):
 
     alignment: -log softmax(sigma / alignment_temperature) of the largest singular value (`spectrum="lambda"`: of the largest eigenvalue,
     sigma^2), over as many values as the set has members; mean over items with at least two, the others are counted in `skipped`.
-    uniformity: cross-entropy of anchors against anchors at uniformity_temperature, the item itself as target, over items with any
-    member. `sign` says how anchors get theirs: `mean` points with the embeddings, `raw` is left to the SVD as in PMRL's released code,
+    uniformity: cross-entropy of anchors against anchors at uniformity_temperature, the item itself as target, over items with an
+    anchor. `sign` says how anchors get theirs: `mean` points with the embeddings, `raw` is left to the SVD as in PMRL's released code,
     `squared` compares by squared cosine. matching: see `_matching`; observed modalities only; `query` names the one that asks.
     """
 
@@ -81,5 +81,7 @@ class SpectralObjective(Objective):
         logits = (leading / self.alignment_temperature).masked_fill(beyond, -torch.inf)
         per_item = torch.logsumexp(logits, dim=1) - logits[:, 0]
         alignment = torch.where(aligned, per_item, 0.0).sum() / aligned.sum().clamp_min(1)
-        uniformity = instance_uniformity(anchor, size > 0, self.uniformity_temperature, same, squared)
+        # An item whose embeddings are all zero has no direction to keep apart from others.
+        directed = (size > 0) & (values[:, 0].detach() != 0)
+        uniformity = instance_uniformity(anchor, directed, self.uniformity_temperature, same, squared)
         return {"alignment": alignment, "uniformity": uniformity, "skipped": skipped(aligned, values)}

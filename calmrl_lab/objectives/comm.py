@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from calmrl_lab.devices import send
 from calmrl_lab.objectives import objectives
 from calmrl_lab.objectives._base import Objective, same_group, skipped, without_hidden
 from calmrl_lab.objectives._fusion import MaskedFusion
@@ -60,7 +61,7 @@ class Comm(Objective):
         if not self.noise:
             return shown
         drawn = torch.randn(shown.shape, generator=cast(torch.Generator, self.generator))
-        step = drawn.to(shown.dtype).to(shown.device, non_blocking=True) * (self.noise * shown.shape[2] ** -0.5)
+        step = send(drawn.to(shown.dtype), shown.device) * (self.noise * shown.shape[2] ** -0.5)
         return functional.normalize(shown + step, dim=2, eps=1e-12)
 
 

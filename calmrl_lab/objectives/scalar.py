@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from calmrl_lab.devices import send
 from calmrl_lab.objectives import objectives
 from calmrl_lab.objectives._cross import CrossObjective, Sides
 from calmrl_lab.objectives._options import not_negative, positive
@@ -61,7 +62,7 @@ class Scalar(CrossObjective):
     def _consistency(self, sides: Sides, context: Tensor, scores: Tensor) -> Tensor:
         able = sides.shown.sum(dim=1) >= 2
         drawn = torch.rand(sides.shown.shape, generator=cast(torch.Generator, self.generator))
-        drawn = drawn.to(sides.shown.device, non_blocking=True).masked_fill(~sides.shown, -1.0)
+        drawn = send(drawn, sides.shown.device).masked_fill(~sides.shown, -1.0)
         dropped = torch.zeros_like(sides.shown).scatter(1, drawn.argmax(dim=1, keepdim=True), True) & able.unsqueeze(1)
         fewer = self.scores(sides._replace(shown=sides.shown & ~dropped), context)
         scale = self.scale().to(scores.dtype)

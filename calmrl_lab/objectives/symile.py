@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from calmrl_lab.devices import send
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
 from calmrl_lab.objectives._base import Objective, same_group, skipped, without_hidden
@@ -124,7 +125,7 @@ class Symile(Objective):
     def _permutations(self, mask: Tensor) -> Tensor:
         """[k, B]: for each modality, a random permutation of the items that show it, repeated to the length of the batch."""
         keys = torch.rand(mask.shape, generator=cast(torch.Generator, self.generator))
-        keys = keys.to(mask.device, non_blocking=True) + 2.0 * (~mask)
+        keys = send(keys, mask.device) + 2.0 * (~mask)
         order = keys.argsort(dim=0)
         places = torch.arange(len(mask), device=mask.device).unsqueeze(1) % mask.sum(dim=0).clamp_min(1)
         return order.gather(0, places).T

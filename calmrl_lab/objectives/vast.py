@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
@@ -42,4 +43,9 @@ class Vast(CrossObjective):
         return sides.queries @ context.mT
 
     def context(self, sides: Sides) -> Tensor:
-        return self.fusion(sides.answers, sides.shown)
+        return self.fused(sides.answers, sides.shown)
+
+    def fused(self, answers: Float[Tensor, "n m d"], shown: Bool[Tensor, "n m"]) -> Float[Tensor, "n d"]:
+        """One unit vector an item from what it shows of the modalities other than the query, in their order; zero where it shows none."""
+        fused: Tensor = self.fusion(answers.masked_fill(~shown.unsqueeze(-1), 0.0), shown)
+        return fused

@@ -48,7 +48,7 @@ class Scorer(ABC):
         """The vector whose inner product with a query is the score. Only where `items_are_vectors`."""
         raise CalmrlError(
             f"scorer '{self.name}' has no vector an item: its score depends on the query in other ways",
-            hint="use centroid, anchor or cosine where an index is needed",
+            hint="use centroid, anchor, fused or cosine where an index is needed",
         )
 
     @abstractmethod

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.objectives import objectives
 from calmrl_lab.retrieval import rank_items
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import make_scorer
@@ -42,18 +43,29 @@ def ppca():
     return imputer.fit([0.5 * z + shared for z in data], torch.rand(400, 4, generator=generator) < 0.8, iterations=5)
 
 
-@pytest.fixture(
-    params=["cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood"]
-)
-def scorer(request, ppca):
-    options = {"imputer": ppca} if request.param == "likelihood" else {}
+@pytest.fixture(scope="module")
+def vast():
+    """A fusion that is not the mean it starts as."""
+    objective = objectives.get("vast")(("caption", *NAMES), DIM).double()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weight in objective.fusion.weights:
+            weight += 0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    return objective
+
+
+TESTED = ["cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood", "fused"]
+
+
+@pytest.fixture(params=TESTED)
+def scorer(request, ppca, vast):
+    options = {"likelihood": {"imputer": ppca}, "fused": {"objective": vast}}.get(request.param, {})
     names = NAMES[:2] if request.param == "area" else NAMES
     return make_scorer(request.param, "caption", names, **options)
 
 
-def test_every_scorer_is_tested(ppca):
-    tested = {"cosine", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood"}
-    assert set(scorers) == tested
+def test_every_scorer_is_tested():
+    assert set(scorers) == {name.partition(":")[0] for name in TESTED}
 
 
 class TestEveryScorer:
@@ -110,8 +122,8 @@ class TestEveryScorer:
             assert backward.equal[j] == (close & ~own).sum()
 
     def test_a_perfect_copy_is_the_best_answer(self, scorer):
-        if scorer.name == "likelihood":
-            pytest.skip("a likelihood asks what is likely, not what is equal")
+        if scorer.name in ("likelihood", "fused"):
+            pytest.skip("a likelihood asks what is likely, a trained fusion what it was taught; not what is equal")
         queries, items, mask = self.case(scorer, 8)
         items[3], mask[3] = queries[0], True
         assert scorer.score(queries, items, mask)[0].argmax() == 3
@@ -171,6 +183,34 @@ def test_set_scores_equal_their_definitions(seed, k):
             del expected["anchor"]  # two vectors on opposite sides: their anchor is across their sum, and has no side
         for name, value in expected.items():
             assert made[name][i, j].item() == pytest.approx(value.item(), abs=1e-8), name
+
+
+def test_the_fused_score_is_the_map_of_the_combination_shown(vast):
+    queries, items, mask = cone(5)
+    scores = make_scorer("fused", "caption", NAMES, objective=vast).score(queries, items, mask)
+    maps = dict(zip(vast.fusion.subsets, vast.fusion.weights, strict=True))
+    for i, j, t, z in pairs(queries, items, mask):
+        shown = tuple(mask[j].nonzero().flatten().tolist())
+        vector = torch.cat(list(z)) @ maps[shown].detach() if len(shown) > 1 else z[0]
+        assert scores[i, j].item() == pytest.approx((t @ vector / vector.norm()).item(), abs=1e-12)
+    # Another order of the same modalities, and one of them left out.
+    order = [2, 0]
+    fewer = make_scorer("fused", "caption", [NAMES[j] for j in order], objective=vast)
+    hidden = mask.clone()
+    hidden[:, 1] = False
+    whole = make_scorer("fused", "caption", NAMES, objective=vast)
+    torch.testing.assert_close(fewer.score(queries, items[:, order], mask[:, order]), whole.score(queries, items, hidden))
+
+
+def test_fusion_heads_serve_what_they_were_trained_for(vast):
+    for query, names, objective, said in (
+        ("caption", NAMES, None, "needs fusion heads"),
+        ("caption", NAMES, objectives.get("clip")(("caption", *NAMES), DIM), "needs fusion heads"),
+        ("vision", NAMES, vast, "trained for queries of 'caption', not of 'vision'"),
+        ("caption", ("vision", "sound"), vast, "take no 'sound'"),
+    ):
+        with pytest.raises(CalmrlError, match=said):
+            make_scorer("fused", query, names, objective=objective)
 
 
 def test_the_leading_singular_value_of_copies_and_of_orthogonal_sets():

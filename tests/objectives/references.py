@@ -1,192 +1,349 @@
-"""Slow float64 formulations of the objectives, item by item, written from their formulas."""
+"""Slow float64 formulations of the objectives, item by item, written from their formulas; torch differentiates them.
+
+Every one takes embeddings z [B, k, d] whose hidden entries are never read, and gives a scalar. `groups` are those of `Objective.forward`.
+Where a method draws, it draws what the method says, in its order, from the generator given.
+"""
 
 import itertools
-import math
 
 import torch
+from torch.nn import functional
+
+ZERO = torch.zeros((), dtype=torch.float64)
 
 
-def cross_entropy(scores, asks, answers, smoothing=0.0):
-    """-log softmax of the own item, candidate by candidate, target spread by label smoothing; a list over items that have both sides."""
-    terms = []
+def mean(terms):
+    return torch.stack(terms).mean() if terms else ZERO
+
+
+def mates(groups, i, count):
+    """Positions of the items of i's group, i included."""
+    return [j for j in range(count) if (j == i if groups is None else int(groups[j]) == int(groups[i]))]
+
+
+def cross_entropy(scores, asks, answers, smoothing=0.0, groups=None):
+    """-log softmax of what is right for each item that asks: its own answer, or those of its group in equal parts; a dict by item."""
+    terms = {}
     for i in range(len(scores)):
-        if asks[i] and answers[i]:
-            candidates = [float(scores[i, j]) for j in range(len(scores)) if answers[j]]
-            top = max(candidates)
-            log_total = top + math.log(sum(math.exp(c - top) for c in candidates))
-            right = (1 - smoothing) * float(scores[i, i]) + smoothing * sum(candidates) / len(candidates)
-            terms.append(log_total - right)
+        candidates = [j for j in range(len(scores)) if answers[j]]
+        right = [j for j in mates(groups, i, len(scores)) if answers[j]]
+        if asks[i] and right:
+            target = (1 - smoothing) * scores[i, right].mean() + smoothing * scores[i, candidates].mean()
+            terms[i] = torch.logsumexp(scores[i, candidates], dim=0) - target
     return terms
 
 
-def both_ways(scores, asks, answers, smoothing=0.0):
-    there = cross_entropy(scores, asks, answers, smoothing)
-    back = cross_entropy(scores.T, answers, asks, smoothing)
-    return (sum(there) + sum(back)) / (2 * len(there)) if there else 0.0
+def both_ways(scores, asks, answers, smoothing=0.0, groups=None):
+    """(mean of both directions, the items that asked in either)."""
+    there = cross_entropy(scores, asks, answers, smoothing, groups)
+    back = cross_entropy(scores.T, answers, asks, smoothing, groups)
+    return (mean(list(there.values())) + mean(list(back.values()))) / 2, there.keys() | back.keys()
 
 
-def pairs_mean(z, mask, pairs, factors):
+def pairs_mean(z, mask, pairs, factors, groups=None):
     terms = []
     for (a, b), factor in zip(pairs, factors, strict=True):
-        if int((mask[:, a] & mask[:, b]).sum()) > 1:
-            terms.append(both_ways(factor * z[:, a] @ z[:, b].T, mask[:, a], mask[:, b]))
-    return sum(terms) / len(terms) if terms else 0.0
+        term, asked = both_ways(factor * z[:, a] @ z[:, b].T, mask[:, a], mask[:, b], 0.0, groups)
+        if len(asked) > 1:
+            terms.append(term)
+    return mean(terms)
 
 
-def clip(z, mask, temperature):
+def clip(z, mask, factor, groups=None):
     pairs = list(itertools.combinations(range(z.shape[1]), 2))
-    return pairs_mean(z, mask, pairs, [1 / temperature] * len(pairs))
+    return pairs_mean(z, mask, pairs, [factor] * len(pairs), groups)
 
 
-def to_anchor(z, mask, anchor, factors):
+def to_anchor(z, mask, anchor, factors, groups=None):
     others = [m for m in range(z.shape[1]) if m != anchor]
-    return pairs_mean(z, mask, [(anchor, m) for m in others], factors)
+    return pairs_mean(z, mask, [(anchor, m) for m in others], factors, groups)
 
 
 def svd_sign_fixed(columns):
     """(singular values padded to the number of columns, u1 pointing with the sum of the columns)."""
     u, sigma, _ = torch.linalg.svd(columns, full_matrices=False)
-    sign = 1.0 if float(u[:, 0] @ columns.sum(dim=1)) >= 0 else -1.0
-    return torch.cat([sigma, sigma.new_zeros(columns.shape[1] - len(sigma))]), sign * u[:, 0]
+    sign = 1.0 if bool(u[:, 0] @ columns.sum(dim=1) >= 0) else -1.0
+    return sigma, sign * u[:, 0]
 
 
-def pmrl(z, mask, tau1, tau2, power=1, squared=False):
-    alignment, anchors = [], []
-    for item, shown in zip(z, mask, strict=True):
+def pmrl(z, mask, tau1, tau2, power=1, squared=False, groups=None):
+    alignment, anchors, places = [], [], []
+    for place, (item, shown) in enumerate(zip(z, mask, strict=True)):
         if not shown.any():
             continue
         sigma, anchor = svd_sign_fixed(item[shown].T)
         anchors.append(anchor)
+        places.append(place)
         if int(shown.sum()) >= 2:
-            values = [float(s) ** power / tau1 for s in sigma]
-            alignment.append(math.log(sum(math.exp(v - values[0]) for v in values)))
-    cosines = torch.stack(anchors) @ torch.stack(anchors).T
-    everyone = [True] * len(anchors)
-    uniformity = cross_entropy((cosines**2 if squared else cosines) / tau2, everyone, everyone)
-    return (sum(alignment) / len(alignment) if alignment else 0.0) + sum(uniformity) / len(uniformity)
+            values = sigma**power / tau1
+            alignment.append(torch.logsumexp(values, dim=0) - values[0])
+    uniformity = []
+    for i, own in enumerate(anchors):
+        akin = [] if groups is None else mates(groups, places[i], len(z))
+        cosines = torch.stack([own @ other for j, other in enumerate(anchors) if j == i or places[j] not in akin])
+        logits = (cosines**2 if squared else cosines) / tau2
+        uniformity.append(torch.logsumexp(logits, dim=0) - (own @ own) ** (2 if squared else 1) / tau2)
+    return mean(alignment) + mean(uniformity)
 
 
-def rest(z, mask, query):
+def matching(head, queries, contexts, able, generator, groups=None):
+    """Two-way cross-entropy of true pairs and of pairs with a hard negative on either side; `able` items only."""
+    count = len(able)
+    uniform = 1 - torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    similarity = (queries @ contexts.T).detach()
+    possible = {i: [j for j in range(count) if able[j] and j not in mates(groups, i, count)] for i in range(count) if able[i]}
+
+    def drawn(scores, allowed, u):
+        weights = torch.softmax(scores, dim=0) + 1e-4
+        edges = torch.stack([weights[j] if j in allowed else ZERO for j in range(count)]).cumsum(dim=0)
+        return next(j for j in range(count) if edges[j] >= u * edges[-1])
+
+    def surprise(i, j, together):
+        t, c = queries[i], contexts[j]
+        hidden = functional.gelu(head.first(torch.cat([t, c, t * c, (t - c).abs()])))
+        return -torch.log_softmax(head.last(hidden), dim=0)[int(together)]
+
+    terms = []
+    for i, allowed in possible.items():
+        if any(possible.values()):
+            terms.append(surprise(i, i, True))
+        if allowed:
+            terms.append(surprise(i, drawn(similarity[i], allowed, uniform[i, 0]), False))
+            terms.append(surprise(drawn(similarity[:, i], allowed, uniform[i, 1]), i, False))
+    return mean(terms)
+
+
+def unit(vector):
+    return vector / vector.norm()
+
+
+def spectral_sides(z, mask, query):
+    """(queries, contexts, able): the query modality or the first shown, against the normalised sum of the others shown."""
+    queries, contexts, able = [], [], []
+    for item, shown in zip(z, mask, strict=True):
+        there = [m for m in range(z.shape[1]) if shown[m]]
+        nothing = torch.zeros_like(item[0])
+        asking = query if shown[query] else (there[0] if there else None)
+        others = [item[m] for m in there if m != asking]
+        queries.append(nothing if asking is None else item[asking])
+        contexts.append(unit(sum(others)) if others else nothing)
+        able.append(bool(others))
+    return torch.stack(queries), torch.stack(contexts), able
+
+
+def sides(z, mask, query):
+    """(others, whether an item asks, whether it answers, queries, contexts) of objectives where one modality asks."""
     others = [m for m in range(z.shape[1]) if m != query]
-    return others, mask[:, query], mask[:, others].any(dim=1)
+    nothing = torch.zeros_like(z[0, 0])
+    queries = torch.stack([item[query] if shown[query] else nothing for item, shown in zip(z, mask, strict=True)])
+    sums = [[item[m] for m in others if shown[m]] for item, shown in zip(z, mask, strict=True)]
+    contexts = torch.stack([unit(sum(vectors)) if vectors else nothing for vectors in sums])
+    return others, mask[:, query], mask[:, others].any(dim=1), queries, contexts
 
 
-def table(z, mask, query, score):
-    """score(query vector, [shown other vectors of j]) for every i and j, 0 where j shows nothing else."""
-    others, _, answers = rest(z, mask, query)
-    scores = torch.zeros(len(z), len(z), dtype=z.dtype)
-    for i, j in itertools.product(range(len(z)), repeat=2):
-        if mask[i, query] and answers[j]:
-            scores[i, j] = score(z[i, query], [z[j, m] for m in others if mask[j, m]])
-    return scores
+def table(z, mask, query, score, answers=None):
+    """score(query vector, [shown other vectors of j]) for every i and j, 0 where j does not answer."""
+    others, asks, shows, _, _ = sides(z, mask, query)
+    answers = shows if answers is None else answers
+    rows = []
+    for i in range(len(z)):
+        row = [
+            score(z[i, query], [z[j, m] for m in others if mask[j, m]]) if asks[i] and answers[j] else ZERO
+            for j in range(len(z))
+        ]
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
 
 
 def volume(query, vectors):
     stacked = torch.stack([query, *vectors])
-    return float(torch.linalg.det(stacked @ stacked.T)) ** 0.5
+    return torch.linalg.det(stacked @ stacked.T).clamp_min(0.0).sqrt()
 
 
-def gram(z, mask, query, temperature, smoothing, epsilon):
-    _, asks, answers = rest(z, mask, query)
-    scores = table(z, mask, query, lambda t, v: -math.sqrt(max(volume(t, v) ** 2, 0.0) + epsilon))
-    return both_ways(scores / temperature, asks, answers, smoothing)
+def gram(z, mask, query, temperature, smoothing, epsilon, groups=None):
+    _, asks, answers, _, _ = sides(z, mask, query)
+
+    def score(t, vectors):
+        stacked = torch.stack([t, *vectors])
+        return -(torch.linalg.det(stacked @ stacked.T).clamp_min(0.0) + epsilon).sqrt()
+
+    return both_ways(table(z, mask, query, score) / temperature, asks, answers, smoothing, groups)[0]
 
 
 def triangle_area(first, second, third):
-    """Heron's formula from the three side lengths."""
-    a, b, c = (float((p - q).norm()) for p, q in ((first, second), (second, third), (third, first)))
-    s = (a + b + c) / 2
-    return math.sqrt(max(s * (s - a) * (s - b) * (s - c), 0.0))
+    """Half the length of one side times the height over it."""
+    side, other = second - first, third - first
+    height = other - (other @ side) / (side @ side) * side
+    return side.norm() * height.norm() / 2
 
 
-def triangle(z, mask, query, corners, form, temperature, smoothing, epsilon):
+def triangle(z, mask, query, corners, form, temperature, smoothing, epsilon, groups=None):
     both = mask[:, corners].all(dim=1)
-    scores = torch.zeros(len(z), len(z), dtype=z.dtype)
-    for i, j in itertools.product(range(len(z)), repeat=2):
-        if mask[i, query] and both[j]:
-            area = triangle_area(z[i, query], z[j, corners[0]], z[j, corners[1]])
-            scores[i, j] = -2 * area**2 if form == "squared" else -math.sqrt(4 * area**2 + epsilon) / 2
-    return both_ways(scores / temperature, mask[:, query], both, smoothing)
+    rows = []
+    for i in range(len(z)):
+        row = []
+        for j in range(len(z)):
+            if mask[i, query] and both[j]:
+                area = triangle_area(z[i, query], z[j, corners[0]], z[j, corners[1]])
+                row.append(-2 * area**2 if form == "squared" else -(4 * area**2 + epsilon).sqrt() / 2)
+            else:
+                row.append(ZERO)
+        rows.append(torch.stack(row))
+    return both_ways(torch.stack(rows) / temperature, mask[:, query], both, smoothing, groups)[0]
 
 
-def vast(z, mask, query, maps, temperature, smoothing):
+def fused(z, mask, others, maps):
+    """One vector an item: what a single modality says, or the map of exactly the combination it shows."""
+    vectors = []
+    for item, shown in zip(z, mask, strict=True):
+        places = tuple(p for p, m in enumerate(others) if shown[m])
+        if not places:
+            vectors.append(torch.zeros_like(item[0]))
+            continue
+        joined = torch.cat([item[others[p]] for p in places])
+        vectors.append(unit(joined if len(places) == 1 else joined @ maps[places]))
+    return torch.stack(vectors)
+
+
+def vast(z, mask, query, maps, temperature, smoothing, groups=None):
     """`maps`: tuple of places among the others -> matrix of the concatenation."""
-    others, asks, answers = rest(z, mask, query)
-    scores = torch.zeros(len(z), len(z), dtype=z.dtype)
-    for j in range(len(z)):
-        places = tuple(p for p, m in enumerate(others) if mask[j, m])
-        if places:
-            joined = torch.cat([z[j, others[p]] for p in places])
-            fused = joined if len(places) == 1 else joined @ maps[places]
-            scores[:, j] = z[:, query] @ (fused / fused.norm())
-    return both_ways(scores / temperature, asks, answers, smoothing)
+    others, asks, answers, queries, _ = sides(z, mask, query)
+    scores = queries @ fused(z, mask, others, maps).T
+    return both_ways(scores / temperature, asks, answers, smoothing, groups)[0]
 
 
 def centroid_cosine(query, vectors, temperature):
     weights = torch.softmax(torch.stack([query @ v for v in vectors]) / temperature, dim=0)
     centroid = sum(w * v for w, v in zip(weights, vectors, strict=True))
-    return float(query @ centroid / centroid.norm())
+    return query @ centroid / centroid.norm()
 
 
-def scalar(z, mask, query, temperature, weight_temperature):
-    _, asks, answers = rest(z, mask, query)
+def scalar(z, mask, query, temperature, weight_temperature, groups=None):
+    _, asks, answers, _, _ = sides(z, mask, query)
     scores = table(z, mask, query, lambda t, v: centroid_cosine(t, v, weight_temperature))
-    return both_ways(scores / temperature, asks, answers)
+    return both_ways(scores / temperature, asks, answers, 0.0, groups)[0]
 
 
-def spread(z, mask):
-    """Mean over modalities of log mean exp(-2 ||x - y||^2) over ordered pairs of different items that show it."""
+def consistency(z, mask, query, temperature, weight_temperature, generator):
+    """KL divergence from the softmax over items with one random other modality less to that with all, mean over the items that ask."""
+    others, asks, answers, _, _ = sides(z, mask, query)
+    drawn = torch.rand(len(z), len(others), generator=generator)
+    fewer = mask.clone()
+    for i in range(len(z)):
+        there = [p for p, m in enumerate(others) if mask[i, m]]
+        if len(there) >= 2:
+            fewer[i, others[max(there, key=lambda p: drawn[i, p].item())]] = False
+    if torch.equal(fewer, mask):
+        return ZERO
+    full, reduced = (
+        table(z, shown, query, lambda t, v: centroid_cosine(t, v, weight_temperature)) / temperature for shown in (mask, fewer)
+    )
+    candidates = [j for j in range(len(z)) if answers[j]]
+    terms = []
+    for i in candidates:
+        if asks[i]:
+            wanted = torch.log_softmax(full[i, candidates].detach(), dim=0)
+            terms.append((wanted.exp() * (wanted - torch.log_softmax(reduced[i, candidates], dim=0))).sum())
+    return mean(terms)
+
+
+def spread(z, mask, groups=None):
+    """Mean over modalities of log mean exp(-2 ||x - y||^2) over ordered pairs of items of different groups that show it."""
     terms = []
     for m in range(z.shape[1]):
-        rows = [z[i, m] for i in range(len(z)) if mask[i, m]]
-        pairs = [math.exp(-2 * float((a - b).square().sum())) for a, b in itertools.permutations(rows, 2)]
+        there = [i for i in range(len(z)) if mask[i, m]]
+        pairs = [(i, j) for i in there for j in there if j not in mates(groups, i, len(z))]
         if pairs:
-            terms.append(math.log(sum(pairs) / len(pairs)))
-    return sum(terms) / len(terms) if terms else 0.0
+            terms.append(torch.stack([torch.exp(-2 * (z[i, m] - z[j, m]).square().sum()) for i, j in pairs]).mean().log())
+    return mean(terms)
 
 
-def symile_all(z, mask, temperature, arity):
-    """Every combination of items as negatives."""
+def symile(z, mask, factor, arity, sources=None, groups=None):
+    """Every combination of items as negatives, or, with `sources` (modality -> a list of B items), the B tuples that these name."""
+    count = len(z)
     anchors = []
     for a in range(z.shape[1]):
         losses = []
-        for i in range(len(z)):
+        for i in range(count):
             subset = [m for m in range(z.shape[1]) if m != a and mask[i, m]]
             if not mask[i, a] or not subset:
                 continue
 
-            def logit(sources, i=i, a=a, subset=subset):
-                product = z[i, a].clone()
-                for source, m in zip(sources, subset, strict=True):
+            def logit(chosen, i=i, a=a, subset=subset):
+                product = z[i, a]
+                for source, m in zip(chosen, subset, strict=True):
                     product = product * z[source, m]
-                return float(product.sum()) * arity ** (len(subset) - 1) / temperature
+                return product.sum() * arity ** (len(subset) - 1) * factor
 
-            have = [[j for j in range(len(z)) if mask[j, m]] for m in subset]
-            total = sum(math.exp(logit(sources)) for sources in itertools.product(*have))
-            losses.append(math.log(total) - logit([i] * len(subset)))
+            if sources is None:
+                tuples = list(itertools.product(*[[j for j in range(count) if mask[j, m]] for m in subset]))
+            else:
+                # Column i of the B x B logits holds the positive, so tuple number i is nobody's negative there.
+                tuples = [tuple(sources[m][b] for m in subset) for b in range(count) if b != i]
+            akin = mates(groups, i, count)
+            negatives = [logit(chosen) for chosen in tuples if any(source not in akin for source in chosen)]
+            right = logit([i] * len(subset))
+            losses.append(torch.logsumexp(torch.stack([right, *negatives]), dim=0) - right)
         if len(losses) > 1:
-            anchors.append(sum(losses) / len(losses))
-    return sum(anchors) / len(anchors) if anchors else 0.0
+            anchors.append(mean(losses))
+    return mean(anchors)
 
 
-def nt_xent(first, second, valid, temperature):
+def shuffled(mask, generator):
+    """For each modality the items that show it in random order, over and over: a list of B."""
+    keys = torch.rand(mask.shape, generator=generator)
+    sources = {}
+    for m in range(mask.shape[1]):
+        there = sorted((i for i in range(len(mask)) if mask[i, m]), key=lambda i: keys[i, m].item())
+        sources[m] = list(itertools.islice(itertools.cycle(there or [0]), len(mask)))
+    return sources
+
+
+def nt_xent(first, second, valid, temperature, groups=None):
     rows = [(view, i) for view in (0, 1) for i in range(len(first)) if valid[i]]
-    vector = {(view, i): (first, second)[view][i] for view, i in rows}
+    vectors = torch.stack([(first, second)[view][i] for view, i in rows]) if rows else first
     losses = []
-    for own in rows:
-        total = sum(math.exp(float(vector[own] @ vector[other]) / temperature) for other in rows if other != own)
-        losses.append(math.log(total) - float(vector[own] @ vector[1 - own[0], own[1]]) / temperature)
-    return sum(losses) / len(losses) if len(rows) > 2 else 0.0
+    for place, (view, i) in enumerate(rows):
+        akin = mates(groups, i, len(first))
+        partner = rows.index((1 - view, i))
+        kept = [p for p, (_, j) in enumerate(rows) if p == partner or j not in akin]
+        logits = vectors[place] @ vectors.T / temperature
+        losses.append(torch.logsumexp(logits[kept], dim=0) - logits[partner])
+    return mean(losses) if len(rows) > 2 else ZERO
 
 
-def comm_start(z, mask, temperature):
-    """Without noise and with the fusion it starts from, the normalised mean of what is visible."""
+def comm(z, mask, fusion, temperature, noise, generator, groups=None):
+    """`fusion`: maps A_m, places e_m, inner and outer matrix of the network that fuses h = mean of A_m z_m + e_m to h + MLP(h)."""
     able = mask.sum(dim=1) >= 2
-    whole = torch.stack(
-        [(item[shown].mean(dim=0) if shown.any() else item[0] * 0) for item, shown in zip(z, mask, strict=True)]
-    )
-    whole = torch.nn.functional.normalize(whole, dim=1)
-    total = nt_xent(whole, whole, able, temperature)
+    views = []
+    for _ in range(2):
+        drawn = torch.randn(z.shape, generator=generator).double() if noise else None
+        views.append([])
+        for i, (item, shown) in enumerate(zip(z, mask, strict=True)):
+            row = []
+            for m in range(z.shape[1]):
+                if not shown[m]:
+                    row.append(None)
+                    continue
+                vector = item[m] if drawn is None else unit(item[m] + drawn[i, m] * noise * z.shape[2] ** -0.5)
+                row.append(vector @ fusion.maps[m] + fusion.places[m])
+            views[-1].append(row)
+
+    def together(view, visible):
+        vectors = []
+        for row, seen in zip(view, visible, strict=True):
+            shown = [vector for m, vector in enumerate(row) if seen[m]]
+            h = torch.stack(shown).mean(dim=0) if shown else torch.ones_like(z[0, 0])
+            vectors.append(unit(h + functional.gelu(h @ fusion.inner) @ fusion.outer))
+        return torch.stack(vectors)
+
+    wholes = [together(view, mask) for view in views]
+    total = nt_xent(wholes[0], wholes[1], able, temperature, groups)
     for m in range(z.shape[1]):
-        total += nt_xent(torch.nn.functional.normalize(z[:, m], dim=1), whole, able & mask[:, m], temperature)
+        only = torch.zeros_like(mask)
+        only[:, m] = mask[:, m]
+        alone = [together(view, only) for view in views]
+        taking = able & mask[:, m]
+        there, back = (nt_xent(alone[v], wholes[1 - v], taking, temperature, groups) for v in (0, 1))
+        total = total + (there + back) / 2
     return total

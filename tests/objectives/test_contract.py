@@ -1,5 +1,6 @@
 """What every registered objective must keep, whatever it computes. A new objective is tested by being registered."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.heads import Heads
 from calmrl_lab.objectives import objectives
 
 NAMES = ("vision", "audio", "caption", "subtitle", "depth", "flow")
@@ -120,6 +122,19 @@ def test_the_gradient_is_finite_when_all_items_are_equal(name):
     z, mask, imputed = batch(6, 3, 6, complete=True)
     z = z[:1].expand(6, -1, -1).clone().requires_grad_()
     loss(build(name, 3, 6), z, mask, imputed).backward()
+    assert bool(torch.isfinite(z.grad).all())
+
+
+def test_the_gradient_is_finite_when_embeddings_are_zero_even_at_low_temperatures(name):
+    """What heads make of features that are all zero."""
+    z, mask, imputed = batch(6, 3, 6, complete=True)
+    z = z.clone()
+    z[2], z[3, 1] = 0.0, 0.0
+    cold = {"pmrl": {"uniformity_temperature": 0.005}, "calmrl": {"uniformity_temperature": 0.005}}.get(name, {})
+    z = z.float().requires_grad_()
+    found = terms(build(name, 3, 6, **cold).float(), z, mask, imputed.float())
+    found["loss"].backward()
+    assert bool(torch.isfinite(found["loss"]))
     assert bool(torch.isfinite(z.grad).all())
 
 
@@ -251,6 +266,32 @@ def test_a_step_never_waits_for_the_device(name):
     groups = torch.arange(8) // 2
     with NoQuestions():
         objective(z, mask, imputed, groups)["loss"].backward()
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies to another device that do not go on by themselves."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        moved = func(*args, **kwargs)
+        if func.name().startswith("aten::_to_copy"):
+            assert moved.device == args[0].device or kwargs.get("non_blocking"), "a copy to a device that waits"
+        return moved
+
+
+def test_a_step_runs_on_a_device_that_answers_nothing(name, monkeypatch):
+    """On `meta`, tensors have no values: whatever reads one back, or mixes devices, fails. Not the CPU: the road that a GPU takes."""
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: contextlib.nullcontext())
+    objective = build(name, 4, 6).to("meta")
+    heads = Heads(dict.fromkeys(NAMES[:4], 5), 6).double().to("meta")
+    features = [torch.empty(8, 5, dtype=torch.float64, device="meta") for _ in range(4)]
+    mask = torch.empty(8, 4, dtype=torch.bool, device="meta")
+    imputed = torch.empty(8, 4, 6, dtype=torch.float64, device="meta")
+    groups = torch.empty(8, dtype=torch.int64, device="meta")
+    for mode in (contextlib.nullcontext(), NoWaiting()):  # the first time, constants are sent to the device
+        with mode:
+            objective(heads(features, mask), mask, imputed, groups)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in heads.parameters())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from calmrl_lab.distributed import Batch, average_gradients, gather, gather_batch, pad, processes, rank, total
+from calmrl_lab.distributed import Batch, average_gradients, gather, gather_batch, processes, rank, total
 
 
 def test_two_processes_are_one(tmp_path):
@@ -31,18 +31,9 @@ def test_two_processes_are_one(tmp_path):
 def test_a_process_alone_has_nothing_to_do():
     batch = Batch(torch.ones(2, 3, 4, requires_grad=True), torch.ones(2, 3, dtype=torch.bool))
     assert (processes(), rank()) == (1, 0)
-    assert gather_batch(batch) is batch
+    assert gather_batch(batch, 2) is batch
     assert gather(batch.embeddings) is batch.embeddings
     assert total(batch.mask) is batch.mask
     parameter = torch.nn.Parameter(torch.ones(2))
     average_gradients([parameter])
     assert parameter.grad is None
-
-
-def test_padding_shows_nothing():
-    batch = pad(Batch(torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), None, torch.tensor([4, 5])), 5)
-    assert batch.embeddings.shape == (5, 3, 4)
-    assert batch.mask.any(dim=1).tolist() == [True, True, False, False, False]
-    assert batch.imputed is None
-    assert batch.groups is not None
-    assert len(batch.groups) == 5

@@ -35,8 +35,10 @@ def installed(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: huddle-pkg\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[calmrl_lab.objectives]\nhuddle = huddle_pkg:Huddle\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     registry = importlib.import_module("calmrl_lab.objectives").objectives
+    # Loaded before the plug-in is on the path, so that what is put back in the end is complete and without it.
+    registry.names()
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_loaded", False)
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield registry
@@ -56,6 +58,30 @@ def test_it_is_listed_trained_evaluated_and_reported(installed, small_store, tmp
     assert cli("evaluate", "--run", run)[0] == 0
     assert cli("report", "--runs", tmp_path / "runs", "--out", tmp_path / "report")[0] == 0
     assert "huddle" in (tmp_path / "report" / "tables" / "recall.csv").read_text()
+
+
+def test_what_it_cannot_do_is_said_in_one_sentence(installed, small_store, tmp_path, cli, monkeypatch):
+    asked = [
+        "train-heads",
+        "--store",
+        small_store,
+        "--objective",
+        "huddle",
+        "--impute",
+        "none",
+        "--set",
+        "dim=16",
+        "--set",
+        "epochs=1",
+    ]
+    code, _, said = cli(*asked, "--set", "spare_groups=true", "--run", tmp_path / "r")
+    assert code == 2
+    assert "objective 'huddle' takes no groups" in said
+    assert not (tmp_path / "r").exists()
+    monkeypatch.setattr(installed.get("huddle"), "forward", lambda self, z, mask, imputed=None: {"cost": z.sum()})
+    code, _, said = cli(*asked, "--run", tmp_path / "r")
+    assert code == 2
+    assert "objective 'huddle' gave no scalar called 'loss' (it gave: cost)" in said
 
 
 def test_it_is_measured_like_any_other(installed):

@@ -1,0 +1,80 @@
+"""A run of VAST keeps its fusion heads, and curves, search indexes and re-ranking score with them."""
+
+import numpy as np
+import pytest
+import torch
+
+from calmrl_lab.config import TrainConfig
+from calmrl_lab.curves import run_curves
+from calmrl_lab.embedded import RunSpace
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.gallery import build_gallery
+from calmrl_lab.rerank import rerank_run
+from calmrl_lab.retrieval import rank_items
+from calmrl_lab.training import train
+
+QUICK = {
+    "modalities": ("vision", "audio", "caption"),
+    "epochs": 3,
+    "dim": 16,
+    "batch_size": 64,
+    "impute": "none",
+    "scenario": "pairs:0.5",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(small_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        name: train(TrainConfig(store=str(small_store), objective=name, **QUICK), folder / name) for name in ("vast", "clip")
+    }
+
+
+def test_what_the_objective_learned_is_kept_beside_the_heads(runs):
+    objective = runs["vast"].load_objective()
+    (weight,) = objective.fusion.weights
+    start = torch.eye(16).repeat(2, 1) / 2
+    assert not torch.equal(weight, start)
+    checkpoint = torch.load(runs["vast"].path / "state.pt", weights_only=True)
+    assert all(torch.equal(value, checkpoint["best_objective"][key]) for key, value in objective.state_dict().items())
+    assert runs["clip"].load_objective().scale.value.shape == ()
+
+
+def test_curves_score_by_the_trained_fusion(runs):
+    frame = run_curves(runs["vast"], scorers=["centroid", "fused"], scenarios=["full", "random:0.5"])
+    fused = frame[frame["scorer"] == "fused"]
+    assert set(fused["query"]) | set(fused["gallery"]) == {"caption", "vision+audio"}
+    assert set(fused["gallery_scenario"]) == {"full", "random:0.5"}
+    space = RunSpace.open(runs["vast"])
+    embedded = space.embed("test")
+    scorer = space.scorer("fused", "caption", ["vision", "audio"])
+    rows, owners, kept = embedded.rows[2], embedded.owners[2], torch.arange(len(embedded))
+    forward, _ = rank_items(scorer, rows, owners, embedded.items[:, :2], embedded.mask[:, :2], kept)
+    part = fused[(fused["gallery_scenario"] == "full") & (fused["side"] == "gallery")]
+    np.testing.assert_array_equal(part["greater"], np.asarray(forward.greater)[forward.positives > 0])
+
+
+def test_an_index_and_a_second_look_take_fused_vectors(runs, tmp_path):
+    gallery = build_gallery(runs["vast"], tmp_path / "index", modalities=["vision", "audio"], scorer="fused")
+    assert gallery.facts["scorer"] == "fused"
+    frame = rerank_run(runs["vast"], lambda similarity, *_: similarity, "same", scorer="fused")
+    assert set(frame["scorer"]) == {"fused", "fused+same"}
+
+
+def test_who_has_no_fusion_says_so(runs, cli, tmp_path):
+    code, _, said = cli("curves", "--run", runs["clip"].path, "--scorer", "fused", "--query", "caption")
+    assert code == 2
+    assert "scorer 'fused' needs fusion heads" in " ".join(said.split())
+    with pytest.raises(CalmrlError, match="trained for queries of 'caption'"):
+        run_curves(runs["vast"], scorers=["fused"], queries=["vision"])
+    with pytest.raises(CalmrlError, match="take no 'caption'"):
+        build_gallery(runs["vast"], tmp_path / "index", scorer="fused")
+    config = runs["vast"].path / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("objective: vast", "objective: gram"))
+    try:
+        with pytest.raises(CalmrlError, match="is not of objective 'gram'"):
+            runs["vast"].load_objective()
+    finally:
+        config.write_text(text)
