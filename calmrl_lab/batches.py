@@ -67,6 +67,11 @@ class FeatureTable:
         assert not bool((mask & ~self.natural_mask()).any()), "a mask may hide, never un-hide"
         return FeatureTable(self.modalities, self.ids, self.group, self.rows, self.offsets, mask)
 
+    def on(self, device: torch.device | str) -> FeatureTable:
+        """The same table on `device`."""
+        rows, offsets = (tuple(part.to(device) for part in parts) for parts in (self.rows, self.offsets))
+        return FeatureTable(self.modalities, self.ids, self.group, rows, offsets, self.mask.to(device))
+
     def select(self, items: np.ndarray) -> FeatureTable:
         """The items at positions `items` [n], their rows copied together in that order."""
         picked = torch.as_tensor(items, device=self.mask.device)

@@ -89,7 +89,9 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
     Raises CalmrlError for unknown options, a latent dimension that the features do not allow, and a modality that no item shows.
     """
     asked = build(StartOptions, options, "init_options")
-    shown = [rows[table.mask[:, j]].double().cpu() for j, rows in enumerate(table.first_rows())]
+    # Small float64 problems, one after the other: nothing for a GPU.
+    table, validation = table.on("cpu"), validation.on("cpu")
+    shown = [rows[table.mask[:, j]].double() for j, rows in enumerate(table.first_rows())]
     for name, rows in zip(table.modalities, shown, strict=True):
         if len(rows) < 2:
             raise CalmrlError(
@@ -128,7 +130,7 @@ class _Judge:
 
     def __init__(self, validation: FeatureTable, asked: StartOptions, score: str) -> None:
         self.validation = validation
-        self.rows = [values.cpu() for values in validation.first_rows()]
+        self.rows = validation.first_rows()
         self.embedding = asked.embedding
         self.fixed = None if asked.noise_scale == "auto" else asked.noise_scale
         self.ways = ("cosine", "overlap") if score == "both" else (score,)
@@ -214,8 +216,8 @@ def _stopped_early(
 ) -> _Found:
     """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
     chosen = [lift.whitened(settings.components, settings.whitening) for lift in lifts]
-    values = [lift.apply(rows.cpu()) for lift, rows in zip(chosen, table.first_rows(), strict=True)]
-    statistics = Statistics.of(observe(values, table.mask.cpu(), table.modalities))
+    values = [lift.apply(rows) for lift, rows in zip(chosen, table.first_rows(), strict=True)]
+    statistics = Statistics.of(observe(values, table.mask, table.modalities))
     model = PPCA(latent_dim=settings.latent_dim)
     model.modalities = table.modalities
     best: _Found | None = None
