@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments import Probes
 from calmrl_lab.registry import nearest
 from calmrl_lab.runs import Run, write_atomically
+from calmrl_lab.stopping import stopping_gently
 from calmrl_lab.watching import watched
 
 ENGINES = ("local", "ray")
@@ -94,7 +97,11 @@ def single_thread() -> None:
 
 
 def begin_worker() -> None:
-    """What a process of a pool does first: it must not go on writing runs that a resumed experiment makes again."""
+    """What a process of a pool does first: it must not go on writing runs that a resumed experiment makes again.
+
+    Ctrl-C in a terminal reaches every process; what becomes of the run under way is for the parent to say.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     single_thread()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
@@ -144,23 +151,26 @@ def _probe(run: Run, probes: Probes | None, split: str) -> None:
 
 
 def check_engine(engine: str) -> None:
-    """CalmrlError for an engine that there is not, or whose package is not installed."""
+    """CalmrlError for an engine that there is not, whose package is not installed, or whose cluster does not answer."""
     if engine not in ENGINES:
         raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(ENGINES))}", hint=f"known: {', '.join(ENGINES)}")
     if engine == "ray":
-        from calmrl_lab.jobs_on_ray import require_ray
+        from calmrl_lab.ray_cluster import check_cluster
 
-        require_ray()
+        check_cluster()
 
 
 def make_runs(jobs: Sequence[Job], workers: int, title: str, engine: str = "local") -> list[Outcome]:
-    """Make what is not finished, `workers` at a time (on Ray: as many as the cluster has room for); the failures."""
+    """Make what is not finished, `workers` at a time (on Ray: as many as the cluster has room for); the failures.
+
+    After Ctrl-C or SIGTERM the runs under way are finished and no other is begun; then KeyboardInterrupt or SystemExit is raised.
+    """
     todo = [job for job in jobs if not job.finished()]
     if len(todo) < len(jobs):
         console.note(f"{title}: {len(jobs) - len(todo)} of {len(jobs)} runs are finished already")
     failures = []
-    with watched(title, todo) as ticker:
-        for job, failure in _outcomes(todo, workers, engine):
+    with stopping_gently("the runs under way") as stop, watched(title, todo) as ticker:
+        for job, failure in _outcomes(todo, workers, engine, stop):
             if failure:
                 failures.append(failure)
                 console.note(f"failed: {job.path.name}: {failure['error']}")
@@ -168,46 +178,50 @@ def make_runs(jobs: Sequence[Job], workers: int, title: str, engine: str = "loca
     return failures
 
 
-def _outcomes(todo: Sequence[Job], workers: int, engine: str) -> Iterator[tuple[Job, Outcome]]:
+def _outcomes(todo: Sequence[Job], workers: int, engine: str, stop: threading.Event) -> Iterator[tuple[Job, Outcome]]:
     if not todo:
         return
     if engine == "ray":
         from calmrl_lab.jobs_on_ray import outcomes_on_ray
 
-        yield from outcomes_on_ray(todo, workers)
+        yield from outcomes_on_ray(todo, workers, stop)
         return
-    yield from outcomes_here(todo, workers)
+    yield from outcomes_here(todo, workers, stop)
 
 
-def outcomes_here(todo: Sequence[Job], workers: int, work: Callable[[Job], Outcome] = perform) -> Iterator[tuple[Job, Outcome]]:
-    """What became of each run in processes of this machine, in the order in which they end.
+def outcomes_here(
+    todo: Sequence[Job], workers: int, stop: threading.Event, work: Callable[[Job], Outcome] = perform
+) -> Iterator[tuple[Job, Outcome]]:
+    """What became of each run in processes of this machine, in the order in which they end; once `stop` is set no further run begins.
 
     A worker that dies (killed for memory, say) takes its pool with it: what was under way is then made again alone, and only a run that
     dies alone has failed.
     """
     os.environ.update(ONE_THREAD)
-    rest = list(todo)
-    while rest:
-        left = yield from _in_one_pool(rest, workers, work)
-        # Runs start in their order, so the first of those without an outcome are the ones that were under way.
-        for job in left[:workers]:
-            if (yield from _in_one_pool([job], 1, work)):
+    rest = deque(todo)
+    while rest and not stop.is_set():
+        for job in (yield from _in_one_pool(rest, workers, stop, work)):
+            if (yield from _in_one_pool(deque([job]), 1, stop, work)):
                 yield job, died(job, "it was killed, or ran out of memory")
-        rest = left[workers:]
 
 
 def _in_one_pool(
-    todo: Sequence[Job], workers: int, work: Callable[[Job], Outcome]
+    rest: deque[Job], workers: int, stop: threading.Event, work: Callable[[Job], Outcome]
 ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
-    """Yields what became of the runs; returns those that have no outcome because a worker died."""
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn"), initializer=begin_worker) as pool:
-        waiting: dict[Future[Outcome], Job] = {}
-        broken = False
+    """Takes runs from the front of `rest` and yields what became of them, until none is left, `stop` is set or a worker has died; returns
+    the runs that were under way when one died."""
+    waiting: dict[Future[Outcome], Job] = {}
+    others = set(active_children())
+    with ProcessPoolExecutor(min(workers, len(rest)), mp_context=get_context("spawn"), initializer=begin_worker) as pool:
         try:
-            waiting |= {pool.submit(work, job): job for job in todo}
-            while waiting and not broken:
+            while waiting or (rest and not stop.is_set()):
+                # No more than can run: what is handed to a pool cannot be taken back.
+                while rest and len(waiting) < workers and not stop.is_set():
+                    waiting[pool.submit(work, rest[0])] = rest[0]
+                    rest.popleft()
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in [future for future in waiting if future in done]:
+                broken = False
+                for future in done:
                     try:
                         outcome = future.result()
                     except BrokenProcessPool:
@@ -216,12 +230,16 @@ def _in_one_pool(
                     except Exception as error:  # what a worker sent could not be read
                         outcome = died(waiting[future], error)
                     yield waiting.pop(future), outcome
-        except BrokenProcessPool:  # before all were handed out
-            return list(waiting.values()) or list(todo)
+                if broken:
+                    return list(waiting.values())
+        except BrokenProcessPool:  # while runs were handed out
+            return list(waiting.values()) or [rest.popleft()]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(active_children()) - others:
+                worker.terminate()
             raise
-    return list(waiting.values())
+    return []
 
 
 def died(job: Job, error: object) -> Outcome:
