@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -52,36 +53,47 @@ class Job:
             names += ["classification.parquet"] if self.probes.label is not None else []
         return names
 
+    def asked(self) -> dict[str, Any]:
+        """What the result depends on besides the configuration, as it stands in the summary of the run that was made for it."""
+        stores = [self.config.store, *self.config.mix, *([self.config.warm_up] if self.config.warm_up else [])]
+        return {
+            "split": self.split,
+            "directions": [list(pair) for pair in self.directions],
+            "probes": None if self.probes is None else self.probes.model_dump(mode="json", exclude={"seeds"}),
+            "stores": {store: _digest(store) for store in stores},
+        }
+
     def finished(self) -> bool:
-        """True if the directory holds this very run, whole, on a store that has not changed since."""
+        """True if the directory holds this very run, whole, as the experiment left it, on stores that have not changed since."""
         try:
             run = Run.open(self.path)
-            if run.config != self.config:
+            if run.config != self.config or run.summary.get("asked") != self.asked():
                 return False
-            digest = run.summary["store"]["digest"]
-        except (CalmrlError, KeyError):
+            ranked = run.summary.get("evaluated")
+        except CalmrlError:
             return False
-        if not all((self.path / name).is_file() for name in self._files()) or not self._scored():
-            return False
-        return digest == _digest(self.config.store)
-
-    def _scored(self) -> bool:
-        """Whether the directions that are asked for are those that were ranked."""
-        if self.split is None or not self.directions:
-            return True
-        try:
-            ranked = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))["directions"]
-        except (OSError, ValueError, KeyError):
-            return False
-        return [(row["query"], row["gallery"]) for row in ranked] == list(self.directions)
+        return all((self.path / name).is_file() for name in self._files()) and ranked == _evaluated(self.path)
 
 
-def _digest(store: str, _known: dict[str, str] = {}) -> str:  # noqa: B006
-    if store not in _known:
-        from calmrl_lab.store import FeatureStore
+def _evaluated(path: Path) -> Any:
+    """What was ranked: `calmrl-lab evaluate` may have scored the run in another way since. None where nothing was."""
+    try:
+        return json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
-        _known[store] = FeatureStore.open(store).digest
-    return _known[store]
+
+def _digest(store: str) -> str:
+    """The digest of a store, read again only if a file of it has been written since."""
+    files = Path(store).rglob("*") if not (Path(store) / "digest.json").exists() else [Path(store) / "digest.json"]
+    return _read_digest(store, max((file.stat().st_mtime_ns for file in files), default=0))
+
+
+@lru_cache(maxsize=64)
+def _read_digest(store: str, changed: int) -> str:
+    from calmrl_lab.store import FeatureStore
+
+    return FeatureStore.open(store).digest
 
 
 # Seconds between two looks at whether the experiment is still there.
@@ -121,13 +133,15 @@ def perform(job: Job) -> Outcome:
     started = time.monotonic()
     (job.path / "error.json").unlink(missing_ok=True)
     try:
+        asked = job.asked()
         run = train(job.config, job.path)
         if job.split is not None:
             run.write_json("summary.json", {**run.summary, "method": job.label})
             evaluate(run, list(job.directions) or None, split=job.split)
             _probe(run, job.probes, job.split)
-        # Beside the seconds of training: what the next plan counts with.
-        run.write_json("summary.json", {**run.summary, "seconds_in_all": round(time.monotonic() - started, 2)})
+        # Last: a run that says what it was asked has been made to the end. The seconds are what the next plan counts with.
+        known = {"asked": asked, "evaluated": _evaluated(job.path), "seconds_in_all": round(time.monotonic() - started, 2)}
+        run.write_json("summary.json", {**run.summary, **known})
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report
         message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"

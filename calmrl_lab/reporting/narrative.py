@@ -209,7 +209,7 @@ def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
         ]
     if gap.verdict == 0:
         return [
-            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so there is no gap to close here."
+            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so it is not shown that there is a gap to close."
         ]
     text = f"Hiding modalities cost {_by(gap)} ({parts.oracle.label} against {parts.fair.label})"
     won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None
