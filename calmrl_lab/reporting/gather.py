@@ -80,6 +80,10 @@ class Method:
         return str(self._asked("scenario"))
 
     @property
+    def init(self) -> str:
+        return str(self._asked("init"))
+
+    @property
     def trained(self) -> bool:
         """Whether training moved the heads on the (possibly incomplete) training items."""
         return self.objective != "none" and self._asked("epochs") != 0

@@ -9,7 +9,7 @@ from calmrl_lab.reporting.drawing import Figure
 from calmrl_lab.reporting.findings import Findings, Section
 from calmrl_lab.reporting.imputations import Imputations
 from calmrl_lab.reporting.inside import Case, Cases
-from calmrl_lab.reporting.published import same_data
+from calmrl_lab.reporting.published import gain_in_words, same_data
 
 # What a stand-in cannot show is said beside its numbers.
 _LIMITS = {
@@ -72,13 +72,17 @@ def _optional(found: Findings) -> list[Section]:
         body = drawn + _details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
         if "aggregation_gain" in found.tables:
             body += found.tables["aggregation_gain"].to_html()
+        body += _folded(found, "published_missing") + _folded(found, "published_joining")
         sections.append(Section("missing", "Modalities missing at test time", body, short="Missing"))
     if "classification" in found.tables:
         single = found.tables["classification_by_modality"]
         body = found.tables["classification"].to_html()
+        if "classification_differences" in found.tables:
+            body += found.tables["classification_differences"].to_html()
         body += _details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
         published = [line for line in found.footnotes if "Table 2" in line]
         body += f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in published)}</ul>'
+        body += _folded(found, "published_classification")
         sections.append(Section("classification", "Classification", body, short="Classes"))
     return sections
 
@@ -150,14 +154,22 @@ def _honesty(expected: float, made: float) -> str:
 def _published(found: Findings) -> list[Section]:
     if "published" not in found.tables:
         return []
-    notes = "".join(f"<li>{escape(line)}</li>" for line in found.footnotes)
+    lines = [line for line in (gain_in_words(found.compared), *found.footnotes) if line]
+    notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
     body = found.tables["published"].to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    body += _folded(found, "published_retrieval")
     intro = (
         "The same data; here only heads on cached features were trained, so a difference in level may come from the rest of the network."
         if same_data(found.gathered)
         else "The published numbers are on other data. Only the order of the systems can be compared, never the level."
     )
     return [Section("published", "Beside the paper", body, intro, "Paper")]
+
+
+def _folded(found: Findings, name: str) -> str:
+    """A table that is there for who looks for it; empty if it was not made."""
+    table = found.tables.get(name)
+    return _details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
 
 
 def chart(figure: Figure) -> str:

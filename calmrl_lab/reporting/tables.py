@@ -84,21 +84,29 @@ class Table:
             )
 
     def to_csv(self) -> str:
-        """Comma-separated, one header line, numbers unrounded to six digits; empty where a number does not exist."""
+        """Comma-separated, one header line, numbers unrounded to six digits; empty where a number does not exist.
+
+        A table without records gives its columns as they are shown, the interval or remark of a cell after its number.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.fields)
-        for record in self.records:
-            writer.writerow([_plain(record[name]) for name in self.fields])
+        if self.fields:
+            writer.writerow(self.fields)
+            writer.writerows([_plain(record[name]) for name in self.fields] for record in self.records)
+        else:
+            writer.writerow(self._heads())
+            writer.writerows([str(cell).replace("−", "-") for cell in row] for row in self.rows)
         return out.getvalue()
+
+    def _heads(self) -> list[str]:
+        return [f"{column.group} {column.heading}".strip() for column in self.columns]
 
     def to_markdown(self) -> str:
         """A pipe table under its caption; notes as a list."""
-        heads = [f"{c.group} {c.heading}".strip() for c in self.columns]
         lines = [
             f"**{self.caption}**",
             "",
-            _pipes(heads),
+            _pipes(self._heads()),
             _pipes(["---:" if c.numeric else "---" for c in self.columns], raw=True),
         ]
         lines += [_pipes([f"**{cell}**" if cell.bold else str(cell) for cell in row]) for row in self.rows]
@@ -108,7 +116,7 @@ class Table:
 
     def to_text(self) -> str:
         """Aligned columns for a terminal; the best are marked by a star."""
-        heads = [f"{c.group} {c.heading}".strip() for c in self.columns]
+        heads = self._heads()
         body = [[f"{cell}*" if cell.bold else str(cell) for cell in row] for row in self.rows]
         widths = [max(len(line[index]) for line in [heads, *body]) for index in range(len(heads))]
         lines = []
