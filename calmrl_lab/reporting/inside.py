@@ -158,5 +158,5 @@ def harmed_fillings(method: Method, split: str, items: Items) -> Table | None:
 
 def _item(item: str, items: Items) -> Cell:
     """An item by its picture and name where the store has them, else by its id."""
-    shown = " ".join(part for part in (items.face(item), items.name(item)) if part)
-    return Cell(shown, sort=items.name(item), title=item if shown != item else "")
+    name = items.name(item)
+    return Cell(name, sort=name, title=item if name != item else "", picture=items.picture(item))

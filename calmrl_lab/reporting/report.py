@@ -91,7 +91,7 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
             "by_direction": direction_table(found, colours),
         }
         figures["overview"] = overview(found, colours)
-        more = (differences(compared), oracle(found, compared, colours))
+        more = (differences(compared, found), oracle(found, compared, colours))
         figures |= {figure.name: figure for figure in more if figure is not None}
         table = beside(gathered, found, colours)
         tables |= {table.name: table} if table else {}

@@ -9,6 +9,7 @@ from calmrl_lab.reporting.drawing import Figure
 from calmrl_lab.reporting.findings import Findings, Section
 from calmrl_lab.reporting.imputations import Imputations
 from calmrl_lab.reporting.inside import Case, Cases
+from calmrl_lab.reporting.pictures import as_html
 from calmrl_lab.reporting.published import gain_in_words, same_data
 
 # What a stand-in cannot show is said beside its numbers.
@@ -38,7 +39,10 @@ def _results(found: Findings) -> list[Section]:
     sections = [Section("results", "Results", found.tables["summary"].to_html() + drawn, limits)]
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
-        sections.append(Section("oracle", "Observed only, calibrated, nothing hidden", chart(figure), short="Oracle"))
+        heading = "How far calibrated training comes" if found.compared.cast.oracle else "Calibrated and observed-only training"
+        sections.append(
+            Section("oracle", heading, chart(figure), short="Oracle" if found.compared.cast.oracle else "Calibrated")
+        )
     recall = found.tables["recall"]
     full = _details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
     sections.append(Section("recall", "By direction", found.tables["by_direction"].to_html() + full, short="Directions"))
@@ -128,9 +132,15 @@ def _case(found: Findings, cases: Cases, case: Case) -> dict[str, Any]:
     rows = []
     for label, run, rank in zip(cases.labels, (cases.run, cases.other), (case.rank, case.other_rank), strict=True):
         hits = found.first.get(run.name, {}).get(case.item, [])
-        shown = [{"face": found.items.face(hit), "name": found.items.name(hit), "right": hit == case.item} for hit in hits]
+        shown = [{"face": _face(found, hit), "name": found.items.name(hit), "right": hit == case.item} for hit in hits]
         rows.append({"label": label, "rank": f"{rank:g}", "hits": shown})
-    return {"face": found.items.face(case.item), "name": found.items.name(case.item), "rows": rows}
+    return {"face": _face(found, case.item), "name": found.items.name(case.item), "rows": rows}
+
+
+def _face(found: Findings, item: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(as_html(found.items.picture(item)))
 
 
 def _predicted(found: Findings, errors: Imputations) -> str:
