@@ -16,8 +16,8 @@ err = Console(stderr=True, highlight=False)
 
 
 def note(message: str) -> None:
-    """A line for the person watching; never part of the result."""
-    err.print(message, markup=False)
+    """A line for the person watching; never part of the result. In a log it stays one line, however long."""
+    err.print(message, markup=False, soft_wrap=not err.is_terminal)
 
 
 def emit(payload: Any, as_json: bool, render: Callable[[], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class CalmrlError(Exception):
     """The request makes no sense as it stands (exit code 2).
@@ -40,3 +42,9 @@ def missing_extra(package: str, extra: str, needed_for: str) -> MissingExtraErro
         f"the package '{package}' is not installed, and {needed_for} needs it",
         hint=f"pip install 'calmrl-lab[{extra}]'",
     )
+
+
+def complaint(error: Exception) -> str:
+    """An exception in one line that is the same in every run: without addresses in memory."""
+    said = re.sub(r"0x[0-9a-fA-F]{6,}", "0x...", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {said}"[:300] if said else type(error).__name__

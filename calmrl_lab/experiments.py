@@ -122,9 +122,9 @@ def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, A
         "data": name,
         "stand_in": variant.stand_in,
         "store": variant.store or values.get("store"),
-        "common": _laid_over(values.get("common", {}), variant.common),
+        "common": laid_over(values.get("common", {}), variant.common),
         "methods": [
-            {**method, "settings": _laid_over(method.get("settings", {}), variant.methods.get(method.get("name"), {}))}
+            {**method, "settings": laid_over(method.get("settings", {}), variant.methods.get(method.get("name"), {}))}
             for method in methods
         ],
         "notes": "\n".join(filter(None, [str(values.get("notes", "")).strip(), variant.notes.strip()])),
@@ -149,7 +149,7 @@ def asked_directions(experiment: Experiment) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two layers of settings; groups of options are merged key by key."""
     result = dict(below)
     for key, value in above.items():
@@ -165,7 +165,7 @@ def candidates(method: Method) -> list[dict[str, Any]]:
 
 
 def run_config(experiment: Experiment, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
-    values = {"store": experiment.store, **_laid_over(experiment.common, settings)}
+    values = {"store": experiment.store, **laid_over(experiment.common, settings)}
     if experiment.split_by_seed:
         values["split_seed"] = seed
     return build(TrainConfig, {**values, "seed": seed}, source)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from calmrl_lab.config import TrainConfig
+from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments import Experiment, Method, asked_directions, candidates, run_config
 from calmrl_lab.jobs import Job, check_engine, make_runs
 from calmrl_lab.runs import Run, write_atomically
@@ -20,12 +24,42 @@ def run_experiment(experiment: Experiment, folder: Path, jobs: int, engine: str 
 
     Settings in a method's grid are chosen first, on the validation split with the tuning seeds; the chosen ones run with all seeds.
     `jobs` runs at a time, in processes of this machine (`local`) or as tasks of a cluster (`ray`). Raises CalmrlError, before anything is written,
-    for a store that does not exist and an engine that cannot be used.
+    for a store that does not exist, an engine that cannot be used, and a folder into which another experiment is writing.
     """
-    from calmrl_lab.store import FeatureStore
-
     check_engine(engine)
     refuse_absent_stores(experiment)
+    with _alone(folder):
+        return _carry_out(experiment, folder, jobs, engine)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds `folder`, made if need be, against other experiments; given up by the system however this process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CalmrlError(
+            f"the folder '{folder}' cannot be made: {error.strerror or error}", hint="choose another --runs"
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise CalmrlError(
+            f"another experiment is writing into '{folder}'", hint="wait for its end, or choose another folder with --runs"
+        ) from None
+    except OSError:
+        pass  # a file system that knows no locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _carry_out(experiment: Experiment, folder: Path, jobs: int, engine: str) -> dict[str, Any]:
+    from calmrl_lab.store import FeatureStore
+
     store = FeatureStore.open(experiment.store)
     # A run that is killed leaves a folder that can be reported, and that says that it has not finished.
     _write_record(experiment, folder, store, {}, {}, [], finished=False)
@@ -75,7 +109,6 @@ def _write_record(
         "store": describe_store(store),
         "failed": failures,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "experiment.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     return record
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.errors import CalmrlError, WorkFailedError, complaint
 from calmrl_lab.store import Reason
 from feature_extractors.parts import Part
-from feature_extractors.preparing import Outcome, complaint, failure, is_foreign
+from feature_extractors.preparing import Outcome, failure, is_foreign
 from feature_extractors.protocols import AbsentError, Encoder, Item, MediaError, Medium, Text
 
 # Media that go through an encoder together. Cuts are at fixed places inside a block, so no result depends on the number of workers.

@@ -19,7 +19,9 @@ import numpy as np
 
 from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.ray_cluster import check_cluster
 from calmrl_lab.registry import nearest
+from calmrl_lab.stopping import stopping_gently
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
 from calmrl_lab.store.placing import may_take, recover
 from feature_extractors import planning, retrying
@@ -28,10 +30,9 @@ from feature_extractors.equipment import EncoderFacts, Equipment, facts
 from feature_extractors.joining import Joined, count_codes, join, survives_float16, tally
 from feature_extractors.lanes import Crew, run_local
 from feature_extractors.ledger import PART_FORMAT, Ledger, Plan, held, parts_folder
-from feature_extractors.on_ray import require_ray, run_on_ray
+from feature_extractors.on_ray import run_on_ray
 from feature_extractors.protocols import Manifest
 from feature_extractors.request import PRESET, understand
-from feature_extractors.stopping import stopping_gently
 
 BLOCK = 64
 MAX_FAILURES = 0.05
@@ -188,7 +189,7 @@ def _check_numbers(workers: int | None, block_size: int, timeout: float, engine:
     if engine not in ENGINES:
         raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(ENGINES))}", hint=f"engines: {', '.join(ENGINES)}")
     if engine == "ray":
-        require_ray()
+        check_cluster()
 
 
 def _existing(out: Path, overwrite: bool, retry_failed: bool) -> FeatureStore | None:
@@ -243,7 +244,7 @@ def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
     resumed = len(blocks) - len(todo)
     paths = [ledger.part(block.number) for block in blocks]
     for _ in range(_ROUNDS):
-        with stopping_gently() as stop:
+        with stopping_gently("the blocks under way") as stop:
             _run(job, ledger, todo, resumed, stop)
         joined = join(paths, job.manifest.modalities)
         if not joined.damaged:

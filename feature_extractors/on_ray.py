@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from calmrl_lab.errors import CalmrlError, WorkFailedError, missing_extra
+from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.ray_cluster import joined
 from feature_extractors.blocks import Block, media_of
 from feature_extractors.equipment import Equipment
 from feature_extractors.lanes import Crew, LaneEncoder
 from feature_extractors.ledger import Ledger
 from feature_extractors.parts import write_part
-from feature_extractors.preparing import complaint
 from feature_extractors.processes import ONE_THREAD
 
 # Tasks submitted ahead of those that run: enough to keep every worker busy, few enough to keep their items out of memory.
 _AHEAD = 2
-_ANSWER_SECONDS = 10.0
-
-
-def require_ray() -> Any:
-    """The module; an error naming the extra if it is not installed."""
-    try:
-        import ray
-    except ImportError:
-        raise missing_extra("ray", "ray", "--engine ray") from None
-    return ray
 
 
 def run_on_ray(
@@ -48,12 +35,8 @@ def run_on_ray(
     task holds one, and as many cores as `crew` has readers or a machine has for each of its GPUs; this machine needs no GPU. A worker
     that dies is tried again, and its block given up after three deaths. Raises CalmrlError if there is no such cluster, or no GPU in it.
     """
-    ray = require_ray()
-    own = not ray.is_initialized()
     gpu = equipment.device.startswith("cuda")
-    if own:
-        _connect(ray, None if gpu else len(crew.devices))
-    try:
+    with joined(None if gpu else len(crew.devices)) as ray:
         if gpu:
             crew = replace(crew, readers=min(crew.readers, _cores_a_gpu(ray)))
         options = {"num_cpus": crew.readers if gpu else 1, "num_gpus": int(gpu), "max_retries": 3}
@@ -76,44 +59,6 @@ def run_on_ray(
             except ray.exceptions.RayError as error:
                 raise _failed(block, error) from None
             yield sum(len(media_of(block.items, modality)) for modality in equipment.choice)
-    finally:
-        if own:
-            ray.shutdown()
-
-
-def _connect(ray: Any, cores: int | None) -> None:
-    """Join the cluster that RAY_ADDRESS names, else start one here with so many cores (None: all)."""
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _check_somebody_answers(address)
-    mine = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
-    try:
-        if address:
-            ray.init(log_to_driver=False)
-        else:
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
-    except Exception as error:
-        where = f"no Ray cluster answers at RAY_ADDRESS={address}" if address else "Ray could not be started"
-        raise WorkFailedError(f"{where}: {complaint(error)}", hint="`ray status` says more; or use --engine local") from None
-    finally:
-        # Ray's own handlers end the process at once, whatever is under way.
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _check_somebody_answers(address: str) -> None:
-    """CalmrlError if nobody listens at HOST:PORT: Ray would try again for many minutes. (Other forms, such as `auto`, are for Ray.)"""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
-    except OSError as error:
-        raise CalmrlError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: {error.strerror or error}",
-            hint="start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
-        ) from None
 
 
 def _cores_a_gpu(ray: Any) -> int:

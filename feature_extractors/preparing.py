@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.errors import CalmrlError, WorkFailedError, complaint
 from feature_extractors.equipment import Equipment
 from feature_extractors.handing_over import send_array
 from feature_extractors.processes import NoAnswer, Process, ProcessDied
@@ -76,12 +75,6 @@ def check_place(path: Path, media: Path | None) -> None:
         raise MediaError("not_media", "not an ordinary file")
     if status.st_size == 0:
         raise MediaError("empty_file", "the file is empty")
-
-
-def complaint(error: Exception) -> str:
-    """An exception in one line that is the same in every run: without addresses in memory."""
-    said = re.sub(r"0x[0-9a-fA-F]{6,}", "0x...", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {said}"[:300] if said else type(error).__name__
 
 
 def failure(item: str, modality: str, medium: Medium, error: MediaError) -> dict[str, Any]:

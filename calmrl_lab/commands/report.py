@@ -32,7 +32,8 @@ def report(
     if show:
         import webbrowser
 
-        webbrowser.open(written.page.resolve().as_uri())
+        if not webbrowser.open(written.page.resolve().as_uri()):
+            console.note(f"no browser could be started; open {written.page.resolve()} yourself")
 
 
 def _print(written: Any) -> None:

@@ -50,7 +50,8 @@ def imputation_error(found: Imputations) -> Figure:
         "0 is perfect; two unrelated unit vectors are 2 apart on average."
     )
     description = "Imputation error by modality: " + "; ".join(f"{r.modality} {r.imputer} {r.mse.value:.2f}" for r in rows)
-    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw)
+    basis = f"n = {size} items a modality, {seeds_in_words([found.method])}; bars: 95 % interval"
+    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis)
 
 
 def reliability(found: Imputations) -> Figure | None:
@@ -87,7 +88,9 @@ def reliability(found: Imputations) -> Figure | None:
         f"Squared error that each imputer expected and the one it made, a mark a hidden modality and pattern, {found.split} split, on the "
         f"heads of {found.method.label}. On the dotted line its own estimate can be trusted; above it, it is too sure of itself."
     )
-    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw)
+    gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
+    basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps an imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
+    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis)
 
 
 def anchor_shift(found: Shifts) -> Figure:
@@ -117,7 +120,9 @@ def anchor_shift(found: Shifts) -> Figure:
         f"Mean anchor shift {whole.observed.value:.2f} without and {whole.calibrated.value:.2f} with calibration; the proven bounds on "
         f"the shift without calibration average {whole.lower:.2f} and {whole.upper:.2f}."
     )
-    return Figure("fig4_anchor_shift", "Anchor shift with and without calibration (Figure 4)", caption, description, draw)
+    title = "Anchor shift with and without calibration (Figure 4)"
+    basis = f"n = {whole.items} items, {seeds_in_words([found.method])}; bars: 95 % interval"
+    return Figure("fig4_anchor_shift", title, caption, description, draw, basis)
 
 
 def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> None:

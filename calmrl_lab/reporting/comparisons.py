@@ -11,7 +11,8 @@ from calmrl_lab.reporting.recalls import Recalls
 
 @dataclass(frozen=True)
 class Cast:
-    """The parts methods play. `fair` is the observed-only objective under the same hidden modalities, never an untrained system."""
+    """The parts methods play. `fair` is the observed-only objective under the same hidden modalities and after the same warm-up, never an
+    untrained system; `complete_only` the same trained on complete items alone."""
 
     calibrated: tuple[Method, ...]
     fair: Method | None
@@ -25,16 +26,29 @@ def cast(gathered: Gathered) -> Cast:
     """The parts, found from what the runs were asked (objective, imputer, scenario), not from their names."""
     calibrated = tuple(gathered.role("calibrated"))
     scenario = next((m.scenario for m in (*calibrated, *gathered.role("control"), *gathered.role("baseline"))), "full")
-    plain = [m for m in gathered.methods if m.role == "baseline" and m.imputer == "none" and m.scenario == scenario]
+    main = next(iter(calibrated), None)
+    plain = [
+        m
+        for m in gathered.methods
+        if m.role == "baseline" and m.imputer == "none" and m.scenario == scenario and m.trained
+        and (main is None or m.warmed_up == main.warmed_up)
+    ]  # fmt: skip
     others = [m for m in plain if m.objective != "clip"]
     return Cast(
         calibrated=calibrated,
         fair=next((m for m in others if m.objective == "pmrl"), others[0] if others else None),
         clip=next((m for m in plain if m.objective == "clip"), None),
-        complete_only=next((m for m in gathered.role("baseline") if "complete-only" in m.scenario), None),
+        complete_only=next((m for m in gathered.role("baseline") if _on_complete_items(m)), None),
         oracle=next(iter(gathered.role("oracle")), None),
         controls=tuple(gathered.role("control")),
     )
+
+
+def _on_complete_items(method: Method) -> bool:
+    """Whether it is trained, and never on an item with gaps: these are left out, or training ends with the warm-up."""
+    if method.objective == "none":
+        return False
+    return "complete-only" in method.scenario or (method.warmed_up and not method.trained)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
 _STYLE = Path(__file__).with_name("calmrl.mplstyle")
 # Inches: a text column of a paper, and a telephone.
 WIDE, NARROW = 7.2, 3.7
-_PAGE_COLOURS = {"#20242b": "--ink", "#8b929c": "--axis", "#e3e6ea": "--grid", "#ffffff": "--paper", "#d8dde4": "--band"}
+_PAGE_COLOURS = {
+    "#20242b": "--ink",
+    "#565e6a": "--soft",
+    "#8b929c": "--axis",
+    "#e3e6ea": "--grid",
+    "#ffffff": "--paper",
+    "#d8dde4": "--band",
+}
 BAND = "#d8dde4"
 AXIS = "#8b929c"
 INK = "#20242b"
+_SOFT = "#565e6a"
+# The line at the foot of a figure, in points, and how many of its characters fit.
+_FOOT, _FOOT_WIDE, _FOOT_NARROW = 7.0, 118, 58
 
 
 @dataclass
@@ -41,20 +52,22 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report: `draw(narrow)` draws it for a column of a paper or for a telephone; `description` says what it shows."""
+    """A figure of the report: `draw(narrow)` draws it for a column of a paper or for a telephone; `description` says what it shows; `basis`
+    (how many items and seeds, what bars are) stands at the foot of the drawing itself, so that it is not lost where the caption is."""
 
     name: str
     title: str
     caption: str
     description: str
     draw: Callable[[bool], Drawing]
+    basis: str = ""
     _drawn: dict[bool, str] = field(default_factory=dict, repr=False, compare=False)
 
     def svg(self, narrow: bool = False) -> str:
         """A file of its own: text as text, hover values, no date, no machine-dependent ids."""
         if narrow not in self._drawn:
             with style():
-                drawing = self.draw(narrow)
+                drawing = self._footed(narrow)
                 out = io.StringIO()
                 metadata = {"Date": None, "Creator": "calmrl-lab", "Title": self.title}
                 drawing.canvas.savefig(out, format="svg", metadata=metadata)
@@ -66,8 +79,22 @@ class Figure:
         with style():
             out = io.BytesIO()
             dates = {"CreationDate": None, "Creator": "calmrl-lab", "Producer": None, "Title": self.title}
-            self.draw(False).canvas.savefig(out, format="pdf", metadata=dates)
+            self._footed(False).canvas.savefig(out, format="pdf", metadata=dates)
         return out.getvalue()
+
+    def _footed(self, narrow: bool) -> Drawing:
+        drawing = self.draw(narrow)
+        if self.basis:
+            lines = textwrap.wrap(self.basis, _FOOT_NARROW if narrow else _FOOT_WIDE)
+            width, height = drawing.canvas.get_size_inches()
+            strip = (1.35 * _FOOT * len(lines) + 5) / 72
+            drawing.canvas.set_size_inches(width, height + strip)
+            share = strip / (height + strip)
+            drawing.canvas.set_layout_engine("constrained", rect=(0, share, 1, 1 - share))
+            drawing.canvas.text(
+                0.005, 0.02 / (height + strip), "\n".join(lines), ha="left", va="bottom", fontsize=_FOOT, color=_SOFT
+            )
+        return drawing
 
     def inline(self, narrow: bool = False) -> str:
         """The SVG for a page: no header, ids of its own, colours and fonts those of the page."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calmrl_lab.reporting.cautions import listed
 from calmrl_lab.reporting.comparisons import Comparisons
 from calmrl_lab.reporting.contents import arrow, probability, signed, span
 from calmrl_lab.reporting.drawing import INK, Drawing, Figure, canvas
@@ -44,10 +45,11 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
         f"Recall@1 averaged over {len(recalls.directions)} directions ({_queries(recalls)} queries each, "
         f"{seeds_in_words([r.method for r in ordered])}). Dotted: a random order ({chance:.2f} %)."
     )
-    return Figure("overview", f"All methods: {best.method.label} is highest", caption, description, draw)
+    title = f"All methods: {best.method.label} is highest"
+    return Figure("overview", title, caption, description, draw, _basis(recalls, [r.method for r in ordered]))
 
 
-def differences(compared: Comparisons) -> Figure | None:
+def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
     """The comparisons that the words rest on, with zero; None if there are none."""
     told = compared.told()
     if not told:
@@ -76,7 +78,8 @@ def differences(compared: Comparisons) -> Figure | None:
     description = "Differences in mean Recall@1 in points: " + "; ".join(
         f"{method.label} minus {other.label} {signed(100 * found.value)}" for method, other, found in told
     )
-    return Figure("differences", "Who is better than whom", caption, description, draw)
+    methods = list({method.name: method for method, other, _ in told for method in (method, other)}.values())
+    return Figure("differences", "Who is better than whom", caption, description, draw, _basis(recalls, methods))
 
 
 def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Figure | None:
@@ -116,23 +119,28 @@ def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Fig
         legend(drawing, left, narrow, 3)
         return drawing
 
+    shown = [
+        *(["left out"] if parts.fair else []), *(["filled in"] if parts.calibrated else []), *(["not hidden at all"] if parts.oracle else [])
+    ]  # fmt: skip
     caption = (
-        f"Recall with hidden modalities left out, imputed, and with nothing hidden ({_queries(recalls)} queries a direction, "
+        f"Recall with modalities that training misses {listed(shown)} ({_queries(recalls)} queries a direction, "
         f"{seeds_in_words(chosen)}); bars: 95 % interval over groups of queries and seeds."
     )
     description = "Mean Recall@1: " + "; ".join(f"{r.method.label} {100 * r.means[1].value:.1f} %" for r in results)
-    return Figure("fig5_oracle", "Observed only, calibrated, oracle (Figure 5)", caption, description, draw)
+    title = f"{listed(shown).capitalize()} (Figure 5)"
+    return Figure("fig5_oracle", title, caption, description, draw, _basis(recalls, chosen))
 
 
 def training(methods: Sequence[Method], inks: dict[str, Ink]) -> Figure | None:
     """Validation score along the epochs, mean over seeds: whether everything was trained to its end; None without logs."""
-    lines = {}
+    lines, bands = {}, {}
     for method in methods:
         runs = [[row["validation_mrr"] for row in run.metrics if "validation_mrr" in row] for run in method.runs]
         length = max((len(run) for run in runs), default=0)
         if length > 1:
             # A run that stopped early keeps its last score, so that the mean does not jump when it leaves.
-            lines[method.name] = np.mean([run + [run[-1]] * (length - len(run)) for run in runs if run], axis=0)
+            full = np.array([run + [run[-1]] * (length - len(run)) for run in runs if run])
+            lines[method.name], bands[method.name] = full.mean(axis=0), (full.min(axis=0), full.max(axis=0))
     if not lines:
         return None
     shown = [method for method in methods if method.name in lines]
@@ -142,6 +150,7 @@ def training(methods: Sequence[Method], inks: dict[str, Ink]) -> Figure | None:
         axis, drawing = axes[0, 0], Drawing(made)
         for method in shown:
             line, ink = lines[method.name], inks[method.name]
+            axis.fill_between(range(len(line)), *bands[method.name], color=ink.light, alpha=0.12, linewidth=0)
             (curve,) = axis.plot(range(len(line)), line, color=ink.light, linewidth=1.5, label=method.label)
             drawing.label(curve, f"{method.label}: best {line.max():.3f} after epoch {int(line.argmax())}")
         axis.set_xlim(left=0)
@@ -152,11 +161,18 @@ def training(methods: Sequence[Method], inks: dict[str, Ink]) -> Figure | None:
         return drawing
 
     caption = (
-        f"Mean reciprocal rank on the validation split after every epoch, mean over {seeds_in_words(shown)}; the epoch with the highest score is "
-        "kept. A line that still rises at its end was stopped too early."
+        f"Mean reciprocal rank on the validation split after every epoch, mean over {seeds_in_words(shown)}, bands from the lowest to the highest "
+        "seed; the epoch with the highest score is kept. A line that still rises at its end was stopped too early."
     )
     description = "Best validation MRR: " + "; ".join(f"{method.label} {lines[method.name].max():.3f}" for method in shown)
-    return Figure("training", "Training", caption, description, draw)
+    basis = f"mean over {seeds_in_words(shown)}; bands: lowest to highest seed"
+    return Figure("training", "Training", caption, description, draw, basis)
+
+
+def _basis(recalls: Recalls, methods: Sequence[Method]) -> str:
+    count = len(recalls.directions)
+    where = f"in each of {count} directions" if count > 1 else "queries"
+    return f"n = {_queries(recalls)} {'queries ' if count > 1 else ''}{where}, {seeds_in_words(methods)}; bars: 95 % interval"
 
 
 def _queries(recalls: Recalls) -> str:

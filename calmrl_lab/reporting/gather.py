@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.experiments import laid_over
 from calmrl_lab.runs import Run
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Problem:
     """A run that is not in the numbers, and why, in one sentence."""
 
     run: str
-    kind: Literal["failed", "unfinished", "not evaluated", "other version", "damaged", "other store"]
+    kind: Literal["failed", "unfinished", "not evaluated", "other version", "damaged", "other store", "other settings"]
     sentence: str
     detail: str = ""
 
@@ -76,6 +78,20 @@ class Method:
     @property
     def scenario(self) -> str:
         return str(self._asked("scenario"))
+
+    @property
+    def init(self) -> str:
+        return str(self._asked("init"))
+
+    @property
+    def trained(self) -> bool:
+        """Whether training moved the heads on the (possibly incomplete) training items."""
+        return self.objective != "none" and self._asked("epochs") != 0
+
+    @property
+    def warmed_up(self) -> bool:
+        """Whether heads were trained on complete items of a warm-up store first."""
+        return self._asked("warm_up") not in (None, "?") and self._asked("warm_up_epochs") != 0
 
     def _asked(self, key: str) -> Any:
         return self.runs[0].config.get(key, "?") if self.runs else self.settings.get(key, "?")
@@ -130,6 +146,10 @@ def gather(folder: Path | str) -> Gathered:
             f"'{folder}' holds no runs",
             hint="calmrl-lab experiment experiments/demo.yaml writes runs/demo; name it with --runs",
         )
+    others = _others_asked(record, found) if record.get("methods") else _unequal_seeds(found)
+    problems += others
+    for problem in others:
+        del found[problem.run]
     methods = _methods_of(record, found) if record.get("methods") else _methods_by_name(found)
     store = dict(record.get("store") or {}) or _store_of(list(found.values()))
     problems += _foreign(store, list(found.values()))
@@ -280,6 +300,68 @@ def _failures(record: dict[str, Any], known: Sequence[Problem], found: dict[str,
         for row in record.get("failed") or []
         if isinstance(row, dict) and row.get("run") and row["run"] not in named
     ]
+
+
+def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[Problem]:
+    """Runs of an earlier form of the experiment: they were asked something else than the record says, so they are no row of its tables."""
+    problems = []
+    for entry in record["methods"]:
+        values = {
+            "store": (record.get("store") or {}).get("path"),
+            **laid_over(record.get("common") or {}, entry.get("settings") or {}),
+        }
+        for name in entry.get("runs") or []:
+            if name not in found:
+                continue
+            differing = _differing(found[name].config, values)
+            ranked = (_read_json(found[name].path / "evaluation.json") or {}).get("split")
+            if ranked not in (None, record.get("split")):
+                differing = [*differing, f"split {ranked}, not {record.get('split')}"]
+            if differing:
+                problems.append(
+                    Problem(
+                        name,
+                        "other settings",
+                        f"run '{name}' was made with other settings than the experiment has now ({'; '.join(differing[:3])}); "
+                        "calmrl-lab experiment makes it again",
+                    )
+                )
+    return problems
+
+
+def _unequal_seeds(found: dict[str, RunRecord]) -> list[Problem]:
+    """Single runs whose names differ only in the seed, and whose settings differ in more: they are no seeds of one method."""
+    first: dict[str, RunRecord] = {}
+    problems = []
+    for name, run in found.items():
+        other = first.setdefault(_stem(name), run)
+        differing = _differing(run.config, other.config)
+        if differing:
+            problems.append(
+                Problem(
+                    name,
+                    "other settings",
+                    f"run '{name}' is no further seed of '{other.name}': {'; '.join(differing[:3])}; give it a name of its own",
+                )
+            )
+    return problems
+
+
+def _differing(config: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Settings of a run that are not those asked for, seeds apart; none where the two cannot be compared (of other versions)."""
+    try:
+        own, wanted = (
+            TrainConfig(**{k: v for k, v in c.items() if k != "format"}).model_dump(mode="json") for c in (config, asked)
+        )
+    except (TypeError, ValueError):
+        return []
+    keys = [key for key in own if own[key] != wanted[key] and key not in ("seed", "split_seed")]
+    return [f"{key} {_brief(own[key])}, not {_brief(wanted[key])}" for key in keys]
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _methods_of(record: dict[str, Any], found: dict[str, RunRecord]) -> list[Method]:

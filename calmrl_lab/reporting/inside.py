@@ -108,7 +108,9 @@ def worst_shifts(method: Method, split: str, items: Items) -> Table | None:
         f"Means over the seeds; {len(harmed)} of {len(means)} pairs of item and pattern ({100 * len(harmed) / len(means):.0f} %) were taken "
         f"farther away. {method.label}, {split} split.",
     )
-    return Table("worst_shifts", "Anchors that calibration took farthest astray", columns, rows, notes)
+    fields = ("item", "pattern", "shift_observed", "shift_calibrated", "change")
+    records = worst[list(fields)].to_dict("records")
+    return Table("worst_shifts", "Anchors that calibration took farthest astray", columns, rows, notes, fields, records)
 
 
 def harmed_fillings(method: Method, split: str, items: Items) -> Table | None:
@@ -149,10 +151,12 @@ def harmed_fillings(method: Method, split: str, items: Items) -> Table | None:
         f"Means over the seeds; {len(harmed)} of {len(wide)} gaps ({100 * len(harmed) / len(wide):.0f} %) were filled worse than by the "
         f"mean: {by_modality}. {method.label}, {split} split.",
     )
-    return Table("harmed_fillings", f"Gaps that {own} filled worse than the mean", columns, rows, notes)
+    fields = ("item", "modality", "pattern", "error", "error_of_mean", "change")
+    records = worst.rename(columns={own: "error", "mean": "error_of_mean"})[list(fields)].to_dict("records")
+    return Table("harmed_fillings", f"Gaps that {own} filled worse than the mean", columns, rows, notes, fields, records)
 
 
 def _item(item: str, items: Items) -> Cell:
     """An item by its picture and name where the store has them, else by its id."""
-    shown = " ".join(part for part in (items.face(item), items.name(item)) if part)
-    return Cell(shown, sort=items.name(item), title=item if shown != item else "")
+    name = items.name(item)
+    return Cell(name, sort=name, title=item if name != item else "", picture=items.picture(item))

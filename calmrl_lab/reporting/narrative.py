@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from calmrl_lab.reporting.cautions import cautions as cautions_of
 from calmrl_lab.reporting.cautions import listed
+from calmrl_lab.reporting.class_differences import ClassDifferences, classes_in_words
 from calmrl_lab.reporting.comparisons import Cast, Comparisons
 from calmrl_lab.reporting.contents import probability, signed
 from calmrl_lab.reporting.estimates import Difference
@@ -18,26 +19,32 @@ from calmrl_lab.reporting.shifts import Shifts
 
 @dataclass(frozen=True)
 class Narrative:
-    """`headline` in one line, `findings` with the reasons, `sureness` on how far they hold, `cautions` to be read before quoting."""
+    """`headline` in one line, `findings` with the reasons, a sentence a question, `sureness` on how far they hold, `cautions` to be read
+    before quoting."""
 
     headline: str
-    findings: str
+    findings: tuple[str, ...]
     cautions: tuple[str, ...]
     sureness: str = ""
 
     @property
     def paragraph(self) -> str:
         """What helped, what did not, and how sure that is."""
-        return f"{self.findings} {self.sureness}".strip()
+        return " ".join([*self.findings, self.sureness]).strip()
 
 
 def narrate(
-    gathered: Gathered, recalls: Recalls, compared: Comparisons, imputations: Imputations | None, shifts: Shifts | None
+    gathered: Gathered,
+    recalls: Recalls,
+    compared: Comparisons,
+    imputations: Imputations | None,
+    shifts: Shifts | None,
+    classes: ClassDifferences | None = None,
 ) -> Narrative:
     """The words of a report. Every clause depends on a comparison with its interval, so any ordering of methods reads true."""
     if not recalls.methods or not recalls.directions:
         return Narrative(
-            "No finished run can be compared.", "There are no scores that all methods share.", cautions_of(gathered, recalls)
+            "No finished run can be compared.", ("There are no scores that all methods share.",), cautions_of(gathered, recalls)
         )
     parts = compared.cast
     main, fair = (_judged(recalls, method) for method in (parts.calibrated[0] if parts.calibrated else None, parts.fair))
@@ -50,10 +57,11 @@ def narrate(
         *_fillings(imputations),
         *_anchors(shifts),
         *(_disagreement(compared, imputations) if main and fair else []),
+        *classes_in_words(classes, parts),
         _leader(recalls),
     ]
     cautions = cautions_of(gathered, recalls)
-    return Narrative(_headline(recalls, compared), " ".join(sentences), cautions, _sureness(gathered, recalls, compared))
+    return Narrative(_headline(recalls, compared), tuple(sentences), cautions, _sureness(gathered, recalls, compared))
 
 
 def _judged(recalls: Recalls, method: Method | None) -> bool:
@@ -209,7 +217,7 @@ def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
         ]
     if gap.verdict == 0:
         return [
-            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so there is no gap to close here."
+            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so it is not shown that there is a gap to close."
         ]
     text = f"Hiding modalities cost {_by(gap)} ({parts.oracle.label} against {parts.fair.label})"
     won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.reporting.gather import Gathered, RunRecord
+from calmrl_lab.reporting.pictures import emoji_picture
 from calmrl_lab.reporting.recalls import Direction
 
 if TYPE_CHECKING:
@@ -34,34 +35,26 @@ def source(gathered: Gathered) -> FeatureStore | None:
 
 @dataclass(frozen=True)
 class Items:
-    """How items are shown to a person: `names` in words, `faces` as one picture character, both by id; either may be empty."""
+    """How items are shown to a person: `names` in words by id, and `draw`, an id -> its picture (a data URI, a character, or nothing)."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    faces: Mapping[str, str] = field(default_factory=dict)
+    draw: Callable[[str], str] = field(default=lambda item: "")
 
     def name(self, item: str) -> str:
         return self.names.get(item, item)
 
-    def face(self, item: str) -> str:
-        return self.faces.get(item, "")
+    def picture(self, item: str) -> str:
+        return self.draw(item)
 
 
 def describe(store: FeatureStore | None) -> Items:
-    """Names from the first label that looks like one; faces for openmoji, whose items are named by the code points of an emoji."""
+    """Names from the first label that looks like one; pictures for openmoji, whose items are named by the code points of an emoji."""
     if store is None:
         return Items()
     ids = [str(item) for item in store.ids]
     label = next((store.labels[name] for name in _NAMES if name in store.labels), None)
     names = {} if label is None else dict(zip(ids, map(str, label), strict=True))
-    faces = {item: _character(item) for item in ids} if store.dataset == "openmoji" else {}
-    return Items(names, faces)
-
-
-def _character(item: str) -> str:
-    try:
-        return "".join(chr(int(point, 16)) for point in item.split("-"))
-    except ValueError:
-        return ""
+    return Items(names, emoji_picture) if store.dataset == "openmoji" else Items(names)
 
 
 def found_first(

@@ -34,9 +34,11 @@ def promises(found: Mapping[str, Reliability], name: str = "predicted_error") ->
         legend(drawing, axis, narrow, 6)
         return drawing
 
+    entries = max(one.count.sum() for one in found.values())
     caption = (
         f"Squared error that {' and '.join(found)} predicted for held-out entries and the one made, both over that of mean imputation, "
-        f"in bins of prediction; {max(one.count.sum() for one in found.values()):.0f} entries, bars: 95 % interval. On the dotted line a "
+        f"in bins of prediction; {entries:.0f} entries, bars: 95 % interval. On the dotted line a "
         "promise can be trusted; above it, it is too sure of itself."
     )
-    return Figure(name, "Does the imputer know how wrong it is?", caption, caption, draw)
+    basis = f"n = {entries:.0f} held-out entries; bars: 95 % interval"
+    return Figure(name, "Does the imputer know how wrong it is?", caption, caption, draw, basis)

@@ -42,12 +42,13 @@ def protocol(found: Findings) -> list[tuple[str, str]]:
     rows = [("dataset", str(gathered.store.get("dataset") or "not recorded")), ("split", gathered.split)]
     results = [found for result in recalls.methods for found in result.directions.values()]
     if results:
+        asked = {name for direction in recalls.directions for name in direction}
         queries, galleries = sorted({r.queries for r in results}), sorted({r.gallery for r in results})
         rows += [
             (
                 "directions",
                 f"{len(recalls.directions)}: every query modality against every other as gallery"
-                if len(recalls.directions) > 2
+                if len(recalls.directions) == len(asked) * (len(asked) - 1) > 2
                 else ", ".join(f"{a} → {b}" for a, b in recalls.directions),
             ),
             ("queries a direction", _range(queries)),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.reporting import quoted
 from calmrl_lab.reporting.calibration_figures import anchor_shift, imputation_error, reliability
+from calmrl_lab.reporting.class_differences import class_differences, difference_table
 from calmrl_lab.reporting.classifications import accuracy_table, classifications, single_table
 from calmrl_lab.reporting.comparisons import comparisons
 from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
@@ -89,7 +91,7 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
             "by_direction": direction_table(found, colours),
         }
         figures["overview"] = overview(found, colours)
-        more = (differences(compared), oracle(found, compared, colours))
+        more = (differences(compared, found), oracle(found, compared, colours))
         figures |= {figure.name: figure for figure in more if figure is not None}
         table = beside(gathered, found, colours)
         tables |= {table.name: table} if table else {}
@@ -107,6 +109,9 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
     if accuracies is not None:
         made = (accuracy_table(accuracies, colours), single_table(accuracies, colours))
         tables |= {table.name: table for table in made}
+    by_class = class_differences(gathered, compared.cast)
+    if by_class is not None:
+        tables["classification_differences"] = difference_table(by_class, colours)
     if hidden is not None:
         made = (curve_table(hidden, colours), gain_table(hidden, colours))
         tables |= {table.name: table for table in made if table.rows}
@@ -122,7 +127,8 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
     tables, figures = marked_tables(tables, gathered), marked_figures(figures, gathered)
     others = tuple(elsewhere(place) for place in also)
     tables |= {table.name: table for other in others for table in other.tables}
-    narrative = narrate(gathered, found, compared, errors, moved)
+    tables |= _quoted(tables)
+    narrative = narrate(gathered, found, compared, errors, moved, by_class)
     contents = {**_table_files(tables), **_figure_files(figures)}
     findings = Findings(
         gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, items, others
@@ -150,11 +156,22 @@ def _inside(errors: Imputations | None, moved: Shifts | None, items: Items) -> d
     return {table.name: table for table in tables if table is not None}
 
 
+def _quoted(tables: dict[str, Table]) -> dict[str, Table]:
+    """What others have published on the questions that these tables answer."""
+    asked = {
+        "published": quoted.retrieval,
+        "missing_curves": quoted.missing,
+        "aggregation_gain": quoted.joining,
+        "classification": quoted.classification,
+    }
+    made = [table() for name, table in asked.items() if name in tables]
+    return {table.name: table for table in made}
+
+
 def _table_files(tables: dict[str, Table]) -> dict[str, bytes]:
     files = {}
     for name, table in tables.items():
-        if table.fields:
-            files[f"tables/{name}.csv"] = table.to_csv().encode()
+        files[f"tables/{name}.csv"] = table.to_csv().encode()
         files[f"tables/{name}.md"] = table.to_markdown().encode()
         files[f"tables/{name}.tex"] = table.to_latex().encode()
     return files

@@ -12,6 +12,7 @@ from calmrl_lab.reporting.contents import probability, signed, span
 from calmrl_lab.reporting.drawing import Drawing, Figure, canvas
 from calmrl_lab.reporting.estimates import Difference, Estimate, Resamples, Sums, estimate, paired
 from calmrl_lab.reporting.gather import Gathered, Method
+from calmrl_lab.reporting.marks import seeds_in_words
 from calmrl_lab.reporting.palette import Ink
 from calmrl_lab.reporting.recalls import hits
 from calmrl_lab.reporting.tables import Cell, Column, Table
@@ -192,7 +193,12 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
         for point in points
         if point.side == sides[0] and point.rate == max(p.rate or 0 for p in points)
     )
-    return Figure("missing_curves", "Modalities missing at test time", caption, description, draw)
+    return Figure("missing_curves", "Modalities missing at test time", caption, description, draw, _basis(points))
+
+
+def _basis(points: Sequence[Point]) -> str:
+    methods = list({point.method.name: point.method for point in points}.values())
+    return f"n = {points[0].queries} queries, {seeds_in_words(methods)}; bands: 95 % interval"
 
 
 def _line(drawing: Drawing, axis: object, points: Sequence[Point], ink: Ink) -> None:

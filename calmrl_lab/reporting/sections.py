@@ -9,7 +9,8 @@ from calmrl_lab.reporting.drawing import Figure
 from calmrl_lab.reporting.findings import Findings, Section
 from calmrl_lab.reporting.imputations import Imputations
 from calmrl_lab.reporting.inside import Case, Cases
-from calmrl_lab.reporting.published import same_data
+from calmrl_lab.reporting.pictures import as_html
+from calmrl_lab.reporting.published import gain_in_words, same_data
 
 # What a stand-in cannot show is said beside its numbers.
 _LIMITS = {
@@ -38,7 +39,10 @@ def _results(found: Findings) -> list[Section]:
     sections = [Section("results", "Results", found.tables["summary"].to_html() + drawn, limits)]
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
-        sections.append(Section("oracle", "Observed only, calibrated, nothing hidden", chart(figure), short="Oracle"))
+        heading = "How far calibrated training comes" if found.compared.cast.oracle else "Calibrated and observed-only training"
+        sections.append(
+            Section("oracle", heading, chart(figure), short="Oracle" if found.compared.cast.oracle else "Calibrated")
+        )
     recall = found.tables["recall"]
     full = _details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
     sections.append(Section("recall", "By direction", found.tables["by_direction"].to_html() + full, short="Directions"))
@@ -72,13 +76,17 @@ def _optional(found: Findings) -> list[Section]:
         body = drawn + _details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
         if "aggregation_gain" in found.tables:
             body += found.tables["aggregation_gain"].to_html()
+        body += _folded(found, "published_missing") + _folded(found, "published_joining")
         sections.append(Section("missing", "Modalities missing at test time", body, short="Missing"))
     if "classification" in found.tables:
         single = found.tables["classification_by_modality"]
         body = found.tables["classification"].to_html()
+        if "classification_differences" in found.tables:
+            body += found.tables["classification_differences"].to_html()
         body += _details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
         published = [line for line in found.footnotes if "Table 2" in line]
         body += f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in published)}</ul>'
+        body += _folded(found, "published_classification")
         sections.append(Section("classification", "Classification", body, short="Classes"))
     return sections
 
@@ -124,9 +132,15 @@ def _case(found: Findings, cases: Cases, case: Case) -> dict[str, Any]:
     rows = []
     for label, run, rank in zip(cases.labels, (cases.run, cases.other), (case.rank, case.other_rank), strict=True):
         hits = found.first.get(run.name, {}).get(case.item, [])
-        shown = [{"face": found.items.face(hit), "name": found.items.name(hit), "right": hit == case.item} for hit in hits]
+        shown = [{"face": _face(found, hit), "name": found.items.name(hit), "right": hit == case.item} for hit in hits]
         rows.append({"label": label, "rank": f"{rank:g}", "hits": shown})
-    return {"face": found.items.face(case.item), "name": found.items.name(case.item), "rows": rows}
+    return {"face": _face(found, case.item), "name": found.items.name(case.item), "rows": rows}
+
+
+def _face(found: Findings, item: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(as_html(found.items.picture(item)))
 
 
 def _predicted(found: Findings, errors: Imputations) -> str:
@@ -150,14 +164,22 @@ def _honesty(expected: float, made: float) -> str:
 def _published(found: Findings) -> list[Section]:
     if "published" not in found.tables:
         return []
-    notes = "".join(f"<li>{escape(line)}</li>" for line in found.footnotes)
+    lines = [line for line in (gain_in_words(found.compared), *found.footnotes) if line]
+    notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
     body = found.tables["published"].to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    body += _folded(found, "published_retrieval")
     intro = (
         "The same data; here only heads on cached features were trained, so a difference in level may come from the rest of the network."
         if same_data(found.gathered)
         else "The published numbers are on other data. Only the order of the systems can be compared, never the level."
     )
     return [Section("published", "Beside the paper", body, intro, "Paper")]
+
+
+def _folded(found: Findings, name: str) -> str:
+    """A table that is there for who looks for it; empty if it was not made."""
+    table = found.tables.get(name)
+    return _details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
 
 
 def chart(figure: Figure) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from calmrl_lab.reporting.drawing import AXIS, Drawing, Figure
+from calmrl_lab.reporting.drawing import Figure
 from calmrl_lab.reporting.gather import Gathered
 from calmrl_lab.reporting.tables import Table
 
@@ -22,12 +22,13 @@ def marked_figures(figures: Mapping[str, Figure], gathered: Gathered) -> dict[st
 
 
 def _marked(figure: Figure, gathered: Gathered) -> Figure:
-    dataset = gathered.store.get("dataset") or gathered.folder.name
-
-    def draw(narrow: bool) -> Drawing:
-        drawing = figure.draw(narrow)
-        drawing.canvas.text(0.005, 0.005, f"stand-in data: {dataset}", ha="left", va="bottom", fontsize=6, color=AXIS)
-        return drawing
-
-    description = f"{figure.description} {gathered.stand_in}"
-    return Figure(figure.name, f"{figure.title} (stand-in data: {dataset})", figure.caption, description, draw)
+    words = f"stand-in data: {gathered.store.get('dataset') or gathered.folder.name}"
+    basis = f"{words}; {figure.basis}" if figure.basis else words
+    return Figure(
+        figure.name,
+        f"{figure.title} ({words})",
+        figure.caption,
+        f"{figure.description} {gathered.stand_in}",
+        figure.draw,
+        basis,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -11,36 +12,46 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from calmrl_lab.reporting.pictures import as_html
+
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "→": r"$\rightarrow$", "±": r"$\pm$", "−": r"$-$", "–": "--", "—": "---", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\geq$",
-    "≤": r"$\leq$", "²": r"$^2$", "Δ": r"$\Delta$", "†": r"\dag{}", "‖": r"$\|$", "√": r"$\surd$", "α": r"$\alpha$", "…": r"\ldots{}",
+    "≤": r"$\leq$", "↑": r"$\uparrow$", "«": r"$\ll$", "»": r"$\gg$", "²": r"$^2$", "Δ": r"$\Delta$", "†": r"\dag{}", "‖": r"$\|$", "√": r"$\surd$", "α": r"$\alpha$", "…": r"\ldots{}",
     "“": "``", "”": "''", "’": "'", "\u00a0": "~", "\u2009": r"\,",
 }  # fmt: skip
 
 
+# Letters that LaTeX has only with packages or other fonts, and that have no accent to lose.
+_PLAIN = {
+    "Ð": "D", "ð": "d", "Þ": "Th", "þ": "th", "Đ": "D", "đ": "d", "Ħ": "H", "ħ": "h", "ĸ": "k", "Ŋ": "NG", "ŋ": "ng", "Ŧ": "T", "ŧ": "t",
+}  # fmt: skip
+_WITHOUT_OGONEK = frozenset("ĄąĘęĮįŲųĿŀŉſ")
 # Rows that fit on a page with caption and notes.
 _PAGE = 50
 
 
 def tex(text: str) -> str:
-    """`text` with everything escaped that LaTeX would read as a command; letters outside Latin-1 lose their accents or become '?'."""
+    """`text` with everything escaped that LaTeX would read as a command; letters that plain LaTeX does not have lose their accents or become '?'."""
     written = []
-    for char in text:
+    for char in re.sub(r"[ \t\r\n]+", " ", text):
         if char in _TEX:
             written.append(_TEX[char])
-        elif ord(char) < 0x180:
+        elif char in _PLAIN:
+            written.append(_PLAIN[char])
+        elif 0x20 <= ord(char) < 0x180 and not 0x7F <= ord(char) < 0xA0 and char not in _WITHOUT_OGONEK:
             written.append(char)
         else:
             plain = unicodedata.normalize("NFKD", char).encode("ascii", "ignore").decode()
-            written.append(plain or "?")
+            written.append(plain if plain.isprintable() and plain else "?")
     return "".join(written)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one place of a table shows: `text`, the interval or remark after it, a title for hovering, and what it sorts by."""
+    """What one place of a table shows: `text`, the interval or remark after it, a title for hovering, and what it sorts by; on a page also a
+    `picture` (a data URI, or a character)."""
 
     text: str
     detail: str = ""
@@ -48,6 +59,7 @@ class Cell:
     title: str = ""
     sort: float | str | None = None
     swatch: str = ""
+    picture: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} {self.detail}".strip()
@@ -84,21 +96,29 @@ class Table:
             )
 
     def to_csv(self) -> str:
-        """Comma-separated, one header line, numbers unrounded to six digits; empty where a number does not exist."""
+        """Comma-separated, one header line, numbers unrounded to six digits; empty where a number does not exist.
+
+        A table without records gives its columns as they are shown, the interval or remark of a cell after its number.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.fields)
-        for record in self.records:
-            writer.writerow([_plain(record[name]) for name in self.fields])
+        if self.fields:
+            writer.writerow(self.fields)
+            writer.writerows([_plain(record[name]) for name in self.fields] for record in self.records)
+        else:
+            writer.writerow(self._heads())
+            writer.writerows([str(cell).replace("−", "-") for cell in row] for row in self.rows)
         return out.getvalue()
+
+    def _heads(self) -> list[str]:
+        return [f"{column.group} {column.heading}".strip() for column in self.columns]
 
     def to_markdown(self) -> str:
         """A pipe table under its caption; notes as a list."""
-        heads = [f"{c.group} {c.heading}".strip() for c in self.columns]
         lines = [
             f"**{self.caption}**",
             "",
-            _pipes(heads),
+            _pipes(self._heads()),
             _pipes(["---:" if c.numeric else "---" for c in self.columns], raw=True),
         ]
         lines += [_pipes([f"**{cell}**" if cell.bold else str(cell) for cell in row]) for row in self.rows]
@@ -108,7 +128,7 @@ class Table:
 
     def to_text(self) -> str:
         """Aligned columns for a terminal; the best are marked by a star."""
-        heads = [f"{c.group} {c.heading}".strip() for c in self.columns]
+        heads = self._heads()
         body = [[f"{cell}*" if cell.bold else str(cell) for cell in row] for row in self.rows]
         widths = [max(len(line[index]) for line in [heads, *body]) for index in range(len(heads))]
         lines = []
@@ -205,6 +225,8 @@ class Table:
         inner = f"<b>{escape(cell.text)}</b>" if cell.bold else escape(cell.text)
         if cell.swatch:
             inner = f'<i class="swatch" style="background:{cell.swatch}" aria-hidden="true"></i>{inner}'
+        if cell.picture:
+            inner = f'<span class="named">{as_html(cell.picture)}<span>{inner}</span></span>'
         if cell.detail:
             inner += f' <span class="ci">{escape(cell.detail)}</span>'
         order = "" if cell.sort is None else f' data-sort="{escape(str(cell.sort))}"'
@@ -247,13 +269,18 @@ def _stacked(text: str, width: int, align: str) -> str:
     """`text` in lines of at most `width` characters where it is longer, one upon the other: no package needed."""
     lines = textwrap.wrap(text, width, break_long_words=False) or [""]
     if len(lines) == 1:
-        return tex(text)
-    return rf"\shortstack[{align}]{{{(chr(92) * 2).join(map(tex, lines))}}}"
+        return _first(text)
+    return rf"\shortstack[{align}]{{{(chr(92) * 2).join(map(_first, lines))}}}"
+
+
+def _first(text: str) -> str:
+    r"""`text` escaped to stand first in a row: after \\ a bracket or a star would be read as an option of the line break."""
+    return f"{{}}{tex(text)}" if text.startswith(("[", "*")) else tex(text)
 
 
 def _stacked_cell(cell: Cell) -> str:
     """The first cell of a row, wrapped if long, its remark below it."""
     lines = textwrap.wrap(cell.text, 20, break_long_words=False) or [""]
-    shown = [rf"\textbf{{{tex(line)}}}" if cell.bold else tex(line) for line in lines]
+    shown = [rf"\textbf{{{tex(line)}}}" if cell.bold else _first(line) for line in lines]
     shown += [rf"{{\scriptsize {tex(line)}}}" for line in textwrap.wrap(cell.detail, 26)] if cell.detail else []
     return shown[0] if len(shown) == 1 else rf"\shortstack[l]{{{(chr(92) * 2).join(shown)}}}"

@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def work(tmp_path, monkeypatch):
 
 def run(folder, labels, workers, work):
     jobs = [Job(folder / f"{number}", None, label, None) for number, label in enumerate(labels)]
-    return {int(job.path.name): outcome for job, outcome in outcomes_here(jobs, workers, work)}
+    return {int(job.path.name): outcome for job, outcome in outcomes_here(jobs, workers, threading.Event(), work)}
 
 
 @pytest.mark.slow

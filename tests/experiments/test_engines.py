@@ -1,5 +1,11 @@
 """Sweeps on Ray give what processes give; an engine or a store that is not there is refused before anything is written."""
 
+import signal
+import socket
+import subprocess
+import sys
+import time
+
 import pandas as pd
 import pytest
 import yaml
@@ -46,6 +52,70 @@ def test_an_engine_that_there_is_not_is_refused(tmp_path, small_store, cli):
     assert code == 2
     assert "unknown engine 'rai'; did you mean 'ray'?" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, small_store, monkeypatch, cli):
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    asked(tmp_path, small_store)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{taken.getsockname()[1]}")
+        code, _, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--engine", "ray")
+    assert code == 2
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1" in " ".join(err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def finished(folder):
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "number", "code", "under_way"),
+    # Ray is handed one run more than it has room for.
+    [("local", signal.SIGINT, 130, 1), ("local", signal.SIGTERM, 143, 1), ("ray", signal.SIGTERM, 143, 2)],
+)
+def test_a_stopped_experiment_finishes_the_runs_under_way(tmp_path, small_store, monkeypatch, engine, number, code, under_way):
+    """And begins no other; the same command goes on from there without making a run again."""
+    if engine == "ray":
+        pytest.importorskip("ray", reason="the ray extra is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    asked(tmp_path, small_store, seeds=[0, 1, 2], common={**COMMON, "epochs": 40, "patience": 40})
+    words = ["experiment", str(tmp_path / "small.yaml"), "--runs", str(tmp_path / "runs"), "--engine", engine, "--jobs", "1"]
+    command = [sys.executable, "-m", "calmrl_lab", *words]
+    folder = tmp_path / "runs" / "small"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # In the middle of the second run.
+    while len(list(folder.glob("*/metrics.jsonl"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert "stopping after the runs under way" in " ".join(said.split())
+    before = finished(folder)
+    assert len(before) == 1 + under_way
+    assert all((folder / name / "scores.parquet").is_file() for name in before)
+    subprocess.run([*command[:-3], "local", "--jobs", "1"], check=True, capture_output=True)
+    after = finished(folder)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_stops_at_once(tmp_path, small_store):
+    asked(tmp_path, small_store, common={**COMMON, "epochs": 100_000, "patience": 100_000})
+    words = ["experiment", str(tmp_path / "small.yaml"), "--runs", str(tmp_path / "runs"), "--jobs", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "calmrl_lab", *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/small/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert "stopping after" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 def test_ray_that_is_not_installed_is_an_extra_to_install(monkeypatch):

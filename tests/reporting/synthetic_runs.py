@@ -31,6 +31,7 @@ class Recipe:
     scenario: str = "pairs:0.25"
     error: dict[str, float] = field(default_factory=dict)
     gain: float = 0.12
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 RECIPES = (
@@ -83,6 +84,7 @@ def write_run(folder: Path, recipe: Recipe, seed: int, items: int = 120, modalit
     config = {
         "format": 1, "store": "stores/invented.zarr", "modalities": list(modalities), "objective": recipe.objective,
         "impute": recipe.impute, "scenario": recipe.scenario, "seed": seed, "dim": 64, "epochs": 40, "learning_rate": 0.001,
+        **recipe.more,
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     environment = {"calmrl_lab": "0.1.0", "python": "3.11.9", "platform": "Linux x86_64", "packages": {"torch": "2.13.0"}}
@@ -221,12 +223,13 @@ def _record(
         "seeds": list(seeds),
         "methods": [
             {
-                "name": r.name, "label": r.label, "role": r.role, "settings": {"objective": r.objective, "impute": r.impute},
+                "name": r.name, "label": r.label, "role": r.role,
+                "settings": {"objective": r.objective, "impute": r.impute, "scenario": r.scenario, **r.more},
                 "tuning": [], "runs": [f"{r.name}-s{seed}" for seed in seeds],
             }
             for r in recipes
         ],
-        "common": {"dim": 64, "scenario": "pairs:0.25"},
+        "common": {"modalities": list(modalities), "dim": 64, "scenario": "pairs:0.25"},
         "store": {
             "path": "stores/invented.zarr", "digest": DIGEST, "dataset": "invented", "licence": "CC BY-SA 4.0",
             "attribution": "nobody, <invented> & free", "items": 5 * items, "modalities": list(modalities),

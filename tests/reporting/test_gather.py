@@ -107,3 +107,28 @@ def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path):
     with open(folder / "pmrl-s0" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 9, "validat')
     assert len(gather(folder).methods[0].runs[0].metrics) == 8
+
+
+def test_a_run_of_an_earlier_form_of_the_experiment_is_not_in_its_tables(tmp_path):
+    """A file was edited, and the experiment killed before every run was made again."""
+    folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0, 1, 2), items=10)
+    path = folder / "pmrl-s1" / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "epochs": 5, "objective_options": {"a": 1}}))
+    (folder / "pmrl-s2" / "evaluation.json").write_text(json.dumps({"split": "validation"}))
+    found = gather(folder)
+    assert kinds(found) == {"pmrl-s1": "other settings", "pmrl-s2": "other settings"}
+    assert found.methods[0].seeds == (0,)
+    first, second = (problem.sentence for problem in found.problems)
+    assert 'objective_options {"a": 1}, not {}; epochs 5, not 40' in first
+    assert "split validation, not test" in second
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_seeds_of_one_method(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"pmrl-s{seed}", RECIPES[2], seed, items=10)
+    path = tmp_path / "pmrl-s1" / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "learning_rate": 0.1}))
+    found = gather(tmp_path)
+    assert kinds(found) == {"pmrl-s1": "other settings"}
+    assert "run 'pmrl-s1' is no further seed of 'pmrl-s0': learning_rate 0.1, not 0.001" in found.problems[0].sentence
+    assert found.methods[0].seeds == (0,)

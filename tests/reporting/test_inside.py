@@ -94,8 +94,8 @@ def test_items_are_shown_by_name_and_face(small_store):
     assert items.names
     item = next(iter(items.names))
     assert items.name(item) != item
-    assert len(items.face(item)) < len(item)
-    assert (describe(None).name("x"), describe(None).face("x")) == ("x", "")
+    assert items.picture(item).startswith("data:image/svg+xml;base64,") or len(items.picture(item)) < len(item)
+    assert (describe(None).name("x"), describe(None).picture("x")) == ("x", "")
 
 
 def test_without_the_store_or_with_another_one_there_are_no_examples(real, small_store, tmp_path):

@@ -91,7 +91,7 @@ def test_many_calibrated_methods_share_a_sentence(tmp_path):
 
 
 def test_no_gap_to_close(tmp_path):
-    assert "there is no gap to close here" in words(tmp_path, with_skills(oracle=0.14)).paragraph
+    assert "it is not shown that there is a gap to close" in words(tmp_path, with_skills(oracle=0.14)).paragraph
 
 
 def test_more_than_the_whole_gap(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 
@@ -66,6 +67,22 @@ def test_latex_escapes_everything(table):
     assert text.isascii()
 
 
+def test_latex_letters_that_need_packages_lose_their_accents():
+    assert tex("Łódź, ąę, þing, Đorđe, «x», L·L") == r"Łódź, ae, thing, Dorde, $\ll$x$\gg$, L$\cdot$L"
+    assert tex("two\n\nparagraphs\x00") == "two paragraphs?"
+    assert tex("GRAM ↑ 日 🔓") == r"GRAM $\uparrow$ ? ?"
+
+
+def test_latex_rows_may_begin_with_a_bracket_or_a_star():
+    rows = [
+        [Cell("plain"), Cell("1")],
+        [Cell("[ours] a method with a name that is long [new]"), Cell("2")],
+        [Cell("*starred"), Cell("3")],
+    ]
+    text = Table("x", "x", [Column("method", numeric=False), Column("n")], rows).to_latex()
+    assert not re.search(r"\\\\\s*[\[*]", text.replace(r"\\[3pt]", ""))
+
+
 def test_latex_balances_braces_and_has_equal_columns(table):
     text = table.to_latex()
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
@@ -77,7 +94,20 @@ def test_latex_balances_braces_and_has_equal_columns(table):
 @pytest.mark.slow
 def test_latex_compiles(report, table, tmp_path):
     files = [path.read_text(encoding="utf-8") for path in sorted((report.folder / "tables").glob("*.tex"))]
-    body = "\n\\clearpage\n".join([*files, table.to_latex()])
+    letters = "".join(
+        map(
+            chr, [*range(0x20, 0x7F), *range(0xA0, 0x250), *range(0x370, 0x3FF), *range(0x2010, 0x2027), *range(0x2190, 0x21FF)]
+        )
+    )
+    every = [[Cell(f"{char}{char} x", f"[{char}]"), Cell("1")] for char in letters]
+    nasty = Table(
+        "letters",
+        f"{letters} [a] *",
+        [Column("[x] a letter", numeric=False), Column("*n")],
+        every,
+        [letters, "two\n\nparagraphs"],
+    )
+    body = "\n\\clearpage\n".join([*files, table.to_latex(), nasty.to_latex()])
     source = (
         "\\documentclass{article}\n\\usepackage[margin=1cm,landscape,a3paper]{geometry}\n\\usepackage{booktabs,longtable}\n"
     )
@@ -87,6 +117,7 @@ def test_latex_compiles(report, table, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=120,
     )
     assert done.returncode == 0, done.stdout[-2000:]

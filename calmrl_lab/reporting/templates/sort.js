@@ -1,30 +1,36 @@
-// Headings of tables become buttons that sort; without this script the tables stay as they were written.
+// Headings of tables become buttons that sort: one way, the other way, then as written. Without this script the tables stay as they were written.
 for (const table of document.querySelectorAll("figure.table table")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+  const written = [...body.rows];
+  const ruled = written.filter((row) => row.classList.contains("rule"));
   const key = (row, column) => {
     const cell = row.cells[column];
     const text = (cell.dataset.sort ?? cell.textContent).trim();
     const number = Number(text.replace("−", "-"));
     return text !== "" && !Number.isNaN(number) ? number : text;
   };
+  // In a column of numbers a cell without one (a dash, nothing, a word) comes last, whichever way is sorted.
+  const compare = (x, y, numeric, down) => {
+    if (numeric && (typeof x === "number") !== (typeof y === "number")) return typeof x === "number" ? -1 : 1;
+    const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
+    return down ? -order : order;
+  };
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = head.textContent;
+    button.append(...head.childNodes);
     head.replaceChildren(button);
+    const numeric = head.classList.contains("num");
+    const ways = numeric ? ["descending", "ascending", null] : ["ascending", "descending", null];
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") !== "descending" && head.classList.contains("num")
-        || head.getAttribute("aria-sort") === "ascending";
+      const way = ways[(ways.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
       heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...body.rows];
-      rows.forEach((row) => row.classList.remove("rule"));
-      rows.sort((a, b) => {
-        const [x, y] = [key(a, column), key(b, column)];
-        const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
-        return down ? -order : order;
-      });
+      if (way) head.setAttribute("aria-sort", way);
+      const keys = new Map(written.map((row) => [row, key(row, column)]));
+      const rows = [...written];
+      if (way) rows.sort((a, b) => compare(keys.get(a), keys.get(b), numeric, way === "descending"));
+      ruled.forEach((row) => row.classList.toggle("rule", !way));
       body.append(...rows);
     });
   });

@@ -12,8 +12,9 @@ from calmrl_lab import console
 
 
 @contextmanager
-def stopping_gently() -> Iterator[threading.Event]:
-    """An event that is set by the first Ctrl-C or SIGTERM; a second one interrupts at once.
+def stopping_gently(under_way: str) -> Iterator[threading.Event]:
+    """An event that is set by the first Ctrl-C or SIGTERM; a second one interrupts at once. `under_way` names what is finished, as
+    "the blocks under way".
 
     On leaving, KeyboardInterrupt (after Ctrl-C) or SystemExit 143 (after SIGTERM) is raised if the event was set. Outside the main
     thread signals are left alone.
@@ -26,7 +27,7 @@ def stopping_gently() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         received.append(number)
         event.set()
-        console.note("stopping after the blocks under way (again to stop at once); the same command goes on from there")
+        console.note(f"stopping after {under_way} (again to stop at once); the same command goes on from there")
 
     mine = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
