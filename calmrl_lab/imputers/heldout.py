@@ -133,7 +133,8 @@ def agreements(
         power = (posterior @ square @ posterior * (noise * grams[missing])).sum()
         power += 2 * (weights[missing].T @ offset[missing]) @ posterior @ latent + n * offset[missing] @ offset[missing]
         energy = pooled.square[own] - 2 * centre @ total + n * centre @ centre
-        result[observed, missing] = Agreement(float(n), float(energy), float(cross), float(power))
+        # Differences of sums: rounding may leave less than nothing of a modality that hardly varies.
+        result[observed, missing] = Agreement(float(n), max(float(energy), 0.0), float(cross), max(float(power), 0.0))
     return result
 
 

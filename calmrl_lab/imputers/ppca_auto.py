@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.base import indexed, refuse_unobserved
+from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved
 from calmrl_lab.imputers.em import Totals, iterate
 from calmrl_lab.imputers.heldout import Agreement, Target, fold_statistics, merged, split_by_group, targets_of
 from calmrl_lab.imputers.initialisation import pairwise_start
@@ -75,6 +75,8 @@ class AutoPPCA(PPCA):
             self.ridge = 0.0
         super().__post_init__()
         self.ridge = wanted
+        if self.initialisation != "pairwise":
+            raise CalmrlError("imputer 'ppca-auto' starts from pairwise moments only", hint="use the imputer 'ppca'")
         self.folds = whole(self.folds, "folds", 2)
         self.seed = whole(self.seed, "seed", 0)
 
@@ -99,7 +101,7 @@ class AutoPPCA(PPCA):
         fold = split_by_group(len(data), self.folds, groups, self.seed)
         parts = fold_statistics(data, fold)
         everything = merged(parts)
-        self._refuse_unconnected(everything)
+        refuse_unconnected(everything, self.name, self.modalities)
         weights = self._targets(data)
         iterations = whole(iterations, "iterations", 0)
         going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == data.dims
@@ -123,7 +125,7 @@ class AutoPPCA(PPCA):
             return None
         training = merged(part for place, part in enumerate(parts) if place != index)
         try:
-            self._refuse_unconnected(training)
+            refuse_unconnected(training, self.name, self.modalities)
         except CalmrlError:
             return None
         return Fold.of(training, parts[index])
@@ -247,13 +249,14 @@ def gated(folds: Sequence[Agreement], variance: float) -> tuple[float, float]:
     used = [fold for fold in folds if fold.count > 0]
     if total.count == 0:
         return 0.0, variance
-    closed = 0.0, total.energy / total.count
-    if len(used) < 2:
+    unit = total.energy / total.count
+    closed = 0.0, unit
+    if len(used) < 2 or unit == 0:
         return closed
     improvements = []
     for index, fold in enumerate(used):
         rest = sum((other for place, other in enumerate(used) if place != index), Agreement())
-        improvements.append((fold.energy - fold.error(rest.best_gain(_LARGEST_GAIN))) / fold.count)
+        improvements.append((fold.energy - fold.error(rest.best_gain(_LARGEST_GAIN))) / fold.count / unit)
     spread = float(np.std(improvements, ddof=1)) / len(improvements) ** 0.5
     if not np.mean(improvements) > _CONFIDENCE * spread:
         return closed

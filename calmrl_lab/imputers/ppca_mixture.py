@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.base import Imputer, refuse_unobserved
+from calmrl_lab.imputers.base import Imputer, refuse_unconnected, refuse_unobserved
 from calmrl_lab.imputers.group_mean import GroupMean
 from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
 from calmrl_lab.imputers.ppca import PPCA, whole
@@ -60,6 +60,7 @@ class MixturePPCA(Imputer):
     def _fit(self, data: Observations) -> None:
         shift = observed_means(data)
         everything = Statistics.of(data, shift)
+        refuse_unconnected(everything, self.name, self.modalities)
         whole_model = PPCA(self.latent_dim, ridge=self.ridge)
         whole_model.modalities = self.modalities
         whole_model.fit_statistics(everything, 20)
