@@ -13,6 +13,7 @@ from torch import Tensor
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
+from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers.base import Imputer, indexed
 from calmrl_lab.imputers.observations import Observations, Pattern
 from calmrl_lab.imputers.ridge import mean_eigenvalue
@@ -42,6 +43,10 @@ class IterativeRidge(Imputer):
     blocks: Blocks = field(init=False, repr=False, default_factory=Blocks)
     # One [D - d_m, d_m] matrix a modality and round, in the order in which they are applied.
     coefficients: list[Tensor] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rounds, self.seed = whole(self.rounds, "rounds", 1), whole(self.seed, "seed", 0)
+        self.strength = number(self.strength, "strength")
 
     def _fit(self, data: Observations) -> None:
         self.blocks = Blocks.of(data)

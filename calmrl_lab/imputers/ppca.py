@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._options import flag, number, whole
 from calmrl_lab.imputers.base import Imputer, indexed, refuse_unconnected, refuse_unobserved
 from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect, iterate
 from calmrl_lab.imputers.heldout import fold_statistics, merged, split_by_group
@@ -72,10 +72,9 @@ class PPCA(Imputer):
     def __post_init__(self) -> None:
         if self.latent_dim != "auto":
             self.latent_dim = whole(self.latent_dim, "latent_dim", 1)
-        if not isinstance(self.ridge, (int, float)) or not 0 <= self.ridge < float("inf"):
-            raise CalmrlError(f"ridge is {self.ridge!r}, expected a number of at least 0")
-        if not isinstance(self.tolerance, (int, float)) or not 0 <= self.tolerance < float("inf"):
-            raise CalmrlError(f"tolerance is {self.tolerance!r}, expected a number of nats of at least 0")
+        self.shared_noise, self.accelerate = flag(self.shared_noise, "shared_noise"), flag(self.accelerate, "accelerate")
+        self.ridge = number(self.ridge, "ridge")
+        self.tolerance = number(self.tolerance, "tolerance", "of nats ")
         if self.initialisation not in tuple(_STARTS):
             raise CalmrlError(f"initialisation is {self.initialisation!r}, expected one of: {', '.join(_STARTS)}")
 
@@ -261,16 +260,6 @@ class PPCA(Imputer):
         self.noise, self.log_likelihoods = np.asarray(state["noise"]), np.asarray(state["log_likelihoods"])
         self.dims = tuple(len(mu) for mu in self.means)
         self._posteriors = {}
-
-
-def whole(value: Any, name: str, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = int(value) if isinstance(value, float) and value.is_integer() else least - 1
-    if isinstance(value, bool) or number < least:
-        raise CalmrlError(f"{name} is {value!r}, expected a whole number of at least {least}")
-    return number
 
 
 def _entry(start: Any, key: str) -> Any:
