@@ -101,10 +101,12 @@ class Filler:
             parts = [encode(heads, part) for part in tables]
             embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]
             mask = torch.cat([part.mask for part in tables])
+            settings: dict[str, Any] = (
+                {"groups": np.concatenate([part.group for part in tables])} if self.imputer.takes_groups else {}
+            )
             if hasattr(self.imputer, "log_likelihoods"):
-                self.imputer.fit(embeddings, mask, iterations=iterations, start=start)
-            else:
-                self.imputer.fit(embeddings, mask)
+                settings |= {"iterations": iterations, "start": start}
+            self.imputer.fit(embeddings, mask, **settings)
         if hasattr(self.imputer, "log_likelihoods"):
             logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(count, 1)
         if processes() > 1:
