@@ -19,7 +19,7 @@ from calmrl_lab.imputers.observations import observe
 from calmrl_lab.imputers.statistics import Statistics
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.streamed import StreamedTable
-from calmrl_lab.tempering import temper
+from calmrl_lab.tempering import loosened, temper
 
 # Items that an imputer without statistics is fitted to, where not all are in memory.
 SAMPLED = 50_000
@@ -89,7 +89,7 @@ class Filler:
             return {}
         logged = {}
         # Parameters go on from where they were: embeddings have moved a little, not everything is new.
-        start = self.imputer if self.imputer.fitted else None
+        start = loosened(self.imputer) if self.imputer.fitted else None
         shown = [table] if self.sees_training else []
         count = sum(map(len, [*self.replay, *shown]))
         if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or isinstance(table, StreamedTable)):

@@ -28,8 +28,8 @@ class PatternStatistics:
 
     The second moment is the matrix `moment` [D, D] plus the Gram of `rows`, a list of [n, D]: while a pattern has few items
     beside D there are only rows, as a product with a [D, q] matrix is cheaper then, and so is the memory.
-    `total` and moment may be weighted; `weight` is the sum of the weights, and equals `count` where there are none. Rows carry
-    the `roots` of their weights, a list of [n], as a factor.
+    `total` and moment may be weighted; `weight` is the sum of the weights, and equals `count` where there are none. Weighted rows
+    are multiplied by the `roots` of their weights, a list of [n]; it is empty where every row counts once.
     """
 
     observed: tuple[int, ...]
@@ -79,7 +79,22 @@ class PatternStatistics:
         if sum(len(rows) for rows in self.rows) >= _ROWS_BELOW * len(self.total):
             self.moment, self.rows, self.roots = self.dense(), [], []
         elif len(self.rows) > 1:
-            self.rows, self.roots = [torch.cat(self.rows)], [torch.cat(self.roots)]
+            self.rows, self.roots = [torch.cat(self.rows)], [torch.cat(self.roots)] if self.roots else []
+
+    def take_in(self, other: PatternStatistics) -> None:
+        """Add the items of `other`, of the same pattern and about the same shift."""
+        self.count += other.count
+        self.weight += other.weight
+        self.total = self.total + other.total
+        if other.moment is not None:
+            self.moment = other.moment if self.moment is None else self.moment + other.moment
+        if self.roots or other.roots:
+            self.roots = [*self._roots(), *other._roots()]
+        self.rows = [*self.rows, *other.rows]
+        self.settle()
+
+    def _roots(self) -> list[Float[Tensor, " n"]]:
+        return self.roots or [rows.new_ones(len(rows)) for rows in self.rows]
 
     def scaled(self, factor: float) -> PatternStatistics:
         """Every item counted `factor` times."""
@@ -89,18 +104,18 @@ class PatternStatistics:
             self.total * factor,
             None if self.moment is None else self.moment * factor,
             [rows * factor**0.5 for rows in self.rows],
-            [roots * factor**0.5 for roots in self.roots],
+            [roots * factor**0.5 for roots in self._roots()],
             self.weight * factor,
         )
 
     def moved(self, move: Float[Tensor, " d"]) -> PatternStatistics:
         """The same items, each with `move` added. Rows stay rows."""
-        held = list(zip(self.rows, self.roots, strict=True))
+        held = list(zip(self.rows, self._roots(), strict=True))
         moment = self.moment
         if moment is not None:
             # Of the items that are in the moment, not of those in rows.
             total = self.total - sum(rows.T @ roots for rows, roots in held)
-            weight = self.weight - sum(float(roots.square().sum()) for roots in self.roots)
+            weight = self.weight - sum(float(roots.square().sum()) for _, roots in held)
             cross = torch.outer(total, move)
             moment = moment + cross + cross.T + weight * torch.outer(move, move)
         rows = [torch.addr(rows, roots, move) for rows, roots in held]
@@ -153,16 +168,16 @@ class Statistics:
             sums.moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
         for rows in torch.split(pattern.rows, block):
             values = self._shifted_rows(data, pattern.observed, rows, kind)
-            roots = torch.ones(len(rows), dtype=kind, device=self.device)
             if weights is not None:
                 roots = weights[rows].to(self.device, kind).sqrt()
                 values *= roots.unsqueeze(1)
-                sums.total += torch.mv(values.double().T, roots.double())
+                sums.total += (values * roots.unsqueeze(1)).sum(dim=0, dtype=torch.float64)
+                if sums.moment is None:
+                    sums.roots.append(roots.double())
             else:
                 sums.total += values.sum(dim=0, dtype=torch.float64)
             if sums.moment is None:
                 sums.rows.append(values.double())
-                sums.roots.append(roots.double())
             else:
                 add_gram(sums.moment, values)
         if sums.moment is not None:
@@ -188,13 +203,7 @@ class Statistics:
             # One order whatever came first, so that sums over patterns are reproducible.
             self.patterns = dict(sorted(self.patterns.items(), key=lambda entry: sum(1 << j for j in entry[0])))
             return
-        held.count += sums.count
-        held.weight += sums.weight
-        held.total = held.total + sums.total
-        if sums.moment is not None:
-            held.moment = sums.moment if held.moment is None else held.moment + sums.moment
-        held.rows, held.roots = [*held.rows, *sums.rows], [*held.roots, *sums.roots]
-        held.settle()
+        held.take_in(sums)
 
     def merged(self, other: Statistics) -> Statistics:
         """The statistics of both data sets together, in the coordinates of `self`."""
