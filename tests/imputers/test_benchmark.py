@@ -47,6 +47,20 @@ def test_rivals_are_compared_in_pieces_and_written_into_a_page(small_store, tmp_
     assert piece.stat().st_mtime_ns == stamp
 
 
+def test_the_oracle_is_the_default_fitted_with_nothing_hidden(small_store, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import _rival_tables
+    import rivals
+
+    assert rivals.make(rivals.ORACLE).name == _rival_tables.DEFAULT
+    # With a default that is quick: hidden in training, the same model knows less.
+    monkeypatch.setattr(_rival_tables, "DEFAULT", "ridge")
+    data = rivals.prepared(str(small_store))
+    oracle, plain = (rivals.measure(data, "75%", name, 0)["squared_error"] for name in (rivals.ORACLE, "ridge"))
+    assert len(oracle) == len(plain)
+    assert oracle.mean() < plain.mean()
+
+
 def trained(small_store, folder, imputer, **options):
     return train_heads(
         small_store, imputer=imputer, scenario="pairs:0.25", run=folder / imputer, modalities=["vision", "audio", "caption", "subtitle"],
