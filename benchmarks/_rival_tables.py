@@ -168,7 +168,7 @@ def _of_store(store: str, rows: Sequence[dict[str, Any]], patterns: Sequence[str
             _grid("imputer", patterns, names, lambda name, j: _interval(held[name][j]["error"])),
             f"\n### {store}: worst modality of each\n",
             _grid("imputer", patterns, names, worst),
-            f"\n### {store}: predicted over real error, seconds to fit and fill\n",
+            f"\n### {store}: predicted over real error, processor seconds to fit and fill\n",
             _grid("imputer", [f"{what} {p}" for what in ("predicted/real", "s") for p in patterns], names, promise),
             "",
         ]
@@ -241,7 +241,9 @@ def _reliability_table(found: dict[str, Any]) -> str:
 
 
 def show(found: dict[str, Any]) -> None:
-    table = Table(title="Held-out squared error over that of the mean; predicted over real error; seconds to fit and fill")
+    table = Table(
+        title="Held-out squared error over that of the mean; predicted over real error; processor seconds to fit and fill"
+    )
     for heading in ("store", "gaps", "imputer", "error", "worst modality", "predicted/real", "seconds"):
         table.add_column(heading, justify="left" if heading in ("store", "gaps", "imputer") else "right")
     for row in sorted(found["rows"], key=lambda row: (row["store"], row["gaps"], row["error"]["value"])):

@@ -9,16 +9,17 @@ what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.imputers.observations import Pattern, observe
+from calmrl_lab.imputers.observations import Observations, Pattern, observe
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.spectrum import spectrum
 
@@ -50,10 +51,12 @@ def anchor_posterior(
 ) -> AnchorPosterior:
     """Bayes anchors of items under a fitted PPCA, by `samples` draws of the missing embeddings an item; float64.
 
-    `unit` returns draws to the unit sphere, as embeddings live there. Half of the draws find the anchor, the other half score
-    it: scored on its own draws it would look better than it is. Items that miss nothing get their own anchor with gain 0; items
-    that show nothing get the prior's anchor, a zero observed anchor, and all of E[cos^2] as gain. Raises CalmrlError if the
-    modalities differ in dimension.
+    With `unit`, embeddings are taken to have norm 1: draws spread around the imputed values by as much as brings their squared norm
+    to 1 on average, in the directions of the imputer's covariance, and are returned to the sphere. Otherwise they are the model's own.
+    Half of the draws find the anchor, the other half score it: scored on its own draws it would look better than it is. Random
+    numbers are the same for every item, so that what an item gets does not depend on the items beside it. Items that miss nothing get
+    their own anchor with gain 0; items that show nothing get the prior's anchor, a zero observed anchor, and all of E[cos^2] as gain.
+    Raises CalmrlError if the modalities differ in dimension.
     """
     if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2]:
         raise CalmrlError(
@@ -63,47 +66,50 @@ def anchor_posterior(
         raise CalmrlError(f"samples is {samples}, expected at least 4")
     data = observe(list(embeddings.unbind(dim=1)), mask, imputer.modalities, imputer.dims)
     z = embeddings.double()
-    n, k, d = z.shape
-    full = torch.ones_like(mask)
+    filled = torch.stack([torch.as_tensor(part) for part in imputer.impute(list(z.unbind(dim=1)), mask)], dim=1)
     own = spectrum(z, mask).anchor
-    anchor, ones = spectrum(z, full).anchor, torch.ones(n, dtype=torch.float64, device=z.device)
-    concentration, gain, harm = ones.clone(), torch.zeros_like(ones), torch.zeros_like(ones)
-    for pattern in data.patterns():
-        if not pattern.missing:
-            continue
-        at_once = max(1, _WORKING_SET // (samples * k * d))
-        for rows in torch.split(pattern.rows, at_once):
-            drawn = _draw(imputer, z[rows], pattern, samples, generator, unit)
-            u = spectrum(drawn.flatten(0, 1), full[:1].expand(len(rows) * samples, -1)).anchor.reshape(len(rows), samples, d)
-            found, scored = u[:, : samples // 2], u[:, samples // 2 :]
-            best = _leading(found)
-            cosine = (scored @ best.unsqueeze(2)).squeeze(2).square()
-            before = (scored @ own[rows].unsqueeze(2)).squeeze(2).square()
-            sign = torch.where((best * (own[rows] + 1e-12 * z[rows].nan_to_num().sum(dim=1))).sum(dim=1) < 0, -1.0, 1.0)
-            anchor[rows] = best * sign.unsqueeze(1)
-            concentration[rows], gain[rows] = cosine.mean(dim=1), (cosine.mean(dim=1) - before.mean(dim=1)).clamp(min=0)
-            harm[rows] = (cosine < before).double().mean(dim=1)
+    anchor = spectrum(filled, torch.ones_like(mask)).anchor
+    concentration = torch.ones(len(z), dtype=torch.float64, device=z.device)
+    gain, harm = torch.zeros_like(concentration), torch.zeros_like(concentration)
+    for rows, u in _drawn_anchors(imputer, data, filled, samples, generator, unit):
+        found, scored = u[:, : samples // 2], u[:, samples // 2 :]
+        best = _leading(found)
+        after, before = ((scored @ a.unsqueeze(2)).squeeze(2).square() for a in (best, own[rows]))
+        # Where nothing is observed there is no sign to follow; that of the imputed anchor is as good as any.
+        towards = torch.where(mask[rows].any(dim=1, keepdim=True), own[rows], anchor[rows])
+        anchor[rows] = best * torch.where((best * towards).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
+        concentration[rows] = after.mean(dim=1)
+        gain[rows] = (after.mean(dim=1) - before.mean(dim=1)).clamp(min=0)
+        harm[rows] = (after < before).double().mean(dim=1)
     return AnchorPosterior(anchor, own, concentration, gain, harm)
 
 
-def _draw(
-    imputer: PPCA,
-    z: Tensor,
-    pattern: Pattern,
+def _drawn_anchors(
+    imputer: Imputer,
+    data: Observations,
+    filled: Float[Tensor, "n k d"],
     samples: int,
     generator: torch.Generator,
-    unit: bool,
-) -> Float[Tensor, "n s k d"]:
-    """Complete sets with the missing embeddings drawn from their conditional distribution."""
-    posterior = imputer.posterior(pattern.observed, z.device)
-    latent = z.new_zeros(len(z), posterior.covariance.shape[0])
-    if pattern.observed:
-        latent = posterior.latent([z[:, j] for j in pattern.observed])
-    sets = z.unsqueeze(1).expand(-1, samples, -1, -1).clone()
-    for j, drawn in posterior.draw(latent, pattern.missing, samples, generator).items():
-        norm = torch.linalg.vector_norm(drawn, dim=2, keepdim=True).clamp(min=1e-300) if unit else 1.0
-        sets[:, :, j] = (drawn / norm).transpose(0, 1)
-    return sets
+    unit: bool = True,
+) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m s d"]]]:
+    """(rows, anchors of complete sets drawn for them), for all items that miss something; some rows at a time."""
+    k, d = filled.shape[1:]
+    full = torch.ones(1, k, dtype=torch.bool, device=filled.device)
+    for pattern in data.patterns():
+        if not pattern.missing:
+            continue
+        errors = _deviations(imputer, pattern, samples, d, filled.device, generator)
+        for rows in torch.split(pattern.rows, max(1, _WORKING_SET // (samples * k * d))):
+            drawn = filled[rows].unsqueeze(1).expand(-1, samples, -1, -1).clone()
+            for j, (deviation, size) in errors.items():
+                if unit:
+                    left = (1 - filled[rows, j].square().sum(dim=1)).clamp(min=0).sqrt()
+                    values = drawn[:, :, j] + left.view(-1, 1, 1) * deviation
+                    drawn[:, :, j] = values / torch.linalg.vector_norm(values, dim=2, keepdim=True).clamp(min=1e-300)
+                else:
+                    drawn[:, :, j] += size * deviation
+            u = spectrum(drawn.flatten(0, 1), full.expand(len(rows) * samples, -1)).anchor
+            yield rows, u.reshape(len(rows), samples, d)
 
 
 def _leading(anchors: Float[Tensor, "n s d"]) -> Float[Tensor, "n d"]:
@@ -140,38 +146,28 @@ def calibration_gain(
     on the items beside it. 0 for items that miss nothing; items that show nothing are promised all of it.
     """
     data = observe(list(embeddings.unbind(dim=1)), mask, imputer.modalities, imputer.dims)
-    z, full = filled.double(), torch.ones_like(mask)
-    n, k, d = z.shape
-    before, after = spectrum(embeddings.double(), mask).anchor, spectrum(z, full).anchor
-    gain = torch.zeros(n, dtype=torch.float64, device=z.device)
-    for pattern in data.patterns():
-        if not pattern.missing:
-            continue
-        errors = _deviations(imputer, pattern, samples, d, z.device, generator)
-        for rows in torch.split(pattern.rows, max(1, _WORKING_SET // (samples * k * d))):
-            drawn = z[rows].unsqueeze(1).expand(-1, samples, -1, -1).clone()
-            for j, deviation in errors.items():
-                left = (1 - z[rows, j].square().sum(dim=1)).clamp(min=0).sqrt()
-                values = z[rows, j].unsqueeze(1) + left.view(-1, 1, 1) * deviation
-                drawn[:, :, j] = values / torch.linalg.vector_norm(values, dim=2, keepdim=True).clamp(min=1e-300)
-            u = spectrum(drawn.flatten(0, 1), full[:1].expand(len(rows) * samples, -1)).anchor.reshape(len(rows), samples, d)
-            cosines = [(u @ anchor[rows].unsqueeze(2)).squeeze(2).square().mean(dim=1) for anchor in (after, before)]
-            gain[rows] = cosines[0] - cosines[1]
+    before, after = spectrum(embeddings.double(), mask).anchor, spectrum(filled.double(), torch.ones_like(mask)).anchor
+    gain = torch.zeros(len(filled), dtype=torch.float64, device=filled.device)
+    for rows, u in _drawn_anchors(imputer, data, filled.double(), samples, generator):
+        cosines = [(u @ anchor[rows].unsqueeze(2)).squeeze(2).square().mean(dim=1) for anchor in (after, before)]
+        gain[rows] = cosines[0] - cosines[1]
     return gain
 
 
 def _deviations(
     imputer: Imputer, pattern: Pattern, samples: int, dim: int, device: torch.device, generator: torch.Generator
-) -> dict[int, Float[Tensor, "s d"]]:
-    """Draws about zero of the missing modalities of a pattern, jointly, of mean squared norm 1 each."""
+) -> dict[int, tuple[Float[Tensor, "s d"], float]]:
+    """Draws about zero of the missing modalities of a pattern, jointly, of mean squared norm 1 each; and what to multiply them with for
+    draws of the model. For an imputer that has no covariance all directions are alike, and the factor is 1."""
     if not isinstance(imputer, PPCA):
         shape = (samples, dim)
         draws = {j: torch.randn(shape, generator=generator, dtype=torch.float64) for j in pattern.missing}
-        return {j: drawn.to(device) / dim**0.5 for j, drawn in draws.items()}
+        return {j: (drawn.to(device) / dim**0.5, 1.0) for j, drawn in draws.items()}
     posterior = imputer.posterior(pattern.observed, device)
     nowhere = torch.zeros(1, posterior.covariance.shape[0], dtype=torch.float64, device=device)
     draws = posterior.draw(nowhere, pattern.missing, samples, generator)
-    return {j: (drawn[:, 0] - posterior.means[j]) / posterior.expected_error(j) ** 0.5 for j, drawn in draws.items()}
+    sizes = {j: posterior.expected_error(j) ** 0.5 for j in pattern.missing}
+    return {j: ((drawn[:, 0] - posterior.means[j]) / sizes[j], sizes[j]) for j, drawn in draws.items()}
 
 
 def conformal_threshold(

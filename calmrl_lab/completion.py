@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
+from calmrl_lab.store.placing import may_take
 
 if TYPE_CHECKING:
     from calmrl_lab.completion_check import Check
@@ -91,6 +93,7 @@ def complete_store(
     CalmrlError for an unknown imputer or modality, one that fills nothing or never saw what it is to fill, and an `out` that
     exists.
     """
+    may_take(Path(os.path.abspath(out)), overwrite)
     ready = prepare(store, imputer, options or {}, modalities, fit_on, standardise)
     store, names, mask, chosen = ready.store, ready.names, ready.mask, ready.imputer
     checked = None
@@ -202,8 +205,9 @@ def _write(
         merged = np.empty((int(offsets[spec.name][-1]), spec.dimension), dtype=after.dtype)
         is_new = np.repeat(fill[:, j], np.where(fill[:, j], 1, counts))
         merged[~is_new] = after
-        with np.errstate(over="ignore"):
-            merged[is_new] = completed[j][fill[:, j]]
+        # Real rows fit into the store's dtype; a mean beyond them that does not is put where the dtype ends.
+        limits = np.finfo(after.dtype)
+        merged[is_new] = np.clip(completed[j][fill[:, j]], limits.min, limits.max)
         features[spec.name] = merged
         reason[fill[:, j], column] = Reason.OBSERVED
     facts = {

@@ -26,7 +26,9 @@ class Check:
 
     def payload(self) -> dict[str, Any]:
         """As a JSON document."""
-        bins = zip(*(column.tolist() for column in vars(self.reliability).values()), strict=True)
+        # JSON has no NaN: a bin of one entry has no standard error.
+        columns = ([None if np.isnan(v) else v for v in column.tolist()] for column in vars(self.reliability).values())
+        bins = zip(*columns, strict=True)
         return {
             "items": self.items,
             "real_over_predicted": self.reliability.ratio,

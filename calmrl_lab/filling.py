@@ -21,7 +21,7 @@ from calmrl_lab.imputers.statistics import Statistics, observed_means
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.pooling import agreed_shift, pooled
 from calmrl_lab.streamed import StreamedTable
-from calmrl_lab.tempering import temper
+from calmrl_lab.tempering import loosened, temper
 
 # Items that an imputer without statistics is fitted to, where not all are in memory.
 SAMPLED = 50_000
@@ -91,7 +91,7 @@ class Filler:
             return {}
         logged = {}
         # Parameters go on from where they were: embeddings have moved a little, not everything is new.
-        start = self.imputer if self.imputer.fitted else None
+        start = loosened(self.imputer) if self.imputer.fitted else None
         shown = [table] if self.sees_training else []
         count = sum(map(len, [*self.replay, *shown]))
         if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or isinstance(table, StreamedTable)):
@@ -103,10 +103,12 @@ class Filler:
             parts = [encode(heads, part) for part in tables]
             embeddings = [torch.cat([part[j] for part in parts]) for j in range(len(self.modalities))]
             mask = torch.cat([part.mask for part in tables])
+            settings: dict[str, Any] = (
+                {"groups": np.concatenate([part.group for part in tables])} if self.imputer.takes_groups else {}
+            )
             if hasattr(self.imputer, "log_likelihoods"):
-                self.imputer.fit(embeddings, mask, iterations=iterations, start=start)
-            else:
-                self.imputer.fit(embeddings, mask)
+                settings |= {"iterations": iterations, "start": start}
+            self.imputer.fit(embeddings, mask, **settings)
         if hasattr(self.imputer, "log_likelihoods"):
             logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(count, 1)
         if processes() > 1:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.completion import complete_store
+from calmrl_lab.completion_check import Check
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, verify, write_store
 
@@ -144,10 +145,38 @@ def test_requests_that_make_no_sense(gappy, tmp_path, cli, words, said):
     assert not (tmp_path / "full.zarr").exists()
 
 
-def test_an_existing_store_is_not_replaced_unasked(gappy, tmp_path):
-    with pytest.raises(CalmrlError):
-        complete_store(gappy, gappy, "mean")
+def test_an_existing_store_is_not_replaced_unasked_and_that_is_said_before_the_work(gappy, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("calmrl_lab.completion.prepare", lambda *_: pytest.fail("fitted first"))
+        with pytest.raises(CalmrlError, match="exists already"):
+            complete_store(gappy, gappy, "mean")
     assert FeatureStore.open(gappy).dataset == "made up"
+    # Asked for, a store may take its own place.
+    complete_store(gappy, gappy, "mean", overwrite=True)
+    assert verify(gappy) == []
+    assert FeatureStore.open(gappy).attributes["imputation"]["imputer"] == "mean"
+
+
+def test_filled_values_stay_within_the_dtype_of_the_store(tmp_path):
+    # Real features near the end of float16, and a relation that points beyond it.
+    rng = np.random.default_rng(0)
+    latent = rng.uniform(-1, 1, size=(60, 1))
+    mask = np.ones((60, 2), dtype=bool)
+    mask[50:, 1], latent[50:] = False, 3.0
+    features = {"a": (2e4 * latent * np.ones(4)).astype(np.float16), "b": (6e4 * latent[:50] * np.ones(3)).astype(np.float16)}
+    path = write_store(
+        tmp_path / "large.zarr",
+        dataset="large",
+        modalities=[ModalitySpec("a", "none", "0", 4, "float16"), ModalitySpec("b", "none", "0", 3, "float16")],
+        ids=[f"i{i}" for i in range(60)],
+        split=["train"] * 50 + ["test"] * 10,
+        features=features,
+        offsets={name: offsets_of(mask[:, j].astype(int)) for j, name in enumerate("ab")},
+        reason=np.where(mask, Reason.OBSERVED, Reason.ABSENT).astype(np.uint8),
+        licence="CC0",
+    )
+    done = FeatureStore.open(complete_store(path, tmp_path / "full.zarr", "ridge").path)
+    assert (np.asarray(done.features("b"))[50:] == np.finfo(np.float16).max).all()
 
 
 def test_a_check_finds_promises_kept_and_broken(gappy):
@@ -162,6 +191,14 @@ def test_a_check_finds_promises_kept_and_broken(gappy):
     # As many latent dimensions as there are to have: noise next to nothing, promises far too good.
     broken = check_on_held_out(prepare(gappy, "ppca", {"latent_dim": 13}, None, "train", False))
     assert broken.reliability.ratio > 1.5 * kept.reliability.ratio
+
+
+def test_a_check_on_a_single_item_is_json():
+    from calmrl_lab.imputers.reliability import reliability
+
+    one = Check(1, reliability(np.array([1.0]), np.array([2.0])), [])
+    text = json.dumps(one.payload(), allow_nan=False)
+    assert json.loads(text)["bins"] == [{"count": 1.0, "predicted": 1.0, "real": 2.0, "standard_error": None}]
 
 
 def test_every_checked_case_is_counted_once(small_store):
@@ -185,6 +222,7 @@ def test_the_command_draws_predicted_against_real_errors(cli, gappy, tmp_path):
     assert json.loads(out)["check"]["bins"][0]["predicted"] > 0
     for wrong, message in (
         (["--figure", tmp_path / "f.svg"], "--check"),
+        (["--check", "--figure", tmp_path / "nowhere" / "f.svg"], "there is no folder"),
         (["--check", "--impute", "knn"], "predicts no error"),
         (["--check", "--fit-on", "test", "--modalities", "vision"], "nothing to check"),
     ):

@@ -8,6 +8,7 @@ from calmrl_lab.batches import load_table
 from calmrl_lab.filling import Filler, encode, stack
 from calmrl_lab.heads import Heads
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.imputers.ppca_auto import AutoPPCA
 from calmrl_lab.store import FeatureStore
 
 FOUR = ("vision", "audio", "caption", "subtitle")
@@ -70,6 +71,17 @@ def test_replay_keeps_modalities_that_training_no_longer_shows(tables):
         return float((stack(filled) - stack(truth)).square().sum(dim=2)[hidden].mean())
 
     assert error(kept.tempered) < 0.9 * error(stale)
+
+
+def test_near_duplicates_stay_together_where_the_imputer_holds_items_out(tables, monkeypatch):
+    complete, pairs, validation = tables
+    given = []
+    fit = AutoPPCA.fit
+    monkeypatch.setattr(AutoPPCA, "fit", lambda self, *data, **how: given.append(how["groups"]) or fit(self, *data, **how))
+    following = Filler("ppca-auto", {"latent_dim": 4, "folds": 3}, FOUR, validation, [complete])
+    following.refresh(heads_of(pairs), pairs, 5)
+    assert given[0].tolist() == [*complete.group.tolist(), *pairs.group.tolist()]
+    assert len(set(given[0].tolist())) < len(given[0])
 
 
 def test_without_replay_a_modality_that_no_item_shows_is_refused(tables):

@@ -90,6 +90,30 @@ def test_the_harm_rate_holds_on_new_items(sets, name, options):
         assert opened[gaps].double().mean() < 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(name for name in imputers.names() if imputers.get(name).fills))
+def test_every_imputer_trains_heads_under_a_gate(small_store, tmp_path, name):
+    small = {"latent_dim": 4} if name in ("ppca", "ppca-student", "ppca-mixture", "ppca-private") else {}
+    small |= {"private_dim": 2} if name == "ppca-private" else {}
+    run = train_heads(
+        small_store,
+        imputer=name,
+        scenario="pairs:0.25",
+        gate=True,
+        run=tmp_path / "r",
+        modalities=FOUR,
+        impute_options=small,
+        **QUICK,
+    )
+    told = run.summary["gate"]
+    assert told["held_out_harm"] <= told["level"]
+    assert 0 <= told["left_uncalibrated"] <= told["items_with_gaps"]
+    # Zeros promise nothing to anyone.
+    assert (told["left_uncalibrated"] == told["items_with_gaps"]) == (name == "zero")
+    anchors = evaluate(run, device="cpu").coverage["gate"]
+    assert anchors["scored"] > 0
+
+
 def test_items_under_several_patterns_count_as_one():
     # Two items; under the frequent pattern (3/4) item 0 is harmed at gain .5, under the rare one item 1 at gain .9.
     predicted, realised = np.array([[0.5, 0.1], [0.2, 0.9]]), np.array([[-1.0, 1.0], [1.0, -1.0]])

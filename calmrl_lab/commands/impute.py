@@ -41,6 +41,8 @@ def impute(
 
     if figure is not None and not check:
         raise CalmrlError("--figure draws what --check finds", hint="add --check")
+    if figure is not None and not figure.absolute().parent.is_dir():
+        raise CalmrlError(f"--figure: there is no folder '{figure.parent}'", hint="make it first")
     names = [name.strip() for name in modalities.split(",")] if modalities else None
     done = complete_store(store, out, imputer, override({}, assign), names, fit_on, standardise, overwrite, check)
     if figure is not None:
@@ -83,6 +85,7 @@ def _show_check(check: Check) -> None:
     for heading in ("entries", "predicted", "real", "standard error"):
         table.add_column(heading, justify="right")
     for row in check.payload()["bins"]:
-        table.add_row(f"{row['count']:.0f}", *(f"{row[key]:.3f}" for key in ("predicted", "real", "standard_error")))
+        cells = (row[key] for key in ("predicted", "real", "standard_error"))
+        table.add_row(f"{row['count']:.0f}", *("-" if cell is None else f"{cell:.3f}" for cell in cells))
     console.out.print(table)
     console.out.print(f"real over predicted error: {check.reliability.ratio:.2f} (above 1: too sure of itself)")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
+from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.imputers.observations import Observations, Pattern
 
@@ -42,6 +43,12 @@ class MaskedAutoencoder(Imputer):
 
     blocks: Blocks = field(init=False, repr=False, default_factory=Blocks)
     network: nn.Sequential = field(init=False, repr=False, default_factory=nn.Sequential)
+
+    def __post_init__(self) -> None:
+        self.hidden, self.epochs = whole(self.hidden, "hidden", 1), whole(self.epochs, "epochs", 1)
+        self.learning_rate = number(self.learning_rate, "learning_rate", above=True)
+        self.dropout = number(self.dropout, "dropout", below=1.0)
+        self.seed = whole(self.seed, "seed", 0)
 
     def _fit(self, data: Observations) -> None:
         self.blocks = Blocks.of(data)

@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
+from calmrl_lab.imputers.observations import Array, Observations, Pattern, modality_name, observe
+from calmrl_lab.imputers.statistics import Statistics
 
 
 class Imputer(ABC):
@@ -105,6 +107,27 @@ def refuse_unobserved(data: Observations, imputer: str) -> None:
         raise CalmrlError(
             f"{data.name(unseen[0])} is never observed (0 of {len(data)} items), so imputer '{imputer}' cannot know it",
             hint="leave the modality out, or add items that show it",
+        )
+
+
+def refuse_unconnected(statistics: Statistics, imputer: str, modalities: Sequence[str] | None) -> None:
+    """CalmrlError naming a modality that no item shows, or that no chain of modalities seen together connects with the others."""
+    together = statistics.co_observed() > 0
+    for index in range(len(together)):
+        if not together[index, index]:
+            raise CalmrlError(
+                f"{modality_name(modalities, index)} is never observed, so imputer '{imputer}' cannot know it",
+                hint="leave the modality out, or add items that show it",
+            )
+    _, island = connected_components(together, directed=False)
+    main = island == np.bincount(island).argmax()
+    if not main.all():
+        index = int(np.flatnonzero(~main)[0])
+        others = ", ".join(modality_name(modalities, j).removeprefix("modality ") for j in np.flatnonzero(main).tolist())
+        raise CalmrlError(
+            f"{modality_name(modalities, index)} is never observed together with any of {others}, not even "
+            f"through a chain of other modalities, so imputer '{imputer}' cannot relate it to them",
+            hint="add items that show it together with another modality, or leave it out",
         )
 
 

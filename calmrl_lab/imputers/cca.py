@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers._training_rows import TrainingRows
 
 
@@ -29,6 +30,10 @@ class CCA(TrainingRows):
 
     components: int = 32
     shrinkage: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.components = whole(self.components, "components", 1)
+        self.shrinkage = number(self.shrinkage, "shrinkage")
 
     def _learn(self, sources: Float[Tensor, "n a"], targets: Float[Tensor, "n b"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         middle, centre = sources.mean(dim=0), targets.mean(dim=0)

@@ -159,8 +159,9 @@ def maximise(
     """The M-step: the exact joint maximiser over W, mu and s^2 of the expected log-likelihood (closed form, monotone).
 
     W and mu come out of one regression of z on [beta; 1], so no order of updates has to be argued about. `ridge` > 0 puts a
-    Gaussian prior N(0, s_m^2 / ridge) on every entry of W (MAP instead of maximum likelihood). `columns` says which latent
-    dimensions a modality depends on; by default all.
+    Gaussian prior N(0, s_m^2 / ridge) on every entry of W (MAP instead of maximum likelihood; what never falls is then the
+    log-likelihood plus `log_prior`). `columns` says which latent dimensions a modality depends on; by default all. Entries of W
+    that it rules out are zero and have no prior.
     """
     weights, means, residuals = [], [], []
     q = expected.latent.shape[1]
@@ -180,13 +181,31 @@ def maximise(
         means.append((total - solved @ latent) / n)
         residuals.append(totals.scatter[j] - (solved * target).sum())
     sizes = torch.tensor(dims, dtype=torch.float64, device=eye.device)
-    freedom = totals.count * sizes if ridge == 0 else (totals.count + q) * sizes
+    freedom = totals.count * sizes if ridge == 0 else (totals.count + _used(columns, totals.count, q)) * sizes
     residual = torch.stack(residuals)
     variance, floor = residual / freedom, totals.floor
     if noise == "shared":
         variance = (residual.sum() / freedom.sum()).expand_as(variance)
         floor = floor.max().expand_as(floor)
     return Parameters(torch.cat(weights), torch.cat(means), torch.maximum(variance, floor))
+
+
+def log_prior(
+    dims: tuple[int, ...], parameters: Parameters, ridge: float, columns: Sequence[Bool[Tensor, " q"]] | None = None
+) -> float:
+    """Log-density (nats) of W under the prior of `maximise`; 0 without one."""
+    if ridge == 0:
+        return 0.0
+    sizes = torch.tensor(dims, dtype=torch.float64, device=parameters.noise.device)
+    entries = _used(columns, parameters.noise, parameters.weights.shape[1]) * sizes
+    square = torch.stack([part.square().sum() for part in parameters.weights.split(dims)])
+    variance = parameters.noise / ridge
+    return float(-0.5 * (entries * torch.log(2 * math.pi * variance) + square / variance).sum())
+
+
+def _used(columns: Sequence[Bool[Tensor, " q"]] | None, like: Float[Tensor, " k"], q: int) -> Float[Tensor, " k"]:
+    """How many latent dimensions every modality depends on."""
+    return torch.full_like(like, q) if columns is None else torch.stack([used.sum() for used in columns]).to(like)
 
 
 def _root(square: Float[Tensor, "q q"]) -> Float[Tensor, "q q"]:
@@ -217,24 +236,30 @@ def iterate(
     tolerance: float = 0.0,
 ) -> tuple[Parameters, list[float]]:
     """`iterations` EM steps, and the log-likelihood of the parameters that entered each; fewer once a step has gained less than
-    `tolerance` in total.
+    `tolerance` in total. What has to gain is the log-likelihood, with a `ridge` the log-posterior.
 
     With `accelerate`, every third step starts from where the last two point to (SQUAREM, Varadhan and Roland 2008, scheme S3,
-    over W, mu and log s^2) if that is no less likely; an attempt that fails costs one more E-step.
+    over W, mu and log s^2) if that is no worse; an attempt that fails costs one more E-step.
     """
+
+    def goal(of: Parameters, expected: Expectation) -> float:
+        return expected.log_likelihood + log_prior(statistics.dims, of, ridge, columns)
+
     likelihoods: list[float] = []
+    reached: list[float] = []
     path = [parameters]
     while len(likelihoods) < iterations:
         expected = None
         if accelerate and len(path) == 3:
             expected = expect(statistics, totals, leap := _leap(path[0], path[1], path[2], totals.floor))
-            if expected.log_likelihood >= likelihoods[-1]:
+            if goal(leap, expected) >= reached[-1]:
                 path = [leap]
             else:
                 expected, path = None, path[-1:]
         expected = expected or expect(statistics, totals, path[-1])
         likelihoods.append(expected.log_likelihood)
-        if tolerance > 0 and len(likelihoods) > 1 and likelihoods[-1] - likelihoods[-2] < tolerance:
+        reached.append(goal(path[-1], expected))
+        if tolerance > 0 and len(reached) > 1 and reached[-1] - reached[-2] < tolerance:
             # The parameters at hand are returned, so this likelihood is not that of a step.
             likelihoods.pop()
             break

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
+from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.imputers.observations import Observations, Pattern
 
@@ -35,6 +36,10 @@ class GroupMean(Imputer):
 
     blocks: Blocks = field(init=False, repr=False, default_factory=Blocks)
     centres: Tensor = field(init=False, repr=False, default_factory=lambda: torch.zeros(0, 0))
+
+    def __post_init__(self) -> None:
+        self.clusters, self.rounds = whole(self.clusters, "clusters", 1), whole(self.rounds, "rounds", 1)
+        self.seed = whole(self.seed, "seed", 0)
 
     def _fit(self, data: Observations) -> None:
         self.blocks = Blocks.of(data)

@@ -7,7 +7,7 @@ form (energy, cross, power), from which the error at any gain c of reference + c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -133,7 +133,8 @@ def agreements(
         power = (posterior @ square @ posterior * (noise * grams[missing])).sum()
         power += 2 * (weights[missing].T @ offset[missing]) @ posterior @ latent + n * offset[missing] @ offset[missing]
         energy = pooled.square[own] - 2 * centre @ total + n * centre @ centre
-        result[observed, missing] = Agreement(float(n), float(energy), float(cross), float(power))
+        # Differences of sums: rounding may leave less than nothing of a modality that hardly varies.
+        result[observed, missing] = Agreement(float(n), max(float(energy), 0.0), float(cross), max(float(power), 0.0))
     return result
 
 
@@ -188,13 +189,13 @@ class _Scores:
         return cls(wanted, count, first, second, torch.stack(totals).sum(dim=0), square)
 
 
-def targets_of(patterns: Iterable[tuple[int, ...]], k: int, most: int = 256) -> list[Target]:
-    """What the items of these patterns will ask for: every missing modality of every pattern that shows something.
+def targets_of(patterns: Iterable[tuple[int, ...]], k: int) -> list[Target]:
+    """What the items of these patterns ask for: every missing modality of every pattern that shows something, in their order."""
+    return [(shown, m) for shown in patterns if shown for m in range(k) if m not in shown]
 
-    Complete patterns ask for nothing; where all are, every modality is asked for from all others. Patterns come in the given
-    order, and at most `most` targets are returned.
-    """
-    wanted = [(shown, m) for shown in patterns if shown for m in range(k) if m not in shown]
-    if not wanted:
-        wanted = [(tuple(j for j in range(k) if j != m), m) for m in range(k)] if k > 1 else []
-    return wanted[:most]
+
+def possible_targets(k: int) -> Iterator[Target]:
+    """All that items of `k` modalities could ask for: from each other modality alone, from all others, then from two, three and so on."""
+    for size in dict.fromkeys((1, k - 1, *range(2, k - 1))):
+        for shown in itertools.combinations(range(k), size):
+            yield from ((shown, m) for m in range(k) if m not in shown)

@@ -1,4 +1,4 @@
-"""Where EM starts: block PPCA of available-case moments, assembled from the same statistics that EM iterates on."""
+"""Where EM starts: block PPCA of pairwise or complete-case moments, from the same statistics that EM iterates on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect
-from calmrl_lab.imputers.statistics import PatternStatistics, Statistics, thin_product
+from calmrl_lab.imputers.statistics import PatternStatistics, Statistics, add_gram, mirror_lower, thin_product
 
 # Up to this many coordinates a full symmetric eigendecomposition is quicker than an iterative one.
 _DENSE_UP_TO = 384
 _ROUNDS = 6
+# Rounds end once no noise variance moves by more than this share.
+_SETTLED = 1e-3
 _FIRST_SWEEPS, _LATER_SWEEPS = 6, 2
 _EXTRA = 8
 # Components may explain at most this share of a modality at the start; more is a sign of moments that contradict each other.
@@ -37,6 +40,25 @@ def pairwise_start(statistics: Statistics, totals: Totals, latent_dim: int, nois
     return max((start, damped), key=lambda parameters: expect(statistics, totals, parameters).log_likelihood)
 
 
+def complete_case_start(
+    statistics: Statistics, totals: Totals, latent_dim: int, noise: NoiseKind = "per-modality"
+) -> Parameters:
+    """PPCA of the complete items alone: their mean and covariance, which contradict nothing, and a closed form if noise is shared.
+
+    Raises CalmrlError with fewer than two complete items.
+    """
+    sums = statistics.patterns.get(tuple(range(len(statistics.dims))))
+    if sums is None or sums.count < 2:
+        raise CalmrlError(
+            f"a start from complete items needs at least 2 of them, and there are {0 if sums is None else sums.count:g}",
+            hint="use initialisation 'pairwise'",
+        )
+    mean = sums.total / sums.weight
+    covariance = sums.dense() / sums.weight - torch.outer(mean, mean)
+    start, _ = block_ppca(covariance, [], statistics, totals, latent_dim, noise)
+    return Parameters(start.weights, mean, start.noise)
+
+
 def block_ppca(
     covariance: Float[Tensor, "d d"],
     unknown: list[tuple[slice, slice]],
@@ -45,7 +67,7 @@ def block_ppca(
     latent_dim: int,
     noise: NoiseKind,
 ) -> tuple[Parameters, bool]:
-    """PPCA of a known covariance with one noise variance a modality, and whether the components stayed within its diagonal.
+    """PPCA of a known covariance about the observed means, and whether the components stayed within its diagonal.
 
     With one noise variance for all coordinates the maximum is a closed form (Tipping and Bishop 1999, eq. 7 and 8); with one a
     modality it is alternated: top eigenvectors of the noise-whitened covariance, then the noise that the components leave over.
@@ -56,6 +78,8 @@ def block_ppca(
     repeats = torch.tensor(dims, device=device)
     spread = torch.stack([block.sum() for block in covariance.diagonal().split(dims)])
     variance = torch.maximum(spread / sizes, totals.floor)
+    if noise == "shared":
+        variance = torch.maximum(spread.sum() / sizes.sum(), totals.floor.max()).expand_as(variance)
     basis: Tensor | None = None
     single = covariance.float()
     weights = covariance.new_zeros(len(covariance), latent_dim)
@@ -68,17 +92,24 @@ def block_ppca(
                 covariance[rows, columns], covariance[columns, rows] = block, block.T
             single = covariance.float()
         values, basis = top_eigenvectors(covariance, single, 1 / scale, latent_dim, basis)
+        values, before = values[:latent_dim], variance
+        if noise == "shared":
+            # What the components leave over, a coordinate that is left; whitening was by a number, so that directions stand.
+            left = (spread.sum() - variance[0] * values.sum()) / (sizes.sum() - latent_dim)
+            left = torch.maximum(left, totals.floor.max())
+            values, variance = values * (variance[0] / left), left.expand_as(variance)
+            scale = variance.sqrt().repeat_interleave(repeats)
         # A component of no strength would stay at zero under EM for ever; a weak one can grow.
-        strength = (values[:latent_dim] - 1).clamp(min=1e-3).sqrt()
+        strength = (values - 1).clamp(min=1e-3).sqrt()
         weights = scale.unsqueeze(1) * basis[:, :latent_dim] * strength
         explained = torch.stack([block.square().sum() for block in weights.split(dims)])
         excess = (explained / (_MOST_EXPLAINED * spread).clamp(min=1e-300)).clamp(min=1.0)
         sound = sound and bool((excess == 1).all())
         weights = weights / excess.sqrt().repeat_interleave(repeats).unsqueeze(1)
-        variance = torch.maximum((spread - explained / excess) / sizes, totals.floor)
-        if noise == "shared":
-            left = (spread.sum() - (explained / excess).sum()) / sizes.sum()
-            variance = torch.maximum(left, totals.floor.max()).expand_as(variance)
+        if noise == "per-modality":
+            variance = torch.maximum((spread - explained / excess) / sizes, totals.floor)
+        if not unknown and bool(((variance / before - 1).abs() < _SETTLED).all()):
+            break
     means = torch.cat([total / n for total, n in zip(totals.total, totals.weight, strict=True)])
     return Parameters(weights, means, variance.clone()), sound
 
@@ -91,35 +122,34 @@ def pairwise_covariance(statistics: Statistics, totals: Totals) -> tuple[Float[T
     dims = statistics.dims
     place = _places(dims)
     size = sum(dims)
+    # On and below the diagonal blocks only, until the end.
     moment = torch.zeros(size, size, dtype=torch.float64, device=statistics.device)
-    few: list[PatternStatistics] = []
     for sums in statistics.patterns.values():
         if sums.moment is None:
-            few.append(sums)
             continue
         where = [place[j] for j in sums.observed]
         parts = _places([dims[j] for j in sums.observed])
-        for (a, rows), (b, columns) in itertools.product(zip(parts, where, strict=True), repeat=2):
+        for (b, columns), (a, rows) in itertools.combinations_with_replacement(zip(parts, where, strict=True), 2):
             moment[rows, columns] += sums.moment[a, b]
-    for block in _zero_filled(few, dims, statistics.device):
-        moment.addmm_(block.T, block)
+    for block in _zero_filled(list(statistics.patterns.values()), dims, statistics.device):
+        add_gram(moment, block)
 
     means = [total / n for total, n in zip(totals.total, totals.weight, strict=True)]
     pairs = torch.from_numpy(statistics.co_observed()).to(moment)
     unknown = []
-    for i, j in itertools.product(range(len(dims)), repeat=2):
+    for j, i in itertools.combinations_with_replacement(range(len(dims)), 2):
         n = pairs[i, j]
         if n == 0:
-            if i < j:
-                unknown.append((place[i], place[j]))
+            unknown.append((place[j], place[i]))
             continue
         together = [sums for sums in statistics.patterns.values() if i in sums.observed and j in sums.observed]
         total_i = torch.stack([_part(sums, i, dims) for sums in together]).sum(dim=0)
         total_j = torch.stack([_part(sums, j, dims) for sums in together]).sum(dim=0)
         part = moment[place[i], place[j]]
-        part -= torch.outer(total_i, means[j]) + torch.outer(means[i], total_j - n * means[j])
+        part.addr_(total_i, means[j], alpha=-1).addr_(means[i], total_j - n * means[j], alpha=-1)
         part /= n
-    return (moment + moment.T) / 2, unknown
+    mirror_lower(moment)
+    return moment, unknown
 
 
 def _damped(covariance: Float[Tensor, "d d"], statistics: Statistics) -> Float[Tensor, "d d"]:

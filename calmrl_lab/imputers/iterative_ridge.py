@@ -13,9 +13,10 @@ from torch import Tensor
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._regression import ridge
+from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers.base import Imputer, indexed
 from calmrl_lab.imputers.observations import Observations, Pattern
+from calmrl_lab.imputers.ridge import mean_eigenvalue
 
 _STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 
@@ -42,6 +43,10 @@ class IterativeRidge(Imputer):
     blocks: Blocks = field(init=False, repr=False, default_factory=Blocks)
     # One [D - d_m, d_m] matrix a modality and round, in the order in which they are applied.
     coefficients: list[Tensor] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rounds, self.seed = whole(self.rounds, "rounds", 1), whole(self.seed, "seed", 0)
+        self.strength = number(self.strength, "strength")
 
     def _fit(self, data: Observations) -> None:
         self.blocks = Blocks.of(data)
@@ -75,7 +80,7 @@ class IterativeRidge(Imputer):
                 place = self.blocks.columns(m)
                 others = torch.cat([values[:, : place.start], values[:, place.stop :]], dim=1)
                 known = seen[:, m]
-                fitted, _ = ridge(others[known], values[known, place], strength)
+                fitted = _regression(others[known], values[known, place], strength)
                 coefficients.append(fitted)
                 values[~known, place] = others[~known] @ fitted
         return coefficients
@@ -105,3 +110,14 @@ class IterativeRidge(Imputer):
         self.blocks = Blocks.from_state(state)
         self.coefficients = [torch.from_numpy(np.array(matrix)) for matrix in indexed(state, "coefficients")]
         self.dims = self.blocks.dims
+
+
+def _regression(sources: Float[Tensor, "n a"], targets: Float[Tensor, "n b"], strength: float) -> Float[Tensor, "a b"]:
+    """Ridge coefficients, no intercept; zero where the sources say nothing."""
+    from sklearn.linear_model import Ridge
+
+    unit = mean_eigenvalue(sources)
+    if unit == 0:
+        return torch.zeros(sources.shape[1], targets.shape[1], dtype=torch.float64)
+    fitted = Ridge(strength * unit, fit_intercept=False).fit(sources.numpy(), targets.numpy())
+    return torch.from_numpy(fitted.coef_).reshape(targets.shape[1], sources.shape[1]).T.contiguous()

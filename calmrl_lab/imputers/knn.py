@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._training_rows import TrainingRows
 
 
@@ -25,6 +26,9 @@ class NearestNeighbours(TrainingRows):
     name: ClassVar[str] = "knn"
 
     neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        self.neighbours = whole(self.neighbours, "neighbours", 1)
 
     def _learn(self, sources: Float[Tensor, "n a"], targets: Float[Tensor, "n b"]) -> Any:
         return _index(sources), min(self.neighbours, len(sources)), targets

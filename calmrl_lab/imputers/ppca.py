@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -13,16 +12,18 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.base import Imputer, indexed, refuse_unobserved
+from calmrl_lab.imputers._options import flag, number, whole
+from calmrl_lab.imputers.base import Imputer, indexed, refuse_unconnected, refuse_unobserved
 from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect, iterate
 from calmrl_lab.imputers.heldout import fold_statistics, merged, split_by_group
-from calmrl_lab.imputers.initialisation import pairwise_start
+from calmrl_lab.imputers.initialisation import complete_case_start, pairwise_start
 from calmrl_lab.imputers.observations import Array, Observations, Pattern, modality_name, observe
 from calmrl_lab.imputers.posterior import Posterior
 from calmrl_lab.imputers.selection import most_likely_latent_dim
 from calmrl_lab.imputers.statistics import Statistics
 
 _FOLDS = 5
+_STARTS = {"pairwise": pairwise_start, "complete": complete_case_start}
 
 
 @imputers.register("ppca")
@@ -31,8 +32,8 @@ class PPCA(Imputer):
     """Probabilistic PCA over all modalities of an item: a missing one becomes its conditional mean given the observed ones.
 
     z^m = W^m beta + mu^m + noise, with beta ~ N(0, I_q) shared by the modalities of an item and noise ~ N(0, s_m^2 I). Fitted
-    by EM with the exact joint M-step over W and mu on the observed entries only; the likelihood never falls (arXiv 2511.12034,
-    section 4).
+    by EM with the exact joint M-step over W and mu on the observed entries only; the likelihood (with a ridge, the posterior)
+    never falls (arXiv 2511.12034, section 4).
 
     latent_dim: q, at least 1 and below the sum of the dimensions; "auto": of 4, 8, ..., 128 the one under which a held-out
     fifth of the items is most likely. shared_noise: one noise variance for all modalities instead of one each. ridge: a
@@ -40,7 +41,8 @@ class PPCA(Imputer):
     as items, W is fitted well where there are more dimensions than items. accelerate: SQUAREM extrapolation between EM steps;
     worth it where the likelihood is flat. tolerance: EM stops once an iteration gains less than this many nats an item; 0 never
     stops early. A small one is no promise of better imputation: held-out error can rise while the likelihood does
-    (`ppca-auto` stops by held-out error).
+    (`ppca-auto` stops by held-out error). initialisation: "pairwise" starts from moments of all items that show a pair of
+    modalities, "complete" from the complete items only, of which at least two are needed.
 
     After `fit`, as float64 NumPy: `weights` (k of [d_m, q]), `means` (k of [d_m]), `noise` [k] (variances s_m^2), and
     `log_likelihoods`: the total log-likelihood (nats) of the observed entries under the parameters that enter each iteration,
@@ -54,6 +56,7 @@ class PPCA(Imputer):
     ridge: float = 0.0
     accelerate: bool = False
     tolerance: float = 0.0
+    initialisation: Literal["pairwise", "complete"] = "pairwise"
 
     weights: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
     means: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
@@ -69,16 +72,17 @@ class PPCA(Imputer):
     def __post_init__(self) -> None:
         if self.latent_dim != "auto":
             self.latent_dim = whole(self.latent_dim, "latent_dim", 1)
-        if not isinstance(self.ridge, (int, float)) or not 0 <= self.ridge < float("inf"):
-            raise CalmrlError(f"ridge is {self.ridge!r}, expected a number of at least 0")
-        if not isinstance(self.tolerance, (int, float)) or not 0 <= self.tolerance < float("inf"):
-            raise CalmrlError(f"tolerance is {self.tolerance!r}, expected a number of nats of at least 0")
+        self.shared_noise, self.accelerate = flag(self.shared_noise, "shared_noise"), flag(self.accelerate, "accelerate")
+        self.ridge = number(self.ridge, "ridge")
+        self.tolerance = number(self.tolerance, "tolerance", "of nats ")
+        if self.initialisation not in tuple(_STARTS):
+            raise CalmrlError(f"initialisation is {self.initialisation!r}, expected one of: {', '.join(_STARTS)}")
 
     def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
         """`iterations` EM iterations (fewer with a `tolerance`) on `embeddings` (k of [N, d_m], NaN allowed where `mask` [N, k] is False).
 
         Starts from `start` (a fitted PPCA, or anything with `weights`, `means` and `noise` of these shapes, as attributes or
-        keys), or else from block PPCA of the pairwise moments. Items with nothing observed are skipped. Cost: one pass over the
+        keys), or else as `initialisation` says. Items with nothing observed are skipped. Cost: one pass over the
         rows, then O(patterns D^2 q) an iteration, whatever N.
 
         Raises CalmrlError for NaN or infinity at observed entries, shapes that disagree, a latent dimension that is too large,
@@ -91,7 +95,7 @@ class PPCA(Imputer):
             return self.fit_statistics(Statistics.of(data), iterations, start)
         parts = fold_statistics(data, split_by_group(len(data), _FOLDS, None, seed=0))
         whole_data = merged(parts)
-        self._refuse_unconnected(whole_data)
+        refuse_unconnected(whole_data, self.name, self.modalities)
         q = most_likely_latent_dim(merged(parts[1:]), parts[0], self._noise_kind, self.ridge)
         return self._fit_statistics(whole_data, q, whole(iterations, "iterations", 0), None)
 
@@ -117,7 +121,7 @@ class PPCA(Imputer):
                 f"latent_dim is {q}, but the modalities have only {sum(dims)} dimensions together",
                 hint=f"use at most {sum(dims) - 1}",
             )
-        self._refuse_unconnected(statistics)
+        refuse_unconnected(statistics, self.name, self.modalities)
         totals = Totals.of(statistics)
         parameters = self._initial(statistics, totals, q) if start is None else self._started(start, statistics, q)
         columns = self._columns(dims, q, statistics.device)
@@ -131,7 +135,7 @@ class PPCA(Imputer):
         return self
 
     def _initial(self, statistics: Statistics, totals: Totals, q: int) -> Parameters:
-        return pairwise_start(statistics, totals, q, self._noise_kind)
+        return _STARTS[self.initialisation](statistics, totals, q, self._noise_kind)
 
     def _columns(self, dims: tuple[int, ...], q: int, device: torch.device) -> list[Tensor] | None:
         """Which latent dimensions each modality depends on; None: all on all."""
@@ -170,28 +174,6 @@ class PPCA(Imputer):
 
     def _fit(self, data: Observations) -> None:
         self.fit_statistics(Statistics.of(data))
-
-    def _refuse_unconnected(self, statistics: Statistics) -> None:
-        together = statistics.co_observed() > 0
-        k = len(together)
-        for index in range(k):
-            if not together[index, index]:
-                raise CalmrlError(
-                    f"{modality_name(self.modalities, index)} is never observed, so imputer '{self.name}' cannot know it",
-                    hint="leave the modality out, or add items that show it",
-                )
-        reached = np.linalg.matrix_power(together.astype(np.int64), k) > 0
-        main = reached[np.argmax(reached.sum(axis=1))]
-        if not main.all():
-            index = int(np.flatnonzero(~main)[0])
-            others = ", ".join(
-                modality_name(self.modalities, j).removeprefix("modality ") for j in np.flatnonzero(main).tolist()
-            )
-            raise CalmrlError(
-                f"{modality_name(self.modalities, index)} is never observed together with any of {others}, not even "
-                f"through a chain of other modalities, so imputer '{self.name}' cannot relate it to them",
-                hint="add items that show it together with another modality, or leave it out",
-            )
 
     def posterior(self, observed: Sequence[int], device: torch.device | str = "cpu") -> Posterior:
         """What the modalities `observed` (indices) say about the others: gains, covariance factors, expected errors."""
@@ -263,29 +245,21 @@ class PPCA(Imputer):
             self.ridge,
             self.accelerate,
             self.tolerance,
+            list(_STARTS).index(self.initialisation),
         ]
         return {**named, "noise": self.noise, "log_likelihoods": likelihoods, "options": np.array(options, dtype=np.float64)}
 
     def _restore(self, state: Mapping[str, np.ndarray]) -> None:
         latent_dim, shared_noise, ridge, accelerate, *later = np.asarray(state["options"]).tolist()
-        # Fits that were saved before there was a tolerance have none.
+        # Fits that were saved before there was a tolerance or a choice of starts have none.
         self.tolerance = float(later[0]) if later else 0.0
+        self.initialisation = list(_STARTS)[int(later[1])] if len(later) > 1 else "pairwise"  # type: ignore[assignment]
         self.latent_dim = "auto" if latent_dim < 0 else int(latent_dim)
         self.shared_noise, self.ridge, self.accelerate = bool(shared_noise), float(ridge), bool(accelerate)
         self.weights, self.means = indexed(state, "weights"), indexed(state, "means")
         self.noise, self.log_likelihoods = np.asarray(state["noise"]), np.asarray(state["log_likelihoods"])
         self.dims = tuple(len(mu) for mu in self.means)
         self._posteriors = {}
-
-
-def whole(value: Any, name: str, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = int(value) if isinstance(value, float) and value.is_integer() else least - 1
-    if isinstance(value, bool) or number < least:
-        raise CalmrlError(f"{name} is {value!r}, expected a whole number of at least {least}")
-    return number
 
 
 def _entry(start: Any, key: str) -> Any:

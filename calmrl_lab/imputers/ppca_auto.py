@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.base import indexed, refuse_unobserved
+from calmrl_lab.imputers._options import whole
+from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved
 from calmrl_lab.imputers.em import Totals, iterate
-from calmrl_lab.imputers.heldout import Agreement, Target, fold_statistics, merged, split_by_group, targets_of
+from calmrl_lab.imputers.heldout import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
 from calmrl_lab.imputers.initialisation import pairwise_start
 from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
-from calmrl_lab.imputers.ppca import PPCA, whole
+from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.imputers.statistics import Statistics
 
@@ -30,6 +32,8 @@ _MOST_LATENT_DIMS = 128
 _LARGEST_GAIN = 2.0
 # A target's own items count for as much as this many items of its modality's other targets.
 _POOLED_ITEMS = 30.0
+# Targets whose gain is estimated; k modalities have k (2^(k-1) - 1), 186 for six and 1,016 for eight.
+_MOST_TARGETS = 256
 # Standard errors by which a held-out improvement has to exceed zero.
 _CONFIDENCE = 1.0
 
@@ -49,8 +53,10 @@ class AutoPPCA(PPCA):
     have near duplicates. seed: of that split.
 
     After `fit`, besides what `PPCA` has: `choice` (latent_dim, ridge as a share of items, iterations), `gains` and `errors`,
-    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error an item.
-    Where no item can check a target (modalities never seen together), the modality's other targets decide.
+    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error an item. They
+    hold what the gaps of training ask for, and what new items may ask for besides (256 targets at most). What is not among them goes
+    by the largest part of what it shows that is; where no item can check a target (modalities never seen together), by the
+    modality's other targets.
     """
 
     name: ClassVar[str] = "ppca-auto"
@@ -65,7 +71,9 @@ class AutoPPCA(PPCA):
     gains: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     errors: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     references: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
-    # The same for targets without an entry of their own, a modality each.
+    # Squared error an item of the mean of each modality.
+    variances: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
+    # Gain and error for targets of which nothing is known, a modality each.
     pooled_gains: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
     pooled_errors: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
 
@@ -75,6 +83,8 @@ class AutoPPCA(PPCA):
             self.ridge = 0.0
         super().__post_init__()
         self.ridge = wanted
+        if self.initialisation != "pairwise":
+            raise CalmrlError("imputer 'ppca-auto' starts from pairwise moments only", hint="use the imputer 'ppca'")
         self.folds = whole(self.folds, "folds", 2)
         self.seed = whole(self.seed, "seed", 0)
 
@@ -99,7 +109,7 @@ class AutoPPCA(PPCA):
         fold = split_by_group(len(data), self.folds, groups, self.seed)
         parts = fold_statistics(data, fold)
         everything = merged(parts)
-        self._refuse_unconnected(everything)
+        refuse_unconnected(everything, self.name, self.modalities)
         weights = self._targets(data)
         iterations = whole(iterations, "iterations", 0)
         going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == data.dims
@@ -110,7 +120,7 @@ class AutoPPCA(PPCA):
         totals = Totals.of(everything)
         means = [t / n + shift for t, n, shift in zip(totals.total, totals.count, everything.shift, strict=True)]
         self.references = [mean.cpu().numpy() for mean in means]
-        self._estimate_gains(folds, list(weights), everything, totals)
+        self._estimate_gains(folds, *self._checked_targets(data), everything, totals)
         return self
 
     def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
@@ -123,16 +133,24 @@ class AutoPPCA(PPCA):
             return None
         training = merged(part for place, part in enumerate(parts) if place != index)
         try:
-            self._refuse_unconnected(training)
+            refuse_unconnected(training, self.name, self.modalities)
         except CalmrlError:
             return None
         return Fold.of(training, parts[index])
 
     def _targets(self, data: Observations) -> dict[Target, float]:
-        """Targets with the number of items that ask for each (1 where all items are complete)."""
+        """What settings are chosen for: targets with the number of items that ask for each; all alike where no item has a gap."""
         patterns = sorted((p for p in data.patterns() if p.observed), key=lambda p: -len(p.rows))
         count = {pattern.observed: float(len(pattern.rows)) for pattern in patterns}
-        return {target: count.get(target[0], 1.0) for target in targets_of(count, len(data.dims))}
+        wanted = targets_of(count, len(data.dims)) or list(possible_targets(len(data.dims)))
+        return {target: count.get(target[0], 1.0) for target in wanted[:_MOST_TARGETS]}
+
+    def _checked_targets(self, data: Observations) -> tuple[list[Target], list[Target]]:
+        """Targets whose gains are estimated: those that the gaps of training ask for, and others that new items may ask for."""
+        asked = list(self._targets(data))
+        seen = set(asked)
+        others = (target for target in possible_targets(len(data.dims)) if target not in seen)
+        return asked, list(itertools.islice(others, _MOST_TARGETS - len(asked)))
 
     def _choose(self, folds: list[Fold], everything: Statistics, weights: dict[Target, float], iterations: int) -> Choice:
         items = sum(sums.count for sums in everything.patterns.values())
@@ -161,38 +179,52 @@ class AutoPPCA(PPCA):
         finally:
             self.ridge = wanted
 
-    def _estimate_gains(self, folds: list[Fold], targets: list[Target], everything: Statistics, totals: Totals) -> None:
+    def _estimate_gains(
+        self, folds: list[Fold], asked: list[Target], others: list[Target], everything: Statistics, totals: Totals
+    ) -> None:
         assert self.choice is not None
         found = []
         for fold in folds:
             parameters = pairwise_start(fold.training, fold.totals, self.choice.latent_dim, self._noise_kind)
             ridge = pseudo_items(fold.totals, self.choice.ridge)
             parameters, _ = iterate(fold.training, fold.totals, parameters, self.choice.iterations, self._noise_kind, ridge)
-            found.append(fold.score(parameters, targets))
+            found.append(fold.score(parameters, [*asked, *others]))
         k = len(everything.dims)
-        variance = (totals.scatter / totals.count).cpu().numpy()
-        pooled = [[sum((scores[t] for t in targets if t[1] == m), Agreement()) for scores in found] for m in range(k)]
-        self.pooled_gains, self.pooled_errors = np.zeros(k), variance.copy()
+        self.variances = (totals.scatter / totals.count).cpu().numpy()
+        # What the gaps of training ask of a modality speaks for it; if nothing, all that can be asked.
+        alike = [[t for t in asked if t[1] == m] or [t for t in others if t[1] == m] for m in range(k)]
+        pooled = [[sum((scores[t] for t in alike[m]), Agreement()) for scores in found] for m in range(k)]
+        self.pooled_gains, self.pooled_errors = np.zeros(k), self.variances.copy()
         for m in range(k):
-            self.pooled_gains[m], self.pooled_errors[m] = gated(pooled[m], float(variance[m]))
+            self.pooled_gains[m], self.pooled_errors[m] = gated(pooled[m], float(self.variances[m]))
         self.gains, self.errors = {}, {}
-        for target in targets:
+        for target in (*asked, *others):
             own = [scores[target] for scores in found]
             if sum(agreement.count for agreement in own) == 0:
                 continue
-            others = pooled[target[1]]
-            share = _POOLED_ITEMS / max(sum(agreement.count for agreement in others), 1.0)
-            blended = [mine + other.scaled(share) for mine, other in zip(own, others, strict=True)]
-            self.gains[target], self.errors[target] = gated(blended, float(variance[target[1]]))
+            kin = pooled[target[1]]
+            share = _POOLED_ITEMS / max(sum(agreement.count for agreement in kin), 1.0)
+            blended = [mine + other.scaled(share) for mine, other in zip(own, kin, strict=True)]
+            self.gains[target], self.errors[target] = gated(blended, float(self.variances[target[1]]))
 
-    def _gain(self, target: Target) -> float:
-        return self.gains.get(target, float(self.pooled_gains[target[1]]))
+    def _gain_and_error(self, observed: tuple[int, ...], missing: int) -> tuple[float, float]:
+        """What held-out items say about the target, or about the largest part of it that they can speak of; the mean where nothing
+        is observed."""
+        if not observed:
+            return 0.0, float(self.variances[missing])
+        target = (observed, missing)
+        if target not in self.gains:
+            parts = [known for known in self.gains if known[1] == missing and set(known[0]) <= set(observed)]
+            if not parts:
+                return float(self.pooled_gains[missing]), float(self.pooled_errors[missing])
+            target = max(parts, key=lambda part: (len(part[0]), -self.errors[part]))
+        return self.gains[target], self.errors[target]
 
     def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
         filled = {}
         for j, values in super()._fill(data, pattern).items():
             reference = torch.from_numpy(self.references[j]).to(values)
-            gain = self._gain((pattern.observed, j)) if pattern.observed else 0.0
+            gain, _ = self._gain_and_error(pattern.observed, j)
             filled[j] = reference + gain * (values - reference) if gain else reference.expand_as(values)
         return filled
 
@@ -202,7 +234,7 @@ class AutoPPCA(PPCA):
         result = torch.zeros(data.mask.shape, dtype=torch.float64, device=data.device)
         for pattern in data.patterns():
             for j in pattern.missing:
-                result[pattern.rows, j] = self.errors.get((pattern.observed, j), float(self.pooled_errors[j]))
+                result[pattern.rows, j] = self._gain_and_error(pattern.observed, j)[1]
         return data.returned(result)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -219,7 +251,7 @@ class AutoPPCA(PPCA):
             "folds": np.array([self.folds, self.seed]),
             "targets": np.array([bits, [m for _, m in self.gains]], dtype=np.int64),
             "gains": np.array([list(self.gains.values()), list(self.errors.values())], dtype=np.float64),
-            "pooled": np.stack([self.pooled_gains, self.pooled_errors]),
+            "pooled": np.stack([self.pooled_gains, self.pooled_errors, self.variances]),
         }
 
     def _restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -234,7 +266,7 @@ class AutoPPCA(PPCA):
         targets = [(tuple(j for j in range(k) if bits >> j & 1), int(m)) for bits, m in np.asarray(state["targets"]).T.tolist()]
         gains, errors = np.asarray(state["gains"]).tolist()
         self.gains, self.errors = dict(zip(targets, gains, strict=True)), dict(zip(targets, errors, strict=True))
-        self.pooled_gains, self.pooled_errors = np.asarray(state["pooled"])
+        self.pooled_gains, self.pooled_errors, self.variances = np.asarray(state["pooled"])
 
 
 def gated(folds: Sequence[Agreement], variance: float) -> tuple[float, float]:
@@ -247,13 +279,14 @@ def gated(folds: Sequence[Agreement], variance: float) -> tuple[float, float]:
     used = [fold for fold in folds if fold.count > 0]
     if total.count == 0:
         return 0.0, variance
-    closed = 0.0, total.energy / total.count
-    if len(used) < 2:
+    unit = total.energy / total.count
+    closed = 0.0, unit
+    if len(used) < 2 or unit == 0:
         return closed
     improvements = []
     for index, fold in enumerate(used):
         rest = sum((other for place, other in enumerate(used) if place != index), Agreement())
-        improvements.append((fold.energy - fold.error(rest.best_gain(_LARGEST_GAIN))) / fold.count)
+        improvements.append((fold.energy - fold.error(rest.best_gain(_LARGEST_GAIN))) / fold.count / unit)
     spread = float(np.std(improvements, ddof=1)) / len(improvements) ** 0.5
     if not np.mean(improvements) > _CONFIDENCE * spread:
         return closed

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers.base import Imputer, refuse_unobserved
+from calmrl_lab.imputers._options import number, whole
+from calmrl_lab.imputers.base import Imputer, refuse_unconnected, refuse_unobserved
 from calmrl_lab.imputers.group_mean import GroupMean
 from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
-from calmrl_lab.imputers.ppca import PPCA, whole
+from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.statistics import Statistics, observed_means
 
 
@@ -47,7 +48,9 @@ class MixturePPCA(Imputer):
 
     def __post_init__(self) -> None:
         self.components = whole(self.components, "components", 1)
-        self.passes = whole(self.passes, "passes", 1)
+        self.latent_dim = whole(self.latent_dim, "latent_dim", 1)
+        self.ridge, self.pooling = number(self.ridge, "ridge"), number(self.pooling, "pooling", above=True)
+        self.passes, self.seed = whole(self.passes, "passes", 1), whole(self.seed, "seed", 0)
 
     def fit(self, embeddings: Sequence[Array], mask: Array) -> Self:
         """Learn from `embeddings` (k of [N, d_m]) where `mask` [N, k] is True. Raises CalmrlError as `PPCA.fit` does."""
@@ -60,6 +63,7 @@ class MixturePPCA(Imputer):
     def _fit(self, data: Observations) -> None:
         shift = observed_means(data)
         everything = Statistics.of(data, shift)
+        refuse_unconnected(everything, self.name, self.modalities)
         whole_model = PPCA(self.latent_dim, ridge=self.ridge)
         whole_model.modalities = self.modalities
         whole_model.fit_statistics(everything, 20)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.em import Parameters, Totals
 from calmrl_lab.imputers.initialisation import pairwise_covariance, top_eigenvectors
-from calmrl_lab.imputers.ppca import PPCA, whole
+from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.statistics import Statistics
 
 
@@ -41,6 +42,8 @@ class PrivatePPCA(PPCA):
         super().__post_init__()
         if self.latent_dim == "auto":
             raise CalmrlError("imputer 'ppca-private' cannot choose latent_dim itself", hint="give a number, or use ppca-auto")
+        if self.initialisation != "pairwise":
+            raise CalmrlError("imputer 'ppca-private' starts from pairwise moments only", hint="use the imputer 'ppca'")
         self.private_dim = whole(self.private_dim, "private_dim", 1)
 
     def _private(self, dims: tuple[int, ...]) -> list[int]:
@@ -49,6 +52,12 @@ class PrivatePPCA(PPCA):
     def _fit_statistics(self, statistics: Statistics, q: int, iterations: int, start: Any) -> Self:
         if start is None or q == self.latent_dim:
             q = int(self.latent_dim) + sum(self._private(statistics.dims))
+        if q >= sum(statistics.dims):
+            raise CalmrlError(
+                f"latent_dim {self.latent_dim} and private_dim {self.private_dim} make {q} latent dimensions, "
+                f"but the modalities have only {sum(statistics.dims)} dimensions together",
+                hint="lower private_dim or latent_dim",
+            )
         return super()._fit_statistics(statistics, q, iterations, start)
 
     def _columns(self, dims: tuple[int, ...], q: int, device: torch.device) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.base import Imputer, indexed
 from calmrl_lab.imputers.observations import Observations, Pattern
 
@@ -28,6 +29,9 @@ class RandomRow(Imputer):
     seed: int = 0
 
     rows: list[Tensor] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.seed = whole(self.seed, "seed", 0)
 
     def _fit(self, data: Observations) -> None:
         self.rows = [value[data.mask[:, j]].cpu() for j, value in enumerate(data.values)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
+from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.imputers.observations import Observations, Pattern
 
@@ -41,6 +42,10 @@ class SoftImpute(Imputer):
     # Columns of the completed matrix: V sqrt(singular value) [D, r]; and the threshold in its units.
     factor: Tensor = field(init=False, repr=False, default_factory=lambda: torch.zeros(0, 0))
     threshold: float = field(init=False, repr=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.rank, self.rounds = whole(self.rank, "rank", 1), whole(self.rounds, "rounds", 1)
+        self.seed = whole(self.seed, "seed", 0)
 
     def _fit(self, data: Observations) -> None:
         self.blocks = Blocks.of(data)

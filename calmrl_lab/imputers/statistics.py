@@ -6,7 +6,7 @@ Rows enter once; everything after that costs the same for a thousand items and f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ _ROWS_BELOW = 0.4
 class PatternStatistics:
     """Sums over the items that show exactly the modalities `observed`, D coordinates in all, after subtraction of the shift.
 
-    The second moment is either the matrix `moment` [D, D] or, while the pattern has few items beside D, the rows themselves
-    (`rows`, a list of [n, D], whose Gram is the moment): a product with a [D, q] matrix is cheaper then, and so is the memory.
-    `total` and moment may be weighted; `weight` is the sum of the weights, and equals `count` where there are none.
+    The second moment is the matrix `moment` [D, D] plus the Gram of `rows`, a list of [n, D]: while a pattern has few items
+    beside D there are only rows, as a product with a [D, q] matrix is cheaper then, and so is the memory.
+    `total` and moment may be weighted; `weight` is the sum of the weights, and equals `count` where there are none. Weighted rows
+    are multiplied by the `roots` of their weights, a list of [n]; it is empty where every row counts once.
     """
 
     observed: tuple[int, ...]
@@ -36,6 +37,7 @@ class PatternStatistics:
     total: Float[Tensor, " d"]
     moment: Float[Tensor, "d d"] | None = None
     rows: list[Float[Tensor, "n d"]] = field(default_factory=list)
+    roots: list[Float[Tensor, " n"]] = field(default_factory=list)
     weight: float = -1.0
 
     def __post_init__(self) -> None:
@@ -57,7 +59,9 @@ class PatternStatistics:
         size = len(self.total)
         result = self.total.new_zeros(size, size) if self.moment is None else self.moment.clone()
         for rows in self.rows:
-            result.addmm_(rows.T, rows)
+            add_gram(result, rows)
+        if self.rows:
+            mirror_lower(result)
         return result
 
     def diagonal(self) -> Float[Tensor, " d"]:
@@ -68,12 +72,56 @@ class PatternStatistics:
         return result
 
     def settle(self) -> None:
-        """Give up the rows for the moment once there are too many of them, and keep few rows as one block."""
-        held = sum(len(rows) for rows in self.rows)
-        if self.rows and (self.moment is not None or held >= _ROWS_BELOW * len(self.total)):
-            self.moment, self.rows = self.dense(), []
+        """Give up the rows for the moment once there are too many of them, and keep few rows as one block.
+
+        A stream in small blocks thus pays for a new moment only now and then; in between, a pattern has both.
+        """
+        if sum(len(rows) for rows in self.rows) >= _ROWS_BELOW * len(self.total):
+            self.moment, self.rows, self.roots = self.dense(), [], []
         elif len(self.rows) > 1:
-            self.rows = [torch.cat(self.rows)]
+            self.rows, self.roots = [torch.cat(self.rows)], [torch.cat(self.roots)] if self.roots else []
+
+    def take_in(self, other: PatternStatistics) -> None:
+        """Add the items of `other`, of the same pattern and about the same shift."""
+        self.count += other.count
+        self.weight += other.weight
+        self.total = self.total + other.total
+        if other.moment is not None:
+            self.moment = other.moment if self.moment is None else self.moment + other.moment
+        if self.roots or other.roots:
+            self.roots = [*self._roots(), *other._roots()]
+        self.rows = [*self.rows, *other.rows]
+        self.settle()
+
+    def _roots(self) -> list[Float[Tensor, " n"]]:
+        return self.roots or [rows.new_ones(len(rows)) for rows in self.rows]
+
+    def scaled(self, factor: float) -> PatternStatistics:
+        """Every item counted `factor` times."""
+        return PatternStatistics(
+            self.observed,
+            self.count * factor,
+            self.total * factor,
+            None if self.moment is None else self.moment * factor,
+            [rows * factor**0.5 for rows in self.rows],
+            [roots * factor**0.5 for roots in self._roots()],
+            self.weight * factor,
+        )
+
+    def moved(self, move: Float[Tensor, " d"]) -> PatternStatistics:
+        """The same items, each with `move` added. Rows stay rows."""
+        held = list(zip(self.rows, self._roots(), strict=True))
+        moment = self.moment
+        if moment is not None:
+            # Of the items that are in the moment, not of those in rows.
+            total = self.total - sum(rows.T @ roots for rows, roots in held)
+            weight = self.weight - sum(float(roots.square().sum()) for _, roots in held)
+            cross = torch.outer(total, move)
+            moment = moment + cross + cross.T + weight * torch.outer(move, move)
+        rows = [torch.addr(rows, roots, move) for rows, roots in held]
+        return PatternStatistics(
+            self.observed, self.count, self.total + self.weight * move, moment, rows, list(self.roots), self.weight
+        )
 
 
 class Statistics:
@@ -119,26 +167,33 @@ class Statistics:
         if not keep_rows:
             sums.moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
         for rows in torch.split(pattern.rows, block):
-            # The shift is representable in float32, so that this difference is as exact as the input.
-            parts = [
-                data.values[j].index_select(0, rows).to(self.device, kind).sub_(self.shift[j].to(kind))
-                for j in pattern.observed
-            ]
-            values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            values = self._shifted_rows(data, pattern.observed, rows, kind)
             if weights is not None:
-                root = weights[rows].to(self.device, kind).sqrt().unsqueeze(1)
-                values = values * root
-                sums.total += (values * root).sum(dim=0, dtype=torch.float64)
+                roots = weights[rows].to(self.device, kind).sqrt()
+                values *= roots.unsqueeze(1)
+                sums.total += (values * roots.unsqueeze(1)).sum(dim=0, dtype=torch.float64)
+                if sums.moment is None:
+                    sums.roots.append(roots.double())
             else:
                 sums.total += values.sum(dim=0, dtype=torch.float64)
-            if keep_rows:
+            if sums.moment is None:
                 sums.rows.append(values.double())
             else:
-                assert sums.moment is not None
-                _add_gram(sums.moment, values)
-        if sums.moment is not None and sums.moment.device.type == "cpu":
-            sums.moment += torch.tril(sums.moment, -1).T
+                add_gram(sums.moment, values)
+        if sums.moment is not None:
+            mirror_lower(sums.moment)
         return sums
+
+    def _shifted_rows(
+        self, data: Observations, observed: tuple[int, ...], rows: Tensor, kind: torch.dtype
+    ) -> Float[Tensor, "n d"]:
+        """The modalities `observed` of the items at `rows`, side by side, minus the shift."""
+        values = torch.empty(len(rows), sum(self.dims[j] for j in observed), dtype=kind, device=self.device)
+        for j, part in zip(observed, values.split([self.dims[j] for j in observed], dim=1), strict=True):
+            # The shift is representable in float32, so that this difference is as exact as the input.
+            chosen = data.values[j].index_select(0, rows).to(self.device, kind)
+            torch.sub(chosen, self.shift[j].to(kind), out=part)
+        return values
 
     def _insert(self, sums: PatternStatistics) -> None:
         held = self.patterns.get(sums.observed)
@@ -148,13 +203,7 @@ class Statistics:
             # One order whatever came first, so that sums over patterns are reproducible.
             self.patterns = dict(sorted(self.patterns.items(), key=lambda entry: sum(1 << j for j in entry[0])))
             return
-        held.count += sums.count
-        held.weight += sums.weight
-        held.total = held.total + sums.total
-        if sums.moment is not None:
-            held.moment = sums.moment if held.moment is None else held.moment + sums.moment
-        held.rows = [*held.rows, *sums.rows]
-        held.settle()
+        held.take_in(sums)
 
     def merged(self, other: Statistics) -> Statistics:
         """The statistics of both data sets together, in the coordinates of `self`."""
@@ -163,9 +212,7 @@ class Statistics:
         result = Statistics(self.dims, self.shift, self.device)
         for part in (self, other._shifted(self.shift)):
             for sums in part.patterns.values():
-                result._insert(
-                    PatternStatistics(sums.observed, sums.count, sums.total, sums.moment, list(sums.rows), sums.weight)
-                )
+                result._insert(replace(sums, rows=list(sums.rows), roots=list(sums.roots)))
         return result
 
     def scaled(self, factor: float) -> Statistics:
@@ -173,11 +220,7 @@ class Statistics:
         if not 0 < factor < float("inf"):
             raise CalmrlError(f"statistics can be scaled by a positive factor only (got {factor})")
         result = Statistics(self.dims, self.shift, self.device)
-        for observed, sums in self.patterns.items():
-            moment = None if sums.moment is None else sums.moment * factor
-            rows = [rows * factor**0.5 for rows in sums.rows]
-            total, weight = sums.total * factor, sums.weight * factor
-            result.patterns[observed] = PatternStatistics(observed, sums.count * factor, total, moment, rows, weight)
+        result.patterns = {observed: sums.scaled(factor) for observed, sums in self.patterns.items()}
         return result
 
     def _shifted(self, shift: Sequence[Tensor]) -> Statistics:
@@ -186,11 +229,7 @@ class Statistics:
             return self
         result = Statistics(self.dims, shift, self.device)
         for observed, sums in self.patterns.items():
-            move = torch.cat([self.shift[j] - result.shift[j] for j in observed])
-            cross = torch.outer(sums.total, move)
-            moment = sums.dense() + cross + cross.T + sums.weight * torch.outer(move, move)
-            total = sums.total + sums.weight * move
-            result.patterns[observed] = PatternStatistics(observed, sums.count, total, moment, [], sums.weight)
+            result.patterns[observed] = sums.moved(torch.cat([self.shift[j] - result.shift[j] for j in observed]))
         return result
 
     def count_of(self, index: int) -> float:
@@ -207,8 +246,8 @@ class Statistics:
 
     @property
     def bytes(self) -> int:
-        """Memory held by sums, moments and rows."""
-        held = [t for s in self.patterns.values() for t in (s.total, s.moment, *s.rows) if t is not None]
+        """Memory held by sums, moments and rows, with the roots of their weights."""
+        held = [t for s in self.patterns.values() for t in (s.total, s.moment, *s.rows, *s.roots) if t is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
@@ -234,12 +273,26 @@ def observed_means(data: Observations, block: int = 65536) -> list[Float[Tensor,
     return means
 
 
-def _add_gram(moment: Float[Tensor, "d d"], values: Float[Tensor, "n d"]) -> None:
+def add_gram(moment: Float[Tensor, "d d"], values: Float[Tensor, "n d"]) -> None:
     """moment += values' values; on the CPU only the lower triangle is kept up to date."""
     if moment.device.type != "cpu":
         moment += values.T @ values
         return
     # torch has no symmetric rank-k update, which does half the work of a general product. BLAS is column-major: the transposed
     # view of a row-major block is what it wants, and its upper triangle is our lower one.
-    update = blas.ssyrk if values.dtype == torch.float32 else blas.dsyrk
-    moment += torch.from_numpy(update(1.0, values.contiguous().numpy().T).T)
+    turned = values.numpy().T
+    if values.dtype == torch.float64:
+        blas.dsyrk(1.0, turned, beta=1.0, c=moment.numpy().T, overwrite_c=1)
+    else:
+        moment += torch.from_numpy(blas.ssyrk(1.0, turned).T)
+
+
+def mirror_lower(matrix: Float[Tensor, "d d"], tile: int = 256) -> None:
+    """Copy the lower triangle over the upper one. By tiles, as a transposed copy of the whole runs against the cache."""
+    size = len(matrix)
+    for a in range(0, size, tile):
+        rows = slice(a, a + tile)
+        for b in range(0, a, tile):
+            matrix[b : b + tile, rows] = matrix[rows, b : b + tile].T
+        corner = matrix[rows, rows]
+        corner.copy_(torch.tril(corner) + torch.tril(corner, -1).T)

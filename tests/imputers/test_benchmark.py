@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from calmrl_lab.training import train_heads
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -43,6 +45,47 @@ def test_rivals_are_compared_in_pieces_and_written_into_a_page(small_store, tmp_
     stamp = piece.stat().st_mtime_ns
     bench("rivals", *asked)
     assert piece.stat().st_mtime_ns == stamp
+
+
+def test_the_oracle_is_the_default_fitted_with_nothing_hidden(small_store, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import _rival_tables
+    import rivals
+
+    assert rivals.make(rivals.ORACLE).name == _rival_tables.DEFAULT
+    # With a default that is quick: hidden in training, the same model knows less.
+    monkeypatch.setattr(_rival_tables, "DEFAULT", "ridge")
+    data = rivals.prepared(str(small_store))
+    oracle, plain = (rivals.measure(data, "75%", name, 0)["squared_error"] for name in (rivals.ORACLE, "ridge"))
+    assert len(oracle) == len(plain)
+    assert oracle.mean() < plain.mean()
+
+
+def trained(small_store, folder, imputer, **options):
+    return train_heads(
+        small_store, imputer=imputer, scenario="pairs:0.25", run=folder / imputer, modalities=["vision", "audio", "caption", "subtitle"],
+        epochs=2, dim=16, batch_size=64, first_iterations=5, impute_options=options,
+    ).path  # fmt: skip
+
+
+def test_anchors_of_a_run_are_measured_and_written_into_a_page(small_store, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- anchors: begin -->\nstale\n<!-- anchors: end -->\n")
+    run = trained(small_store, tmp_path, "ppca", latent_dim=4)
+    (found,) = json.loads(bench("anchors", run, "--json", "--write", page).stdout)["runs"]
+    observed, imputed, best = found["anchors"]
+    assert [row["anchor"] for row in found["anchors"]] == ["observed", "imputed", "Bayes"]
+    assert all(0 < row["sine"]["low"] < row["sine"]["value"] < row["sine"]["high"] < 1 for row in found["anchors"])
+    for row in (imputed, best):
+        assert row["real"]["value"] == pytest.approx(observed["sine"]["value"] - row["sine"]["value"], abs=1e-9)
+    stated = {row["bound"]: row for row in found["bounds"]}
+    for name, row in stated.items():
+        assert row["over_shift"] <= 1 if name.startswith("lower") else row["over_shift"] >= 1, name
+        assert 0 <= row["silent"] <= 1
+    assert stated["upper, two-sided"]["over_shift"] <= stated["upper, as printed"]["over_shift"]
+    assert "stale" not in page.read_text()
+    assert f"{imputed['sine']['value']:.3f}" in page.read_text()
+    assert "imputes with 'mean'" in bench("anchors", trained(small_store, tmp_path, "mean"), code=2).stderr
 
 
 def test_requests_that_make_no_sense(small_store, tmp_path):

@@ -35,6 +35,10 @@ def filled(name, embeddings, mask):
     for j, (before, after) in enumerate(zip(embeddings, result, strict=True)):
         assert np.isfinite(after).all(), f"{name} fills modality {j} with values that are not finite"
         assert (after[mask[:, j]] == before[mask[:, j]]).all()
+    if hasattr(imputer, "predicted_error"):
+        predicted = imputer.predicted_error(embeddings, mask)
+        assert np.isfinite(predicted).all()
+        assert (predicted >= 0).all()
     return result
 
 
@@ -45,6 +49,42 @@ def name(request):
 
 def test_one_item(name):
     filled(name, related(1), np.ones((1, 3), dtype=bool))
+
+
+def test_items_that_are_all_the_same(name):
+    embeddings, mask = [np.repeat(v[:1], 60, axis=0) for v in related()], some_mask()
+    for after, truth in zip(filled(name, embeddings, mask), embeddings, strict=True):
+        if name != "zero":
+            assert_allclose(after, truth, rtol=1e-5)
+
+
+def test_zeros_everywhere(name):
+    for after in filled(name, [np.zeros_like(v) for v in related()], some_mask()):
+        assert_allclose(after, 0, atol=1e-9)
+
+
+def test_one_modality_alone(name):
+    embeddings, mask = related()[:1], some_mask()[:, :1]
+    result = filled(name, embeddings, mask)
+    # Nothing is known of an item that shows nothing; robust and clustered models have centres of their own.
+    if name not in ("zero", "random", "ppca-student", "ppca-mixture"):
+        assert_allclose(result[0][~mask[:, 0]], np.broadcast_to(embeddings[0][mask[:, 0]].mean(axis=0), ((~mask).sum(), 5)))
+
+
+def test_one_item_that_is_far_from_all_others(name):
+    embeddings, mask = related(), some_mask()
+    embeddings[0][0] *= 1e6
+    filled(name, embeddings, mask)
+
+
+def test_modalities_that_are_never_seen_together(name):
+    mask = np.zeros((60, 3), dtype=bool)
+    mask[np.arange(60), np.arange(60) % 3] = True
+    if name.startswith("ppca"):
+        with pytest.raises(CalmrlError, match=f"never observed together with any of 0, .* so imputer '{name}' cannot"):
+            filled(name, related(), mask)
+    else:
+        filled(name, related(), mask)
 
 
 def test_one_complete_row_among_pairs(name):
@@ -101,14 +141,14 @@ def test_values_that_are_not_finite(name, value):
         imputers.get(name)(**OPTIONS.get(name, {})).fit(embeddings, mask)
 
 
-@pytest.mark.parametrize("scale", [1e6, 1e-6])
-def test_units_do_not_matter(name, scale):
+@pytest.mark.parametrize("scales", [(1e6, 1.0, 1e-6), (1e-6, 1.0, 1e6), (1e6, 1e6, 1e6), (1e-6, 1e-6, 1e-6)])
+def test_units_do_not_matter(name, scales):
     embeddings, mask = related(), some_mask()
     plain = filled(name, embeddings, mask)
-    scaled = filled(name, [embeddings[0] * scale, embeddings[1], embeddings[2] / scale], mask)
+    scaled = filled(name, [v * scale for v, scale in zip(embeddings, scales, strict=True)], mask)
     tolerance = 1e-3 if name == "autoencoder" else 1e-6
-    for before, after, factor in zip(plain, scaled, (scale, 1.0, 1 / scale), strict=True):
-        assert_allclose(after / factor, before, rtol=tolerance, atol=tolerance)
+    for before, after, scale in zip(plain, scaled, scales, strict=True):
+        assert_allclose(after / scale, before, rtol=tolerance, atol=tolerance)
 
 
 def test_items_fewer_than_dimensions(name):
@@ -120,6 +160,15 @@ class TestPPCA:
     def test_as_many_latent_dimensions_as_there_are_dimensions(self, latent_dim):
         with pytest.raises(CalmrlError, match="have only 15 dimensions together"):
             PPCA(latent_dim).fit(related(), some_mask())
+
+    @pytest.mark.parametrize("other", ["ppca-auto", "ppca-student", "ppca-mixture", "ppca-private"])
+    def test_so_do_its_relatives(self, other):
+        with pytest.raises(CalmrlError, match="modalities have only 15 dimensions together"):
+            imputers.get(other)(latent_dim=15).fit(related(), some_mask())
+
+    def test_private_dimensions_count(self):
+        with pytest.raises(CalmrlError, match="latent_dim 4 and private_dim 3 make 13 latent .* only 12 dimensions"):
+            imputers.get("ppca-private")(latent_dim=4, private_dim=3).fit(related(dims=(4, 4, 4)), some_mask())
 
     def test_the_largest_latent_dimension_that_is_allowed(self):
         fitted = PPCA(14).fit(related(400), some_mask(400), iterations=200)

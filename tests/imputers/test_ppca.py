@@ -9,10 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.observations import observe
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.imputers.ppca_private import PrivatePPCA
 from calmrl_lab.imputers.statistics import Statistics
 
 
@@ -182,6 +184,45 @@ def test_the_likelihood_never_falls(shared):
         assert np.ptp(PPCA(4, shared_noise=True).fit(embeddings, mask, iterations=3).noise) == 0
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_with_a_prior_the_posterior_never_falls(shared, accelerate):
+    # The start is near the likelihood's maximum, from where a strong prior makes the likelihood fall at once.
+    dims, q, ridge = (5, 3, 8), 4, 30.0
+    embeddings, mask = [np.tanh(value) for value in draw(model(dims, 6, 0), 80, 0)], random_mask(80, 3, 0)
+
+    def posterior(fitted):
+        prior = [stats.norm(0, np.sqrt(s / ridge)).logpdf(w).sum() for w, s in zip(fitted.weights, fitted.noise, strict=True)]
+        return fitted.log_likelihoods[-1] + sum(prior)
+
+    options = {"ridge": ridge, "shared_noise": shared, "accelerate": accelerate}
+    fits = [PPCA(q, **options).fit(embeddings, mask, iterations=turn) for turn in range(25)]
+    assert np.diff([posterior(fitted) for fitted in fits]).min() > -1e-8
+    assert fits[-1].log_likelihoods[-1] < fits[0].log_likelihoods[-1] - 10
+    # A tolerance is about what EM climbs: it stops near the top, not where the likelihood first falls.
+    stopped = PPCA(q, tolerance=1e-4, **options).fit(embeddings, mask, iterations=500)
+    top = PPCA(q, **options).fit(embeddings, mask, iterations=500)
+    assert 1 < len(stopped.log_likelihoods) - 1 < 500
+    assert posterior(top) - posterior(stopped) < 0.1
+
+
+def test_the_prior_of_private_latents_is_on_the_entries_that_may_differ_from_zero():
+    dims, ridge = (6, 8), 5.0
+    embeddings, mask = draw(model(dims, 4, 0), 60, 1), random_mask(60, 2, 2)
+    top = PrivatePPCA(2, private_dim=2, ridge=ridge).fit(embeddings, mask, iterations=1000)
+
+    def posterior(factor):
+        moved = PPCA.from_state({**PPCA.state(top), "noise": top.noise * factor})
+        reached = moved.log_likelihood(embeddings, mask).sum()
+        for j, (w, s) in enumerate(zip(moved.weights, moved.noise, strict=True)):
+            reached += stats.norm(0, np.sqrt(s / ridge)).logpdf(w[:, [0, 1, 2 + 2 * j, 3 + 2 * j]]).sum()
+        return reached
+
+    for j in range(2):
+        here, up, down = (posterior(np.where(np.arange(2) == j, factor, 1)) for factor in (1, 1.005, 0.995))
+        assert here > max(up, down)
+
+
 def test_likelihood_imputation_and_error_are_those_of_the_dense_gaussian():
     dims, q = (4, 6, 3, 1), 3
     embeddings = draw(model(dims, q, 0), 40, 1)
@@ -257,6 +298,22 @@ def test_a_bridge_is_enough_where_two_modalities_are_never_seen_together():
     error = np.square(fitted.impute(embeddings, mask)[2][:4000] - embeddings[2][:4000]).sum(axis=1).mean()
     best = truth_error(truth, observed=[0, 1], missing=2)
     assert error < 1.1 * best
+
+
+@pytest.mark.parametrize("k", [16, 17, 32, 62])
+def test_many_modalities_are_connected_however_many_there_are(k):
+    n = 2 * k
+    embeddings = draw(model((2,) * k, 2, 0), n, 1)
+    fitted = PPCA(2).fit(embeddings, random_mask(n, k, 2), iterations=5)
+    assert np.diff(fitted.log_likelihoods).min() > -1e-7
+    # A chain: each item shows two neighbours, and nothing else connects the first modality with the last.
+    links = np.arange(n) % (k - 1)
+    chain = np.zeros((n, k), dtype=bool)
+    chain[np.arange(n), links] = chain[np.arange(n), links + 1] = True
+    PPCA(2).fit(embeddings, chain, iterations=1)
+    chain[links == k // 2] = False
+    with pytest.raises(CalmrlError, match="not even through a chain"):
+        PPCA(2).fit(embeddings, chain, iterations=1)
 
 
 def truth_error(truth, observed, missing):

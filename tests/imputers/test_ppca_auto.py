@@ -95,14 +95,54 @@ def test_it_saves_and_goes_on():
     assert len(again.log_likelihoods) == 4
 
 
-def test_patterns_that_training_never_showed_use_what_their_modality_has_shown():
-    train, mask = related(200), masks(200, 3, 0.6)
-    mask[~mask[:, 0] & mask[:, 1] & ~mask[:, 2]] = [True, True, True]
+@pytest.mark.parametrize("hides", [(), (2,)])
+def test_gaps_that_training_never_had_are_filled_and_predicted_all_the_same(hides):
+    # Training items are complete, or lack one modality only; new items show any one or two.
+    train, test = related(200, noise=2.0), related(900, noise=2.0, seed=5)
+    mask = np.ones((200, 3), dtype=bool)
+    mask[:100, list(hides)] = False
+    shown = masks(900, 3, 0.5, seed=2)
+    auto, mean = AutoPPCA().fit(train, mask), Mean().fit(train, mask)
+    assert (errors(auto, test, shown) < errors(mean, test, shown)).all()
+    filled, predicted = auto.impute(test, shown), auto.predicted_error(test, shown)
+    for pattern in ((True, False, False), (False, True, False), (False, False, True), (True, True, False), (False, True, True)):
+        rows = (shown == pattern).all(axis=1)
+        for j in np.flatnonzero(~np.array(pattern)):
+            real = np.square(filled[j] - test[j])[rows].sum(axis=1).mean()
+            assert predicted[rows, j].mean() == pytest.approx(real, rel=0.25)
+    # One modality says less than two.
+    assert auto.errors[(1,), 0] > auto.errors[(1, 2), 0]
+
+
+def test_a_target_that_was_not_checked_goes_by_the_largest_part_of_it_that_was():
+    dims = (8, 6, 7, 5)
+    train, mask = related(200, dims), masks(200, 4, 0.6)
     auto = AutoPPCA(latent_dim=4).fit(train, mask)
-    assert ((1,), 2) not in auto.gains
-    shown = np.tile([False, True, False], (200, 1))
-    assert all(np.isfinite(v).all() for v in auto.impute(train, shown))
-    assert (auto.predicted_error(train, shown)[:, 2] == auto.pooled_errors[2]).all()
+    del auto.gains[(0, 1, 2), 3]
+    shown = np.tile([True, True, True, False], (200, 1))
+    parts = [(0, 1), (0, 2), (1, 2)]
+    assert (auto.predicted_error(train, shown)[:, 3] == min(auto.errors[part, 3] for part in parts)).all()
+    for part in [*parts, (0,), (1,), (2,)]:
+        del auto.gains[part, 3]
+    assert (auto.predicted_error(train, shown)[:, 3] == auto.pooled_errors[3]).all()
+
+
+def test_there_is_a_limit_to_what_is_checked_and_training_comes_first(monkeypatch):
+    monkeypatch.setattr("calmrl_lab.imputers.ppca_auto._MOST_TARGETS", 7)
+    dims = (8, 6, 7, 5)
+    train, mask = related(200, dims), np.ones((200, 4), dtype=bool)
+    mask[:50, [1, 3]] = False
+    auto = AutoPPCA(latent_dim=4).fit(train, mask)
+    assert set(auto.gains) == {((0, 2), 1), ((0, 2), 3), ((0,), 1), ((0,), 2), ((0,), 3), ((1,), 0), ((1,), 2)}
+    assert all(np.isfinite(v).all() for v in auto.impute(train, np.tile([True, True, False, False], (200, 1))))
+
+
+def test_an_item_that_shows_nothing_is_promised_the_mean():
+    train, mask = related(120), masks(120, 3, 0.6)
+    auto, mean = AutoPPCA(latent_dim=4).fit(train, mask), Mean().fit(train, mask)
+    nothing = np.zeros((120, 3), dtype=bool)
+    assert_allclose(auto.predicted_error(train, nothing), mean.predicted_error(train, nothing))
+    assert_allclose(auto.impute(train, nothing)[0], mean.impute(train, nothing)[0])
 
 
 def test_too_few_items_to_check_give_the_mean():

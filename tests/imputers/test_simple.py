@@ -98,6 +98,38 @@ class TestEveryImputer:
             type(make())(colour="red")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("knn", {"neighbours": 0}, "neighbours is 0, expected a whole number of at least 1"),
+        ("knn", {"neighbours": "ten"}, "neighbours is 'ten'"),
+        ("cca", {"components": 0}, "components is 0"),
+        ("cca", {"shrinkage": -1}, "shrinkage is -1, expected a number of at least 0"),
+        ("soft-impute", {"rank": -3}, "rank is -3"),
+        ("soft-impute", {"rounds": True}, "rounds is True"),
+        ("iterative-ridge", {"rounds": 0}, "rounds is 0"),
+        ("iterative-ridge", {"strength": "auto"}, "strength is 'auto'"),
+        ("autoencoder", {"hidden": 2.5}, "hidden is 2.5"),
+        ("autoencoder", {"learning_rate": 0}, "learning_rate is 0, expected a number above 0"),
+        ("autoencoder", {"dropout": 1.0}, "dropout is 1.0, expected a number of at least 0 and below 1"),
+        ("group-mean", {"clusters": 0}, "clusters is 0"),
+        ("random", {"seed": -1}, "seed is -1"),
+        ("ppca", {"shared_noise": "maybe"}, "shared_noise is 'maybe', expected true or false"),
+        ("ppca", {"accelerate": 1}, "accelerate is 1"),
+        ("ppca", {"ridge": float("nan")}, "ridge is nan"),
+        ("ppca-mixture", {"latent_dim": "auto"}, "latent_dim is 'auto'"),
+        ("ppca-mixture", {"pooling": 0}, "pooling is 0, expected a number above 0"),
+        ("ppca-student", {"passes": 0}, "passes is 0"),
+        ("ppca-private", {"private_dim": 0}, "private_dim is 0"),
+        ("ppca-auto", {"folds": 1}, "folds is 1, expected a whole number of at least 2"),
+        ("ppca-auto", {"ridge": -1}, "ridge is -1"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_sentence(name, options, said):
+    with pytest.raises(CalmrlError, match=said):
+        imputers.get(name)(**options)
+
+
 def test_mean_is_the_mean_and_predicts_the_variance():
     embeddings, mask = example()
     imputer = imputers.get("mean")().fit(embeddings, mask)

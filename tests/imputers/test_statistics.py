@@ -95,6 +95,62 @@ def test_rare_patterns_keep_rows_and_common_ones_moments():
     assert Statistics.of(observe(embeddings, more)).patterns[1, 2].moment is not None
 
 
+def test_shards_with_rows_merge_into_rows_whatever_their_shift():
+    # Every shard is about its own mean. Moving a pattern's rows must not turn them into a matrix: of eight modalities most patterns
+    # are rare, and all their moments together would be 160 times as large as the rows.
+    dims = (6, 47, 64, 76, 216, 240, 768, 1408)
+    embeddings, mask = example(2000, dims=dims)
+    whole = Statistics.of(observe(embeddings, mask))
+    shards = [part(embeddings, mask, rows) for rows in (slice(0, 900), slice(900, 2000))]
+    both = merged(Statistics.of(shard) for shard in shards)
+    assert len(both.patterns) > 230
+    assert {o: held.moment is None for o, held in both.patterns.items()} == {
+        o: held.moment is None for o, held in whole.patterns.items()
+    }
+    assert both.bytes == whole.bytes < 2 * sum(v.nbytes for v in embeddings)
+    # Forgotten rows have a weight of their own, which moves with them.
+    fading = Statistics(dims, whole.shift).merged(Statistics.of(shards[0]).scaled(0.3)).merged(Statistics.of(shards[1]))
+    probe = (1, 2, 3)
+    weights = np.where(np.arange(2000) < 900, 0.3, 1.0)[:, None]
+    shown = (mask == np.isin(np.arange(8), probe)).all(axis=1)
+    z = np.concatenate([embeddings[j] - whole.shift[j].numpy() for j in probe], axis=1)[shown]
+    assert_allclose(fading.patterns[probe].dense(), (weights[shown] * z).T @ z, rtol=1e-9, atol=1e-8)
+    assert_allclose(fading.patterns[probe].total, (weights[shown] * z).sum(axis=0), rtol=1e-9, atol=1e-8)
+
+
+def test_eight_modalities_of_very_different_dimensions_are_fitted():
+    dims = (6, 47, 64, 76, 216, 240, 768, 1408)
+    embeddings, mask = example(1200, dims=dims)
+    fitted = PPCA(3).fit(embeddings, mask, iterations=4)
+    assert np.diff(fitted.log_likelihoods).min() > 0
+    filled = fitted.impute(embeddings, mask)
+    for j, (found, truth) in enumerate(zip(filled, embeddings, strict=True)):
+        gaps = ~mask[:, j] & mask.any(axis=1)
+        error = np.square(found - truth)[gaps].sum(axis=1).mean()
+        assert error < 0.3 * truth.var(axis=0).sum()
+        assert error == pytest.approx(fitted.predicted_error(embeddings, mask)[gaps, j].mean(), rel=0.15)
+
+
+@pytest.mark.parametrize("size", [1, 7, 60])
+def test_a_stream_in_small_blocks_is_one_pass(size):
+    embeddings, mask = example(400, dims=(30, 20, 10))
+    whole = Statistics.of(observe(embeddings, mask))
+    stream = Statistics((30, 20, 10), whole.shift)
+    forms = set()
+    for begun in range(0, 400, size):
+        stream.add(part(embeddings, mask, slice(begun, begun + size)))
+        forms |= {(held.moment is not None, bool(held.rows)) for held in stream.patterns.values()}
+    assert_same(whole, stream)
+    # Moments are made when enough rows have come, and more rows wait beside them.
+    assert forms >= {(False, True), (True, True)}
+    for observed, held in stream.patterns.items():
+        probe = torch.from_numpy(np.random.default_rng(0).normal(size=(len(held.total), 3)))
+        assert_allclose(held.times(probe), whole.patterns[observed].dense() @ probe, rtol=1e-9)
+        assert_allclose(held.diagonal(), whole.patterns[observed].diagonal(), rtol=1e-9)
+    one, many = (PPCA(3).fit_statistics(held, 5) for held in (whole, stream))
+    assert_allclose(one.log_likelihoods, many.log_likelihoods, rtol=1e-9)
+
+
 def test_forgetting_is_a_sum_with_weights():
     embeddings, mask = example(200)
     old, new = (
