@@ -44,7 +44,7 @@ def effort_curve(
     table = []
     for effort in efforts:
         hits = 100 * recall_against_exact(index.search(queries, k, effort), exact)
-        found = interval(hits, np.random.default_rng(0))
+        found = interval(hits, np.random.default_rng(0), top=100)
         seconds = _seconds(index, queries, k, effort)
         row = {"effort": effort, "recall": found.value, "low": found.low, "high": found.high}
         table.append({**row, "milliseconds": 1e3 * seconds, "exact_milliseconds": 1e3 * exact_seconds})

@@ -125,7 +125,7 @@ def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.Da
 
     table = []
     for (kind, modality, calibrated), part in frame.groupby(["kind", "modality", "calibrated"], sort=False):
-        found = interval(100.0 * part["correct"].to_numpy(), generator, part["group"].to_numpy())
+        found = interval(100.0 * part["correct"].to_numpy(), generator, part["group"].to_numpy(), top=100)
         classes = part.groupby("label")["correct"]
         table.append(
             {

@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 out = Console(soft_wrap=False, highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -26,6 +29,13 @@ def emit(payload: Any, as_json: bool, render: Callable[[], None]) -> None:
         sys.stdout.write(json.dumps(payload, indent=2, ensure_ascii=False, default=str) + "\n")
     else:
         render()
+
+
+def show(table: Table) -> None:
+    """A table at its full width: a narrow window folds its lines, and no number is cut short."""
+    wide = Console(file=out.file, width=10_000, highlight=False, force_terminal=out.is_terminal)
+    wide.width = wide.measure(table).maximum
+    wide.print(table)
 
 
 class _PlainTicker:

@@ -188,7 +188,7 @@ def curve_table(curves: pd.DataFrame, generator: np.random.Generator) -> pd.Data
         row: dict[str, Any] = dict(zip([*CURVE, "gallery_scenario"], key, strict=True))
         row["rate"] = _rate(row["gallery_scenario"])
         for k in (1, 5, 10):
-            found = interval(100 * recall(greater, equal, k), generator, part["group"].to_numpy())
+            found = interval(100 * recall(greater, equal, k), generator, part["group"].to_numpy(), top=100)
             row |= {f"recall_at_{k}": found.value, f"low_{k}": found.low, f"high_{k}": found.high}
         row["median_rank"] = float(np.median(expected_rank(greater, equal)))
         row["mrr"] = float(reciprocal_rank(greater, equal).mean())

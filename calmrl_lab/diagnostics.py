@@ -192,7 +192,7 @@ def slices(scores: pd.DataFrame, by: str, generator: np.random.Generator, bins: 
     table = []
     for name, part in frame.groupby(values, sort=bool(numeric), dropna=False, observed=True):
         hits = 100 * recall(part["greater"].to_numpy(), part["equal"].to_numpy(), k)
-        found = interval(hits, generator, part["group"].to_numpy())
+        found = interval(hits, generator, part["group"].to_numpy(), top=100)
         row = {"slice": _slice_name(name, part[by]), "queries": len(part), "groups": found.units}
         table.append({**row, "recall": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(table)

@@ -75,28 +75,37 @@ class RunSpace:
 
     @classmethod
     def open(cls, run: Run | Path | str, store: FeatureStore | Path | str | None = None, device: str = "auto") -> RunSpace:
-        """`run` over the store it was trained on, or over `store`. Raises CalmrlError for an unfinished run or a store that does
-        not fit its heads."""
+        """`run` over the store it was trained on, or over `store`. Raises CalmrlError for an unfinished run, a store that has changed
+        since it was trained on, and one that does not fit its heads."""
         from calmrl_lab.store import FeatureStore
 
         run = run if isinstance(run, Run) else Run.open(run)
-        config = run.config
         # Reading the summary refuses a run that has not finished.
-        assert run.summary is not None
+        config, summary = run.config, run.summary
         source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
+        if store is None and source.digest != summary["store"]["digest"]:
+            raise CalmrlError(
+                f"store '{config.store}' has changed since run '{run.path}' was trained on it",
+                hint="train the run again, or name the store with --store",
+            )
         place = resolve(device)
         heads = run.load_heads().to(place)
         table = table_for(source, heads.dims, str(place), config.memory)
         return cls(run, heads, table, source, splits_of(source, config))
 
-    def embed(self, split: str | None = "test") -> Embedded:
-        """The items of one split (None: of all). Raises CalmrlError if there are none."""
+    def items_of(self, split: str | None) -> Int[np.ndarray, " n"]:
+        """Positions of the items of one split (None: of all). Raises CalmrlError if there are none."""
         chosen = np.arange(len(self.table)) if split is None else np.flatnonzero(self.splits == split)
         if len(chosen) == 0:
             raise CalmrlError(
                 f"store '{self.store.path}' has no items in split '{split}'",
                 hint=f"it has: {', '.join(np.unique(self.splits))}",
             )
+        return chosen
+
+    def embed(self, split: str | None = "test") -> Embedded:
+        """The items of one split (None: of all). Raises CalmrlError if there are none."""
+        chosen = self.items_of(split)
         labels = {name: np.asarray(values)[chosen] for name, values in self.store.labels.items()}
         return replace(embed(self.heads, self.table.select(chosen).in_memory()), labels=labels)
 

@@ -141,6 +141,15 @@ class Run:
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The mapping in a JSON file of this run; empty if there is none. CalmrlError if it is damaged."""
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise CalmrlError(f"'{self.path / name}' is damaged: {error}") from None
+
     def append(self, name: str, line: str) -> None:
         """Add one line to a log of this run."""
         with open(self.path / name, "a", encoding="utf-8") as file:

@@ -165,10 +165,10 @@ def _print(table: pd.DataFrame, columns: dict[str, str], title: str) -> None:
 
     shown = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for heading, form in columns.items():
-        shown.add_column(heading.replace("_", " "), justify="left" if form == "{}" else "right", no_wrap=True)
+        shown.add_column(heading.replace("_", " "), justify="left" if form == "{}" else "right")
     for row in table.to_dict("records"):
         shown.add_row(*(form.format(_plain(row[heading])) for heading, form in columns.items()))
-    console.out.print(shown)
+    console.show(shown)
 
 
 def _plain(value: Any) -> Any:

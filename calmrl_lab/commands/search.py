@@ -186,4 +186,4 @@ def _print_found(gallery: Gallery, found: pd.DataFrame) -> None:
         lacking = [name for name in gallery.modalities if name not in row["pattern"].split("+")]
         cells += [row["rank"], f"{row['score']:.3f}", row["id"], *(row[name] for name in labels), ", ".join(lacking)]
         shown.add_row(*map(str, cells))
-    console.out.print(shown)
+    console.show(shown)
