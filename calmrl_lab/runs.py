@@ -227,11 +227,15 @@ class Run:
         """latent.safetensors: the PPCA of the features that the heads started from."""
         self.write_tensors("latent.safetensors", maps.state(), {"modalities": json.dumps(maps.modalities)})
 
+    def has_latent(self) -> bool:
+        """Whether the heads of this run started from PPCA of the features."""
+        return (self.path / "latent.safetensors").is_file()
+
     def load_latent(self) -> LatentMaps:
         """The PPCA of the features that the heads started from; CalmrlError if they started from something else."""
         from calmrl_lab.latent import LatentMaps
 
-        if not (self.path / "latent.safetensors").is_file():
+        if not self.has_latent():
             raise CalmrlError(
                 f"run '{self.path}' has no PPCA of its features, which score 'overlap' needs", hint="train with --init ppca"
             )

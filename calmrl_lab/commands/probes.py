@@ -21,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 def curves(
     run: Path = typer.Option(..., help="Finished run."),
-    scorer: list[str] = typer.Option(["centroid", "anchor"], help="How an item with gaps is scored; may be repeated."),
+    scorer: list[str] = typer.Option(
+        [],
+        help="How an item with gaps is scored; may be repeated. (default: centroid and anchor; overlap or both where the run compares so)",
+    ),
     scenario: list[str] = typer.Option([], help="What is hidden, as random:0.5; may be repeated. (default: rates and drops)"),
     query: list[str] = typer.Option([], help="Modality that asks; may be repeated. (default: every one)"),
     impute: str | None = typer.Option(None, help="Fill gaps with this imputer, fitted afterwards. (default: the run's own)"),
@@ -37,7 +40,7 @@ def curves(
 
     from calmrl_lab.curves import aggregation_gain, curve_table, run_curves
 
-    frame = run_curves(str(run), scorer, scenario or None, query or None, impute, split, device)
+    frame = run_curves(str(run), scorer or None, scenario or None, query or None, impute, split, device)
     table, gain = (make(frame, np.random.default_rng(0)) for make in (curve_table, aggregation_gain))
     console.emit(
         {"curves": table.to_dict("records"), "gain": gain.to_dict("records")}, as_json, lambda: _print_curves(table, gain)
@@ -120,7 +123,9 @@ def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dic
 
 
 def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
-    joint = _short(table[~table["scorer"].str.startswith("cosine:")], "recall_at_1", "low_1", "high_1", "{:.1f}")
+    from calmrl_lab.scorer_names import is_single
+
+    joint = _short(table[~table["scorer"].map(is_single)], "recall_at_1", "low_1", "high_1", "{:.1f}")
     columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}
     numbers = {"R@10": "{:.1f}", "medR": "{:.0f}"}
     joint = joint.rename(columns={"recall_at_10": "R@10", "median_rank": "medR"})

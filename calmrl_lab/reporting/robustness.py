@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,12 +16,12 @@ from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.palette import Ink
 from calmrl_lab.reporting.recalls import hits
 from calmrl_lab.reporting.tables import Cell, Column, Table
+from calmrl_lab.scorer_names import family, is_single
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FIELDS = ("method", "side", "scorer", "gaps_filled", "scenario", "recall_at_1", "low", "high", "seeds", "queries")
-_SINGLE = "cosine:"
 # What is asked with one modality of items that miss some, and what asks with items that miss some.
 _SIDES = {"gallery": "missing in the gallery", "query": "missing in the query"}
 
@@ -117,7 +118,7 @@ def _points(method: Method, keys: Sequence[Key], sums: Sums, resamples: Resample
     value, replicates = resamples.means(sums)
     places: dict[tuple[str, str, bool, str], list[int]] = {}
     for index, (side, scorer, calibrated, scenario, _) in enumerate(keys):
-        if not scorer.startswith(_SINGLE):
+        if not is_single(scorer):
             places.setdefault((side, scorer, bool(calibrated), scenario), []).append(index)
     queries = sums.counts.sum(axis=1).mean(axis=0)
     return [
@@ -130,20 +131,20 @@ def _gains(method: Method, keys: Sequence[Key], sums: Sums) -> list[Gain]:
     """The best single modality is chosen by its mean on the same queries, which favours it a little."""
     means = sums.means().mean(axis=0)
     full = [index for index, key in enumerate(keys) if key[3] == "full"]
-    best: dict[tuple[str, str], int] = {}
+    best: dict[tuple[str, str, str], int] = {}
     for index in full:
         side, scorer, calibrated, _, asking = keys[index]
-        if scorer.startswith(_SINGLE) and not calibrated:
-            known = best.get((side, asking))
-            best[side, asking] = index if known is None or means[index] > means[known] else known
+        if is_single(scorer) and not calibrated:
+            known = best.get((side, asking, family(scorer)))
+            best[side, asking, family(scorer)] = index if known is None or means[index] > means[known] else known
     joint: dict[tuple[str, str, bool], list[int]] = {}
     for index in full:
         side, scorer, calibrated, _, asking = keys[index]
-        if not scorer.startswith(_SINGLE) and (side, asking) in best:
+        if not is_single(scorer) and (side, asking, family(scorer)) in best:
             joint.setdefault((side, scorer, bool(calibrated)), []).append(index)
     gains = []
     for (side, scorer, calibrated), columns in joint.items():
-        others = [best[side, keys[index][4]] for index in columns]
+        others = [best[side, keys[index][4], family(scorer)] for index in columns]
         difference = paired(sums, columns, sums, others)
         if difference is not None:
             value = (float(means[columns].mean()), float(means[others].mean()))
@@ -153,8 +154,8 @@ def _gains(method: Method, keys: Sequence[Key], sums: Sums) -> list[Gain]:
 
 def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
     """Recall@1 along the share of hidden modalities, with and without filling; None without at least two rates."""
-    scorer = found.points[0].scorer if found.points else ""
-    points = [point for point in found.points if point.scorer == scorer and point.rate is not None]
+    scorer, others = _shown_scorers(found)
+    points = [p for p in found.points if p.scorer == others.get(p.method.name, scorer) and p.rate is not None]
     sides = [side for side in _SIDES if any(point.side == side for point in points)]
     if len({point.rate for point in points}) < 2:
         return None
@@ -182,9 +183,11 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
         made.legend(handles, labels, loc="outside upper left", ncols=1 if narrow else 3)
         return drawing
 
+    labels = {point.method.name: point.method.label for point in points}
+    apart = "".join(f" ({labels[name]}: {own})" for name, own in others.items() if name in labels)
     caption = (
         f"Recall@1 when modalities of the items are hidden at random at test time (at least one stays; masks are nested), scorer "
-        f"{scorer}, mean over the modalities on the other side, {points[0].queries} queries each; bands: 95 % interval. Dashed: gaps "
+        f"{scorer}{apart}, mean over the modalities on the other side, {points[0].queries} queries each; bands: 95 % interval. Dashed: gaps "
         "filled before scoring."
     )
     description = "Recall@1 at the highest rate of hiding: " + "; ".join(
@@ -193,6 +196,16 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
         if point.side == sides[0] and point.rate == max(p.rate or 0 for p in points)
     )
     return Figure("missing_curves", "Modalities missing at test time", caption, description, draw)
+
+
+def _shown_scorers(found: Robustness) -> tuple[str, dict[str, str]]:
+    """The scorer that most methods have, and by method that of the others: runs that compare otherwise than by embeddings."""
+    by_method: dict[str, list[str]] = {}
+    for point in found.points:
+        by_method.setdefault(point.method.name, []).append(point.scorer)
+    counts = Counter(scorer for own in by_method.values() for scorer in dict.fromkeys(own))
+    scorer = max(counts, key=lambda name: counts[name], default="")
+    return scorer, {name: own[0] for name, own in by_method.items() if scorer not in own}
 
 
 def _line(drawing: Drawing, axis: object, points: Sequence[Point], ink: Ink) -> None:
