@@ -49,6 +49,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise CalmrlError(f"'{path}' cannot be written: {error.strerror or error}") from None
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name was left by `write_atomically` of a process that was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def environment() -> dict[str, Any]:
     """Versions and platform, for the record (no host name, no user name, no absolute path)."""
     versions = {}
@@ -77,7 +82,7 @@ class Run:
     def create(cls, path: Path, config: TrainConfig) -> Run:
         """A new directory with config.yaml and environment.json. CalmrlError if a finished or foreign directory is in the way."""
         # A process that was killed while it wrote leaves the temporary file of `write_atomically`: that is ours.
-        found = [inner for inner in path.iterdir() if not _TEMPORARY.fullmatch(inner.name)] if path.is_dir() else []
+        found = [inner for inner in path.iterdir() if not is_temporary(inner.name)] if path.is_dir() else []
         if found and not (path / "config.yaml").exists():
             raise CalmrlError(f"'{path}' exists and is not a run", hint="choose another --name or --runs folder")
         try:

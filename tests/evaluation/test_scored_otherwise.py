@@ -89,6 +89,32 @@ def test_evaluate_says_how_pairs_are_compared(made, cli, kind):
     evaluate(made[kind])
 
 
+@pytest.mark.parametrize("kind", ["overlap", "both"])
+def test_an_index_compares_by_cosine_only_if_asked_to(made, tmp_path, cli, kind):
+    pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
+    words = ("index", "--run", made[kind].path, "--out", tmp_path / "index")
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "an index holds one vector an item" in err.replace("\n", " ")
+    assert not (tmp_path / "index").exists()
+    code, said, _ = cli(*words, "--scorer", "centroid")
+    assert code == 0
+    assert "cosine with the centroid of vision, caption, subtitle" in said
+    assert "the run itself compares pairs by the overlap of their posteriors" in said
+    code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")
+    assert (code, len(said.splitlines())) == (0, 3)
+    assert "found by cosine (centroid)" in noted
+
+
+def test_an_ensemble_is_indexed_by_its_joined_heads(made, tmp_path):
+    pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
+    from calmrl_lab.gallery import build_gallery
+
+    gallery = build_gallery(made["ensemble"], tmp_path / "index", split="test")
+    assert gallery.facts["dim"] == made["ensemble"].load_heads().dim
+    assert gallery.facts["run_score"] == "cosine"
+
+
 def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
     from calmrl_lab.reporting.gather import gather
     from calmrl_lab.reporting.palette import inks
