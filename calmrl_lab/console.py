@@ -32,8 +32,11 @@ def emit(payload: Any, as_json: bool, render: Callable[[], None]) -> None:
 
 
 def show(table: Table) -> None:
-    """A table at its full width: a narrow window folds its lines, and no number is cut short."""
+    """A table at its full width, its title on a line above: a narrow window folds lines, and no number is cut short."""
     wide = Console(file=out.file, width=10_000, highlight=False, force_terminal=out.is_terminal)
+    if table.title:
+        wide.print(table.title, style="table.title")
+        table.title = None
     wide.width = wide.measure(table).maximum
     wide.print(table)
 

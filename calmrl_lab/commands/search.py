@@ -111,30 +111,16 @@ def _query(
 
 
 def _encoded(gallery: Gallery, modality: str, text: str, weights: Path | None) -> np.ndarray:
-    """Features of a text by the very encoder that the store was made with."""
     from calmrl_lab.errors import CalmrlError
 
     # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
-    from feature_extractors.encoders import encoders
-    from feature_extractors.protocols import MediaError, Text
+    from feature_extractors.text_queries import encode_texts
 
     if modality not in gallery.modalities:
         raise CalmrlError(
             f"index '{gallery.path}' has no heads for '{modality}'", hint=f"it has: {', '.join(gallery.modalities)}"
         )
-    made = gallery.facts["encoders"][modality]
-    encoder = encoders.get(made["name"])(weights=weights)
-    if encoder.fingerprint != made["fingerprint"]:
-        raise CalmrlError(
-            f"encoder '{made['name']}' is not the one '{modality}' was extracted with: its weights or settings differ",
-            hint="name the weights of the extraction with --weights",
-        )
-    try:
-        return encoder.encode([encoder.prepare(Text(text))])
-    except MediaError:
-        raise CalmrlError(
-            f"encoder '{made['name']}' of '{modality}' does not read text", hint="ask with --item or --features"
-        ) from None
+    return encode_texts(gallery.facts["encoders"][modality], modality, [text], weights)
 
 
 def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> np.ndarray:
