@@ -57,7 +57,8 @@ def missing_curves(
     fuses, and is computed for the modality that it asks with. Items that show nothing rank last and, as queries, guess.
 
     Columns: query, gallery, side, scorer, calibrated, gallery_scenario, item, group, pattern (shown by the item), greater, equal,
-    candidates, positives, unserved (candidates or queries that show nothing the scorer can use). Queries without a positive are left out.
+    candidates, positives, unserved (candidates or queries that show nothing the scorer can use), without_positive (queries that were left
+    out, because nothing in the gallery is their item).
     Raises CalmrlError for unknown modalities, scorers and scenarios, and for a query modality that no item shares.
     """
     import pandas as pd
@@ -198,6 +199,7 @@ def _rows(
             "pattern": patterns[item],
             **{name: getattr(ranks, name)[asked] for name in ("greater", "equal", "candidates", "positives")},
             "unserved": unserved,
+            "without_positive": int((~asked).sum()),
         }
     )
 
@@ -221,7 +223,8 @@ def curve_table(curves: pd.DataFrame, generator: np.random.Generator) -> pd.Data
         row["mrr"] = float(reciprocal_rank(greater, equal).mean())
         row["ndcg"] = float(discounted_gain(greater, equal).mean())
         row["shown"] = float(np.mean([0 if name == "none" else name.count("+") + 1 for name in part["pattern"]]))
-        row |= {"queries": len(part), "candidates": int(part["candidates"].iloc[0]), "unserved": int(part["unserved"].iloc[0])}
+        row["queries"] = len(part)
+        row |= {name: int(part[name].iloc[0]) for name in ("candidates", "unserved", "without_positive")}
         table.append(row)
     return pd.DataFrame(table)
 

@@ -282,6 +282,6 @@ def chance_warning(scores: pd.DataFrame) -> str | None:
     named = ", ".join(f"{row.query}->{row.gallery}" for row in low.head(4).itertuples())
     more = f" and {len(low) - 4} more" if len(low) > 4 else ""
     return (
-        f"AT CHANCE LEVEL: {len(low)} of {len(levels)} directions rank no better than a random order ({named}{more}); "
+        f"AT CHANCE LEVEL: {len(low)} of {len(levels)} directions cannot be told from a random order ({named}{more}); "
         "check that the right weights and the right store were loaded"
     )

@@ -191,11 +191,18 @@ def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
 
     joint = _short(table[~table["scorer"].map(is_single)], "recall_at_1", "low_1", "high_1", "{:.1f}")
     columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}
-    numbers = {"R@10": "{:.1f}", "medR": "{:.0f}"}
-    joint = joint.rename(columns={"recall_at_10": "R@10", "median_rank": "medR"})
-    _print(
-        joint, columns | numbers, "Recall in percent: a modality asks for items that show the others; 'to' it, the items ask"
-    )
+    numbers = {"R@5": "{:.1f}", "R@10": "{:.1f}", "medR": "{:.0f}", "MRR": "{:.3f}", "queries": "{:d}"}
+    # Counts of what cannot be scored are worth a column only where there is any.
+    counts = {"left out": "without_positive", "show nothing": "unserved"}
+    counts = {heading: name for heading, name in counts.items() if joint[name].any()}
+    joint = joint.rename(columns={"recall_at_5": "R@5", "recall_at_10": "R@10", "median_rank": "medR", "mrr": "MRR"})
+    joint = joint.rename(columns={name: heading for heading, name in counts.items()})
+    title = "Recall in percent: a modality asks for items that show the others; 'to' it, the items ask"
+    _print(joint, columns | numbers | dict.fromkeys(counts, "{:d}"), title)
+    if "left out" in counts:
+        console.out.print("left out: queries of items that lack the modality they ask for, so that no answer is right")
+    if "show nothing" in counts:
+        console.out.print("show nothing: items without any modality to go by, which rank last, and guess when they ask")
     console.out.print()
     gains = _short(gain, "gain", "low", "high", "{:+.1f}").rename(columns={"R@1 (95 %)": "gain (95 %)", "best_single": "best"})
     columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "best": "{}", "gain (95 %)": "{:>}"}
