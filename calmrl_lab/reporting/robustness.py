@@ -122,7 +122,12 @@ def _points(method: Method, keys: Sequence[Key], sums: Sums, resamples: Resample
             places.setdefault((side, scorer, bool(calibrated), scenario), []).append(index)
     queries = sums.counts.sum(axis=1).mean(axis=0)
     return [
-        Point(method, *key, estimate(value[at].mean(), replicates[:, at].mean(axis=1)), round(float(queries[at].mean())))
+        Point(
+            method,
+            *key,
+            estimate(value[at].mean(), replicates[:, at].mean(axis=1), max(map(sums.units, at))),
+            round(float(queries[at].mean())),
+        )
         for key, at in places.items()
     ]
 
