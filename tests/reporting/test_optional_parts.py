@@ -56,7 +56,9 @@ def test_recall_falls_along_the_rates_and_less_with_gaps_filled(robust):
 def test_the_gain_of_joining_is_against_the_best_single_modality(robust):
     assert robust.gains
     for gain in robust.gains:
-        assert gain.difference.value == pytest.approx(gain.joint - gain.single, abs=1e-9)
+        assert gain.difference.value == pytest.approx(gain.joint.value - gain.single.value, abs=1e-9)
+        assert gain.joint.low <= gain.joint.value <= gain.joint.high
+        assert gain.difference.corrected >= gain.difference.p
     assert not any(p.scorer.startswith("cosine:") for p in robust.points)
 
 
