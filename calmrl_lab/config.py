@@ -16,7 +16,7 @@ from calmrl_lab.registry import nearest
 
 Score = Literal["cosine", "overlap", "both"]
 # What a pair is compared by, in a sentence that begins with "compared by".
-SCORE_WORDS: dict[Score, str] = {
+SCORE_WORDS: dict[str, str] = {
     "cosine": "the cosine of their embeddings",
     "overlap": "the overlap of their posteriors under PPCA",
     "both": "the overlap of their posteriors under PPCA plus the cosine of their embeddings",

@@ -26,7 +26,7 @@ from calmrl_lab.gating import achieved, gated_columns
 from calmrl_lab.imputers import imputers
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.missingness import pattern_names
-from calmrl_lab.pair_scores import OverlapAndCosine
+from calmrl_lab.pair_scores import OverlapAndCosine, pair_model
 from calmrl_lab.registry import nearest
 from calmrl_lab.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
 from calmrl_lab.runs import Run
@@ -110,8 +110,7 @@ def evaluate(
     if score == "cosine":
         scores = _ranks(heads, held_out, asked)
     else:
-        compared = run.load_latent() if score == "overlap" else _overlap_and_cosine(run, heads)
-        scores = _compared(compared, score, held_out, asked)
+        scores = _compared(pair_model(run, heads, score), score, held_out, asked)
     imputation = anchors = None
     # An ensemble has no imputer of its own, whatever its members were trained with.
     if store is None and imputers.get(run.summary["imputer"]).fills:
@@ -220,15 +219,6 @@ def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str,
         ):
             done[q, g] = _ranked(table, q, g, "cosine", owner, ranks)
     return pd.concat([done[direction] for direction in directions], ignore_index=True)
-
-
-def _overlap_and_cosine(run: Run, heads: AnyHeads) -> OverlapAndCosine:
-    maps, weight = run.load_latent(), run.summary.get("cosine_weight")
-    if weight is None:
-        raise CalmrlError(
-            f"run '{run.path}' chose no weight for score 'both'", hint="train with --score both, or score by overlap"
-        )
-    return OverlapAndCosine(maps, heads, weight)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from calmrl_lab.config import TrainConfig
+from calmrl_lab.config import SCORE_WORDS, TrainConfig
 from calmrl_lab.curves import aggregation_gain, run_curves
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation import evaluate
@@ -134,3 +134,21 @@ def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
         ("ensemble", "anchor"),
     }
     assert len(gain_table(found, ink).rows) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_report_shows_what_the_run_found_first(made, tmp_path, small_store, kind):
+    from calmrl_lab.reporting.gather import gather
+    from calmrl_lab.reporting.neighbours import found_first
+    from calmrl_lab.reporting.records import _similarity
+    from calmrl_lab.store import FeatureStore
+
+    shutil.copytree(made[kind].path, tmp_path / f"{kind}-s0")
+    gathered = gather(tmp_path)
+    assert _similarity(gathered) == SCORE_WORDS[made[kind].config.score]
+    run = gathered.methods[0].runs[0]
+    ranks = run.scores.query("query == 'caption' and gallery == 'subtitle'").set_index("item")
+    found = found_first(FeatureStore.open(small_store), run, ("caption", "subtitle"), list(ranks.index), "test")
+    for item, first in found.items():
+        greater = ranks.loc[item, "greater"]
+        assert (first.index(item) if item in first else None) == (greater if greater < 5 else None)
