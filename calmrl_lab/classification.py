@@ -71,7 +71,7 @@ def classify(
     for modality, calibrated, view in _views(train, test, imputer):
         fitted = _Representation.of(train, view, label, names, training=True)
         asked = _Representation.of(test, view, label, names, training=False)
-        for kind in kinds or KINDS:
+        for kind in dict.fromkeys(kinds or KINDS):
             if kind in _BY_TEXT:
                 if kind not in texts or modality == text:
                     continue

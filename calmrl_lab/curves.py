@@ -69,14 +69,14 @@ def missing_curves(
             f"scorer 'fused': the fusion heads of this run were trained for queries of '{asking}'", hint=f"--query {asking}"
         )
     parts = []
-    for query in queries or embedded.modalities:
+    for query in dict.fromkeys(queries or embedded.modalities):
         if query not in embedded.modalities:
             raise CalmrlError(
                 f"there is no modality '{query}' to ask with{nearest(query, list(embedded.modalities))}",
                 hint=f"there are: {', '.join(embedded.modalities)}",
             )
         others = [m for m in embedded.modalities if m != query]
-        for scenario in scenarios or default_scenarios(others):
+        for scenario in dict.fromkeys(scenarios or default_scenarios(others)):
             parts += _scenario_parts(embedded, imputer, objective, scorers, scenario, query, others, seed)
     return pd.concat(parts, ignore_index=True)
 
@@ -136,7 +136,7 @@ def _scenario_parts(
     for calibrated, items, seen in views:
         for name in dict.fromkeys([*scorers, *singles]):
             kind = name.partition(":")[0]
-            if (kind in _UNFILLED and calibrated) or (name == "likelihood" and imputer is None):
+            if kind in _UNFILLED and calibrated:
                 continue
             if name == "fused" and hasattr(objective, "fused") and objective.modalities[objective.query] != query:
                 continue

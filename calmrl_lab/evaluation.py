@@ -154,7 +154,8 @@ def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | No
                 )
         if query == gallery:
             raise CalmrlError(f"direction {query}->{gallery} compares a modality with itself")
-    return [(query, gallery) for query, gallery in asked]
+    # Asked for twice, a direction is still one: its queries must not count twice.
+    return list(dict.fromkeys((query, gallery) for query, gallery in asked))
 
 
 def _served(

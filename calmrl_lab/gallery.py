@@ -80,7 +80,10 @@ class Gallery:
                 hint=f"it has: {', '.join(self.modalities)}",
             )
         heads = Run(self.path).load_heads()
-        wide = np.atleast_2d(np.asarray(features, dtype=np.float32))
+        given = np.asarray(features)
+        if given.dtype.kind not in "fiu":
+            raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
+        wide = np.atleast_2d(given.astype(np.float32))
         if wide.ndim != 2 or wide.shape[1] != heads.dims[modality]:
             raise CalmrlError(
                 f"features of '{modality}' have {heads.dims[modality]} values, got an array of shape {list(wide.shape)}"

@@ -51,8 +51,8 @@ class Index:
         """The best `k` gallery vectors of every query.
 
         `effort` is the number of lists visited (ivf, default 16) or of candidates kept (hnsw, default 128): more find more of the
-        true neighbours and take longer. Raises CalmrlError for a dimension that does not fit, NaN, k < 1, and more than 2,048
-        neighbours on GPUs.
+        true neighbours and take longer. Raises CalmrlError for a dimension that does not fit, NaN, k < 1, an effort for an exact
+        index, and more than 2,048 neighbours on GPUs.
         """
         vectors = _vectors(queries, "queries")
         if vectors.shape[1] != self.dim:
@@ -71,6 +71,8 @@ class Index:
 
     def _parameters(self, effort: int | None, k: int) -> Any:
         faiss = _faiss()
+        if effort is not None and self.kind == "flat":
+            raise CalmrlError("a flat index is exact: there is no effort to choose", hint="leave it out, or use ivf or hnsw")
         if effort is not None and effort < 1:
             raise CalmrlError(f"effort is {effort}, expected at least 1")
         if self.kind == "ivf":

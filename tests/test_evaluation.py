@@ -151,6 +151,27 @@ def test_what_was_scored_and_how_is_on_record(evaluation, run, small_store):
     assert found["store"] == {"dataset": "openmoji", "digest": FeatureStore.open(small_store).digest}
 
 
+def test_a_direction_that_is_asked_twice_counts_once(run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    assert evaluate(copy, [("caption", "vision")] * 2).table()["queries"].tolist() == [75]
+
+
+class Killed(BaseException):
+    """A process that ends in the middle."""
+
+
+def test_an_evaluation_that_is_killed_leaves_no_scores(run, evaluation, tmp_path, monkeypatch):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(Run, "write_json", killed)
+    with pytest.raises(Killed):
+        evaluate(copy, split="validation")
+    assert not (copy.path / "scores.parquet").exists()
+
+
 def test_nothing_of_an_earlier_evaluation_stays(evaluation, run, tmp_path, small_store):
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     assert (copy.path / "anchors.parquet").is_file()

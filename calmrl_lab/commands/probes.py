@@ -189,7 +189,9 @@ def _print_classes(table: pd.DataFrame) -> None:
 def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
     from calmrl_lab.scorer_names import is_single
 
-    joint = _short(table[~table["scorer"].map(is_single)], "recall_at_1", "low_1", "high_1", "{:.1f}")
+    # Single modalities are what a gain is measured against; shown if nothing else was asked for.
+    single = table["scorer"].map(is_single).astype(bool)
+    joint = _short(table if single.all() else table[~single], "recall_at_1", "low_1", "high_1", "{:.1f}")
     columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}
     numbers = {"R@5": "{:.1f}", "R@10": "{:.1f}", "medR": "{:.0f}", "MRR": "{:.3f}", "queries": "{:d}"}
     # Counts of what cannot be scored are worth a column only where there is any.
@@ -203,6 +205,8 @@ def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
         console.out.print("left out: queries of items that lack the modality they ask for, so that no answer is right")
     if "show nothing" in counts:
         console.out.print("show nothing: items without any modality to go by, which rank last, and guess when they ask")
+    if gain.empty:
+        return
     console.out.print()
     gains = _short(gain, "gain", "low", "high", "{:+.1f}").rename(columns={"R@1 (95 %)": "gain (95 %)", "best_single": "best"})
     columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "best": "{}", "gain (95 %)": "{:>}"}

@@ -162,6 +162,11 @@ def test_texts_that_there_are_not_cannot_be_compared_with(invented, kind):
     assert set(classify(train, test, "kind")["kind"]) == {"centroid", "knn", "linear"}
 
 
+def test_a_kind_that_is_asked_twice_counts_once(invented):
+    train, test = mixed(invented)
+    assert len(classify(train, test, "kind", ["knn", "knn"])) == len(classify(train, test, "kind", ["knn"]))
+
+
 def test_an_embedding_that_says_nothing_predicts_nothing(invented):
     train, test = mixed(invented)
     flat = replace(test, items=torch.zeros_like(test.items))

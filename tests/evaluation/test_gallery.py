@@ -125,6 +125,9 @@ def test_what_makes_no_sense_is_one_sentence(trained, tmp_path):
     gallery = build_gallery(trained, tmp_path / "index", split="test")
     with pytest.raises(CalmrlError, match=r"'caption' have 384 values, got an array of shape \[1, 3\]"):
         gallery.embed("caption", np.zeros(3))
+    for odd in (np.array(["a"]), np.zeros((1, 384), dtype=complex)):
+        with pytest.raises(CalmrlError, match="features of 'caption' are numbers, got an array of"):
+            gallery.embed("caption", odd)
     with pytest.raises(CalmrlError, match="no heads for 'smell'"):
         gallery.embed("smell", np.zeros(3))
     facts = json.loads((tmp_path / "index" / "gallery.json").read_text())

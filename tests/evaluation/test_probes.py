@@ -26,6 +26,10 @@ def test_curves(trained, cli):
     found = json.loads(said)
     assert {row["scorer"] for row in found["curves"]} >= {"centroid", "cosine:vision"}
     assert {row["gallery_scenario"] for row in found["gain"]} == {"full", "random:0.5"}
+    code, said, _ = cli(*words[:-2], "--scorer", "cosine:vision")
+    assert code == 0
+    assert "cosine:vision" in said
+    assert "best single" not in said
 
 
 def test_classify(trained, cli):

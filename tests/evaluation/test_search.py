@@ -74,6 +74,7 @@ def test_recall_against_exact_by_hand():
         (lambda: build_index(unit(5, 4, 0)).search(unit(1, 3, 0), 1), "dimension 4, the queries have 3"),
         (lambda: build_index(unit(5, 4, 0)).search(unit(1, 4, 0), 0), "k = 0"),
         (lambda: build_index(unit(5, 4, 0), "ivf").search(unit(1, 4, 0), 1, 0), "effort is 0"),
+        (lambda: build_index(unit(5, 4, 0)).search(unit(1, 4, 0), 1, 3), "no effort to choose"),
         (lambda: build_index(unit(5, 4, 0), "hnsw", gpus=1), "CPU only"),
         (lambda: build_index(unit(5, 4, 0), gpus=99), "FAISS sees [0-9]+ GPUs, and 99 were asked for"),
         (lambda: build_index(unit(5, 4, 0)).on_gpus(99), "FAISS sees [0-9]+ GPUs, and 99 were asked for"),
@@ -156,13 +157,13 @@ class TestOnGpus:
         here = build_index(gallery, kind, options)
         there = build_index(gallery, kind, options, gpus=gpus)
         assert (there.gpus, there.lists, len(there), there.dim) == (gpus, here.lists, 900, 16)
-        for effort in (3, 12):
+        for effort in (3, 12) if kind == "ivf" else (None,):
             np.testing.assert_array_equal(there.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)
         there.save(tmp_path / "index.faiss")
         back = Index.load(tmp_path / "index.faiss", kind)
         assert (back.gpus, back.lists) == (0, here.lists)
         for index in (back, there.on_cpu(), back.on_gpus(gpus)):
-            np.testing.assert_array_equal(index.search(queries, 7, 12).positions, here.search(queries, 7, 12).positions)
+            np.testing.assert_array_equal(index.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)
 
     def test_the_limits_of_a_gpu(self, two_gpus):
         index = build_index(unit(3000, 4, 0), gpus=2)
