@@ -36,7 +36,7 @@ def effort_curve(
         raise CalmrlError("a flat index is exact; there is nothing to measure", hint="use ivf or hnsw")
     if len(queries) == 0:
         raise CalmrlError("the recall of an index cannot be measured without queries")
-    most = int(index.faiss_index.nlist) if index.kind == "ivf" else min(1024, len(index))
+    most = index.lists if index.kind == "ivf" else min(1024, len(index))
     least = 1 if index.kind == "ivf" else min(k, most)
     efforts = [*(least * 2**step for step in range(64) if least * 2**step < most), most]
     flat = build_index(vectors)
@@ -44,7 +44,7 @@ def effort_curve(
     table = []
     for effort in efforts:
         hits = 100 * recall_against_exact(index.search(queries, k, effort), exact)
-        found = interval(hits, np.random.default_rng(0))
+        found = interval(hits, np.random.default_rng(0), top=100)
         seconds = _seconds(index, queries, k, effort)
         row = {"effort": effort, "recall": found.value, "low": found.low, "high": found.high}
         table.append({**row, "milliseconds": 1e3 * seconds, "exact_milliseconds": 1e3 * exact_seconds})

@@ -1,8 +1,8 @@
-"""Classification over embeddings: zero-shot by class text, class centroids, nearest neighbours, linear probe; gaps allowed."""
+"""Classification over embeddings: zero-shot by class text, class means, nearest neighbours, linear probe; gaps allowed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from calmrl_lab.runs import Run
+    from calmrl_lab.store import FeatureStore
 
-KINDS = ("zero-shot", "centroid", "knn", "linear")
+KINDS = ("zero-shot", "captions", "centroid", "knn", "linear")
+# Kinds that compare with texts of the classes, in the modality of texts.
+_BY_TEXT = ("zero-shot", "captions")
 NEIGHBOURS = 10
 # exp(cosine / 0.07) weights of neighbours, the temperature that contrastive papers use for this.
 _TEMPERATURE = 0.07
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 _FOLDS = 3
+# Cosines of the same text differ by less from 1, whatever the batch it was projected in.
+_SAME = 1e-5
 # A modality's key for all modalities of an item together.
 JOINT = "joint"
 
@@ -36,46 +41,46 @@ def classify(
     train: Embedded,
     test: Embedded,
     label: str,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
     text: str | None = None,
     class_vectors: tuple[Sequence[str], Float[Tensor, "c d"]] | None = None,
     imputer: Any | None = None,
 ) -> pd.DataFrame:
     """Predict `label` of the test items from each single modality and from all that an item shows ('joint', their centroid).
 
-    zero-shot: the nearest class text, in cosine; class texts are `class_vectors` (names, unit-norm embeddings), or else the mean of the
-    embeddings in modality `text` of each class's training items (one vector where the text is the class name). No other modality's labels
-    are used, and its 'joint' leaves the text out. centroid: the nearest class mean of the same modality. knn: the ten nearest training items vote with weight
-    exp(cosine / 0.07). linear: logistic regression, its strength chosen by three-fold cross-validation on training groups. Training and
-    test items that do not show a modality are left out of its rows. With an `imputer`, the joint embedding is computed a second time with
-    gaps filled (`calibrated`). Items without a label take no part.
+    zero-shot: the nearest class text, in cosine, which uses no item of the class; class texts are `class_vectors` (names, unit-norm
+    embeddings), or else the embeddings in modality `text` where all items of a class have the same text. captions: the nearest mean of
+    the embeddings in modality `text` of each class's training items. For these two no labels of another modality are used, and their
+    'joint' leaves the text out. centroid: the nearest class mean of the same modality. knn: the ten nearest training items vote with weight
+    exp(cosine / 0.07). linear: logistic regression, its strength chosen by three-fold cross-validation on training groups. Without `kinds`:
+    all that the data allow. Training and test items that do not show a modality are left out of its rows. With an `imputer`, the joint
+    embedding is computed a second time with gaps filled (`calibrated`). Items without a label take no part.
 
     A row an item, kind and modality: kind, modality, calibrated, item, group, pattern, label, predicted, correct, correct_at_5
-    (NaN with five classes or fewer), known (False if training has no item of the class). Raises CalmrlError for an unknown label, kind or
-    text modality, and for training items of fewer than two classes.
+    (NaN with five classes or fewer), known (False if no class that was compared with is the item's). Raises CalmrlError for an unknown label,
+    kind or text modality, for zero-shot without class texts, and for training items of fewer than two classes.
     """
     import pandas as pd
 
-    _check(train, test, label, kinds, text)
+    _check(train, test, label, kinds or KINDS, text)
     names = np.unique([name for name in train.labels[label].tolist() if name])
     if len(names) < 2:
         raise CalmrlError(f"label '{label}' has {len(names)} class in training, expected at least 2")
-    texts = _class_texts(train, label, names, text, class_vectors) if "zero-shot" in kinds else None
+    texts = _class_texts(train, label, names, text, class_vectors, kinds)
     parts = []
     for modality, calibrated, view in _views(train, test, imputer):
         fitted = _Representation.of(train, view, label, names, training=True)
         asked = _Representation.of(test, view, label, names, training=False)
-        for kind in kinds:
-            if kind == "zero-shot" and (texts is None or modality == text):
-                continue
-            if len(asked.items) == 0 or (kind != "zero-shot" and len(np.unique(fitted.truth)) < 2):
-                continue
-            if kind == "zero-shot":
-                assert texts is not None
+        for kind in dict.fromkeys(kinds or KINDS):
+            if kind in _BY_TEXT:
+                if kind not in texts or modality == text:
+                    continue
                 described = _Representation.of(test, view.without(text), label, names, training=False)
                 if len(described.items):
-                    scores = described.vectors @ texts[1].T
-                    parts.append(_rows(test, described, label, scores, texts[0], kind, modality, calibrated))
+                    scores = described.vectors @ texts[kind][1].T
+                    parts.append(_rows(test, described, label, scores, texts[kind][0], kind, modality, calibrated))
+                continue
+            if len(asked.items) == 0 or len(np.unique(fitted.truth)) < 2:
                 continue
             scores = _SCORES[kind](fitted, asked.vectors, len(names))
             parts.append(_rows(test, asked, label, scores, names, kind, modality, calibrated))
@@ -87,15 +92,17 @@ def classify(
 def classify_run(
     run: Run | str,
     label: str | None = None,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
     text: str | None = None,
     split: str = "test",
     device: str = "auto",
+    encode: Callable[[FeatureStore, str, list[str]], Float[np.ndarray, "c d_m"]] | None = None,
 ) -> pd.DataFrame:
     """`classify` of a finished run, trained on the labels of its training split, written into it as classification.parquet.
 
-    `label` may be left out if the store has one label of at most 1,000 classes. `text` defaults to `caption` where that is a modality;
-    without a text modality zero-shot is left out.
+    `label` may be left out if the store has one label of at most 1,000 classes. `text` defaults to `caption` where that is a modality.
+    `encode` makes features of modality `text` from the names of the classes, which are then the class texts of zero-shot; it is called with
+    the store, the modality and the names.
     """
     space = RunSpace.open(run, device=device)
     test = space.embed(split)
@@ -109,11 +116,27 @@ def classify_run(
             )
         label = fitting[0]
     text = text or ("caption" if "caption" in test.modalities else None)
-    if text is None:
-        kinds = [kind for kind in kinds if kind != "zero-shot"]
-    frame = classify(space.embed("train"), test, label, kinds, text, imputer=space.imputer())
+    train = space.embed("train")
+    _check(train, test, label, kinds or KINDS, text)
+    vectors = None if encode is None else _encoded_classes(space, label, text, encode)
+    frame = classify(train, test, label, kinds, text, vectors, space.imputer())
     space.run.write_frame("classification.parquet", frame)
     return frame
+
+
+@torch.no_grad()
+def _encoded_classes(
+    space: RunSpace,
+    label: str,
+    text: str | None,
+    encode: Callable[[FeatureStore, str, list[str]], Float[np.ndarray, "c d_m"]],
+) -> tuple[list[str], Float[Tensor, "c d"]]:
+    if text is None:
+        raise CalmrlError("the names of classes are encoded as a modality of texts, and none is named", hint="--text NAME")
+    classes = [str(name) for name in np.unique(space.store.labels[label]) if name]
+    features = torch.from_numpy(np.asarray(encode(space.store, text, classes), dtype=np.float32))
+    place = space.heads.modalities.index(text)
+    return classes, space.heads.project(place, features.to(space.table.mask.device))
 
 
 def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
@@ -125,7 +148,7 @@ def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.Da
 
     table = []
     for (kind, modality, calibrated), part in frame.groupby(["kind", "modality", "calibrated"], sort=False):
-        found = interval(100.0 * part["correct"].to_numpy(), generator, part["group"].to_numpy())
+        found = interval(100.0 * part["correct"].to_numpy(), generator, part["group"].to_numpy(), top=100)
         classes = part.groupby("label")["correct"]
         table.append(
             {
@@ -269,20 +292,47 @@ def _class_texts(
     names: np.ndarray,
     text: str | None,
     given: tuple[Sequence[str], Tensor] | None,
-) -> tuple[np.ndarray, Float[Tensor, "c d"]]:
+    kinds: Sequence[str] | None,
+) -> dict[str, tuple[np.ndarray, Float[Tensor, "c d"]]]:
+    """Classes and unit-norm vectors by kind, of those kinds that compare with texts and are possible; CalmrlError for one that was asked for
+    and is not."""
+    found: dict[str, tuple[np.ndarray, Tensor]] = {}
+    different: str | None = None
     if given is not None:
         classes, vectors = np.asarray(given[0], dtype=np.str_), given[1]
         if vectors.shape != (len(classes), train.items.shape[2]):
             raise CalmrlError(
                 f"class texts must be [{len(classes)}, {train.items.shape[2]}] for {len(classes)} classes, got {list(vectors.shape)}"
             )
-        return classes, functional.normalize(vectors.double().cpu(), dim=1)
-    assert text is not None
-    described = _Representation.of(train, _View(train.modalities.index(text)), label, names, training=True)
-    present = np.unique(described.truth)
-    if len(present) == 0:
-        raise CalmrlError(f"zero-shot: no training item with label '{label}' shows '{text}'")
-    return names[present], _class_means(described.vectors, described.truth, len(names))[torch.from_numpy(present)]
+        found["zero-shot"] = (classes, functional.normalize(vectors.double().cpu(), dim=1))
+    if text is not None:
+        described = _Representation.of(train, _View(train.modalities.index(text)), label, names, training=True)
+        present = np.unique(described.truth)
+        means = _class_means(described.vectors, described.truth, len(names))
+        apart = (described.vectors * means[torch.from_numpy(described.truth)]).sum(dim=1).numpy() < 1 - _SAME
+        different = str(names[described.truth[apart.argmax()]]) if apart.any() else None
+        if len(present):
+            texts = (names[present], means[torch.from_numpy(present)])
+            # One text a class is a class text; of several, only the mean can be had.
+            if different is None:
+                found.setdefault("zero-shot", texts)
+            if different is not None or "captions" in (kinds or ()):
+                found["captions"] = texts
+    for kind in _BY_TEXT:
+        if kind in (kinds or ()) and kind not in found:
+            raise CalmrlError(*_no_class_texts(kind, label, text, different))
+    return found
+
+
+def _no_class_texts(kind: str, label: str, text: str | None, different: str | None) -> tuple[str, str]:
+    if text is None:
+        return f"{kind} compares with texts, and no modality of texts is named", "--text NAME, or another --kind"
+    if different is None:
+        return f"{kind}: no training item with label '{label}' shows '{text}'", "--text NAME, or another --kind"
+    return (
+        f"zero-shot needs one text a class, and items of class '{different}' have different ones in '{text}'",
+        "--encode-classes encodes the names of the classes; --kind captions compares with the mean of a class's texts",
+    )
 
 
 def _rows(

@@ -17,7 +17,7 @@ from calmrl_lab.significance import compare, holm
 if TYPE_CHECKING:
     import pandas as pd
 
-_QUERY = ("query", "gallery", "scorer", "gallery_scenario", "item", "nth")
+_QUERY = ("query", "gallery", "gallery_scenario", "item", "nth")
 ALL = "all"
 
 
@@ -41,12 +41,14 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run], generator: np.rand
 
     Queries are paired by direction, item and caption; runs by seed, where both sides have several. Columns: query, gallery, first, second,
     difference, low, high, p, corrected (Holm, over the directions; 'all' is one question of its own), clear (interval and corrected p both
-    exclude zero), queries, groups, seeds. Queries that only one side has are left out: `unpaired` counts them. Raises CalmrlError for runs
-    that were not evaluated, were scored on different stores, or share no query.
+    exclude zero), queries, groups, seeds, and how each side compares pairs (first_score, second_score: cosine, overlap or both). Queries
+    that only one side has are left out: `unpaired` counts them. Raises CalmrlError for runs that were not evaluated, were scored on
+    different stores, or share no query, and for seeds of one method that were scored differently.
     """
     import pandas as pd
 
     joined, unpaired = _paired(first, second)
+    scores = {"first_score": _score(first), "second_score": _score(second)}
     hits = {name: 100 * recall(joined[f"greater_{name}"], joined[f"equal_{name}"], k) for name in ("first", "second")}
     rows = []
     parts = [(key, part.index) for key, part in joined.groupby(["query", "gallery"], sort=False)]
@@ -57,7 +59,7 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run], generator: np.rand
             {
                 "query": query, "gallery": gallery, "first": float(a.mean()), "second": float(b.mean()), "difference": found.value,
                 "low": found.low, "high": found.high, "p": found.p, "queries": len(index) // found.seeds, "groups": found.units,
-                "seeds": found.seeds, "unpaired": unpaired,
+                "seeds": found.seeds, "unpaired": unpaired, **scores,
             }
         )  # fmt: skip
     directions = {place: row["p"] for place, row in enumerate(rows) if row["query"] != ALL}
@@ -71,10 +73,10 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run], generator: np.rand
 def _paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[pd.DataFrame, int]:
     import pandas as pd
 
-    digests = {str(run.summary["store"]["digest"]) for run in (*first, *second)}
-    if len(digests) > 1:
+    if len({_scored_on(run) for run in (*first, *second)}) > 1:
         raise CalmrlError(
-            "the runs were trained on different stores, so their queries cannot be paired", hint="train both on one store"
+            "the runs were scored on different stores, so their queries cannot be paired",
+            hint="calmrl-lab evaluate both on one store",
         )
     by_seed = [{int(run.summary["seed"]): run for run in side} for side in (first, second)]
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
@@ -94,6 +96,21 @@ def _paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[pd.DataFrame, 
     if joined.empty:
         raise CalmrlError("the runs share no query", hint="evaluate both on the same split, directions and modalities")
     return joined, lost
+
+
+def _scored_on(run: Run) -> str:
+    """The digest of the store whose items were ranked, which need not be that of the training."""
+    return str((run.read_json("evaluation.json").get("store") or run.summary["store"])["digest"])
+
+
+def _score(runs: Sequence[Run]) -> str:
+    found = sorted({str(run.read_frame("scores.parquet")["scorer"].iloc[0]) for run in runs})
+    if len(found) > 1:
+        raise CalmrlError(
+            f"runs {', '.join(run.name for run in runs)} were scored differently: {' and '.join(found)}",
+            hint="calmrl-lab evaluate them with the same --score",
+        )
+    return found[0]
 
 
 def _numbered(scores: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,12 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
 Score = Literal["cosine", "overlap", "both"]
+# What a pair is compared by, in a sentence that begins with "compared by".
+SCORE_WORDS: dict[str, str] = {
+    "cosine": "the cosine of their embeddings",
+    "overlap": "the overlap of their posteriors under PPCA",
+    "both": "the overlap of their posteriors under PPCA plus the cosine of their embeddings",
+}
 
 
 class TrainConfig(BaseModel):

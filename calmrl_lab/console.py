@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 out = Console(soft_wrap=False, highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -21,11 +25,30 @@ def note(message: str) -> None:
 
 
 def emit(payload: Any, as_json: bool, render: Callable[[], None]) -> None:
-    """The result of a command: `payload` as one JSON document, or what `render` prints."""
+    """The result of a command: `payload` as one JSON document (null for numbers that are none), or what `render` prints."""
     if as_json:
-        sys.stdout.write(json.dumps(payload, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.write(json.dumps(_finite(payload), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
     else:
         render()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(table: Table) -> None:
+    """A table at its full width, its title on a line above: a narrow window folds lines, and no number is cut short."""
+    wide = Console(file=out.file, width=10_000, highlight=False, force_terminal=out.is_terminal)
+    if table.title:
+        wide.print(table.title, style="table.title")
+        table.title = None
+    wide.width = wide.measure(table).maximum
+    wide.print(table)
 
 
 class _PlainTicker:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.embedded import Embedded
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.gating import Gate
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.retrieval import expected_rank, recall
 from calmrl_lab.significance import interval
@@ -133,6 +134,47 @@ def shifts_by_pattern(anchors: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
+def with_predicted_gain(anchors: pd.DataFrame, embedded: Embedded, imputer: Any) -> pd.DataFrame:
+    """`anchors` with predicted_gain, what `imputer` expects calibration to bring an item (cos^2 with its true anchor), as a gate decides by.
+
+    Rows of items that `embedded` does not have get NaN; a column that is there already (gated runs) is kept.
+    """
+    if "predicted_gain" in anchors.columns:
+        return anchors
+    place = {item: index for index, item in enumerate(embedded.ids.tolist())}
+    gains = np.full(len(anchors), np.nan)
+    where = np.array([place.get(item, -1) for item in anchors["item"].tolist()])
+    patterns = anchors["pattern"].to_numpy()
+    for name in dict.fromkeys(patterns.tolist()):
+        rows = np.flatnonzero((patterns == name) & (where >= 0))
+        shown = torch.tensor([m in name.split("+") for m in embedded.modalities], device=embedded.mask.device)
+        mask = embedded.mask & shown
+        gain = Gate.gain(imputer, embedded.items, mask, embedded.filled(imputer, mask)).cpu().numpy()
+        gains[rows] = gain[where[rows]]
+    return anchors.assign(predicted_gain=gains)
+
+
+def shifts_by_gain(anchors: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
+    """Anchor shift before and after calibration in `bins` of equal size by predicted gain: whether the prediction tells what calibration helps.
+
+    Columns: bin, items, predicted_gain, shift_observed, shift_calibrated (means), closer (percent of the items whose shift fell).
+    `anchors` has predicted_gain (`with_predicted_gain`); rows without are left out.
+    """
+    import pandas as pd
+
+    names = ["bin", "items", "predicted_gain", "shift_observed", "shift_calibrated", "closer"]
+    anchors = anchors[anchors["predicted_gain"].notna()]
+    gain, before, after = (anchors[name].to_numpy() for name in ("predicted_gain", "shift_observed", "shift_calibrated"))
+    table = []
+    for number, chosen in enumerate(np.array_split(np.argsort(gain, kind="stable"), min(bins, len(gain)) or 1)):
+        if not len(chosen):
+            continue
+        row = {"bin": number, "items": len(chosen), "predicted_gain": float(gain[chosen].mean())}
+        row |= {"shift_observed": float(before[chosen].mean()), "shift_calibrated": float(after[chosen].mean())}
+        table.append({**row, "closer": 100 * float((after[chosen] < before[chosen]).mean())})
+    return pd.DataFrame(table, columns=names)
+
+
 def with_anchor_facts(scores: pd.DataFrame, anchors: pd.DataFrame) -> pd.DataFrame:
     """`scores` with the numbers of `anchors` beside them, in the mean over the patterns of an item, to slice by."""
     taken = set(scores.columns) | {"item"}
@@ -192,7 +234,7 @@ def slices(scores: pd.DataFrame, by: str, generator: np.random.Generator, bins: 
     table = []
     for name, part in frame.groupby(values, sort=bool(numeric), dropna=False, observed=True):
         hits = 100 * recall(part["greater"].to_numpy(), part["equal"].to_numpy(), k)
-        found = interval(hits, generator, part["group"].to_numpy())
+        found = interval(hits, generator, part["group"].to_numpy(), top=100)
         row = {"slice": _slice_name(name, part[by]), "queries": len(part), "groups": found.units}
         table.append({**row, "recall": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(table)
@@ -240,6 +282,6 @@ def chance_warning(scores: pd.DataFrame) -> str | None:
     named = ", ".join(f"{row.query}->{row.gallery}" for row in low.head(4).itertuples())
     more = f" and {len(low) - 4} more" if len(low) > 4 else ""
     return (
-        f"AT CHANCE LEVEL: {len(low)} of {len(levels)} directions rank no better than a random order ({named}{more}); "
+        f"AT CHANCE LEVEL: {len(low)} of {len(levels)} directions cannot be told from a random order ({named}{more}); "
         "check that the right weights and the right store were loaded"
     )

@@ -24,7 +24,21 @@ from calmrl_lab.scorers.base import Scorer, make_scorer
 from calmrl_lab.streamed import table_for
 
 if TYPE_CHECKING:
+    from calmrl_lab.latent import LatentMaps
     from calmrl_lab.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the same items say about the latent vector of the PPCA that a run started from, [N, k, q] and [R_j, q] float64 as in `Embedded`.
+
+    `weight` is that of a cosine beside the overlap; None if the run chose none.
+    """
+
+    maps: LatentMaps
+    weight: float | None
+    items: Float[Tensor, "n k q"]
+    rows: tuple[Float[Tensor, "r q"], ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,8 @@ class Embedded:
     """N items of k modalities as unit-norm embeddings.
 
     `items` [N, k, d] is the first row of every modality, zero where `mask` [N, k] is False; `rows[j]` [R_j, d] are all rows of
-    modality j, that of item i where `owners[j]` is i. `labels` are those of the store, a string an item.
+    modality j, that of item i where `owners[j]` is i. `labels` are those of the store, a string an item. `evidence` is there where it was
+    asked for and the run started from PPCA.
     """
 
     modalities: tuple[str, ...]
@@ -43,6 +58,7 @@ class Embedded:
     rows: tuple[Float[Tensor, "r d"], ...]
     owners: tuple[Int[Tensor, " r"], ...]
     labels: dict[str, np.ndarray]
+    evidence: Evidence | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,30 +91,49 @@ class RunSpace:
 
     @classmethod
     def open(cls, run: Run | Path | str, store: FeatureStore | Path | str | None = None, device: str = "auto") -> RunSpace:
-        """`run` over the store it was trained on, or over `store`. Raises CalmrlError for an unfinished run or a store that does
-        not fit its heads."""
+        """`run` over the store it was trained on, or over `store`. Raises CalmrlError for an unfinished run, a store that has changed
+        since it was trained on, and one that does not fit its heads."""
         from calmrl_lab.store import FeatureStore
 
         run = run if isinstance(run, Run) else Run.open(run)
-        config = run.config
         # Reading the summary refuses a run that has not finished.
-        assert run.summary is not None
+        config, summary = run.config, run.summary
         source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
+        if store is None and source.digest != summary["store"]["digest"]:
+            raise CalmrlError(
+                f"store '{config.store}' has changed since run '{run.path}' was trained on it",
+                hint="train the run again, or name the store with --store",
+            )
         place = resolve(device)
         heads = run.load_heads().to(place)
         table = table_for(source, heads.dims, str(place), config.memory)
         return cls(run, heads, table, source, splits_of(source, config))
 
-    def embed(self, split: str | None = "test") -> Embedded:
-        """The items of one split (None: of all). Raises CalmrlError if there are none."""
+    def items_of(self, split: str | None) -> Int[np.ndarray, " n"]:
+        """Positions of the items of one split (None: of all). Raises CalmrlError if there are none."""
         chosen = np.arange(len(self.table)) if split is None else np.flatnonzero(self.splits == split)
         if len(chosen) == 0:
             raise CalmrlError(
                 f"store '{self.store.path}' has no items in split '{split}'",
                 hint=f"it has: {', '.join(np.unique(self.splits))}",
             )
+        return chosen
+
+    def embed(self, split: str | None = "test", evidence: bool = False) -> Embedded:
+        """The items of one split (None: of all), with their `evidence` if asked for. Raises CalmrlError if there are none."""
+        chosen = self.items_of(split)
         labels = {name: np.asarray(values)[chosen] for name, values in self.store.labels.items()}
-        return replace(embed(self.heads, self.table.select(chosen).in_memory()), labels=labels)
+        table = self.table.select(chosen).in_memory()
+        return replace(embed(self.heads, table), labels=labels, evidence=self._evidence(table) if evidence else None)
+
+    def _evidence(self, table: FeatureTable) -> Evidence | None:
+        if not self.run.has_latent():
+            return None
+        maps = self.run.load_latent()
+        first = [maps.evidence(j, rows) for j, rows in enumerate(table.first_rows())]
+        items = torch.stack(first, dim=1).masked_fill(~table.mask.unsqueeze(-1), 0.0)
+        rows = tuple(maps.evidence(j, rows) for j, rows in enumerate(table.rows))
+        return Evidence(maps, self.run.summary.get("cosine_weight"), items, rows)
 
     def scorer(self, name: str, query: str, modalities: Sequence[str]) -> Scorer:
         """`make_scorer` with what this run has trained for it."""

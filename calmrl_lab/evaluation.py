@@ -18,18 +18,19 @@ from calmrl_lab.anchors import anchor_report
 from calmrl_lab.batches import FeatureTable, joined
 from calmrl_lab.config import Score, TrainConfig
 from calmrl_lab.devices import resolve
+from calmrl_lab.embedded import RunSpace
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.feeding import Table, open_data, splits_of, training_items
+from calmrl_lab.feeding import Table, open_data, training_items
 from calmrl_lab.filling import SAMPLED, encode, stack
 from calmrl_lab.gating import achieved, gated_columns
 from calmrl_lab.imputers import imputers
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.missingness import pattern_names
-from calmrl_lab.pair_scores import OverlapAndCosine
+from calmrl_lab.pair_scores import OverlapAndCosine, pair_model
 from calmrl_lab.registry import nearest
-from calmrl_lab.retrieval import Ranks, rank_both
+from calmrl_lab.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
 from calmrl_lab.runs import Run
-from calmrl_lab.streamed import table_for
+from calmrl_lab.significance import interval
 from calmrl_lab.tempering import held_out_errors
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ CONTROLS = ("mean", "random")
 class Evaluation:
     """What `evaluate` computed: a row a query (`scores`), a row an imputed entry (`imputation`), a row an item (`anchors`).
 
-    `coverage` says what was asked at all (as in evaluation.json): `split`, `items` in it, `empty_items` that show no modality, `directions`
-    with the number of `queries` that were ranked, `without_positive` that were left out and the `gallery_size`, and `unserved`
-    directions, of which no item has both modalities. A gated run adds `gate`: how many items were scored, left uncalibrated and harmed,
-    and the harm rate with patterns as frequent as in training.
+    `coverage` says what was asked at all (as in evaluation.json): the `score` that pairs were compared by, the `store` (dataset and digest),
+    `split`, `items` in it, `empty_items` that show no modality, `directions` with the number of `queries` that were ranked,
+    `without_positive` that were left out and the `gallery_size`, and `unserved` directions, of which no item has both modalities. A gated
+    run adds `gate`: how many items were scored, left uncalibrated and harmed, and the harm rate with patterns as frequent as in training.
     """
 
     run: Run
@@ -59,22 +60,25 @@ class Evaluation:
     coverage: dict[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """A row a direction: Recall@1/5/10 (percent, ties as expected under a random order), median rank, queries.
+        """A row a direction: Recall@1/5/10 (percent) with 95 % intervals over groups of queries (low_1, high_1, ...), median and mean rank,
+        MRR, nDCG, queries; ties as expected under a random order.
 
         `without_positive` counts the query rows that were left out because their item lacks the gallery's modality.
         """
         import pandas as pd
 
-        from calmrl_lab.retrieval import recall
-
         left_out = {(row["query"], row["gallery"]): row["without_positive"] for row in self.coverage["directions"]}
-        rows = []
+        generator, rows = np.random.default_rng(0), []
         for (query, gallery), part in self.scores.groupby(["query", "gallery"], sort=False):
-            greater, equal = part["greater"].to_numpy(), part["equal"].to_numpy()
-            row = {"query": query, "gallery": gallery}
-            row |= {f"recall_at_{k}": 100 * float(recall(greater, equal, k).mean()) for k in (1, 5, 10)}
-            row |= {"median_rank": float(np.median(1 + greater + equal / 2)), "queries": len(part)}
-            row["without_positive"] = left_out[query, gallery]
+            greater, equal, group = (part[name].to_numpy() for name in ("greater", "equal", "group"))
+            row: dict[str, Any] = {"query": query, "gallery": gallery}
+            for k in (1, 5, 10):
+                found = interval(100 * recall(greater, equal, k), generator, group, top=100)
+                row |= {f"recall_at_{k}": found.value, f"low_{k}": found.low, f"high_{k}": found.high}
+            ranks = expected_rank(greater, equal)
+            row |= {"median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
+            row |= {"mrr": float(reciprocal_rank(greater, equal).mean()), "ndcg": float(discounted_gain(greater, equal).mean())}
+            row |= {"queries": len(part), "without_positive": left_out[query, gallery]}
             row["chance_recall_at_1"] = 100 * float((part["positives"] / part["candidates"]).mean())
             rows.append(row)
         return pd.DataFrame(rows)
@@ -98,36 +102,29 @@ def evaluate(
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
     a direction that was asked for and that no item can serve, or no direction at all.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    config, summary = run.config, run.summary
-    heads, table, source = _load(run, config, store, device)
-    if store is None and source.digest != summary["store"]["digest"]:
-        raise CalmrlError(
-            f"store '{config.store}' has changed since run '{run.path}' was trained on it",
-            hint="train the run again, or name the store to score with --store",
-        )
-    splits = splits_of(source, config)
-    if not (splits == split).any():
-        raise CalmrlError(
-            f"store '{source.path}' has no items in split '{split}'", hint=f"it has: {', '.join(np.unique(splits))}"
-        )
-    held_out = table.select(np.flatnonzero(splits == split)).in_memory()
+    space = RunSpace.open(run, store, device)
+    run, config, heads, table = space.run, space.run.config, space.heads, space.table
+    held_out = table.select(space.items_of(split)).in_memory()
     asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
     score = score or config.score
     if score == "cosine":
         scores = _ranks(heads, held_out, asked)
     else:
-        compared = run.load_latent() if score == "overlap" else _overlap_and_cosine(run, heads)
-        scores = _compared(compared, score, held_out, asked)
+        scores = _compared(pair_model(run, heads, score), score, held_out, asked)
     imputation = anchors = None
-    if store is None and imputers.get(config.impute).fills:
-        train_table, validation, replay = _seen(table, splits, config, device)
+    # An ensemble has no imputer of its own, whatever its members were trained with.
+    if store is None and imputers.get(run.summary["imputer"]).fills:
+        train_table, validation, replay = _seen(table, space.splits, config, device)
         if not bool(train_table.mask.all()):
             imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split, replay)
-    coverage = _coverage(held_out, split, asked, unserved)
+    scored_on = {"dataset": space.store.dataset, "digest": space.store.digest}
+    coverage = {"score": score, "store": scored_on, **_coverage(held_out, split, asked, unserved)}
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
+    # What an earlier evaluation left must not be taken for part of this one, also if this one is killed here.
+    for name in ("scores.parquet", "imputation.parquet", "anchors.parquet"):
+        (run.path / name).unlink(missing_ok=True)
     for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
         if frame is not None:
             run.write_frame(name, frame)
@@ -135,17 +132,6 @@ def evaluate(
     # Last: a run that has scores was evaluated to the end, whenever it was killed.
     run.write_frame("scores.parquet", scores)
     return Evaluation(run, scores, imputation, anchors, coverage)
-
-
-def _load(
-    run: Run, config: TrainConfig, store: FeatureStore | str | Path | None, device: str
-) -> tuple[AnyHeads, Table, FeatureStore]:
-    from calmrl_lab.store import FeatureStore
-
-    source = store if isinstance(store, FeatureStore) else FeatureStore.open(config.store if store is None else store)
-    place = resolve(device)
-    heads = run.load_heads().to(place)
-    return heads, table_for(source, heads.dims, str(place), config.memory), source
 
 
 def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) -> tuple[Table, FeatureTable, list[FeatureTable]]:
@@ -168,7 +154,8 @@ def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | No
                 )
         if query == gallery:
             raise CalmrlError(f"direction {query}->{gallery} compares a modality with itself")
-    return [(query, gallery) for query, gallery in asked]
+    # Asked for twice, a direction is still one: its queries must not count twice.
+    return list(dict.fromkeys((query, gallery) for query, gallery in asked))
 
 
 def _served(
@@ -233,15 +220,6 @@ def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str,
         ):
             done[q, g] = _ranked(table, q, g, "cosine", owner, ranks)
     return pd.concat([done[direction] for direction in directions], ignore_index=True)
-
-
-def _overlap_and_cosine(run: Run, heads: AnyHeads) -> OverlapAndCosine:
-    maps, weight = run.load_latent(), run.summary.get("cosine_weight")
-    if weight is None:
-        raise CalmrlError(
-            f"run '{run.path}' chose no weight for score 'both'", hint="train with --score both, or score by overlap"
-        )
-    return OverlapAndCosine(maps, heads, weight)
 
 
 @torch.no_grad()

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from calmrl_lab.config import SCORE_WORDS
 from calmrl_lab.embedded import Embedded, RunSpace
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
-from calmrl_lab.runs import Run, write_atomically
+from calmrl_lab.runs import Run, is_temporary, write_atomically
 from calmrl_lab.search import Index, Kind, build_index, recall_against_exact
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _PROBES, _PROBED = 1000, 10
+# What an index folder may hold: one with nothing else is an index, also if its writer was killed before gallery.json.
+_FILES = frozenset({"gallery.json", "index.faiss", "items.parquet", "heads.safetensors", "recall.csv", "recall.svg"})
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,18 @@ class Gallery:
     items: pd.DataFrame
 
     @classmethod
-    def open(cls, path: Path | str) -> Gallery:
-        """A gallery that `build_gallery` wrote. Raises CalmrlError if it is none, damaged, or of another version."""
+    def open(cls, path: Path | str, gpus: int = 0) -> Gallery:
+        """A gallery that `build_gallery` wrote, on the CPU or shared out among `gpus` GPUs.
+
+        Raises CalmrlError if it is none, damaged, or of another version, and for GPUs that FAISS does not see.
+        """
         path = Path(path)
         try:
             facts = json.loads((path / "gallery.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CalmrlError(f"'{path}' is no index: it has no gallery.json", hint="calmrl-lab index writes one") from None
+            raise CalmrlError(
+                f"'{path}' is no finished index: it has no gallery.json", hint="calmrl-lab index writes one"
+            ) from None
         except (OSError, ValueError) as error:
             raise CalmrlError(
                 f"'{path / 'gallery.json'}' is damaged: {error}", hint="calmrl-lab index writes it anew"
@@ -57,7 +65,7 @@ class Gallery:
         items = Run(path).read_frame("items.parquet")
         if len(items) != len(index):
             raise CalmrlError(f"index '{path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
-        return cls(path, facts, index, items)
+        return cls(path, facts, index.on_gpus(gpus) if gpus else index, items)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -72,7 +80,10 @@ class Gallery:
                 hint=f"it has: {', '.join(self.modalities)}",
             )
         heads = Run(self.path).load_heads()
-        wide = np.atleast_2d(np.asarray(features, dtype=np.float32))
+        given = np.asarray(features)
+        if given.dtype.kind not in "fiu":
+            raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
+        wide = np.atleast_2d(given.astype(np.float32))
         if wide.ndim != 2 or wide.shape[1] != heads.dims[modality]:
             raise CalmrlError(
                 f"features of '{modality}' have {heads.dims[modality]} values, got an array of shape {list(wide.shape)}"
@@ -86,7 +97,7 @@ class Gallery:
         """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
         import pandas as pd
 
-        found = self.index.search(vectors, k, effort)
+        found = self.index.search(vectors, min(k, len(self.index)), effort)
         query, rank = np.nonzero(found.positions >= 0)
         about = self.items.iloc[found.positions[query, rank]].reset_index(drop=True)
         return pd.concat([pd.DataFrame({"query": query, "rank": rank + 1, "score": found.scores[query, rank]}), about], axis=1)
@@ -98,7 +109,7 @@ def build_gallery(
     store: FeatureStore | Path | str | None = None,
     split: str | None = None,
     modalities: Sequence[str] | None = None,
-    scorer: str = "centroid",
+    scorer: str | None = None,
     calibrate: bool = False,
     kind: Kind = "flat",
     options: Mapping[str, int] | None = None,
@@ -107,22 +118,32 @@ def build_gallery(
 ) -> Gallery:
     """Index the items of a store (default: all of the run's own) under the heads of `run`, and write the folder `out`.
 
-    An item is the vector `scorer` makes of what it shows of `modalities` (default: all); `calibrate` fills its gaps with the run's imputer
-    first. Items that show none of them are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the
-    true ten nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 embeddings of the store's own rows;
-    recall.csv and recall.svg show it for more and for less effort.
-    Raises CalmrlError for scorers that make no vector of an item, unknown modalities, a run without imputer if `calibrate`, and an
-    existing folder that is no index.
+    An item is the vector `scorer` makes of what it shows of `modalities` (default: all), the centroid by default; `calibrate` fills its
+    gaps with the run's imputer first. Items that show none of them are left out and counted (`left_out`). The index compares by cosine: a
+    run that compares pairs otherwise (gallery.json names its `run_score`) is indexed only if a scorer is asked for. For approximate
+    indexes, gallery.json keeps the share of the true ten nearest items that a search finds (`recall_against_exact`), measured with up to
+    1,000 embeddings of the store's own rows; recall.csv and recall.svg show it for more and for less effort, on the CPU. `gpus` are used to
+    build the index; the folder is the same.
+    Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, a run without imputer if `calibrate`, a run
+    that does not compare by cosine if no scorer is named, and an existing folder that is no index.
     """
     import pandas as pd
 
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / "gallery.json").is_file():
-        raise CalmrlError(f"'{out}' exists and is not an index", hint="choose another --out")
+    _check_folder(out)
     space = RunSpace.open(run, store, device)
+    score = space.run.config.score
+    if scorer is None and score != "cosine":
+        raise CalmrlError(
+            f"run '{space.run.path}' compares pairs by {SCORE_WORDS[score]}, which takes other vectors in every direction, and an index "
+            "holds one vector an item",
+            hint="--scorer centroid indexes the cosines of its heads all the same",
+        )
+    scorer = scorer or "centroid"
     embedded = space.embed(split)
     vectors, shown, names = _vectors(space, embedded, modalities, scorer, calibrate)
-    index = build_index(vectors, kind, options, gpus)
+    # Built on GPUs or not: what is measured below is what a search will open.
+    index = build_index(vectors, kind, options, gpus).on_cpu()
     folder = Run(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -139,9 +160,10 @@ def build_gallery(
         "kind": kind,
         "options": dict(options or {}),
         "scorer": scorer,
+        "run_score": score,
         "calibrated": calibrate,
         "modalities": list(names),
-        "encoders": {m: _encoder(space.store, m) for m in embedded.modalities},
+        "encoders": {m: encoder_of(space.store, m) for m in embedded.modalities},
         "dim": vectors.shape[1],
         "items": len(shown),
         "left_out": len(embedded) - len(shown),
@@ -161,10 +183,26 @@ def build_gallery(
     return Gallery.open(out)
 
 
+def _check_folder(out: Path) -> None:
+    """CalmrlError if `out` is there and is no index, whole or unfinished."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CalmrlError(f"'{out}' exists and is not a folder", hint="choose another --out")
+    others = [inner.name for inner in out.iterdir() if inner.name not in _FILES and not is_temporary(inner.name)]
+    if others and not (out / "gallery.json").is_file():
+        raise CalmrlError(f"'{out}' exists and is not an index: it holds {others[0]}", hint="choose another --out")
+
+
 def _vectors(
     space: RunSpace, embedded: Embedded, modalities: Sequence[str] | None, scorer: str, calibrate: bool
 ) -> tuple[Float[np.ndarray, "g d"], np.ndarray, tuple[str, ...]]:
-    names = tuple(modalities or embedded.modalities)
+    names = tuple(embedded.modalities if modalities is None else modalities)
+    if not names or len(set(names)) < len(names):
+        raise CalmrlError(
+            f"items are made of one modality or several different ones, got '{','.join(names)}'",
+            hint=f"the run has: {', '.join(embedded.modalities)}",
+        )
     for name in names:
         if name not in embedded.modalities:
             raise CalmrlError(
@@ -193,7 +231,8 @@ def _vectors(
     return maker.vectors(items, mask)[shown].float().cpu().numpy(), np.flatnonzero(shown.cpu().numpy()), names
 
 
-def _encoder(store: FeatureStore, modality: str) -> dict[str, str]:
+def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
+    """Name and fingerprint of the encoder that made a modality of `store`."""
     entry = next(entry for entry in store.attributes["modalities"] if entry["name"] == modality)
     return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
 

@@ -75,7 +75,7 @@ class LatentMaps:
         belong to one item than to two. Unlike a cosine it knows how sure each modality is, and in which directions.
         """
         h, g = self.evidence(query, queries), self.evidence(gallery, candidates)
-        both, alone = self._covariance(query, gallery), self._covariance(gallery)
+        both, alone = self.covariance(query, gallery), self.covariance(gallery)
         own = 0.5 * ((g @ both.to(g.device) - g @ alone.to(g.device)) * g).sum(dim=1, keepdim=True)
         return torch.cat([h @ both.to(h.device), torch.ones_like(h[:, :1])], dim=1), torch.cat([g, own], dim=1)
 
@@ -85,12 +85,13 @@ class LatentMaps:
         """log p(x, y) - log p(x) - log p(y) of all pairs (nats); `compared` leaves out what only depends on the query."""
         left, right = self.compared(query, gallery, queries, candidates)
         h = self.evidence(query, queries)
-        both, alone = self._covariance(query, gallery), self._covariance(query)
+        both, alone = self.covariance(query, gallery), self.covariance(query)
         own = 0.5 * ((h @ both.to(h.device) - h @ alone.to(h.device)) * h).sum(dim=1, keepdim=True)
-        volume = [torch.linalg.slogdet(self._covariance(*seen))[1] for seen in ((query, gallery), (query,), (gallery,))]
+        volume = [torch.linalg.slogdet(self.covariance(*seen))[1] for seen in ((query, gallery), (query,), (gallery,))]
         return left @ right.T + own + 0.5 * (volume[0] - volume[1] - volume[2])
 
-    def _covariance(self, *observed: int) -> Float[Tensor, "q q"]:
+    def covariance(self, *observed: int) -> Float[Tensor, "q q"]:
+        """Posterior covariance of the latent vector given these modalities, whatever their values."""
         eye = torch.eye(self.latent_dim, dtype=torch.float64)
         return torch.linalg.inv(eye + self.precisions[list(observed)].sum(dim=0))
 

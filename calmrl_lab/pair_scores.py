@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.batches import FeatureTable
+from calmrl_lab.errors import CalmrlError
 from calmrl_lab.joined_heads import AnyHeads
 from calmrl_lab.latent import LatentMaps
 from calmrl_lab.validation import mean_ranks, validation_score
+
+if TYPE_CHECKING:
+    from calmrl_lab.runs import Run
 
 # Weights of a cosine beside the overlap (nats) that validation chooses among: inverse temperatures, down to one that changes little.
 BESIDE_OVERLAP: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
@@ -36,6 +41,21 @@ class OverlapAndCosine:
         left, right = self.maps.compared(query, gallery, queries, candidates)
         ours, theirs = self.heads.project(query, queries), self.heads.project(gallery, candidates)
         return torch.cat([left, self.weight * ours.double()], dim=1), torch.cat([right, theirs.double()], dim=1)
+
+
+def pair_model(run: Run, heads: AnyHeads, score: str) -> LatentMaps | OverlapAndCosine:
+    """What compares pairs by `score` 'overlap' or 'both' for a run with these `heads`.
+
+    Raises CalmrlError for a run that did not start by PPCA, and for 'both' if it chose no weight.
+    """
+    maps, weight = run.load_latent(), run.summary.get("cosine_weight")
+    if score == "overlap":
+        return maps
+    if weight is None:
+        raise CalmrlError(
+            f"run '{run.path}' chose no weight for score 'both'", hint="train with --score both, or score by overlap"
+        )
+    return OverlapAndCosine(maps, heads, weight)
 
 
 def choose_weights(

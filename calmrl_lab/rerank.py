@@ -95,7 +95,7 @@ def rerank_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (query, gallery, scorer), part in frame.groupby(["query", "gallery", "scorer"], sort=False):
         hits = {k: 100 * recall(part["greater"].to_numpy(), part["equal"].to_numpy(), k) for k in (1, 5, 10)}
-        found = interval(hits[1], np.random.default_rng(0), part["group"].to_numpy())
+        found = interval(hits[1], np.random.default_rng(0), part["group"].to_numpy(), top=100)
         row = {
             "query": query,
             "gallery": gallery,

@@ -49,6 +49,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise CalmrlError(f"'{path}' cannot be written: {error.strerror or error}") from None
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name was left by `write_atomically` of a process that was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def environment() -> dict[str, Any]:
     """Versions and platform, for the record (no host name, no user name, no absolute path)."""
     versions = {}
@@ -77,7 +82,7 @@ class Run:
     def create(cls, path: Path, config: TrainConfig) -> Run:
         """A new directory with config.yaml and environment.json. CalmrlError if a finished or foreign directory is in the way."""
         # A process that was killed while it wrote leaves the temporary file of `write_atomically`: that is ours.
-        found = [inner for inner in path.iterdir() if not _TEMPORARY.fullmatch(inner.name)] if path.is_dir() else []
+        found = [inner for inner in path.iterdir() if not is_temporary(inner.name)] if path.is_dir() else []
         if found and not (path / "config.yaml").exists():
             raise CalmrlError(f"'{path}' exists and is not a run", hint="choose another --name or --runs folder")
         try:
@@ -140,6 +145,15 @@ class Run:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The mapping in a JSON file of this run; empty if there is none. CalmrlError if it is damaged."""
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise CalmrlError(f"'{self.path / name}' is damaged: {error}") from None
 
     def append(self, name: str, line: str) -> None:
         """Add one line to a log of this run."""
@@ -218,11 +232,15 @@ class Run:
         """latent.safetensors: the PPCA of the features that the heads started from."""
         self.write_tensors("latent.safetensors", maps.state(), {"modalities": json.dumps(maps.modalities)})
 
+    def has_latent(self) -> bool:
+        """Whether the heads of this run started from PPCA of the features."""
+        return (self.path / "latent.safetensors").is_file()
+
     def load_latent(self) -> LatentMaps:
         """The PPCA of the features that the heads started from; CalmrlError if they started from something else."""
         from calmrl_lab.latent import LatentMaps
 
-        if not (self.path / "latent.safetensors").is_file():
+        if not self.has_latent():
             raise CalmrlError(
                 f"run '{self.path}' has no PPCA of its features, which score 'overlap' needs", hint="train with --init ppca"
             )

@@ -52,6 +52,7 @@ def interval(
     seeds: np.ndarray | None = None,
     replicates: int = REPLICATES,
     level: float = LEVEL,
+    top: float | None = None,
 ) -> Interval:
     """Mean of `values` with a percentile bootstrap interval.
 
@@ -59,13 +60,28 @@ def interval(
     `seeds` [n]: the run each row comes from; seeds are drawn too, independently of groups, so that the interval covers another seed
     as well as other queries (Owen, Annals of Applied Statistics 1, 2007; slightly too wide rather than too narrow). The mean
     of a seed's rows is averaged over seeds.
+    `top`: the values are shares between 0 and `top` (100 for percent); see `share_limits`.
     Raises CalmrlError for no values, NaN, or arrays of different length.
     """
     table = _Table.of(values, groups, seeds)
     value = table.mean(np.ones((1, table.units)), np.ones((1, table.runs)))[0]
     draws = table.resampled(generator, replicates)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high), table.units, table.runs)
+    low, high = (float(limit) for limit in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+    if top is not None:
+        low, high = share_limits(low, high, table.units, top, level)
+    return Interval(float(value), low, high, table.units, table.runs)
+
+
+def share_limits(low: float, high: float, units: int, top: float = 1.0, level: float = LEVEL) -> tuple[float, float]:
+    """Bootstrap limits of a share between 0 and `top`, widened where all of `units` groups are at one end.
+
+    Resamples of nothing but failures (or hits) have no spread, which is no certainty: the limit is then the exact binomial one for that
+    many draws (Clopper and Pearson, Biometrika 26, 1934), close to 3.7 / units for a level of 95 %.
+    """
+    least = ((1 - level) / 2) ** (1 / units)
+    if high <= 0:
+        return low, top * (1 - least)
+    return (top * least, high) if low >= top else (low, high)
 
 
 def compare(

@@ -193,10 +193,13 @@ def _rounding(like: Tensor) -> float:
     """Relative error of a float32 inner product that no product will exceed.
 
     8 sqrt(d) u is exceeded with a probability below 1e-13 (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, Theorem 2.4); what
-    is seen is a tenth of it. Where products may be taken in TF32 or bfloat16, the unit roundoff u is theirs.
+    is seen is a tenth of it. Where products may be taken in TF32 or bfloat16 (`torch.set_float32_matmul_precision`, on processors and
+    on GPUs), the unit roundoff u is theirs.
     """
-    reduced = like.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    unit = 2.0**-8 if reduced else 2.0**-24
+    backend = torch.backends.cuda if like.device.type == "cuda" else torch.backends.mkldnn
+    asked = backend.matmul.fp32_precision
+    precision = torch.backends.fp32_precision if asked == "none" else asked  # type: ignore[attr-defined]
+    unit = 2.0**-24 if precision in ("none", "ieee") else 2.0**-8
     return 8 * like.shape[1] ** 0.5 * unit
 
 

@@ -1,15 +1,19 @@
 """Evaluation of a run: what is ranked, what is imputed, what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from calmrl_lab.batches import load_table
+from calmrl_lab.classification import classify_run
+from calmrl_lab.curves import run_curves
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation import evaluate
-from calmrl_lab.filling import encode
+from calmrl_lab.gallery import build_gallery
 from calmrl_lab.runs import Run
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training import train_heads
@@ -41,12 +45,19 @@ def test_every_ordered_pair_of_modalities_is_a_direction(evaluation):
 def test_ranks_equal_a_plain_sort(run, evaluation, small_store):
     table = load_table(FeatureStore.open(small_store), FOUR)
     test = table.select(np.flatnonzero(FeatureStore.open(small_store).split == "test"))
-    embeddings = encode(run.load_heads(), test)
-    scores = embeddings[2].double() @ embeddings[0].double().T
-    greater = (scores > scores.diagonal()[:, None]).sum(dim=1).numpy()
+    heads = run.load_heads()
+    with torch.no_grad():
+        caption, vision = (heads.project(index, test.rows[index]).double() for index in (2, 0))
+    scores = (caption @ vision.T).numpy()
+    order = np.argsort(-scores, axis=1)
+    place = np.argmax(order == np.arange(len(test))[:, None], axis=1)
     part = evaluation.scores.query("query == 'caption' and gallery == 'vision'").set_index("item").loc[test.ids]
-    assert np.abs(part["greater"].to_numpy() - greater).max() <= 1  # float32 against float64
-    assert (part["greater"].to_numpy() != greater).mean() < 0.05
+    assert part["greater"].tolist() == place.tolist()
+    row = evaluation.table().set_index(["query", "gallery"]).loc["caption", "vision"]
+    assert row["recall_at_5"] == pytest.approx(100 * (place < 5).mean())
+    assert row["low_5"] <= row["recall_at_5"] <= row["high_5"]
+    assert (row["median_rank"], row["mean_rank"]) == (np.median(place + 1), pytest.approx((place + 1).mean()))
+    assert (row["mrr"], row["ndcg"]) == pytest.approx(((1 / (place + 1)).mean(), (1 / np.log2(place + 2)).mean()))
 
 
 def test_a_direction_counts_only_items_that_have_both(run, small_store, tmp_path):
@@ -132,6 +143,50 @@ def test_anchor_shifts_keep_their_proven_bounds(evaluation):
     assert len(frame) == 75 * 6
     assert (frame["lower"] <= frame["shift_observed"] + 1e-6).all()
     assert (frame["shift_observed"] <= frame["upper"] + 1e-6).all()
+
+
+def test_what_was_scored_and_how_is_on_record(evaluation, run, small_store):
+    found = json.loads((run.path / "evaluation.json").read_text())
+    assert found["score"] == "cosine"
+    assert found["store"] == {"dataset": "openmoji", "digest": FeatureStore.open(small_store).digest}
+
+
+def test_a_direction_that_is_asked_twice_counts_once(run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    assert evaluate(copy, [("caption", "vision")] * 2).table()["queries"].tolist() == [75]
+
+
+class Killed(BaseException):
+    """A process that ends in the middle."""
+
+
+def test_an_evaluation_that_is_killed_leaves_no_scores(run, evaluation, tmp_path, monkeypatch):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(Run, "write_json", killed)
+    with pytest.raises(Killed):
+        evaluate(copy, split="validation")
+    assert not (copy.path / "scores.parquet").exists()
+
+
+def test_nothing_of_an_earlier_evaluation_stays(evaluation, run, tmp_path, small_store):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    assert (copy.path / "anchors.parquet").is_file()
+    evaluate(copy, [("caption", "vision")], store=small_store)
+    assert not (copy.path / "anchors.parquet").exists()
+    assert not (copy.path / "imputation.parquet").exists()
+
+
+@pytest.mark.parametrize("ask", [evaluate, run_curves, classify_run, lambda run: build_gallery(run, run.path / "index")])
+def test_a_store_that_has_changed_since_training_is_refused(run, tmp_path, ask):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    summary = copy.summary
+    copy.write_json("summary.json", {**summary, "store": {**summary["store"], "digest": "another"}})
+    with pytest.raises(CalmrlError, match="has changed since run"):
+        ask(copy)
 
 
 def test_the_files_hold_what_was_returned(evaluation, run):

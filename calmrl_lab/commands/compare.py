@@ -51,10 +51,14 @@ def _print(table: pd.DataFrame, first: str, second: str, k: int) -> None:
             f"{row['second']:.1f}",
             f"[bold]{difference}[/bold]" if row["clear"] else difference,
             f"{row['low']:+.2f} to {row['high']:+.2f}",
-            f"{row['corrected']:.3f}",
+            "< .001" if row["corrected"] < 0.001 else f"{row['corrected']:.3f}",
         )
-    console.out.print(shown)
+    console.show(shown)
     last = table.iloc[-1]
+    if last["first_score"] != last["second_score"]:
+        console.out.print(
+            f"{first} compares pairs by {last['first_score']}, {second} by {last['second_score']}", soft_wrap=True
+        )
     seeds = f"{last['seeds']} seeds as a random effect" if last["seeds"] > 1 else "one seed: another one may differ"
     console.out.print(
         f"{last['groups']} groups of queries, {seeds}; bold: interval and corrected p exclude zero", soft_wrap=True

@@ -95,24 +95,37 @@ def _print_rerank(table: Any) -> None:
     for heading in ("query", "gallery", "scorer", "R@1 % (95 %)", "R@5 %", "R@10 %", "queries"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery", "scorer") else "right")
     for row in table.itertuples(index=False):
-        first = f"{row.recall_at_1:.1f} ({row.low:.1f}, {row.high:.1f})"
         later = (f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", str(row.queries))
-        shown.add_row(row.query, row.gallery, row.scorer, first, *later)
+        shown.add_row(row.query, row.gallery, row.scorer, _with_interval(row.recall_at_1, row.low, row.high), *later)
     console.out.print()
-    console.out.print(shown)
+    console.show(shown)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} ({low:.1f}, {high:.1f})"
 
 
 def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> None:
     from rich.table import Table
 
+    from calmrl_lab.config import SCORE_WORDS
+
     shown = Table(box=None, pad_edge=False)
-    for heading in ("query", "gallery", "R@1 %", "R@5 %", "R@10 %", "median rank", "queries", "left out", "chance R@1 %"):
+    ranks = ("median", "mean", "MRR", "nDCG")
+    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "R@5 %", "R@10 %", *ranks, "queries", "left out"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery") else "right")
     for row in table.itertuples(index=False):
-        numbers = (row.recall_at_1, row.recall_at_5, row.recall_at_10, row.median_rank)
-        counts = (str(row.queries), str(row.without_positive))
-        shown.add_row(row.query, row.gallery, *(f"{n:.1f}" for n in numbers), *counts, f"{row.chance_recall_at_1:.2f}")
-    console.out.print(shown)
+        shown.add_row(
+            row.query, row.gallery, _with_interval(row.recall_at_1, row.low_1, row.high_1), f"{row.chance_recall_at_1:.2f}",
+            f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", f"{row.median_rank:g}", f"{row.mean_rank:.1f}", f"{row.mrr:.3f}", f"{row.ndcg:.3f}",
+            str(row.queries), str(row.without_positive),
+        )  # fmt: skip
+    console.show(shown)
+    console.out.print(
+        f"pairs compared by {SCORE_WORDS[coverage['score']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
+        "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order",
+        soft_wrap=True,
+    )
     if table["without_positive"].any():
         console.out.print("left out: queries whose item lacks the modality of the gallery, so that no answer is right")
     for pair in coverage["unserved"]:
@@ -124,6 +137,5 @@ def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> No
         )
     if coverage["empty_items"]:
         console.out.print(f"{coverage['empty_items']} of {coverage['items']} items show no modality at all")
-    console.out.print("ties are counted as expected under a random order; nothing is hidden from the gallery")
     if again is not None:
         _print_rerank(again)

@@ -27,13 +27,16 @@ def index(
     store: Path | None = typer.Option(None, help="Store to index. (default: the run's own)"),
     split: str | None = typer.Option(None, help="Items to index. (default: all)"),
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
-    scorer: str = typer.Option("centroid", help="How an item becomes a vector: centroid, anchor, fused or cosine:MODALITY."),
+    scorer: str | None = typer.Option(
+        None,
+        help="How an item becomes a vector: centroid, anchor, fused or cosine:MODALITY. (default: centroid, for runs that compare by cosine)",
+    ),
     calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
     kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
     assign: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Option of the index, as lists=256; may be repeated."
     ),
-    gpus: int = typer.Option(0, min=0, help="GPUs to build and shard a flat or ivf index on."),
+    gpus: int = typer.Option(0, min=0, help="GPUs to build a flat or ivf index on, which is the same afterwards."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the facts of the index as JSON."),
 ) -> None:
@@ -44,7 +47,7 @@ def index(
     from calmrl_lab.config import override
     from calmrl_lab.gallery import build_gallery
 
-    names = [name.strip() for name in modalities.split(",")] if modalities else None
+    names = None if modalities is None else [name.strip() for name in modalities.split(",") if name.strip()]
     built = build_gallery(
         run, out, store, split, names, scorer, calibrate, kind, override({}, assign), gpus, device  # type: ignore[arg-type]
     )  # fmt: skip
@@ -61,6 +64,7 @@ def search(
     effort: int | None = typer.Option(None, min=1, help="Lists visited (ivf) or candidates kept (hnsw): more finds more."),
     store: Path | None = typer.Option(None, help="Where --item is looked up. (default: the indexed store)"),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights, for --text."),
+    gpus: int = typer.Option(0, min=0, help="GPUs to share a flat or ivf index out among."),
     as_json: bool = typer.Option(False, "--json", help="Print the items as JSON."),
 ) -> None:
     """Find the items of an index that answer a text, an item or features; one of the three.
@@ -70,12 +74,16 @@ def search(
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.gallery import Gallery
 
-    gallery = Gallery.open(index)
+    gallery = Gallery.open(index, gpus)
     if sum(source is not None for source in (text, item, features)) != 1:
         raise CalmrlError("a search needs one of --text, --item and --features", hint='for example --text "hot drink"')
     asked = modality or ("caption" if "caption" in gallery.modalities else gallery.modalities[0])
     found = gallery.search(gallery.embed(asked, _query(gallery, asked, text, item, features, store, weights)), k, effort)
     console.emit(found.to_dict("records"), as_json, lambda: _print_found(gallery, found))
+    if gallery.facts.get("run_score", "cosine") != "cosine":
+        console.note(
+            f"found by cosine ({gallery.facts['scorer']}), as the index was asked to; the run itself compares pairs otherwise"
+        )
 
 
 def _query(
@@ -103,30 +111,16 @@ def _query(
 
 
 def _encoded(gallery: Gallery, modality: str, text: str, weights: Path | None) -> np.ndarray:
-    """Features of a text by the very encoder that the store was made with."""
     from calmrl_lab.errors import CalmrlError
 
     # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
-    from feature_extractors.encoders import encoders
-    from feature_extractors.protocols import MediaError, Text
+    from feature_extractors.text_queries import encode_texts
 
     if modality not in gallery.modalities:
         raise CalmrlError(
             f"index '{gallery.path}' has no heads for '{modality}'", hint=f"it has: {', '.join(gallery.modalities)}"
         )
-    made = gallery.facts["encoders"][modality]
-    encoder = encoders.get(made["name"])(weights=weights)
-    if encoder.fingerprint != made["fingerprint"]:
-        raise CalmrlError(
-            f"encoder '{made['name']}' is not the one '{modality}' was extracted with: its weights or settings differ",
-            hint="name the weights of the extraction with --weights",
-        )
-    try:
-        return encoder.encode([encoder.prepare(Text(text))])
-    except MediaError:
-        raise CalmrlError(
-            f"encoder '{made['name']}' of '{modality}' does not read text", hint="ask with --item or --features"
-        ) from None
+    return encode_texts(gallery.facts["encoders"][modality], modality, [text], weights)
 
 
 def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> np.ndarray:
@@ -134,6 +128,7 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
     import numpy as np
 
     from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.gallery import encoder_of
     from calmrl_lab.registry import nearest
     from calmrl_lab.store import FeatureStore
 
@@ -143,19 +138,36 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
         raise CalmrlError(f"store '{source.path}' has no item '{item}'{nearest(item, source.ids.tolist())}")
     if modality not in source.modalities:
         raise CalmrlError(f"store '{source.path}' has no modality '{modality}'", hint=f"it has: {', '.join(source.modalities)}")
+    if modality in gallery.modalities and encoder_of(source, modality) != gallery.facts["encoders"][modality]:
+        raise CalmrlError(
+            f"'{modality}' of store '{source.path}' comes from another encoder than that of the indexed items",
+            hint="--store: the store that was indexed, or one of the same encoders",
+        )
     start, stop = source.offsets(modality)[place[0] : place[0] + 2]
     if start == stop:
         raise CalmrlError(f"item '{item}' has no {modality}", hint="ask with another modality of it: --modality")
     return source.features(modality)[start:stop]
 
 
+def _maker(facts: dict[str, Any]) -> str:
+    """What an item is in the index."""
+    kind, _, modality = facts["scorer"].partition(":")
+    return modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
+
+
 def _print_facts(gallery: Gallery) -> None:
+    from calmrl_lab.config import SCORE_WORDS
+
     facts = gallery.facts
     console.out.print(
-        f"{facts['items']} items, {facts['kind']} index of dimension {facts['dim']}: {facts['scorer']} of {', '.join(facts['modalities'])}"
+        f"{facts['items']} items, {facts['kind']} index of dimension {facts['dim']}: cosine with the {_maker(facts)}"
         + (", gaps filled" if facts["calibrated"] else ""),
         soft_wrap=True,
     )
+    if facts["run_score"] != "cosine":
+        console.out.print(
+            f"the run itself compares pairs by {SCORE_WORDS[facts['run_score']]}, which no index can hold", soft_wrap=True
+        )
     if facts["left_out"]:
         console.out.print(f"{facts['left_out']} items show none of these and were left out")
     if facts["recall_against_exact"] is not None:
@@ -178,7 +190,7 @@ def _print_found(gallery: Gallery, found: pd.DataFrame) -> None:
         "score",
         "item",
         *(name.removeprefix("label.") for name in labels),
-        "shows",
+        "lacks",
     ]:
         shown.add_column(heading, justify="right" if heading in ("query", "rank", "score") else "left")
     for row in found.to_dict("records"):
@@ -186,4 +198,4 @@ def _print_found(gallery: Gallery, found: pd.DataFrame) -> None:
         lacking = [name for name in gallery.modalities if name not in row["pattern"].split("+")]
         cells += [row["rank"], f"{row['score']:.3f}", row["id"], *(row[name] for name in labels), ", ".join(lacking)]
         shown.add_row(*map(str, cells))
-    console.out.print(shown)
+    console.show(shown)

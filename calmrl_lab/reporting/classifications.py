@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from calmrl_lab.reporting.contents import span
 from calmrl_lab.reporting.estimates import Estimate, Resamples, Sums, estimate
@@ -23,15 +24,15 @@ FIELDS = ("method", "kind", "modality", "gaps_filled", "accuracy", "low", "high"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One method and classifier on one modality ("joint": all that an item shows). Shares in [0, 1]; `at_5` is NaN with few classes."""
+    """One method and classifier on one modality ("joint": all that an item shows). Shares in [0, 1]; `at_5` is None with few classes."""
 
     method: Method
     kind: str
     modality: str
     calibrated: bool
     top: Estimate
-    at_5: float
-    macro: float
+    at_5: Estimate | None
+    macro: Estimate
     items: int
 
 
@@ -65,41 +66,60 @@ def _accuracies(method: Method, runs: Sequence[tuple[int, pd.DataFrame]], resamp
     every = pd.concat([frame.assign(seed=seed) for seed, frame in runs], ignore_index=True)
     if "calibrated" not in every.columns:
         every["calibrated"] = False
-    keys = list(every[["kind", "modality", "calibrated"]].drop_duplicates().itertuples(index=False, name=None))
+    top_5 = next((column for column in ("correct_at_5", "top5") if column in every.columns), None)
     group_at = {name: index for index, name in enumerate(resamples.groups)}
-    seed_at = {seed: index for index, (seed, _) in enumerate(runs)}
-    shape = (len(runs), len(resamples.groups), len(keys))
-    totals, counts = np.zeros(shape), np.zeros(shape)
-    parts = dict(iter(every.groupby(["kind", "modality", "calibrated"], observed=True)))
-    for index, key in enumerate(keys):
-        part = parts[key]
-        where = (part["seed"].map(seed_at).to_numpy(), part["group"].astype(str).map(group_at).to_numpy())
-        np.add.at(totals[:, :, index], where, part["correct"].to_numpy(float))
-        np.add.at(counts[:, :, index], where, 1.0)
-    value, replicates = resamples.means(Sums(tuple(seed_at), resamples.groups, totals, counts))
-    return [
-        Accuracy(
-            method=method,
-            kind=str(kind),
-            modality=str(modality),
-            calibrated=bool(calibrated),
-            top=estimate(value[index], replicates[:, index]),
-            at_5=_at_5(parts[kind, modality, calibrated]),
-            macro=_macro(parts[kind, modality, calibrated]),
-            items=int(parts[kind, modality, calibrated]["item"].nunique()),
+    seeds = {seed: index for index, (seed, _) in enumerate(runs)}
+    rows = []
+    for (kind, modality, calibrated), part in every.groupby(["kind", "modality", "calibrated"], sort=False, observed=True):
+        where = part["seed"].map(seeds).to_numpy(), part["group"].astype(str).map(group_at).to_numpy()
+        top = _sums(resamples, tuple(seeds), where, part["correct"].to_numpy(float))
+        fifth = None if top_5 is None else part[top_5].to_numpy(float)
+        rows.append(
+            Accuracy(
+                method=method,
+                kind=str(kind),
+                modality=str(modality),
+                calibrated=bool(calibrated),
+                top=_share(resamples, top),
+                at_5=None
+                if fifth is None or np.isnan(fifth).any()
+                else _share(resamples, _sums(resamples, tuple(seeds), where, fifth)),
+                macro=_macro(resamples, part, tuple(seeds), where),
+                items=int(part["item"].nunique()),
+            )
         )
-        for index, (kind, modality, calibrated) in enumerate(keys)
-    ]
+    return rows
 
 
-def _at_5(part: pd.DataFrame) -> float:
-    name = next((column for column in ("correct_at_5", "top5") if column in part.columns), None)
-    return float("nan") if name is None else float(part[name].astype(float).mean())
+def _sums(
+    resamples: Resamples,
+    seeds: tuple[int, ...],
+    where: tuple[np.ndarray, np.ndarray],
+    values: Float[np.ndarray, " n"],
+    column: Int[np.ndarray, " n"] | None = None,
+) -> Sums:
+    """Sums of `values` by seed and group (`where`), in one column or the one of every row."""
+    place = np.zeros(len(values), dtype=np.int64) if column is None else column
+    shape = (len(seeds), len(resamples.groups), int(place.max()) + 1)
+    totals, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(totals, (*where, place), values)
+    np.add.at(counts, (*where, place), 1.0)
+    return Sums(seeds, resamples.groups, totals, counts)
 
 
-def _macro(part: pd.DataFrame) -> float:
+def _share(resamples: Resamples, sums: Sums) -> Estimate:
+    value, replicates = resamples.means(sums)
+    return estimate(value[0], replicates[:, 0], sums.units(0))
+
+
+def _macro(resamples: Resamples, part: pd.DataFrame, seeds: tuple[int, ...], where: tuple[np.ndarray, np.ndarray]) -> Estimate:
     """Mean over classes of the accuracy within a class: a rare class counts as much as a frequent one."""
-    return float(part["correct"].astype(float).groupby(part["label"].astype(str)).mean().mean())
+    classes, place = np.unique(part["label"].astype(str), return_inverse=True)
+    by_class = _sums(resamples, seeds, where, part["correct"].to_numpy(float), place)
+    shares = by_class.shares(range(len(classes)))[:, :, None]
+    whole = Sums(seeds, resamples.groups, shares, np.ones_like(shares))
+    value, replicates = resamples.means(whole)
+    return estimate(value[0], np.clip(replicates[:, 0], 0.0, 1.0))
 
 
 def accuracy_table(found: Classifications, inks: dict[str, Ink]) -> Table:
@@ -130,8 +150,8 @@ def single_table(found: Classifications, inks: dict[str, Ink]) -> Table:
             Cell(row.kind),
             Cell(f"{row.modality}, gaps filled" if row.calibrated else row.modality),
             _cell(row),
-            Cell("–" if row.at_5 != row.at_5 else f"{100 * row.at_5:.1f}"),
-            Cell(f"{100 * row.macro:.1f}"),
+            Cell("–") if row.at_5 is None else _estimate(row.at_5),
+            _estimate(row.macro),
             Cell(str(row.items)),
         ]
         for row in found.rows
@@ -141,11 +161,16 @@ def single_table(found: Classifications, inks: dict[str, Ink]) -> Table:
     return Table("classification_by_modality", "Accuracy by classifier and modality", columns, rows)
 
 
+def _estimate(found: Estimate) -> Cell:
+    percent = found.scaled(100)
+    return Cell(f"{percent.value:.1f}", span(percent), sort=round(percent.value, 6))
+
+
 def _cell(row: Accuracy | None) -> Cell:
     if row is None:
         return Cell("–")
     top = row.top.scaled(100)
-    title = f"mean over classes {100 * row.macro:.1f} %, {row.items} items"
+    title = f"mean over classes {100 * row.macro.value:.1f} %, {row.items} items"
     return Cell(f"{top.value:.1f}", span(top), sort=round(top.value, 6), title=title)
 
 
@@ -153,8 +178,8 @@ def _records(found: Classifications) -> list[dict[str, object]]:
     return [
         {
             "method": row.method.label, "kind": row.kind, "modality": row.modality, "gaps_filled": int(row.calibrated),
-            "accuracy": 100 * row.top.value, "low": 100 * row.top.low, "high": 100 * row.top.high, "accuracy_at_5": 100 * row.at_5,
-            "macro": 100 * row.macro, "seeds": len(row.method.seeds), "items": row.items,
+            "accuracy": 100 * row.top.value, "low": 100 * row.top.low, "high": 100 * row.top.high, "accuracy_at_5": float("nan") if row.at_5 is None else 100 * row.at_5.value,
+            "macro": 100 * row.macro.value, "seeds": len(row.method.seeds), "items": row.items,
         }
         for row in found.rows
     ]  # fmt: skip

@@ -93,9 +93,9 @@ def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
                         sort=round(percent[1].value, 6),
                         title=chance,
                     ),
-                    Cell(f"{percent[5].value:.1f}", title=f"95 % interval {span(percent[5])}"),
-                    Cell(f"{percent[10].value:.1f}", title=f"95 % interval {span(percent[10])}"),
-                    Cell(f"{found.median_rank:g}"),
+                    _estimate(percent[5]),
+                    _estimate(percent[10]),
+                    Cell(f"{found.median_rank.value:g}", span(found.median_rank, 0), sort=found.median_rank.value),
                     Cell(str(len(method.seeds))),
                     Cell(str(found.queries)),
                 ]
@@ -104,7 +104,7 @@ def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
                 {
                     "method": method.label, "query": direction[0], "gallery": direction[1], "recall_at_1": percent[1].value,
                     "low": percent[1].low, "high": percent[1].high, "recall_at_5": percent[5].value,
-                    "recall_at_10": percent[10].value, "median_rank": found.median_rank, "seeds": len(method.seeds),
+                    "recall_at_10": percent[10].value, "median_rank": found.median_rank.value, "seeds": len(method.seeds),
                     "queries": found.queries,
                 }
             )  # fmt: skip
@@ -221,7 +221,7 @@ def shift_table(found: Shifts) -> Table:
                 _estimate(row.observed, 3),
                 _estimate(row.calibrated, 3),
                 Cell(signed(row.change.value, 3), span(row.change, 3, sign=True), sort=row.change.value, bold=not row.change.low <= 0 <= row.change.high),
-                Cell(f"{100 * row.improved:.0f}", sort=row.improved),
+                _estimate(row.improved.scaled(100), 0),
                 Cell(f"{row.lower:.3f} to {row.upper:.3f}", sort=row.lower),
                 Cell(str(row.items)),
             ]
@@ -231,7 +231,7 @@ def shift_table(found: Shifts) -> Table:
                 "pattern": row.pattern, "shift_observed": row.observed.value, "observed_low": row.observed.low,
                 "observed_high": row.observed.high, "shift_calibrated": row.calibrated.value, "calibrated_low": row.calibrated.low,
                 "calibrated_high": row.calibrated.high, "change": row.change.value, "change_low": row.change.low,
-                "change_high": row.change.high, "improved": row.improved, "lower_bound": row.lower, "upper_bound": row.upper,
+                "change_high": row.change.high, "improved": row.improved.value, "lower_bound": row.lower, "upper_bound": row.upper,
                 "items": row.items,
             }
         )  # fmt: skip

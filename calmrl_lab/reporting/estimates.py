@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from calmrl_lab import significance
 from calmrl_lab.significance import LEVEL, REPLICATES
 
 Key = TypeVar("Key", bound=Hashable)
+# Resamples of a median, each of which is a pass over the rows.
+_MEDIANS = 500
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Sums:
         chosen = [self.seeds.index(seed) for seed in seeds]
         return Sums(tuple(seeds), self.groups, self.totals[chosen], self.counts[chosen])
 
+    def units(self, column: int) -> int:
+        """How many groups have rows in a column."""
+        return int(np.count_nonzero(self.counts[:, :, column].sum(axis=0)))
+
     def means(self) -> Float[np.ndarray, "s c"]:
         """The mean of every column in every seed."""
         return self.totals.sum(axis=1) / np.maximum(self.counts.sum(axis=1), 1e-300)
@@ -114,15 +120,33 @@ class Resamples:
         replicates = (ratio.reshape(shape) * weight).sum(axis=1) / np.maximum(size, 1e-300)
         return value, np.where(size > 0, replicates, value)
 
+    def median(
+        self, values: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"], seed: Int[np.ndarray, " n"], seeds: int
+    ) -> Estimate:
+        """Median of rows by group and seed (positions in `groups` and below `seeds`), groups and seeds drawn as in `means`."""
+        order = np.argsort(values, kind="stable")
+        ordered, group, seed = values[order], group[order], seed[order]
+        drawn = self._drawn_seeds(seeds)
+        middles = []
+        for weights, chosen in zip(self._weights[:_MEDIANS], drawn, strict=False):
+            running = np.cumsum(weights[group] * chosen[seed])
+            if running[-1] > 0:
+                middles.append(ordered[np.searchsorted(running, running[-1] / 2)])
+        value = float(np.median(values))
+        low, high = np.quantile(middles, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(value, min(float(low), value), max(float(high), value))
+
     def _drawn_seeds(self, size: int) -> Float[np.ndarray, "b s"]:
         generator = np.random.default_rng([self._seed, 1, size])
         return generator.multinomial(size, np.full(size, 1 / size), size=self.replicates).astype(np.float64)
 
 
-def estimate(value: float, replicates: Float[np.ndarray, " b"]) -> Estimate:
-    """`value` with the percentile interval of its resamples."""
-    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(value), float(low), float(high))
+def estimate(value: float, replicates: Float[np.ndarray, " b"], units: int | None = None) -> Estimate:
+    """`value` with the percentile interval of its resamples; of a share (0 to 1) that rests on `units` groups, as in `share_limits`."""
+    low, high = (float(limit) for limit in np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    if units:
+        low, high = significance.share_limits(low, high, units)
+    return Estimate(float(value), low, high)
 
 
 def paired(a: Sums, a_columns: Sequence[int], b: Sums, b_columns: Sequence[int]) -> Difference | None:

@@ -266,7 +266,7 @@ def _anchors(found: Shifts | None) -> list[str]:
         return [f"The mean anchor shift did not change measurably ({moved})."]
     if whole.change.value < 0:
         closer = f"Filling in brought anchors closer to those of the complete items (mean shift {moved})"
-        share = 100 * (1 - whole.improved)
+        share = 100 * (1 - whole.improved.value)
         if share < 0.5:
             return [f"{closer}, nearly everywhere."]
         return [f"{closer}, though not everywhere: in {share:.0f} % of the cases it took them farther away."]

@@ -60,22 +60,24 @@ def describe(store: FeatureStore | None) -> Items:
 def found_first(
     store: FeatureStore, run: RunRecord, direction: Direction, items: Sequence[str], split: str, depth: int = 5
 ) -> dict[str, list[str]]:
-    """For every query item, the first `depth` gallery items of `split`, best first, as `run` ranks them (cosine).
+    """For every query item, the first `depth` gallery items of `split`, best first, as `run` was scored.
 
-    An item that owns several rows is represented by its first row as a query and by its best row in the gallery. Empty if the heads
+    An item that owns several rows is represented by its first row as a query and by its best row in the gallery. Empty if the model
     of the run cannot be read.
     """
     import numpy as np
     import torch
 
     from calmrl_lab.batches import load_table
-    from calmrl_lab.config import TrainConfig
     from calmrl_lab.feeding import splits_of
+    from calmrl_lab.pair_scores import pair_model
     from calmrl_lab.runs import Run
 
+    score = str(run.scores["scorer"].iloc[0]) if "scorer" in run.scores.columns else "cosine"
     try:
-        heads = Run.open(run.path).load_heads()
-        config: TrainConfig = Run.open(run.path).config
+        trained = Run.open(run.path)
+        heads, config = trained.load_heads(), trained.config
+        model = None if score == "cosine" else pair_model(trained, heads, score)
     except CalmrlError:
         return {}
     query, gallery = (heads.modalities.index(name) for name in direction)
@@ -87,8 +89,12 @@ def found_first(
         return {}
     with torch.no_grad():
         starts = held_out.offsets[query][[place[item] for item in asked]]
-        questions = heads.project(query, held_out.rows[query][starts])
-        scores = questions @ heads.project(gallery, held_out.rows[gallery]).T
+        questions, answers = held_out.rows[query][starts], held_out.rows[gallery]
+        if model is None:
+            left, right = heads.project(query, questions), heads.project(gallery, answers)
+        else:
+            left, right = model.compared(query, gallery, questions, answers)
+        scores = left @ right.T
     owners = np.repeat(np.arange(len(held_out)), held_out.offsets[gallery].diff().numpy())
     found = {}
     for item, row in zip(asked, scores.numpy(), strict=True):

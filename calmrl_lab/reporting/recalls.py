@@ -31,7 +31,7 @@ class DirectionResult:
     direction: Direction
     recalls: dict[int, Estimate]
     chance: dict[int, float]
-    median_rank: float
+    median_rank: Estimate
     queries: int
     gallery: int
 
@@ -150,7 +150,8 @@ def _result(
     import pandas as pd
 
     value, replicates = resamples.means(sums)
-    rows = pd.concat([frame for _, frame in runs], ignore_index=True)
+    rows = pd.concat([frame.assign(run=place) for place, (_, frame) in enumerate(runs)], ignore_index=True)
+    groups = {name: place for place, name in enumerate(sums.groups)}
     directions: dict[Direction, DirectionResult] = {}
     for (query, gallery), part in rows.groupby(["query", "gallery"], sort=False, observed=True):
         direction = (str(query), str(gallery))
@@ -158,9 +159,11 @@ def _result(
         rank = 1 + part["greater"].to_numpy(float) + part["equal"].to_numpy(float) / 2
         directions[direction] = DirectionResult(
             direction=direction,
-            recalls={depth: estimate(value[at], replicates[:, at]) for depth, at in where.items()},
+            recalls={depth: estimate(value[at], replicates[:, at], sums.units(at)) for depth, at in where.items()},
             chance={depth: _chance(part, depth) for depth in DEPTHS},
-            median_rank=float(np.median(rank)),
+            median_rank=resamples.median(
+                rank, part["group"].astype(str).map(groups).to_numpy(), part["run"].to_numpy(), len(runs)
+            ),
             queries=round(len(part) / len(runs)),
             gallery=int(part["candidates"].max()),
         )

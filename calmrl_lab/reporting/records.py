@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from calmrl_lab.config import SCORE_WORDS
+from calmrl_lab.reporting.cautions import listed
 from calmrl_lab.reporting.findings import Findings, Section
 from calmrl_lab.reporting.gather import Gathered, Method
 from calmrl_lab.reporting.sections import chart
@@ -59,7 +61,7 @@ def protocol(found: Findings) -> list[tuple[str, str]]:
         rows.append(("chance level", ", ".join(f"Recall@{depth} {100 * value:.2f} %" for depth, value in chance.items())))
     rows += [
         ("hidden in training", ", ".join(dict.fromkeys(method.scenario for method in gathered.methods)) or "unknown"),
-        ("similarity", f"{_scorer(gathered)} of the projected embeddings, no re-ranking, no dual softmax"),
+        ("similarity", f"{_similarity(gathered)}; no re-ranking, no dual softmax"),
         ("ties", "a hit within k counts with its probability under a random order of the tied candidates"),
         ("median rank", "median over queries and seeds of the expected rank, best positive"),
         ("seeds", ", ".join(map(str, sorted({seed for method in gathered.methods for seed in method.seeds}))) or "none"),
@@ -71,9 +73,16 @@ def protocol(found: Findings) -> list[tuple[str, str]]:
     return rows
 
 
-def _scorer(gathered: Gathered) -> str:
-    frame = next((run.scores for method in gathered.methods for run in method.runs if "scorer" in run.scores.columns), None)
-    return "cosine" if frame is None else str(frame["scorer"].iloc[0])
+def _similarity(gathered: Gathered) -> str:
+    """What pairs were compared by, and by whom where methods differ."""
+    labels: dict[str, list[str]] = {}
+    for method in gathered.methods:
+        for name in {str(run.scores["scorer"].iloc[0]) if "scorer" in run.scores.columns else "cosine" for run in method.runs}:
+            labels.setdefault(name, []).append(method.label)
+    if len(labels) == 1:
+        (only,) = labels
+        return SCORE_WORDS.get(only, only)
+    return "; ".join(f"{SCORE_WORDS.get(name, name)} ({listed(own)})" for name, own in labels.items())
 
 
 def _range(values: Sequence[int]) -> str:

@@ -39,13 +39,11 @@ def rerank_table(gathered: Gathered, inks: dict[str, Ink]) -> Table | None:
             continue
         for (query, gallery, scorer), part in pd.concat(found).groupby(["query", "gallery", "scorer"], sort=False):
             counts = part["greater"].to_numpy(), part["equal"].to_numpy()
-            first = interval(
-                100 * recall(*counts, 1), np.random.default_rng(0), part["group"].to_numpy(), part["seed"].to_numpy()
-            )
-            later = [100 * float(recall(*counts, k).mean()) for k in (5, 10)]
-            shown = Estimate(first.value, first.low, first.high)
+            generator, units = np.random.default_rng(0), (part["group"].to_numpy(), part["seed"].to_numpy())
+            found_at = [interval(100 * recall(*counts, k), generator, *units, top=100) for k in (1, 5, 10)]
+            first, later = found_at[0], [one.value for one in found_at[1:]]
             name = Cell(method.label, swatch=f"var({inks[method.name].variable})")
-            numbers = [Cell(f"{first.value:.1f}", span(shown), sort=first.value), *(Cell(f"{value:.1f}") for value in later)]
+            numbers = [Cell(f"{e.value:.1f}", span(Estimate(e.value, e.low, e.high)), sort=e.value) for e in found_at]
             rows.append([name, Cell(f"{query} → {gallery}"), Cell(str(scorer)), *numbers, Cell(str(len(part) // len(found)))])
             values = (first.value, first.low, first.high, *later, len(found), len(part) // len(found))
             records.append(dict(zip(FIELDS, (method.label, query, gallery, scorer, *values), strict=True)))

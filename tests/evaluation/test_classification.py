@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmrl_lab.classification import JOINT, accuracy_table, class_table, classify, classify_run
+from calmrl_lab.classification import JOINT, KINDS, accuracy_table, class_table, classify, classify_run
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.mean import Mean
 
@@ -51,7 +51,8 @@ def test_every_kind_beats_the_majority_and_joint_is_best(invented):
     assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
     linear = table[table["kind"] == "linear"].set_index("modality")["accuracy"]
     assert linear[JOINT] >= linear["c"]
-    assert set(table.loc[table["kind"] == "zero-shot", "modality"]) == {"b", "c", JOINT}
+    assert set(table.loc[table["kind"] == "captions", "modality"]) == {"b", "c", JOINT}
+    assert set(table["kind"]) == set(KINDS) - {"zero-shot"}
 
 
 def test_plain_loops_say_the_same(invented):
@@ -63,7 +64,7 @@ def test_plain_loops_say_the_same(invented):
     for index, (centroid, zero, near) in enumerate(
         zip(
             one(frame, "centroid", "b")["predicted"],
-            one(frame, "zero-shot", "b")["predicted"],
+            one(frame, "captions", "b")["predicted"],
             one(frame, "knn", "b")["predicted"],
             strict=True,
         )
@@ -100,8 +101,8 @@ def test_gaps_leave_items_out_of_a_modality_but_not_of_joint(invented):
         assert set(one(frame, "knn", name)["item"]) == set(test.ids[test.mask[:, index].numpy()])
     for calibrated in (False, True):
         assert set(one(frame, "linear", JOINT, calibrated)["item"]) == set(test.ids[test.mask.any(1).numpy()])
-    # Zero-shot compares with text a, so its joint needs b or c.
-    assert set(one(frame, "zero-shot", JOINT)["item"]) == set(test.ids[test.mask[:, 1:].any(1).numpy()])
+    # Captions are text a, so their joint needs b or c.
+    assert set(one(frame, "captions", JOINT)["item"]) == set(test.ids[test.mask[:, 1:].any(1).numpy()])
     spoiled = replace(test, items=test.items.masked_fill(~test.mask.unsqueeze(-1), float("nan")))
     again = classify(train, spoiled, "kind", kinds=["knn"], imputer=imputer)
     assert again["predicted"].tolist() == classify(train, test, "kind", kinds=["knn"], imputer=imputer)["predicted"].tolist()
@@ -124,15 +125,46 @@ def test_a_class_that_training_lacks_is_wrong_and_counted(invented):
     assert (classes.loc[classes["label"] == "new", "accuracy"] == 0).all()
 
 
-def test_given_class_texts_replace_the_means(invented):
+def test_zero_shot_compares_with_given_class_texts(invented):
     train, test = mixed(invented)
     names = np.unique(train.labels["kind"])
     vectors = torch.stack([train.items[torch.from_numpy(train.labels["kind"] == c), 0].mean(dim=0) for c in names])
     given = classify(train, test, "kind", ["zero-shot"], class_vectors=(names, vectors))
-    mean = classify(train, test, "kind", ["zero-shot"], text="a")
-    assert one(given, "zero-shot", "b")["predicted"].tolist() == one(mean, "zero-shot", "b")["predicted"].tolist()
+    mean = classify(train, test, "kind", ["captions"], text="a")
+    assert one(given, "zero-shot", "b")["predicted"].tolist() == one(mean, "captions", "b")["predicted"].tolist()
     with pytest.raises(CalmrlError, match="class texts must be"):
         classify(train, test, "kind", ["zero-shot"], class_vectors=(names, vectors[:, :3]))
+
+
+def test_one_text_a_class_is_a_class_text_and_several_are_not(invented):
+    train, test = mixed(invented)
+    with pytest.raises(CalmrlError, match="zero-shot needs one text a class, and items of class 'class [0-9]' have different"):
+        classify(train, test, "kind", ["zero-shot"], text="a")
+    names = np.unique(train.labels["kind"])
+    named = torch.nn.functional.normalize(torch.randn(len(names), 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    items = train.items.clone()
+    items[:, 0] = named[torch.from_numpy(np.searchsorted(names, train.labels["kind"]))]
+    frame = classify(replace(train, items=items), test, "kind", text="a")
+    assert "captions" not in set(frame["kind"])
+    best = (test.items[:, 1] @ named.T).argmax(dim=1).numpy()
+    assert one(frame, "zero-shot", "b")["predicted"].tolist() == names[best].tolist()
+
+
+@pytest.mark.parametrize("kind", ["zero-shot", "captions"])
+def test_texts_that_there_are_not_cannot_be_compared_with(invented, kind):
+    train, test = mixed(invented)
+    with pytest.raises(CalmrlError, match="no modality of texts is named"):
+        classify(train, test, "kind", [kind])
+    hidden = torch.zeros(80, 3, dtype=torch.bool)
+    hidden[:, 0] = True
+    with pytest.raises(CalmrlError, match="no training item with label 'kind' shows 'a'"):
+        classify(hiding(train, hidden), test, "kind", [kind], text="a")
+    assert set(classify(train, test, "kind")["kind"]) == {"centroid", "knn", "linear"}
+
+
+def test_a_kind_that_is_asked_twice_counts_once(invented):
+    train, test = mixed(invented)
+    assert len(classify(train, test, "kind", ["knn", "knn"])) == len(classify(train, test, "kind", ["knn"]))
 
 
 def test_an_embedding_that_says_nothing_predicts_nothing(invented):
@@ -170,8 +202,8 @@ def test_one_class_is_no_classification(invented):
 
 
 def test_a_run_writes_its_classification(trained):
-    frame = classify_run(trained, "category", kinds=["zero-shot", "knn"])
+    frame = classify_run(trained, "category", kinds=["captions", "knn"])
     assert len(trained.read_frame("classification.parquet")) == len(frame)
-    assert "caption" not in set(frame.loc[frame["kind"] == "zero-shot", "modality"])
+    assert "caption" not in set(frame.loc[frame["kind"] == "captions", "modality"])
     assert one(frame, "knn", JOINT)["correct"].mean() > 0.2
     assert not one(frame, "knn", JOINT, True).empty

@@ -20,11 +20,12 @@ def rng():
 def written(tmp_path):
     """written(name, skill, seed) -> an evaluated run of invented ranks; queries share their difficulty over runs."""
 
-    def write(name, skill, seed=0, items=300, digest="d", captions=1):
+    def write(name, skill, seed=0, items=300, digest="d", captions=1, score="cosine"):
         folder = tmp_path / f"{name}-s{seed}"
         folder.mkdir()
         (folder / "config.yaml").write_text(f"format: {FORMAT}\nstore: s\n")
-        (folder / "summary.json").write_text(json.dumps({"seed": seed, "store": {"digest": digest}}))
+        (folder / "summary.json").write_text(json.dumps({"seed": seed, "store": {"digest": "training"}}))
+        (folder / "evaluation.json").write_text(json.dumps({"store": {"digest": digest}}))
         frames = []
         for direction, (query, gallery) in enumerate((("a", "b"), ("b", "a"))):
             ease = np.random.default_rng(direction).random(items).repeat(captions)
@@ -33,7 +34,7 @@ def written(tmp_path):
             frames.append(
                 pd.DataFrame(
                     {
-                        "query": query, "gallery": gallery, "scorer": "cosine", "gallery_scenario": "full", "item": [f"i{i}" for i in item],
+                        "query": query, "gallery": gallery, "scorer": score, "gallery_scenario": "full", "item": [f"i{i}" for i in item],
                         "group": [f"g{i // 2}" for i in item], "pattern": "a+b", "greater": np.where(ease + luck < skill, 0, 5), "equal": 0,
                         "candidates": items, "positives": 1,
                     }
@@ -85,6 +86,17 @@ def test_captions_are_paired_in_order_and_strays_are_counted(written):
     table = compare_runs([a], [b], rng())
     assert (table["unpaired"] == 600).all()
     assert table["queries"].max() == 1200
+
+
+def test_runs_that_compare_pairs_otherwise_are_compared_and_told_apart(written, tmp_path, cli):
+    a, b = written("overlap", 0.5, score="overlap"), written("cosine", 0.5)
+    table = compare_runs([a], [b], rng())
+    assert (table["unpaired"] == 0).all()
+    assert (table["first_score"][0], table["second_score"][0]) == ("overlap", "cosine")
+    _, said, _ = cli("compare", tmp_path / "overlap", tmp_path / "cosine")
+    assert "overlap compares pairs by overlap, cosine by cosine" in said
+    with pytest.raises(CalmrlError, match="scored differently: both and cosine"):
+        compare_runs([written("mixed", 0.5), written("mixed", 0.5, 1, score="both")], [b], rng())
 
 
 def test_runs_are_found_by_method(written, tmp_path):

@@ -112,6 +112,13 @@ def test_the_gain_is_the_difference_to_the_best_single(invented):
     assert gain["p"] < 0.05
 
 
+def test_what_is_asked_twice_counts_once(invented):
+    data = invented(20)
+    once = missing_curves(data, scenarios=["full"], queries=["a"], scorers=["centroid"])
+    twice = missing_curves(data, scenarios=["full"] * 2, queries=["a"] * 2, scorers=["centroid", "centroid", "cosine:b"])
+    assert len(once) == len(twice)
+
+
 def test_two_modalities_have_no_joint_to_speak_of_and_still_work(invented):
     frame = missing_curves(invented(noise=(0.3, 0.3)), queries=["a"])
     assert (curve_table(frame, rng())["queries"] == 60).all()
@@ -125,6 +132,8 @@ def test_two_modalities_have_no_joint_to_speak_of_and_still_work(invented):
         ({"queries": ["z"]}, "no modality 'z' to ask with"),
         ({"scenarios": ["drop:a"], "queries": ["a"]}, "unknown modality 'a'"),
         ({"scorers": ["centriod"]}, "did you mean 'centroid'?"),
+        ({"scorers": ["likelihood"]}, "scorer 'likelihood' needs a fitted PPCA"),
+        ({"scorers": ["overlap"]}, "this run has none"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(invented, arguments, said):

@@ -15,10 +15,14 @@ from calmrl_lab.diagnostics import (
     modality_pairs,
     modality_table,
     reliability,
+    shifts_by_gain,
     slices,
     uniformity,
+    with_predicted_gain,
 )
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.gating import Gate
+from calmrl_lab.imputers.mean import Mean
 
 
 def rng():
@@ -104,6 +108,38 @@ def test_reliability_by_hand():
     assert table["ratio"].tolist() == pytest.approx([4 / 3, 16 / 7])
     assert table["correlation"][0] == pytest.approx(0.9487, abs=1e-3)
     assert reliability(without).empty
+
+
+def test_predicted_gains_are_those_a_gate_decides_by(invented):
+    data = invented(12)
+    imputer = Mean()
+    imputer.modalities = data.modalities
+    imputer.fit(list(data.items.unbind(1)), data.mask)
+    anchors = pd.DataFrame({"item": ["i3", "i5", "i3", "i99"], "pattern": ["a", "b+c", "a+b+c", "a"]})
+    found = with_predicted_gain(anchors, data, imputer)["predicted_gain"]
+    for row, (place, shown) in enumerate(((3, [1, 0, 0]), (5, [0, 1, 1]), (3, [1, 1, 1]))):
+        items, mask = data.items[[place]], torch.tensor([shown], dtype=torch.bool)
+        filled = torch.stack(imputer.impute(list(items.unbind(1)), mask), dim=1)
+        assert found[row] == pytest.approx(float(Gate.gain(imputer, items, mask, filled)), abs=1e-7)
+    assert math.isnan(found[3])
+    kept = with_predicted_gain(anchors.assign(predicted_gain=7.0), data, imputer)
+    assert (kept["predicted_gain"] == 7).all()
+
+
+def test_shifts_by_gain_by_hand():
+    anchors = pd.DataFrame(
+        {
+            "predicted_gain": [0.4, np.nan, 0.1, 0.2, 0.3],
+            "shift_observed": [1.0, 9.0, 0.2, 0.4, 0.6],
+            "shift_calibrated": [0.5, 9.0, 0.3, 0.3, 0.5],
+        }
+    )
+    table = shifts_by_gain(anchors, bins=2)
+    assert table["items"].tolist() == [2, 2]
+    assert table["predicted_gain"].tolist() == pytest.approx([0.15, 0.35])
+    assert table["shift_observed"].tolist() == pytest.approx([0.3, 0.8])
+    assert table["closer"].tolist() == [50, 100]
+    assert shifts_by_gain(anchors.iloc[1:2]).empty
 
 
 def test_slices_by_value_number_and_group_size():

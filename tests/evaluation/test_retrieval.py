@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calmrl_lab import tiles
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.retrieval import discounted_gain, expected_rank, rank, rank_both, recall, reciprocal_rank
 
@@ -111,6 +112,25 @@ def test_tiles_and_threads_change_nothing(tile):
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one.greater, other.greater)
         np.testing.assert_array_equal(one.equal, other.equal)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_low_precision_change_no_rank(precision):
+    generator = torch.Generator().manual_seed(4)
+    left, right = (torch.nn.functional.normalize(torch.randn(200, 96, generator=generator), dim=1) for _ in range(2))
+    owner = torch.arange(200)
+    expected, _ = rank_both(left, right, owner, owner)
+    lost = (left.bfloat16().float() @ right.bfloat16().float().T).double() - left.double() @ right.double().T
+    assert lost.abs().max() > tiles._rounding(left)
+    try:
+        torch.set_float32_matmul_precision(precision)
+        # Whether or not this processor makes use of the permission, the margin covers what it may lose.
+        assert lost.abs().max() < tiles._rounding(left)
+        ranks, _ = rank_both(left, right, owner, owner)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(ranks.greater, expected.greater)
+    np.testing.assert_array_equal(ranks.equal, expected.equal)
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), st.integers(0, 9999))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.significance import compare, holm, interval
+from calmrl_lab.significance import compare, holm, interval, share_limits
 
 
 def rng(seed=0):
@@ -66,6 +66,18 @@ def test_one_value_has_no_width_and_no_value_is_refused():
         interval(np.ones(3), rng(), groups=np.ones(2))
 
 
+def test_no_hit_at_all_is_no_certainty():
+    nothing = interval(np.zeros(60), rng(), top=100)
+    # P(no hit in 60 draws) is 2.5 % at the upper limit.
+    assert (nothing.low, nothing.value) == (0, 0)
+    assert (1 - nothing.high / 100) ** 60 == pytest.approx(0.025)
+    everything = interval(np.full(120, 100.0), rng(), np.repeat(np.arange(60), 2), top=100)
+    assert (everything.low, everything.high) == (pytest.approx(100 - nothing.high), 100)
+    assert share_limits(0.1, 0.4, 60) == (0.1, 0.4)
+    halves = interval(np.full(60, 0.5), rng(), top=1)
+    assert (halves.low, halves.high) == (0.5, 0.5)
+
+
 def test_equal_runs_are_not_different():
     values = rng().random(100)
     found = compare(values, values, rng(1))
@@ -112,6 +124,19 @@ def test_intervals_cover_the_truth(rate):
         found = interval(hits.astype(float), rng(10_000 + trial), group, replicates=400)
         covered += found.low <= rate <= found.high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", [30, 75, 280])
+def test_intervals_of_rare_hits_do_not_promise_what_they_cannot_keep(units):
+    """A few queries and a recall near chance: without `top` this covers the truth 13 % of the time at worst."""
+    for rate in (0.005, 0.0133, 0.03, 0.05):
+        covered = 0
+        for trial in range(300):
+            hits = (rng(trial).random(units) < rate).astype(float)
+            found = interval(hits, rng(90_000 + trial), replicates=400, top=1.0)
+            covered += found.low <= rate <= found.high
+        assert covered / 300 >= 0.85
 
 
 def simulated_pair(generator, queries, seeds, planted):

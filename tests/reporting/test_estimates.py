@@ -100,3 +100,22 @@ def test_holm_by_hand():
 )
 def test_a_verdict_needs_the_interval_and_the_corrected_p(low, high, corrected, verdict):
     assert Difference((low + high) / 2, low, high, corrected / 2, corrected).verdict == verdict
+
+
+def test_a_median_is_resampled_by_groups_and_seeds():
+    generator = np.random.default_rng(0)
+    group, seed = np.tile(np.repeat(np.arange(30), 2), 3), np.repeat(np.arange(3), 60)
+    values = generator.integers(1, 50, len(group)).astype(float)
+    found = Resamples([str(name) for name in range(30)]).median(values, group, seed, 3)
+    assert found.value == np.median(values)
+    plain = []
+    for _ in range(1000):
+        groups, seeds = generator.integers(30, size=30), generator.integers(3, size=3)
+        plain.append(np.median(np.concatenate([values[(group == g) & (seed == s)] for g in groups for s in seeds])))
+    low, high = np.quantile(plain, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low, abs=2.5), pytest.approx(high, abs=2.5))
+
+
+def test_a_share_of_nothing_is_no_certainty():
+    assert estimate(0.0, np.zeros(10)).high == 0
+    assert estimate(0.0, np.zeros(10), units=29).high == pytest.approx(1 - 0.025 ** (1 / 29))

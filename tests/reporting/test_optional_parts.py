@@ -29,8 +29,9 @@ def test_accuracy_by_hand(tmp_path):
     found = classifications(gather(folder))
     (row,) = found.rows
     assert row.top.value == pytest.approx(3 / 4)
-    assert row.macro == pytest.approx((2 / 3 + 1) / 2)
-    assert np.isnan(row.at_5)
+    assert row.macro.value == pytest.approx((2 / 3 + 1) / 2)
+    assert row.macro.low <= row.macro.value <= row.macro.high
+    assert row.at_5 is None
     assert (found.largest, found.classes) == (3 / 4, 2)
 
 
@@ -55,7 +56,9 @@ def test_recall_falls_along_the_rates_and_less_with_gaps_filled(robust):
 def test_the_gain_of_joining_is_against_the_best_single_modality(robust):
     assert robust.gains
     for gain in robust.gains:
-        assert gain.difference.value == pytest.approx(gain.joint - gain.single, abs=1e-9)
+        assert gain.difference.value == pytest.approx(gain.joint.value - gain.single.value, abs=1e-9)
+        assert gain.joint.low <= gain.joint.value <= gain.joint.high
+        assert gain.difference.corrected >= gain.difference.p
     assert not any(p.scorer.startswith("cosine:") for p in robust.points)
 
 

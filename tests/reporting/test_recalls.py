@@ -46,7 +46,8 @@ def test_recall_chance_and_median_by_hand(tmp_path):
     assert found.recalls[1].value == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert found.recalls[5].value == pytest.approx(1.0)
     assert found.chance[1] == pytest.approx(1 / 4)
-    assert found.median_rank == 2.0  # of 1 1 2 4 1 3 2 4
+    assert found.median_rank.value == 2.0  # of 1 1 2 4 1 3 2 4
+    assert 1 <= found.median_rank.low <= 2 <= found.median_rank.high <= 4
     assert (found.queries, found.gallery) == (4, 4)
 
 

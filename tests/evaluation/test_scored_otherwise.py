@@ -1,0 +1,154 @@
+"""Runs that compare pairs by something else than the cosine of one model, and ensembles: every command does what they are for, or says so."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from calmrl_lab.config import SCORE_WORDS, TrainConfig
+from calmrl_lab.curves import aggregation_gain, run_curves
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation import evaluate
+from calmrl_lab.training import train
+
+START = {
+    "objective": "none",
+    "init": "ppca",
+    "init_options": {"latent_dim": 24, "components": 60, "whitening": 0.5, "embedding": "precision"},
+}
+KINDS = {
+    "overlap": {**START, "score": "overlap"},
+    "both": {**START, "objective": "clip", "score": "both"},
+    "ensemble": {"objective": "clip", "members": [START, {"learning_rate": 0.003}]},
+}
+
+
+@pytest.fixture(scope="module")
+def made(small_store, tmp_path_factory):
+    """Evaluated runs by kind; the ensemble has no imputer, whatever its settings say of its members."""
+    common = {"store": str(small_store), "scenario": "pairs:0.25", "dim": 16, "epochs": 2}
+    common["modalities"] = ["vision", "caption", "subtitle"]
+    runs = {}
+    for kind, settings in KINDS.items():
+        impute = "ppca" if kind == "ensemble" else "none"
+        config = TrainConfig(**{**common, "impute": impute, **settings})
+        runs[kind] = train(config, tmp_path_factory.mktemp("runs") / kind)
+        evaluate(runs[kind])
+    return runs
+
+
+@pytest.mark.parametrize("kind", ["overlap", "both"])
+def test_curves_compare_as_the_run_does(made, kind):
+    frame = run_curves(made[kind], queries=["caption"], scenarios=["full", "random:0.5"])
+    assert set(frame["scorer"]) == {kind, f"{kind}:vision", f"{kind}:subtitle"}
+    scores = made[kind].read_frame("scores.parquet")
+    # With one modality on the other side it is the very score of `evaluate`, in both directions.
+    for side, query, gallery in (("gallery", "caption", "vision"), ("query", "vision", "caption")):
+        plain = scores[(scores["query"] == query) & (scores["gallery"] == gallery)].set_index("item")
+        single = frame[(frame["scorer"] == f"{kind}:vision") & (frame["side"] == side) & (frame["gallery_scenario"] == "full")]
+        assert single["greater"].tolist() == plain.loc[single["item"], "greater"].tolist()
+    gain = aggregation_gain(frame, np.random.default_rng(0))
+    assert len(gain) == 4
+    assert set(gain["best_single"]) <= {"vision", "subtitle"}
+
+
+def test_a_scorer_that_was_asked_for_is_used(made):
+    frame = run_curves(made["overlap"], scorers=["centroid"], queries=["caption"], scenarios=["full"])
+    assert set(frame["scorer"]) == {"centroid", "cosine:vision", "cosine:subtitle"}
+    both = run_curves(made["both"], scorers=["centroid", "overlap"], queries=["caption"], scenarios=["full"])
+    gain = aggregation_gain(both, np.random.default_rng(0)).set_index(["side", "scorer"])
+    first = both.assign(hit=both["greater"] == 0).query("side == 'gallery'").groupby("scorer")["hit"].mean()
+    for scorer, alone in (("centroid", "cosine"), ("overlap", "overlap")):
+        best = max(first[f"{alone}:vision"], first[f"{alone}:subtitle"])
+        assert gain.loc[("gallery", scorer), "single"] == pytest.approx(100 * best)
+
+
+def test_a_run_without_ppca_has_no_overlap(made, trained):
+    with pytest.raises(CalmrlError, match="this run has none"):
+        run_curves(trained, scorers=["overlap"], queries=["caption"], scenarios=["full"])
+    with pytest.raises(CalmrlError, match="needs the weight of the cosine"):
+        run_curves(made["overlap"], scorers=["both"], queries=["caption"], scenarios=["full"])
+
+
+def test_an_ensemble_fills_no_gaps_of_its_own(made):
+    run = made["ensemble"]
+    assert not (run.path / "imputation.parquet").exists()
+    frame = run_curves(run, queries=["caption"], scenarios=["full", "random:0.5"])
+    assert not frame["calibrated"].any()
+    assert set(frame["scorer"]) == {"centroid", "anchor", "cosine:vision", "cosine:subtitle"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluate_says_how_pairs_are_compared(made, cli, kind):
+    code, said, _ = cli("evaluate", "--run", made[kind].path, "--direction", "caption:vision")
+    assert code == 0
+    words = {"overlap": "posteriors under PPCA;", "both": "PPCA plus the cosine", "ensemble": "the cosine of their embeddings"}
+    assert words[kind] in said
+    assert json.loads((made[kind].path / "evaluation.json").read_text())["score"] == made[kind].config.score
+    evaluate(made[kind])
+
+
+@pytest.mark.parametrize("kind", ["overlap", "both"])
+def test_an_index_compares_by_cosine_only_if_asked_to(made, tmp_path, cli, kind):
+    pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
+    words = ("index", "--run", made[kind].path, "--out", tmp_path / "index")
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "an index holds one vector an item" in err.replace("\n", " ")
+    assert not (tmp_path / "index").exists()
+    code, said, _ = cli(*words, "--scorer", "centroid")
+    assert code == 0
+    assert "cosine with the centroid of vision, caption, subtitle" in said
+    assert "the run itself compares pairs by the overlap of their posteriors" in said
+    code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")
+    assert (code, len(said.splitlines())) == (0, 3)
+    assert "found by cosine (centroid)" in noted
+
+
+def test_an_ensemble_is_indexed_by_its_joined_heads(made, tmp_path):
+    pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
+    from calmrl_lab.gallery import build_gallery
+
+    gallery = build_gallery(made["ensemble"], tmp_path / "index", split="test")
+    assert gallery.facts["dim"] == made["ensemble"].load_heads().dim
+    assert gallery.facts["run_score"] == "cosine"
+
+
+def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
+    from calmrl_lab.reporting.gather import gather
+    from calmrl_lab.reporting.palette import inks
+    from calmrl_lab.reporting.robustness import curve_figure, gain_table, robustness
+
+    for kind in ("overlap", "ensemble"):
+        run_curves(made[kind], queries=["caption"], scenarios=["full", "random:0.5"])
+        shutil.copytree(made[kind].path, tmp_path / f"{kind}-s0")
+    gathered = gather(tmp_path)
+    found = robustness(gathered)
+    ink = inks(gathered.methods)
+    caption = curve_figure(found, ink).caption
+    assert ": overlap)" in caption
+    assert {(gain.method.name, gain.scorer) for gain in found.gains} == {
+        ("overlap", "overlap"),
+        ("ensemble", "centroid"),
+        ("ensemble", "anchor"),
+    }
+    assert len(gain_table(found, ink).rows) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_report_shows_what_the_run_found_first(made, tmp_path, small_store, kind):
+    from calmrl_lab.reporting.gather import gather
+    from calmrl_lab.reporting.neighbours import found_first
+    from calmrl_lab.reporting.records import _similarity
+    from calmrl_lab.store import FeatureStore
+
+    shutil.copytree(made[kind].path, tmp_path / f"{kind}-s0")
+    gathered = gather(tmp_path)
+    assert _similarity(gathered) == SCORE_WORDS[made[kind].config.score]
+    run = gathered.methods[0].runs[0]
+    ranks = run.scores.query("query == 'caption' and gallery == 'subtitle'").set_index("item")
+    found = found_first(FeatureStore.open(small_store), run, ("caption", "subtitle"), list(ranks.index), "test")
+    for item, first in found.items():
+        greater = ranks.loc[item, "greater"]
+        assert (first.index(item) if item in first else None) == (greater if greater < 5 else None)
