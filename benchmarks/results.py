@@ -1,6 +1,6 @@
 """The results page: every objective with and without gaps, and what goes beyond them, as tables from finished runs.
 
-calmrl-lab bench results                             run what is not finished (about half an hour on two cores), print the tables
+calmrl-lab bench results                             run what is not finished (one to two hours on two cores), print the tables
 calmrl-lab bench results --write docs                the same into docs/results.md and docs/beyond.md, between their marks, and beyond.svg
 calmrl-lab bench results --only objectives-pairs     one experiment
 calmrl-lab bench results --quick                     two methods, one seed and one pass each, to see that it works
@@ -95,12 +95,13 @@ def settings(record: dict[str, Any], folder: Path) -> str:
         taken = [Run.open(folder / run).summary for run in method["runs"] if (folder / run / "summary.json").is_file()]
         started = [row["start"] for row in taken if row.get("start")]
         if started:
+            scale = "overlap_noise_scale" if flat.get("score") == "overlap" else "noise_scale"
             inner = [
                 f"{name.replace('_', ' ')} {' or '.join(map(str, sorted({start[name] for start in started})))}"
-                for name in ("latent_dim", "components", "whitening", "embedding")
+                for name in ("latent_dim", "components", "whitening", "iterations", scale)
             ]
             chosen.append(f"by split: {', '.join(inner)}")
-            candidates += f", each {max(start['candidates'] for start in started)} starts"
+            candidates += f"; by split up to {max(start['candidates'] for start in started)} starts"
         seconds = sum(row["seconds"] for row in taken) / max(len(taken), 1)
         lines.append(f"| {method['label']} | {'; '.join(chosen) or 'nothing to choose'} | {candidates} | {seconds:.1f} |")
     return "\n".join(lines)
