@@ -102,6 +102,8 @@ def settings(record: dict[str, Any], folder: Path) -> str:
             ]
             chosen.append(f"by split: {', '.join(inner)}")
             candidates += f"; by split up to {max(start['candidates'] for start in started)} starts"
+        if any(len(row.get("weights") or ()) > 1 for row in taken):
+            chosen.append("weights by split")
         seconds = sum(row["seconds"] for row in taken) / max(len(taken), 1)
         lines.append(f"| {method['label']} | {'; '.join(chosen) or 'nothing to choose'} | {candidates} | {seconds:.1f} |")
     return "\n".join(lines)

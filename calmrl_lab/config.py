@@ -217,9 +217,10 @@ def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[s
     return build(TrainConfig, recommended(values), str(file) if file else "train-heads")
 
 
-# What is trained when nobody says how: the best of what docs/beyond.md compares that is one model and works with any search index.
+# What is trained when nobody says how: the best single model of docs/beyond.md.
 RECOMMENDED: dict[str, Any] = {
-    "objective": "clip", "impute": "none", "init": "ppca", "epochs": 30, "learning_rate": 3e-4, "objective_options": {"temperature": 0.15},
+    "objective": "clip", "impute": "none", "init": "ppca", "score": "both", "epochs": 30, "learning_rate": 3e-4,
+    "objective_options": {"temperature": 0.15},
 }  # fmt: skip
 # A word on any of these is a choice of method.
 _CHOICES = (
@@ -237,7 +238,9 @@ def recommended(values: dict[str, Any]) -> dict[str, Any]:
     with suppress(CalmrlError):
         if FeatureStore.open(values["store"]).heads:
             return values
-    console.note("no method was named: heads from PPCA in closed form, then CLIP; --impute ppca is the paper's method")
+    console.note(
+        "no method was named: heads from PPCA in closed form, then CLIP, beside the overlap of posteriors; --impute ppca is the paper's method"
+    )
     # Heads from PPCA have the dimension of its latent vector.
     latent = {"latent_dim": values["dim"]} if "dim" in values else {}
     return {**RECOMMENDED, **values, "init_options": {**latent, **values.get("init_options", {})}}

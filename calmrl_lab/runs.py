@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from calmrl_lab.latent import LatentMaps
 
 # Raised when the files of a run change their meaning; runs of another number are refused by name.
-FORMAT = 1
+FORMAT = 2
 _RECORDED = ("torch", "numpy", "scipy", "zarr", "faiss-cpu", "faiss-gpu", "pandas", "scikit-learn")
 
 
@@ -205,9 +205,11 @@ class Run:
         """heads.safetensors: the projection heads, with the shape of the module in the metadata."""
         from calmrl_lab.joined_heads import JoinedHeads
 
-        metadata = {"kind": heads.kind, "dim": str(heads.dim), "dims": json.dumps(heads.dims)}
+        shape: dict[str, Any] = {"kind": heads.kind, "dim": heads.dim, "dims": heads.dims}
         if isinstance(heads, JoinedHeads):
-            metadata["parts"] = json.dumps([[part.dim, part.kind] for part in heads.heads()])
+            shape["parts"] = [[part.dim, part.kind] for part in heads.heads()]
+        # One entry: safetensors writes several in an order of its own, and equal heads would have different bytes.
+        metadata = {"heads": json.dumps(shape)}
         self.write_tensors("heads.safetensors", {k: v.cpu().numpy() for k, v in heads.state_dict().items()}, metadata)
 
     def load_heads(self) -> AnyHeads:
@@ -218,13 +220,15 @@ class Run:
         from calmrl_lab.joined_heads import JoinedHeads
 
         tensors, metadata = self.read_tensors("heads.safetensors")
-        dims = json.loads(metadata["dims"])
+        if "heads" not in metadata:
+            raise CalmrlError(f"'{self.path / 'heads.safetensors'}' does not say which heads it holds: no run wrote it")
+        shape = json.loads(metadata["heads"])
         heads: AnyHeads
-        if metadata["kind"] == "joined":
-            parts = [Heads(dims, dim, kind) for dim, kind in json.loads(metadata["parts"])]
+        if shape["kind"] == "joined":
+            parts = [Heads(shape["dims"], dim, kind) for dim, kind in shape["parts"]]
             heads = JoinedHeads(parts, [1.0] * len(parts))
         else:
-            heads = Heads(dims, int(metadata["dim"]), metadata["kind"])
+            heads = Heads(shape["dims"], shape["dim"], shape["kind"])
         heads.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
         return heads.eval()
 

@@ -82,7 +82,7 @@ def test_without_a_method_the_recommended_one_is_trained_and_any_word_on_it_is_o
     from calmrl_lab.config import RECOMMENDED, TrainConfig, request
 
     asked = request(None, {"store": str(small_store), "scenario": "pairs:0.25"}, ["epochs=3"])
-    assert (asked.objective, asked.init, asked.impute, asked.epochs) == ("clip", "ppca", "none", 3)
+    assert (asked.objective, asked.init, asked.score, asked.impute, asked.epochs) == ("clip", "ppca", "both", "none", 3)
     assert asked.learning_rate == RECOMMENDED["learning_rate"]
     assert "no method was named" in capfd.readouterr().err
     assert request(None, {"store": str(small_store)}, ["dim=5"]).init_options == {"latent_dim": 5}
