@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from calmrl_lab.runs import FORMAT
+
 MODALITIES = ("vision", "audio", "caption", "subtitle")
 PATTERNS = ("vision+audio", "vision+caption", "audio+caption", "audio+subtitle")
 DIGEST = "5f1d0c"
@@ -82,7 +84,7 @@ def write_run(folder: Path, recipe: Recipe, seed: int, items: int = 120, modalit
     """One finished, evaluated run."""
     folder.mkdir(parents=True)
     config = {
-        "format": 1, "store": "stores/invented.zarr", "modalities": list(modalities), "objective": recipe.objective,
+        "format": FORMAT, "store": "stores/invented.zarr", "modalities": list(modalities), "objective": recipe.objective,
         "impute": recipe.impute, "scenario": recipe.scenario, "seed": seed, "dim": 64, "epochs": 40, "learning_rate": 0.001,
         **recipe.more,
     }  # fmt: skip
