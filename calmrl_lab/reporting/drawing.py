@@ -71,7 +71,7 @@ class Figure:
                 out = io.StringIO()
                 metadata = {"Date": None, "Creator": "calmrl-lab", "Title": self.title}
                 drawing.canvas.savefig(out, format="svg", metadata=metadata)
-            self._drawn[narrow] = _titled(out.getvalue(), drawing.titles)
+            self._drawn[narrow] = _titled(_numbered(out.getvalue()), drawing.titles)
         return self._drawn[narrow]
 
     def pdf(self) -> bytes:
@@ -136,6 +136,12 @@ def canvas(narrow: bool, height: float, rows: int = 1, columns: int = 1, **kwarg
     kwargs.pop("stacked", None)
     made = Canvas(figsize=(NARROW if narrow else WIDE, height))
     return made, made.subplots(rows, columns, squeeze=False, gridspec_kw={k: v for k, v in kwargs.items() if v is not None})
+
+
+def _numbered(svg: str) -> str:
+    """Ids that are hashes of coordinates, as numbers in the order in which they appear: the last bit of a layout differs between processes."""
+    found: dict[str, str] = {}
+    return re.sub(r'(?<=["#])[a-zA-Z][0-9a-f]{10}(?=[")])', lambda hit: found.setdefault(hit[0], f"h{len(found)}"), svg)
 
 
 def _titled(svg: str, titles: dict[str, str]) -> str:

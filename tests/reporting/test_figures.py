@@ -105,6 +105,14 @@ def test_many_methods_still_differ_in_colour_or_marker():
     assert len({(ink.light, ink.marker) for ink in found.values()}) == 20
 
 
+def test_no_id_depends_on_the_last_bit_of_a_coordinate(report):
+    for path in sorted((report.folder / "figures").glob("*.svg")):
+        text = path.read_text(encoding="utf-8")
+        ids = set(re.findall(r'\bid="([^"]+)"', text))
+        assert not [found for found in ids if re.fullmatch(r"[a-zA-Z][0-9a-f]{10}", found)], path
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= ids, path
+
+
 @pytest.mark.slow
 def test_another_process_writes_the_same_bytes(report, experiment, tmp_path):
     code = f"from calmrl_lab.reporting import write_report; write_report({str(experiment)!r}, {str(tmp_path / 'again')!r})"
