@@ -164,7 +164,7 @@ def _of_store(store: str, rows: Sequence[dict[str, Any]], patterns: Sequence[str
 
     return "\n".join(
         [
-            f"### {store}: held-out error over that of the mean, {seeds} drawings of the gaps\n",
+            f"### {store}: held-out error over that of the mean, {seeds} drawing{'s' if seeds != 1 else ''} of the gaps\n",
             _grid("imputer", patterns, names, lambda name, j: _interval(held[name][j]["error"])),
             f"\n### {store}: worst modality of each\n",
             _grid("imputer", patterns, names, worst),
