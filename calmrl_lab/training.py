@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,6 @@ class _Session:
         if self.filler.fills:
             self._refuse_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
-        self.optimiser = make_optimiser(self.parameters, config.learning_rate, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.step = 0
@@ -179,6 +179,11 @@ class _Session:
         self.best_objective: dict[str, Tensor] = {}
         self.skipped_batches = 0
         self.silent: list[str] = []
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        # Made when it is needed: the first optimiser of a process takes PyTorch more than a second of imports, and a closed form none.
+        return make_optimiser(self.parameters, self.config.learning_rate, self.config.weight_decay)
 
     def _replay(self) -> list[FeatureTable]:
         """Complete items that stay in the imputer's statistics."""

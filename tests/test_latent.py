@@ -100,3 +100,19 @@ def test_the_state_brings_everything_back():
     back = LatentMaps.from_state(maps.state(), maps.modalities)
     assert all(torch.equal(a, b) for a, b in zip((*maps.centres, *maps.maps), (*back.centres, *back.maps), strict=True))
     assert torch.equal(maps.precisions, back.precisions)
+
+
+def test_covariances_are_inverses_whatever_the_number_of_threads():
+    # MKL's LU of batches fails from q = 192 on where it has several threads.
+    _, _, _, maps = model(0, (200, 210, 220), 192)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        weights = maps.embedding_weights("mean")
+        covariance = maps.covariance(0, 1)
+    finally:
+        torch.set_num_threads(before)
+    eye = np.eye(192)
+    for weight, scaled, precision in zip(weights, maps.maps, maps.precisions, strict=True):
+        np.testing.assert_allclose(weight.numpy(), scaled.numpy() @ np.linalg.inv(eye + precision.numpy()), atol=1e-8)
+    np.testing.assert_allclose(covariance.numpy(), np.linalg.inv(eye + maps.precisions[:2].sum(dim=0).numpy()), atol=1e-8)

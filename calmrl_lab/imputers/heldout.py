@@ -120,7 +120,7 @@ def agreements(
         noise, centre = parameters.noise[missing], reference[missing]
         n = pooled.count
         h, g = pooled.first[others].sum(dim=0), mean_score[list(observed)].sum(dim=0)
-        posterior = torch.linalg.inv(eye + grams[list(observed)].sum(dim=0))
+        posterior = torch.cholesky_inverse(torch.linalg.cholesky(eye + grams[list(observed)].sum(dim=0)))
         latent = h - n * g
         square = (
             pooled.second[others][:, others].sum(dim=(0, 1)) - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
