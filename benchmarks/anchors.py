@@ -23,6 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 import _marks
+import _script
 
 from calmrl_lab import anchors as bounds
 from calmrl_lab import console
@@ -208,8 +209,4 @@ def show(found: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CalmrlError as error:
-        console.note(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
-        sys.exit(error.exit_code)
+    _script.run(main)

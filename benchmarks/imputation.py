@@ -34,9 +34,9 @@ from threadpoolctl import threadpool_limits
 sys.path.insert(0, str(Path(__file__).parent))
 
 import _marks
+import _script
 
 from calmrl_lab import console
-from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.em import Parameters, Totals, expect, iterate, maximise
 from calmrl_lab.imputers.initialisation import pairwise_start
 from calmrl_lab.imputers.observations import Observations, observe
@@ -444,8 +444,4 @@ def show(lines: Sequence[dict[str, Any]], size: Size) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CalmrlError as error:
-        console.note(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
-        sys.exit(error.exit_code)
+    _script.run(main)

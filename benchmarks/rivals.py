@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import _marks
 import _rival_tables
+import _script
 
 from calmrl_lab import console
 from calmrl_lab.config import override
@@ -201,8 +202,4 @@ def hidden(data: Data, shown: np.ndarray, test: np.ndarray) -> Iterator[np.ndarr
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CalmrlError as error:
-        console.note(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
-        sys.exit(error.exit_code)
+    _script.run(main)
