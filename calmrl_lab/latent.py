@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.definite import inverse
 from calmrl_lab.errors import CalmrlError
 
 Embedding = Literal["mean", "precision"]
@@ -48,7 +49,7 @@ class LatentMaps:
         mean: the posterior mean V_m h_m = E[beta | x]. precision: the same in units of the typical posterior deviation, H^-1/2 V_m h_m with
         H the mean of the V_m, so that latent directions nobody is sure of count less.
         """
-        covariances = _inverse(torch.eye(self.latent_dim, dtype=torch.float64) + self.precisions)
+        covariances = inverse(torch.eye(self.latent_dim, dtype=torch.float64) + self.precisions)
         if kind == "mean":
             return [weight @ covariance for weight, covariance in zip(self.maps, covariances, strict=True)]
         if kind == "precision":
@@ -93,7 +94,7 @@ class LatentMaps:
     def covariance(self, *observed: int) -> Float[Tensor, "q q"]:
         """Posterior covariance of the latent vector given these modalities, whatever their values."""
         eye = torch.eye(self.latent_dim, dtype=torch.float64)
-        return _inverse(eye + self.precisions[list(observed)].sum(dim=0))
+        return inverse(eye + self.precisions[list(observed)].sum(dim=0))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything as named arrays, for safetensors."""
@@ -107,11 +108,6 @@ class LatentMaps:
         found = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
         centres = tuple(found[f"centre_{m}"] for m in modalities)
         return cls(tuple(modalities), centres, tuple(found[f"map_{m}"] for m in modalities), found["precisions"])
-
-
-def _inverse(matrices: Float[Tensor, "*batch q q"]) -> Float[Tensor, "*batch q q"]:
-    """Of positive definite matrices. Not by LU: several threads of MKL fail at batches of it from q = 192 on."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrices))
 
 
 def _power(matrix: Float[Tensor, "q q"], exponent: float) -> Float[Tensor, "q q"]:

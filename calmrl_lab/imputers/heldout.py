@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.definite import inverse
 from calmrl_lab.imputers.em import Parameters, Totals, expect
 from calmrl_lab.imputers.observations import Observations
 from calmrl_lab.imputers.statistics import PatternStatistics, Statistics, observed_means
@@ -120,7 +121,7 @@ def agreements(
         noise, centre = parameters.noise[missing], reference[missing]
         n = pooled.count
         h, g = pooled.first[others].sum(dim=0), mean_score[list(observed)].sum(dim=0)
-        posterior = torch.cholesky_inverse(torch.linalg.cholesky(eye + grams[list(observed)].sum(dim=0)))
+        posterior = inverse(eye + grams[list(observed)].sum(dim=0))
         latent = h - n * g
         square = (
             pooled.second[others][:, others].sum(dim=(0, 1)) - torch.outer(h, g) - torch.outer(g, h) + n * torch.outer(g, g)
