@@ -99,12 +99,13 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
                 hint="leave it out with --modalities, or use --init random",
             )
     lifts = [Lift.of(rows, _most(asked.components)) for rows in shown]
+    components = [lift.apply(rows) for lift, rows in zip(lifts, table.first_rows(), strict=True)]
     judge = _Judge(validation, asked, score)
     found: dict[_Settings, _Found] = {}
 
     def reached(settings: _Settings) -> float:
         if settings not in found:
-            found[settings] = _stopped_early(table, lifts, settings, asked.iterations, judge)
+            found[settings] = _stopped_early(table, lifts, components, settings, asked.iterations, judge)
         return found[settings].reached
 
     best = _first(asked, table, lifts)
@@ -212,11 +213,17 @@ def _dimensions(lifts: Sequence[Lift], components: int) -> int:
 
 
 def _stopped_early(
-    table: FeatureTable, lifts: Sequence[Lift], settings: _Settings, iterations: int | str, judge: _Judge
+    table: FeatureTable,
+    lifts: Sequence[Lift],
+    components: Sequence[Tensor],
+    settings: _Settings,
+    iterations: int | str,
+    judge: _Judge,
 ) -> _Found:
-    """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
+    """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`). `components` are those of `lifts` for the items of
+    `table`, before any whitening."""
     chosen = [lift.whitened(settings.components, settings.whitening) for lift in lifts]
-    values = [lift.apply(rows) for lift, rows in zip(chosen, table.first_rows(), strict=True)]
+    values = [part[:, : len(lift.factor)] * lift.factor for lift, part in zip(chosen, components, strict=True)]
     statistics = Statistics.of(observe(values, table.mask, table.modalities))
     model = PPCA(latent_dim=settings.latent_dim)
     model.modalities = table.modalities
