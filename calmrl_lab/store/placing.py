@@ -66,12 +66,8 @@ def _workshop(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]
     recover(target)
     may_take(target, overwrite, replaceable)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in _abandoned(target, _PARTIAL):
-        shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
-    lock = os.open(partial, os.O_RDONLY)
+    partial, lock = _locked_directory(target)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -80,10 +76,26 @@ def _workshop(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]
         os.close(lock)
 
 
-def recover(target: str | Path) -> None:
-    """Undo what was only half done when a writer was killed while it replaced `target`: the old one is put back.
+def _locked_directory(target: Path) -> tuple[Path, int]:
+    """A new directory beside `target` and the handle that holds its lock."""
+    while True:
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
+        try:
+            lock = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Before it was locked, another writer may have taken it for one that a killed writer left.
+        if partial.is_dir():
+            return partial, lock
+        os.close(lock)
 
-    Between two renames there is nothing at `target`, and the old one lies beside it under another name.
+
+def recover(target: str | Path) -> None:
+    """Undo what was only half done when a writer of `target` was killed.
+
+    While `target` is replaced there is, between two renames, nothing there and the old one lies beside it under another name: it is put
+    back. What the killed writer had begun, or had no longer removed, is removed.
     """
     target = Path(os.path.abspath(target))
     with writing_errors(target):
@@ -92,6 +104,8 @@ def recover(target: str | Path) -> None:
                 _discard(old)
             else:
                 os.rename(old, target)
+        for left in _abandoned(target, _PARTIAL):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def retired(target: Path) -> Path | None:

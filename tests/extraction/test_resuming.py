@@ -262,6 +262,17 @@ def test_a_retry_killed_while_it_tidied_up_is_finished_by_the_next(media, tmp_pa
     assert not (tmp_path / "s.zarr.parts").exists()
 
 
+def test_a_retry_killed_after_it_replaced_the_store_leaves_nothing_to_the_next(media, tmp_path):
+    """The new store is in place, the old one is half removed: nothing is left to do but to remove the rest."""
+    out = tmp_path / "s.zarr"
+    run(out, media)
+    shutil.copytree(out, tmp_path / ".s.zarr.dead.partial")
+    completed = contents(out)
+    extract("fake", out, media=media, workers=1, block_size=3, retry_failed=True)
+    assert contents(out) == completed
+    assert not (tmp_path / ".s.zarr.dead.partial").exists()
+
+
 @pytest.mark.slow
 def test_retries_killed_at_random_lose_nothing(media, tmp_path):
     """Whenever it is killed, the store is the old one or the completed one, and the next retry completes it."""

@@ -129,6 +129,29 @@ def test_a_disk_that_fails_midway_leaves_nothing(tmp_path, five, monkeypatch, nu
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_writer_whose_new_directory_another_took_for_abandoned_makes_a_new_one(tmp_path, five, monkeypatch, late):
+    """Between its creation and its lock a directory looks like one that a killed writer left."""
+    made, mkdtemp, flock = [], placing.tempfile.mkdtemp, placing.fcntl.flock
+
+    def taken(**options):
+        made.append(mkdtemp(**options))
+        if len(made) == 1 and not late:
+            os.rmdir(made[0])
+        return made[-1]
+
+    def lock(handle, how):
+        if late and len(made) == 1 and os.path.isdir(made[0]):
+            os.rmdir(made[0])
+        flock(handle, how)
+
+    monkeypatch.setattr(placing.tempfile, "mkdtemp", taken)
+    monkeypatch.setattr(placing.fcntl, "flock", lock)
+    write_store(tmp_path / "s.zarr", **five)
+    assert len(made) == 2
+    assert os.listdir(tmp_path) == ["s.zarr"]
+
+
 def test_what_a_killed_writer_left_is_removed_but_not_what_a_live_one_writes(tmp_path, five):
     (tmp_path / ".s.zarr.dead.partial" / "features").mkdir(parents=True)
     with pytest.raises(CalmrlError, match="exists already"), placing.new_directory(tmp_path / "s.zarr") as live:  # noqa: PT012
