@@ -7,7 +7,7 @@ h_m = W^m' (z^m - mu^m) / s_m^2 and precision V_m^-1 = I + G_m, G_m = W^m' W^m /
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -33,6 +33,7 @@ class LatentMaps:
     centres: tuple[Float[Tensor, " d_m"], ...]
     maps: tuple[Float[Tensor, "d_m q"], ...]
     precisions: Float[Tensor, "k q q"]
+    _known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def latent_dim(self) -> int:
@@ -81,20 +82,31 @@ class LatentMaps:
         return torch.cat([h @ both.to(h.device), torch.ones_like(h[:, :1])], dim=1), torch.cat([g, own], dim=1)
 
     def log_density_ratio(
-        self, query: int, gallery: int, queries: Float[Tensor, "a d_a"], candidates: Float[Tensor, "b d_b"]
+        self, query: int, shown: Sequence[int], asked: Float[Tensor, "a q"], evidence: Float[Tensor, "b q"]
     ) -> Float[Tensor, "a b"]:
-        """log p(x, y) - log p(x) - log p(y) of all pairs (nats); `compared` leaves out what only depends on the query."""
-        left, right = self.compared(query, gallery, queries, candidates)
-        h = self.evidence(query, queries)
-        both, alone = self.covariance(query, gallery), self.covariance(query)
-        own = 0.5 * ((h @ both.to(h.device) - h @ alone.to(h.device)) * h).sum(dim=1, keepdim=True)
-        volume = [torch.linalg.slogdet(self.covariance(*seen))[1] for seen in ((query, gallery), (query,), (gallery,))]
-        return left @ right.T + own + 0.5 * (volume[0] - volume[1] - volume[2])
+        """log p(x, y) - log p(x) - log p(y) of all pairs (nats), y being the features of the modalities `shown` together.
+
+        `asked` is the evidence of x and `evidence` the sum of the evidences of y: what an item shows adds up. With one modality shown,
+        `compared` of the same pair leaves out what only depends on the query.
+        """
+        (both, both_volume), (alone, alone_volume), (there, there_volume) = (
+            [part.to(asked.device) for part in self._posterior(seen)] for seen in ((query, *shown), (query,), tuple(shown))
+        )
+        first = 0.5 * ((asked @ (both - alone)) * asked).sum(dim=1, keepdim=True)
+        second = 0.5 * ((evidence @ (both - there)) * evidence).sum(dim=1)
+        return asked @ both @ evidence.T + first + second + 0.5 * (both_volume - alone_volume - there_volume)
 
     def covariance(self, *observed: int) -> Float[Tensor, "q q"]:
         """Posterior covariance of the latent vector given these modalities, whatever their values."""
-        eye = torch.eye(self.latent_dim, dtype=torch.float64)
-        return inverse(eye + self.precisions[list(observed)].sum(dim=0))
+        return self._posterior(observed)[0]
+
+    def _posterior(self, observed: tuple[int, ...]) -> tuple[Float[Tensor, "q q"], Float[Tensor, ""]]:
+        """The covariance and the log of its determinant; kept, for scores are asked for tile by tile."""
+        if observed not in self._known:
+            precision = torch.eye(self.latent_dim, dtype=torch.float64) + self.precisions[list(observed)].sum(dim=0)
+            matrix = inverse(precision)
+            self._known[observed] = (matrix, torch.linalg.slogdet(matrix)[1])
+        return self._known[observed]
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything as named arrays, for safetensors."""

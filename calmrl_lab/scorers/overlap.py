@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
@@ -47,41 +46,22 @@ class Overlap(Scorer):
             )
         self.maps = maps
         self._columns = [j for j, name in enumerate(self.modalities) if modality in (None, name)]
-        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def serves(self, mask: Tensor) -> Tensor:
         return mask[:, self._columns].any(dim=1)
 
     def _score(self, queries: Tensor, items: Tensor, mask: Tensor) -> Tensor:
         q = self.maps.latent_dim
+        query = self.maps.modalities.index(self.query)
+        places_of = [self.maps.modalities.index(self.modalities[j]) for j in self._columns]
         asked, shown = queries[:, :q], items[:, self._columns, :q]
         scores = asked.new_empty(len(queries), len(items))
         patterns, which = torch.unique(mask[:, self._columns], dim=0, return_inverse=True)
         for index, pattern in enumerate(patterns.tolist()):
             rows = (which == index).nonzero().squeeze(1)
-            names = tuple(self.modalities[self._columns[j]] for j, seen in enumerate(pattern) if seen)
-            scores[:, rows] = self._ratio(asked, shown[rows].sum(dim=1), names)
+            places = [places_of[j] for j, seen in enumerate(pattern) if seen]
+            scores[:, rows] = self.maps.log_density_ratio(query, places, asked, shown[rows].sum(dim=1))
         return scores
-
-    def _ratio(
-        self, asked: Float[Tensor, "a q"], evidence: Float[Tensor, "b q"], shown: tuple[str, ...]
-    ) -> Float[Tensor, "a b"]:
-        query = self.maps.modalities.index(self.query)
-        places = tuple(self.maps.modalities.index(name) for name in shown)
-        (both, both_volume), (alone, alone_volume), (there, there_volume) = (
-            self._covariance(seen, asked.device) for seen in ((query, *places), (query,), places)
-        )
-        first = 0.5 * ((asked @ (both - alone)) * asked).sum(dim=1, keepdim=True)
-        second = 0.5 * ((evidence @ (both - there)) * evidence).sum(dim=1)
-        return asked @ both @ evidence.T + first + second + 0.5 * (both_volume - alone_volume - there_volume)
-
-    def _covariance(self, observed: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The posterior covariance and the log of its determinant."""
-        if observed not in self._known:
-            matrix = self.maps.covariance(*observed)
-            self._known[observed] = (matrix, torch.linalg.slogdet(matrix)[1])
-        matrix, volume = self._known[observed]
-        return matrix.to(device), volume.to(device)
 
 
 @scorers.register("both")
