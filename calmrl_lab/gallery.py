@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from calmrl_lab.config import SCORE_WORDS
-from calmrl_lab.embedded import Embedded, RunSpace
+from calmrl_lab.balancing import Balance
+from calmrl_lab.embedded import RunSpace
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evidence_vectors import EvidenceVectors
+from calmrl_lab.gallery_vectors import of_embeddings, of_evidence
 from calmrl_lab.missingness import pattern_names
 from calmrl_lab.registry import nearest
 from calmrl_lab.runs import Run, is_temporary, write_atomically
+from calmrl_lab.scorer_names import OF_EVIDENCE, family
 from calmrl_lab.search import Index, Kind, build_index, recall_against_exact
 
 if TYPE_CHECKING:
@@ -26,14 +29,18 @@ if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
 FORMAT = 1
-_PROBES, _PROBED = 1000, 10
+_PROBED = 10
 # What an index folder may hold: one with nothing else is an index, also if its writer was killed before gallery.json.
-_FILES = frozenset({"gallery.json", "index.faiss", "items.parquet", "heads.safetensors", "recall.csv", "recall.svg"})
+_OF_OVERLAPS = ("latent.safetensors", "balance.safetensors")
+_FILES = frozenset(
+    {"gallery.json", "index.faiss", "items.parquet", "heads.safetensors", *_OF_OVERLAPS, "recall.csv", "recall.svg"}
+)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, heads.safetensors."""
+    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, heads.safetensors, and
+    latent.safetensors and balance.safetensors where items are compared by overlap."""
 
     path: Path
     facts: dict[str, Any]
@@ -73,7 +80,7 @@ class Gallery:
         return tuple(self.facts["encoders"])
 
     def embed(self, modality: str, features: Float[np.ndarray, "q d_m"]) -> Float[np.ndarray, "q d"]:
-        """Query vectors of cached or freshly encoded features. Raises CalmrlError for an unknown modality or another dimension."""
+        """Query vectors (float32) of cached or freshly encoded features. Raises CalmrlError for an unknown modality or another dimension."""
         if modality not in self.modalities:
             raise CalmrlError(
                 f"index '{self.path}' has no heads for '{modality}'{nearest(modality, list(self.modalities))}",
@@ -90,8 +97,21 @@ class Gallery:
             )
         if not np.isfinite(wide).all():
             raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
+        rows, place = torch.from_numpy(wide), heads.modalities.index(modality)
         with torch.no_grad():
-            return heads.project(heads.modalities.index(modality), torch.from_numpy(wide)).numpy()
+            embeddings = heads.project(place, rows)
+            if family(self.facts["scorer"]) not in OF_EVIDENCE:
+                return embeddings.numpy()
+            maker = self._evidence_vectors()
+            asked = maker.queries(place, maker.maps.evidence(place, rows), embeddings)
+        return Balance(Run(self.path).read_tensors("balance.safetensors")[0]["scale"]).queries(asked.numpy())
+
+    def _evidence_vectors(self) -> EvidenceVectors:
+        maps = Run(self.path).load_latent()
+        places = {name: place for place, name in enumerate(maps.modalities)}
+        shown = tuple(places[name] for name in self.facts["modalities"])
+        patterns = tuple(tuple(places[name] for name in pattern) for pattern in self.facts["patterns"])
+        return EvidenceVectors(maps, self.facts["cosine_weight"], shown, patterns)
 
     def search(self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None) -> pd.DataFrame:
         """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
@@ -118,14 +138,13 @@ def build_gallery(
 ) -> Gallery:
     """Index the items of a store (default: all of the run's own) under the heads of `run`, and write the folder `out`.
 
-    An item is the vector `scorer` makes of what it shows of `modalities` (default: all), the centroid by default; `calibrate` fills its
-    gaps with the run's imputer first. Items that show none of them are left out and counted (`left_out`). The index compares by cosine: a
-    run that compares pairs otherwise (gallery.json names its `run_score`) is indexed only if a scorer is asked for. For approximate
-    indexes, gallery.json keeps the share of the true ten nearest items that a search finds (`recall_against_exact`), measured with up to
-    1,000 embeddings of the store's own rows; recall.csv and recall.svg show it for more and for less effort, on the CPU. `gpus` are used to
-    build the index; the folder is the same.
-    Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, a run without imputer if `calibrate`, a run
-    that does not compare by cosine if no scorer is named, and an existing folder that is no index.
+    An item is the vector `scorer` makes of what it shows of `modalities` (default: all); the scorer is the run's own: the centroid for
+    runs that compare pairs by cosine, overlap or both for the others. `calibrate` fills its gaps with the run's imputer first. Items that
+    show none of the modalities are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the true ten
+    nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 of the store's own rows as queries; recall.csv and
+    recall.svg show it for more and for less effort, on the CPU. `gpus` are used to build the index; the folder is the same.
+    Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `calibrate` with a run without imputer or
+    a scorer that needs no gap filled, an overlap for a run without PPCA, and an existing folder that is no index.
     """
     import pandas as pd
 
@@ -133,15 +152,18 @@ def build_gallery(
     _check_folder(out)
     space = RunSpace.open(run, store, device)
     score = space.run.config.score
-    if scorer is None and score != "cosine":
+    scorer = scorer or ("centroid" if score == "cosine" else score)
+    by_overlap = family(scorer) in OF_EVIDENCE
+    if by_overlap and calibrate:
         raise CalmrlError(
-            f"run '{space.run.path}' compares pairs by {SCORE_WORDS[score]}, which takes other vectors in every direction, and an index "
-            "holds one vector an item",
-            hint="--scorer centroid indexes the cosines of its heads all the same",
+            f"scorer '{scorer}' adds up what an item shows, so there are no gaps to fill",
+            hint="index without --calibrate, or with --scorer centroid",
         )
-    scorer = scorer or "centroid"
-    embedded = space.embed(split)
-    vectors, shown, names = _vectors(space, embedded, modalities, scorer, calibrate)
+    if by_overlap:
+        made = of_evidence(space, split, modalities, scorer)
+    else:
+        made = of_embeddings(space, split, modalities, scorer, calibrate)
+    embedded, vectors, shown = made.embedded, made.vectors, made.rows
     # Built on GPUs or not: what is measured below is what a search will open.
     index = build_index(vectors, kind, options, gpus).on_cpu()
     folder = Run(out)
@@ -162,20 +184,27 @@ def build_gallery(
         "scorer": scorer,
         "run_score": score,
         "calibrated": calibrate,
-        "modalities": list(names),
+        "modalities": list(made.modalities),
+        **made.facts,
         "encoders": {m: encoder_of(space.store, m) for m in embedded.modalities},
         "dim": vectors.shape[1],
         "items": len(shown),
         "left_out": len(embedded) - len(shown),
         "recall_against_exact": None,
     }
-    probes = _probes(embedded)
+    probes = made.probes
     if kind != "flat":
         exact = build_index(vectors).search(probes, _PROBED)
         facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, _PROBED), exact).mean())
     # gallery.json goes last: a folder without it is no index.
     (out / "gallery.json").unlink(missing_ok=True)
     folder.save_heads(space.heads)
+    if made.balance is not None:
+        folder.save_latent(space.run.load_latent())
+        folder.write_tensors("balance.safetensors", {"scale": made.balance.scale}, {})
+    else:
+        for name in _OF_OVERLAPS:
+            (out / name).unlink(missing_ok=True)
     folder.write_frame("items.parquet", pd.DataFrame({**items, **labels}))
     index.save(out / "index.faiss")
     _write_recall(out, index, vectors, probes)
@@ -194,53 +223,10 @@ def _check_folder(out: Path) -> None:
         raise CalmrlError(f"'{out}' exists and is not an index: it holds {others[0]}", hint="choose another --out")
 
 
-def _vectors(
-    space: RunSpace, embedded: Embedded, modalities: Sequence[str] | None, scorer: str, calibrate: bool
-) -> tuple[Float[np.ndarray, "g d"], np.ndarray, tuple[str, ...]]:
-    names = tuple(embedded.modalities if modalities is None else modalities)
-    if not names or len(set(names)) < len(names):
-        raise CalmrlError(
-            f"items are made of one modality or several different ones, got '{','.join(names)}'",
-            hint=f"the run has: {', '.join(embedded.modalities)}",
-        )
-    for name in names:
-        if name not in embedded.modalities:
-            raise CalmrlError(
-                f"the run has no modality '{name}'{nearest(name, list(embedded.modalities))}",
-                hint=f"it has: {', '.join(embedded.modalities)}",
-            )
-    columns = [embedded.modalities.index(name) for name in names]
-    items, mask = embedded.items[:, columns], embedded.mask[:, columns]
-    if calibrate:
-        imputer = space.imputer()
-        if imputer is None:
-            raise CalmrlError(
-                f"run '{space.run.path}' has no imputer to fill gaps with",
-                hint="index without --calibrate, or train with --impute ppca",
-            )
-        seen = torch.zeros_like(embedded.mask)
-        seen[:, columns] = mask
-        items, mask = embedded.filled(imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
-    maker = space.scorer(scorer, "", names)
-    if not maker.items_are_vectors:
-        raise CalmrlError(
-            f"scorer '{scorer}' makes no single vector of an item, and an index holds vectors",
-            hint="use centroid, anchor, fused or cosine:<modality>",
-        )
-    shown = maker.serves(mask)
-    return maker.vectors(items, mask)[shown].float().cpu().numpy(), np.flatnonzero(shown.cpu().numpy()), names
-
-
 def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
     """Name and fingerprint of the encoder that made a modality of `store`."""
     entry = next(entry for entry in store.attributes["modalities"] if entry["name"] == modality)
     return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
-
-
-def _probes(embedded: Embedded) -> Float[np.ndarray, "q d"]:
-    """Queries to measure an index with: embeddings of single rows, which are no gallery vectors themselves."""
-    rows = np.concatenate([part.float().cpu().numpy() for part in embedded.rows])
-    return rows[np.random.default_rng(0).permutation(len(rows))[:_PROBES]]
 
 
 def _write_recall(out: Path, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:

@@ -77,24 +77,32 @@ class LatentMaps:
         belong to one item than to two. Unlike a cosine it knows how sure each modality is, and in which directions.
         """
         h, g = self.evidence(query, queries), self.evidence(gallery, candidates)
-        both, alone = self.covariance(query, gallery), self.covariance(gallery)
-        own = 0.5 * ((g @ both.to(g.device) - g @ alone.to(g.device)) * g).sum(dim=1, keepdim=True)
-        return torch.cat([h @ both.to(h.device), torch.ones_like(h[:, :1])], dim=1), torch.cat([g, own], dim=1)
+        both = self.covariance(query, gallery).to(h.device)
+        own = self.item_term(query, [gallery], g).unsqueeze(1)
+        return torch.cat([h @ both, torch.ones_like(h[:, :1])], dim=1), torch.cat([g, own], dim=1)
 
     def log_density_ratio(
         self, query: int, shown: Sequence[int], asked: Float[Tensor, "a q"], evidence: Float[Tensor, "b q"]
     ) -> Float[Tensor, "a b"]:
         """log p(x, y) - log p(x) - log p(y) of all pairs (nats), y being the features of the modalities `shown` together.
 
-        `asked` is the evidence of x and `evidence` the sum of the evidences of y: what an item shows adds up. With one modality shown,
-        `compared` of the same pair leaves out what only depends on the query.
+        `asked` is the evidence of x and `evidence` the sum of the evidences of y: what an item shows adds up. It is bilinear but for two
+        terms: asked' B evidence + `query_term` + `item_term`, B the covariance given all of them.
         """
-        (both, both_volume), (alone, alone_volume), (there, there_volume) = (
-            [part.to(asked.device) for part in self._posterior(seen)] for seen in ((query, *shown), (query,), tuple(shown))
-        )
-        first = 0.5 * ((asked @ (both - alone)) * asked).sum(dim=1, keepdim=True)
-        second = 0.5 * ((evidence @ (both - there)) * evidence).sum(dim=1)
-        return asked @ both @ evidence.T + first + second + 0.5 * (both_volume - alone_volume - there_volume)
+        both = self.covariance(query, *shown).to(asked.device)
+        own = self.query_term(query, shown, asked).unsqueeze(1)
+        return asked @ both @ evidence.T + own + self.item_term(query, shown, evidence)
+
+    def query_term(self, query: int, shown: Sequence[int], asked: Float[Tensor, "a q"]) -> Float[Tensor, " a"]:
+        """What of `log_density_ratio` depends on the query and on which modalities an item shows."""
+        both, alone, there = (self._posterior(seen) for seen in ((query, *shown), (query,), tuple(shown)))
+        gained = (both[0] - alone[0]).to(asked.device)
+        return 0.5 * ((asked @ gained) * asked).sum(dim=1) + 0.5 * (both[1] - alone[1] - there[1]).to(asked.device)
+
+    def item_term(self, query: int, shown: Sequence[int], evidence: Float[Tensor, "b q"]) -> Float[Tensor, " b"]:
+        """What of `log_density_ratio` depends on the item and on which modality asks."""
+        gained = (self.covariance(query, *shown) - self.covariance(*shown)).to(evidence.device)
+        return 0.5 * ((evidence @ gained) * evidence).sum(dim=1)
 
     def covariance(self, *observed: int) -> Float[Tensor, "q q"]:
         """Posterior covariance of the latent vector given these modalities, whatever their values."""

@@ -29,7 +29,7 @@ def index(
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
     scorer: str | None = typer.Option(
         None,
-        help="How an item becomes a vector: centroid, anchor, fused or cosine:MODALITY. (default: centroid, for runs that compare by cosine)",
+        help="How items are compared: centroid, anchor, fused, cosine:MODALITY, overlap or both. (default: as the run compares pairs)",
     ),
     calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
     kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
@@ -80,10 +80,8 @@ def search(
     asked = modality or ("caption" if "caption" in gallery.modalities else gallery.modalities[0])
     found = gallery.search(gallery.embed(asked, _query(gallery, asked, text, item, features, store, weights)), k, effort)
     console.emit(found.to_dict("records"), as_json, lambda: _print_found(gallery, found))
-    if gallery.facts.get("run_score", "cosine") != "cosine":
-        console.note(
-            f"found by cosine ({gallery.facts['scorer']}), as the index was asked to; the run itself compares pairs otherwise"
-        )
+    if _by_other_means(gallery.facts):
+        console.note(f"found by {_score_of(gallery.facts)}, as the index was asked to; the run itself compares pairs otherwise")
 
 
 def _query(
@@ -149,10 +147,24 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
     return source.features(modality)[start:stop]
 
 
-def _maker(facts: dict[str, Any]) -> str:
-    """What an item is in the index."""
+def _score_of(facts: dict[str, Any]) -> str:
+    """What the scores of the index are."""
+    from calmrl_lab.scorer_names import OF_EVIDENCE
+
     kind, _, modality = facts["scorer"].partition(":")
-    return modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
+    if kind not in OF_EVIDENCE:
+        maker = modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
+        return f"cosine with the {maker}"
+    weight = facts["cosine_weight"]
+    nats = "overlap of posteriors (nats)" + ("" if weight is None else f" plus {weight:g} times the cosine")
+    return f"{nats} with what an item shows of {', '.join(facts['modalities'])}"
+
+
+def _by_other_means(facts: dict[str, Any]) -> bool:
+    """Whether the index compares otherwise than its run does."""
+    from calmrl_lab.scorer_names import family
+
+    return bool(facts["run_score"] != family(facts["scorer"]))
 
 
 def _print_facts(gallery: Gallery) -> None:
@@ -160,14 +172,12 @@ def _print_facts(gallery: Gallery) -> None:
 
     facts = gallery.facts
     console.out.print(
-        f"{facts['items']} items, {facts['kind']} index of dimension {facts['dim']}: cosine with the {_maker(facts)}"
+        f"{facts['items']} items, {facts['kind']} index of dimension {facts['dim']}: {_score_of(facts)}"
         + (", gaps filled" if facts["calibrated"] else ""),
         soft_wrap=True,
     )
-    if facts["run_score"] != "cosine":
-        console.out.print(
-            f"the run itself compares pairs by {SCORE_WORDS[facts['run_score']]}, which no index can hold", soft_wrap=True
-        )
+    if _by_other_means(facts):
+        console.out.print(f"the run itself compares pairs by {SCORE_WORDS[facts['run_score']]}", soft_wrap=True)
     if facts["left_out"]:
         console.out.print(f"{facts['left_out']} items show none of these and were left out")
     if facts["recall_against_exact"] is not None:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from calmrl_lab.config import SCORE_WORDS, TrainConfig
 from calmrl_lab.curves import aggregation_gain, run_curves
@@ -90,20 +91,81 @@ def test_evaluate_says_how_pairs_are_compared(made, cli, kind):
 
 
 @pytest.mark.parametrize("kind", ["overlap", "both"])
-def test_an_index_compares_by_cosine_only_if_asked_to(made, tmp_path, cli, kind):
+def test_an_index_compares_as_the_run_does(small_store, tmp_path, kind):
+    pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
+    from calmrl_lab.embedded import RunSpace
+    from calmrl_lab.gallery import Gallery, build_gallery
+    from calmrl_lab.scorers.base import make_scorer
+    from calmrl_lab.store import FeatureStore
+
+    # Not every emoji has keywords.
+    names = ["vision", "caption", "keywords"]
+    config = TrainConfig(store=str(small_store), scenario="pairs:0.25", dim=16, epochs=1, modalities=names, **KINDS[kind])
+    run = train(config, tmp_path / "run")
+    build_gallery(run, tmp_path / "index", split="test", modalities=["vision", "keywords"])
+    shutil.move(tmp_path / "index", tmp_path / "moved")  # it stands alone
+    gallery = Gallery.open(tmp_path / "moved")
+    assert gallery.facts["scorer"] == gallery.facts["run_score"] == kind
+    assert len(gallery.facts["patterns"]) > 1
+
+    space = RunSpace.open(run).embed("test", evidence=True)
+    weight = {"weight": space.evidence.weight} if kind == "both" else {}
+    scorer = make_scorer(kind, "caption", ["vision", "keywords"], maps=space.evidence.maps, **weight)
+    asked, columns = space.modalities.index("caption"), [space.modalities.index(m) for m in ("vision", "keywords")]
+    queries = torch.cat([space.evidence.rows[asked], space.rows[asked].double()], dim=1)
+    items = torch.cat([space.evidence.items, space.items.double()], dim=2)[:, columns]
+    expected = scorer.score(queries, items, space.mask[:, columns])
+    best = expected.topk(3, dim=1)
+
+    store = FeatureStore.open(run.config.store)
+    owners = np.flatnonzero(np.isin(store.ids, space.ids[space.owners[asked].numpy()]))
+    starts = store.offsets("caption")
+    features = np.concatenate([store.features("caption")[starts[i] : starts[i + 1]] for i in owners])
+    found = gallery.search(gallery.embed("caption", features), k=3)
+    assert found["score"].to_numpy() == pytest.approx(best.values.flatten().numpy(), rel=1e-3, abs=1e-3)
+    assert (found["id"].to_numpy() == space.ids[best.indices.flatten().numpy()]).mean() > 0.98  # the rest are ties in float32
+
+
+@pytest.mark.parametrize("kind", ["overlap", "both"])
+def test_the_commands_of_an_index_say_how_it_compares(made, tmp_path, cli, kind):
     pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
     words = ("index", "--run", made[kind].path, "--out", tmp_path / "index")
-    code, _, err = cli(*words)
-    assert code == 2
-    assert "an index holds one vector an item" in err.replace("\n", " ")
-    assert not (tmp_path / "index").exists()
+    code, said, _ = cli(*words, "--kind", "hnsw")
+    assert code == 0
+    assert "overlap of posteriors (nats)" in said
+    assert ("times the cosine" in said) == (kind == "both")
+    assert "with what an item shows of vision, caption, subtitle" in said
+    assert "of the true ten nearest items" in said
+    code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")
+    assert (code, len(said.splitlines()), noted) == (0, 3, "")
+
+    code, said, _ = cli(*words, "--scorer", f"{kind}:vision")
+    assert code == 0
+    assert "with what an item shows of vision\n" in said
+
+    # Over the first one, which knew a PPCA.
     code, said, _ = cli(*words, "--scorer", "centroid")
     assert code == 0
+    assert not (tmp_path / "index" / "latent.safetensors").exists()
     assert "cosine with the centroid of vision, caption, subtitle" in said
     assert "the run itself compares pairs by the overlap of their posteriors" in said
     code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")
     assert (code, len(said.splitlines())) == (0, 3)
-    assert "found by cosine (centroid)" in noted
+    assert "found by cosine with the centroid" in noted
+
+
+def test_indexes_that_make_no_sense_are_one_sentence(made, trained, tmp_path):
+    from calmrl_lab.gallery import build_gallery
+
+    with pytest.raises(CalmrlError, match="there are no gaps to fill"):
+        build_gallery(made["both"], tmp_path / "index", calibrate=True)
+    with pytest.raises(CalmrlError, match="has no PPCA of its features"):
+        build_gallery(trained, tmp_path / "index", scorer="overlap")
+    with pytest.raises(CalmrlError, match="needs the weight of the cosine"):
+        build_gallery(made["overlap"], tmp_path / "index", scorer="both")
+    with pytest.raises(CalmrlError, match="no modality 'visoin'; did you mean 'vision'"):
+        build_gallery(made["overlap"], tmp_path / "index", scorer="overlap:visoin")
+    assert not (tmp_path / "index").exists()
 
 
 def test_an_ensemble_is_indexed_by_its_joined_heads(made, tmp_path):
