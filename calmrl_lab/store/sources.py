@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.mapping import hdf5_mapped, npy_header, npz_mapped
 
 # Where a file of several arrays keeps features, ids and mask, tried in this order (after the modality's own name, for
 # features).
@@ -102,7 +103,12 @@ def _npy(path: Path, modality: str, key: str | None) -> Source:
 def _npz(path: Path, modality: str, key: str | None) -> Source:
     with np.load(path, allow_pickle=False) as archive:
         headers = {name: _NpzHeader(_npz_shape(archive, name), name) for name in archive.files}
-        return _choose(path, modality, key, headers, lambda header: archive[header.name])
+
+        def load(header: _NpzHeader) -> np.ndarray:
+            mapped = npz_mapped(path, archive.zip, f"{header.name}.npy") if len(header.shape) == 2 else None
+            return archive[header.name] if mapped is None else mapped
+
+        return _choose(path, modality, key, headers, load)
 
 
 class _NpzHeader(NamedTuple):
@@ -114,9 +120,7 @@ class _NpzHeader(NamedTuple):
 
 def _npz_shape(archive: Any, name: str) -> tuple[int, ...]:
     with archive.zip.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)[0]
+        return npy_header(member)[0]
 
 
 def _hdf5(path: Path, modality: str, key: str | None) -> Source:
@@ -135,7 +139,8 @@ def _hdf5(path: Path, modality: str, key: str | None) -> Source:
         def load(dataset: Any) -> np.ndarray:
             if h5py.check_string_dtype(dataset.dtype):
                 return np.array(dataset.asstr("utf-8")[:].tolist(), dtype=np.str_)
-            return dataset[()]
+            mapped = hdf5_mapped(path, dataset) if dataset.ndim == 2 else None
+            return dataset[()] if mapped is None else mapped
 
         return _choose(path, modality, key, arrays, load)
 
