@@ -68,17 +68,17 @@ class TrainConfig(BaseModel):
     )
     init_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="options of a start by PPCA (latent_dim, components, whitening, embedding, iterations)",
+        description="options of a start by PPCA (kernel, latent_dim, components, whitening, noise_scale, iterations, embedding)",
     )
     score: Score = Field(
         "cosine",
         description="how a query and a candidate are compared: by the cosine of their embeddings, by the overlap of their posteriors under "
         "the PPCA that the heads start from (init: ppca), or by both, the cosine with a weight that validation chooses",
     )
-    features: Literal["scaled", "centred", "standardised", "raw"] = Field(
+    features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",
         description="what heads that start at random see: features scaled to mean squared norm one, the same about their mean, also with equal "
-        "variances, or as they are. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
+        "variances, as they are, or their kernel principal components. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
     )
     dim: int = Field(
         256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.kernel_map import KernelMap
+from calmrl_lab.lifting import CONSTANT
 
 KINDS = ("linear", "mlp")
-# A coordinate whose deviation is below this share of the common one carries rounding only.
-CONSTANT = 1e-6
 
 
 class Heads(nn.Module):
     """One head a modality. `linear` has no bias, as VAST's contra_head_*; `mlp` is Linear, GELU, Linear of the same width.
 
     Features are centred and scaled by fixed buffers first (zero and one unless `rescale` was called), so that encoders of
-    very different scale start equal.
+    very different scale start equal. With `kernels`, one a modality, they are first turned into kernel principal components, which are
+    fixed too; `inputs` are the dimensions that heads then see, `dims` those of the features.
     """
 
-    def __init__(self, dims: Mapping[str, int], dim: int, kind: str = "linear", seed: int = 0) -> None:
+    def __init__(
+        self, dims: Mapping[str, int], dim: int, kind: str = "linear", seed: int = 0, kernels: Sequence[KernelMap] | None = None
+    ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise CalmrlError(f"unknown head '{kind}'", hint=f"known heads: {', '.join(KINDS)}")
@@ -33,14 +36,20 @@ class Heads(nn.Module):
         self.dim = dim
         self.kind = kind
         generator = torch.Generator().manual_seed(seed)
-        self.maps = nn.ModuleList(_head(kind, dims[m], dim, generator) for m in self.modalities)
-        for index, name in enumerate(self.modalities):
-            self.register_buffer(f"centre_{index}", torch.zeros(dims[name]))
-            self.register_buffer(f"scale_{index}", torch.ones(dims[name]))
+        self.inputs = list(dims.values()) if kernels is None else [kernel.components for kernel in kernels]
+        self.maps = nn.ModuleList(_head(kind, d, dim, generator) for d in self.inputs)
+        for index, d in enumerate(self.inputs):
+            self.register_buffer(f"centre_{index}", torch.zeros(d))
+            self.register_buffer(f"scale_{index}", torch.ones(d))
+        self._kernel_parts = tuple(kernels[0].state()) if kernels else ()
+        for index, kernel in enumerate(kernels or ()):
+            for part, value in kernel.state().items():
+                self.register_buffer(f"kernel_{index}_{part}", value)
 
     def rescale(self, index: int, features: Float[Tensor, "n d_m"], how: Literal["scaled", "centred", "standardised"]) -> None:
         """Fix the scale of modality `index` so that `features` have mean squared norm one: as they are, about their mean, or about
         their mean with the same variance in every coordinate (coordinates that never vary keep the common scale)."""
+        features = self.seen(index, features)
         centre = torch.zeros_like(features[0]) if how == "scaled" else features.mean(dim=0)
         scale = (features - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12).expand(features.shape[1])
         if how == "standardised":
@@ -58,8 +67,7 @@ class Heads(nn.Module):
         """
         target: Tensor | None = None
         for index, rows in features.items():
-            centred = (rows - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")
-            mean = self.maps[index](centred).mean(dim=0)
+            mean = self.maps[index](self._scaled(index, rows)).mean(dim=0)
             if float(mean.norm()) < 1e-6:
                 continue
             direction = mean / mean.norm()
@@ -88,8 +96,8 @@ class Heads(nn.Module):
             linear.weight.copy_(weight)
 
     @torch.no_grad()
-    def load_affine(self, index: int, weight: Float[Tensor, "d d_m"], centre: Float[Tensor, " d_m"]) -> None:
-        """Start modality `index` from x -> weight (x - centre), up to a factor (linear heads only).
+    def load_affine(self, index: int, weight: Float[Tensor, "d i"], centre: Float[Tensor, " i"]) -> None:
+        """Start modality `index` from x -> weight (x - centre) of what it sees, up to a factor (linear heads only).
 
         The scale of the features stays; the weights get the norm of random ones, so that one learning rate suits both starts.
         """
@@ -103,8 +111,16 @@ class Heads(nn.Module):
 
     def project(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
         """Unit-norm embeddings of modality `index`; a zero projection stays zero instead of becoming NaN."""
-        centred = (features - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")
-        return functional.normalize(self.maps[index](centred), dim=-1, eps=1e-12)
+        return functional.normalize(self.maps[index](self._scaled(index, features)), dim=-1, eps=1e-12)
+
+    def seen(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n i"]:
+        """What the head of modality `index` is given: `features`, or their kernel principal components."""
+        if not self._kernel_parts:
+            return features
+        return KernelMap(**{part: self.get_buffer(f"kernel_{index}_{part}") for part in self._kernel_parts})(features)
+
+    def _scaled(self, index: int, features: Tensor) -> Tensor:
+        return (self.seen(index, features) - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")
 
     def forward(self, features: list[Float[Tensor, "b d_m"]], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeddings of a padded batch; entries under a False mask are zero and carry no gradient."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from calmrl_lab.definite import inverse
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.kernel_map import KernelMap, kernels_in
 
 Embedding = Literal["mean", "precision"]
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
@@ -26,13 +27,15 @@ EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 class LatentMaps:
     """The evidence of k modalities as affine maps of their features: h_m = maps_m' (x - centres_m).
 
-    `centres` k of [d_m], `maps` k of [d_m, q], `precisions` [k, q, q] (G_m), all float64.
+    `centres` k of [d_m], `maps` k of [d_m, q], `precisions` [k, q, q] (G_m), all float64. With `kernels`, one a modality, x are the kernel
+    principal components of the features, and d_m is their number.
     """
 
     modalities: tuple[str, ...]
     centres: tuple[Float[Tensor, " d_m"], ...]
     maps: tuple[Float[Tensor, "d_m q"], ...]
     precisions: Float[Tensor, "k q q"]
+    kernels: tuple[KernelMap, ...] | None = None
     _known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -42,6 +45,8 @@ class LatentMaps:
     def evidence(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n q"]:
         """h of `features` of modality `index`, float64."""
         centre, weight = self.centres[index].to(features.device), self.maps[index].to(features.device)
+        if self.kernels is not None:
+            features = self.kernels[index].to(features.device)(features)
         return (features.double() - centre) @ weight
 
     def embedding_weights(self, kind: Embedding) -> list[Float[Tensor, "d_m q"]]:
@@ -66,7 +71,7 @@ class LatentMaps:
         """The same model for evidence h_m in place of features: nothing but what a change of `tempered` has to compute again."""
         centres = tuple(torch.zeros(self.latent_dim, dtype=torch.float64) for _ in self.modalities)
         maps = tuple(torch.eye(self.latent_dim, dtype=torch.float64) for _ in self.modalities)
-        return replace(self, centres=centres, maps=maps)
+        return replace(self, centres=centres, maps=maps, kernels=None)
 
     def compared(
         self, query: int, gallery: int, queries: Float[Tensor, "a d_a"], candidates: Float[Tensor, "b d_b"]
@@ -120,6 +125,8 @@ class LatentMaps:
         """Everything as named arrays, for safetensors."""
         named = {f"centre_{m}": c for m, c in zip(self.modalities, self.centres, strict=True)}
         named |= {f"map_{m}": w for m, w in zip(self.modalities, self.maps, strict=True)}
+        for m, kernel in zip(self.modalities, self.kernels or (), strict=bool(self.kernels)):
+            named |= {f"kernel_{m}_{part}": value for part, value in kernel.state().items()}
         return {**{key: value.cpu().numpy() for key, value in named.items()}, "precisions": self.precisions.cpu().numpy()}
 
     @classmethod
@@ -127,7 +134,10 @@ class LatentMaps:
         """The inverse of `state`."""
         found = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
         centres = tuple(found[f"centre_{m}"] for m in modalities)
-        return cls(tuple(modalities), centres, tuple(found[f"map_{m}"] for m in modalities), found["precisions"])
+        maps = tuple(found[f"map_{m}"] for m in modalities)
+        return cls(
+            tuple(modalities), centres, maps, found["precisions"], kernels_in(found, [f"kernel_{m}_" for m in modalities])
+        )
 
 
 def _power(matrix: Float[Tensor, "q q"], exponent: float) -> Float[Tensor, "q q"]:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.heads import CONSTANT
-
+# A coordinate whose deviation is below this share of the common one carries rounding only.
+CONSTANT = 1e-6
 # Principal components weaker than this share of the strongest are rounding.
 _RANK = 1e-5
 
@@ -32,10 +32,16 @@ class Lift:
     def of(cls, rows: Float[Tensor, "n d"], components: int) -> Self:
         """From at least two `rows` (float64), with at most `components` axes, none of them mere rounding; coordinates that never vary keep the
         common scale."""
-        centre = rows.mean(dim=0)
-        spread = (rows - centre).square().mean(dim=0).sqrt()
-        common = spread.square().mean().sqrt().clamp_min(1e-300)
-        scale = torch.where(spread > CONSTANT * common, spread, common)
+        centre, scale = standardiser(rows)
+        return cls._on_axes(rows, centre, scale, components)
+
+    @classmethod
+    def of_coordinates(cls, rows: Float[Tensor, "n r"], components: int) -> Self:
+        """The same for coordinates whose deviations mean something and are left as they are (`KernelMap`)."""
+        return cls._on_axes(rows, rows.mean(dim=0), torch.ones_like(rows[0]), components)
+
+    @classmethod
+    def _on_axes(cls, rows: Tensor, centre: Tensor, scale: Tensor, components: int) -> Self:
         standard = (rows - centre) / scale
         n, d = standard.shape
         # The smaller of the two moment matrices; the other one has the same spectrum.
@@ -70,3 +76,11 @@ class Lift:
     def through(self, weights: Float[Tensor, "r q"]) -> Float[Tensor, "d q"]:
         """`weights` on components as weights on centred features: (x - x0) @ this = (apply(x) - apply(x0)) @ weights."""
         return ((self.axes * self.factor) / self.scale.unsqueeze(1)) @ weights
+
+
+def standardiser(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Mean and deviation of every coordinate of `rows`; coordinates that never vary keep the common deviation."""
+    centre = rows.mean(dim=0)
+    spread = (rows - centre).square().mean(dim=0).sqrt()
+    common = spread.square().mean().sqrt().clamp_min(1e-300)
+    return centre, torch.where(spread > CONSTANT * common, spread, common)

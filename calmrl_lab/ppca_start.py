@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,14 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.observations import observe
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.kernel_map import KernelMap
 from calmrl_lab.latent import Embedding, LatentMaps
 from calmrl_lab.lifting import Lift
 from calmrl_lab.validation import mean_ranks, validation_score
 
+Kernel = Literal["none", "rbf"]
 # Where the search begins, and what it tries, in this order.
+_KERNELS: tuple[Kernel, ...] = ("none", "rbf")
 _START = {"latent_dim": 128, "components": 200, "whitening": 0.25}
 _TRIED: dict[str, tuple[Any, ...]] = {
     "whitening": (0.0, 0.5),
@@ -40,6 +44,9 @@ class StartOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kernel: Kernel | Literal["auto"] = Field(
+        "none", description="rbf: kernel principal components instead of plain ones (calmrl_lab.kernel_map)"
+    )
     latent_dim: int | Literal["auto"] = Field("auto", description="dimension of the latent vector, and of the embeddings")
     components: int | Literal["auto"] = Field("auto", description="principal components that are kept of each modality")
     whitening: float | Literal["auto"] = Field(
@@ -64,18 +71,57 @@ class PPCAStart:
     embedding: Embedding
     chosen: dict[str, Any]
 
+    @property
+    def kernels(self) -> tuple[KernelMap, ...] | None:
+        return self.maps.kernels
+
 
 @dataclass(frozen=True)
 class _Settings:
+    kernel: Kernel
     latent_dim: int
     components: int
     whitening: float
 
 
 @dataclass(frozen=True)
+class _Space:
+    """What models are fitted to: features, or with `kernels` their kernel principal components, on their principal axes.
+
+    `components` are those of `lifts` for the training items, before any whitening; `validation` the validation items before the axes.
+    """
+
+    kernels: tuple[KernelMap, ...] | None
+    lifts: list[Lift]
+    components: list[Tensor]
+    validation: list[Tensor]
+
+    @classmethod
+    def of(cls, kernel: Kernel, table: FeatureTable, validation: FeatureTable, most: int) -> _Space:
+        train, held_out = table.first_rows(), validation.first_rows()
+        shown = [rows[table.mask[:, j]].double() for j, rows in enumerate(train)]
+        if kernel == "none":
+            lifts = [Lift.of(rows, most) for rows in shown]
+            return cls(None, lifts, [lift.apply(rows) for lift, rows in zip(lifts, train, strict=True)], held_out)
+        kernels = tuple(KernelMap.of(rows, most) for rows in shown)
+        lifts = [Lift.of_coordinates(k(rows).double(), most) for k, rows in zip(kernels, shown, strict=True)]
+        components = [lift.apply(k(rows)) for lift, k, rows in zip(lifts, kernels, train, strict=True)]
+        return cls(kernels, lifts, components, [k(rows) for k, rows in zip(kernels, held_out, strict=True)])
+
+    def widest(self) -> int:
+        """The most components that any modality has."""
+        return max(len(lift.deviation) for lift in self.lifts)
+
+    def dimensions(self, components: int) -> int:
+        """Of all modalities together, with at most so many components each."""
+        return sum(min(components, len(lift.deviation)) for lift in self.lifts)
+
+
+@dataclass(frozen=True)
 class _Found:
     """A model as EM left it after so many iterations, the best noise scale for each way of comparing, and how well it then does."""
 
+    space: _Space
     maps: LatentMaps
     iterations: int
     scales: dict[str, float]
@@ -91,34 +137,36 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
     asked = build(StartOptions, options, "init_options")
     # Small float64 problems, one after the other: nothing for a GPU.
     table, validation = table.on("cpu"), validation.on("cpu")
-    shown = [rows[table.mask[:, j]].double() for j, rows in enumerate(table.first_rows())]
-    for name, rows in zip(table.modalities, shown, strict=True):
-        if len(rows) < 2:
+    for name, count in zip(table.modalities, table.mask.sum(dim=0).tolist(), strict=True):
+        if count < 2:
             raise CalmrlError(
-                f"a start by PPCA needs at least two training items with '{name}', there are {len(rows)}",
+                f"a start by PPCA needs at least two training items with '{name}', there are {count}",
                 hint="leave it out with --modalities, or use --init random",
             )
-    lifts = [Lift.of(rows, _most(asked.components)) for rows in shown]
-    components = [lift.apply(rows) for lift, rows in zip(lifts, table.first_rows(), strict=True)]
+    space = cache(lambda kernel: _Space.of(kernel, table, validation, _most(asked.components)))
     judge = _Judge(validation, asked, score)
     found: dict[_Settings, _Found] = {}
 
     def reached(settings: _Settings) -> float:
         if settings not in found:
-            found[settings] = _stopped_early(table, lifts, components, settings, asked.iterations, judge)
+            found[settings] = _stopped_early(table, space(settings.kernel), settings, asked.iterations, judge)
         return found[settings].reached
 
-    best = _first(asked, table, lifts)
+    kernels = _KERNELS if asked.kernel == "auto" else (asked.kernel,)
+    begun = [_first(asked, table, space(kernel), kernel) for kernel in kernels]
+    best = max(begun, key=reached) if len(begun) > 1 else begun[0]
     for option in (name for name in _TRIED if getattr(asked, name) == "auto"):
-        best = max(_alternatives(best, option, table, lifts), key=reached)
+        best = max(_alternatives(best, option, space), key=reached)
     reached(best)
     model, candidates = found[best], judge.candidates
     scales = judge.all_scales(model)
+    maps = replace(model.maps, kernels=model.space.kernels)
     return PPCAStart(
-        model.maps.tempered(scales["cosine"]),
-        model.maps.tempered(scales["overlap"]),
+        maps.tempered(scales["cosine"]),
+        maps.tempered(scales["overlap"]),
         asked.embedding,
         {
+            "kernel": best.kernel,
             "latent_dim": best.latent_dim, "components": best.components, "whitening": best.whitening, "iterations": model.iterations,
             "noise_scale": scales["cosine"], "overlap_noise_scale": scales["overlap"], "embedding": asked.embedding,
             "validation_mrr": model.reached, "candidates": candidates,
@@ -131,16 +179,16 @@ class _Judge:
 
     def __init__(self, validation: FeatureTable, asked: StartOptions, score: str) -> None:
         self.validation = validation
-        self.rows = validation.first_rows()
         self.embedding = asked.embedding
         self.fixed = None if asked.noise_scale == "auto" else asked.noise_scale
         self.ways = ("cosine", "overlap") if score == "both" else (score,)
         self.candidates = 0
         self._near = dict.fromkeys(("cosine", "overlap"), _FIRST_SCALE)
 
-    def __call__(self, maps: LatentMaps, iterations: int) -> _Found:
-        best = {way: self._best_scale(maps, way) for way in self.ways}
+    def __call__(self, space: _Space, maps: LatentMaps, iterations: int) -> _Found:
+        best = {way: self._best_scale(space, maps, way) for way in self.ways}
         return _Found(
+            space,
             maps,
             iterations,
             {way: scale for way, (scale, _) in best.items()},
@@ -149,11 +197,13 @@ class _Judge:
 
     def all_scales(self, found: _Found) -> dict[str, float]:
         """The noise scales of `found` for the ways of comparing that were asked for, and for the others."""
-        return {way: found.scales.get(way) or self._best_scale(found.maps, way)[0] for way in ("cosine", "overlap")}
+        return {
+            way: found.scales.get(way) or self._best_scale(found.space, found.maps, way)[0] for way in ("cosine", "overlap")
+        }
 
-    def _best_scale(self, maps: LatentMaps, way: str) -> tuple[float, float]:
+    def _best_scale(self, space: _Space, maps: LatentMaps, way: str) -> tuple[float, float]:
         """Uphill from where the last model was best."""
-        evidence = [maps.evidence(index, rows) for index, rows in enumerate(self.rows)]
+        evidence = [maps.evidence(index, rows) for index, rows in enumerate(space.validation)]
         small = maps.of_evidence()
         compared: Callable[[LatentMaps, Sequence[Tensor]], float] = self._cosine if way == "cosine" else self._overlap
         seen: dict[float, float] = {}
@@ -187,43 +237,32 @@ def _most(components: int | str) -> int:
     return int(max(tried)) if isinstance(components, str) else components
 
 
-def _first(asked: StartOptions, table: FeatureTable, lifts: Sequence[Lift]) -> _Settings:
+def _first(asked: StartOptions, table: FeatureTable, space: _Space, kernel: Kernel) -> _Settings:
     values: dict[str, Any] = {name: _START[name] if getattr(asked, name) == "auto" else getattr(asked, name) for name in _START}
-    most = _dimensions(lifts, values["components"]) - 1
+    most = space.dimensions(values["components"]) - 1
     if asked.latent_dim != "auto" and not 1 <= asked.latent_dim <= most:
         raise CalmrlError(
             f"init_options: latent_dim is {asked.latent_dim}, and the components of {', '.join(table.modalities)} allow 1 to {most}"
         )
-    components = min(int(values["components"]), max(len(lift.deviation) for lift in lifts))
-    return _Settings(min(int(values["latent_dim"]), max(most, 1)), components, float(values["whitening"]))
+    components = min(int(values["components"]), space.widest())
+    return _Settings(kernel, min(int(values["latent_dim"]), max(most, 1)), components, float(values["whitening"]))
 
 
-def _alternatives(best: _Settings, option: str, table: FeatureTable, lifts: Sequence[Lift]) -> Iterator[_Settings]:
+def _alternatives(best: _Settings, option: str, spaces: Callable[[str], _Space]) -> Iterator[_Settings]:
     yield best
     for value in _TRIED[option]:
         settings = replace(best, **{option: value})
+        space = spaces(settings.kernel)
         # More components than any modality has are the same model again.
-        settings = replace(settings, components=min(settings.components, max(len(lift.deviation) for lift in lifts)))
-        if settings.latent_dim < _dimensions(lifts, settings.components):
+        settings = replace(settings, components=min(settings.components, space.widest()))
+        if settings.latent_dim < space.dimensions(settings.components):
             yield settings
 
 
-def _dimensions(lifts: Sequence[Lift], components: int) -> int:
-    return sum(min(components, len(lift.deviation)) for lift in lifts)
-
-
-def _stopped_early(
-    table: FeatureTable,
-    lifts: Sequence[Lift],
-    components: Sequence[Tensor],
-    settings: _Settings,
-    iterations: int | str,
-    judge: _Judge,
-) -> _Found:
-    """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`). `components` are those of `lifts` for the items of
-    `table`, before any whitening."""
-    chosen = [lift.whitened(settings.components, settings.whitening) for lift in lifts]
-    values = [part[:, : len(lift.factor)] * lift.factor for lift, part in zip(chosen, components, strict=True)]
+def _stopped_early(table: FeatureTable, space: _Space, settings: _Settings, iterations: int | str, judge: _Judge) -> _Found:
+    """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
+    chosen = [lift.whitened(settings.components, settings.whitening) for lift in space.lifts]
+    values = [part[:, : len(lift.factor)] * lift.factor for lift, part in zip(chosen, space.components, strict=True)]
     statistics = Statistics.of(observe(values, table.mask, table.modalities))
     model = PPCA(latent_dim=settings.latent_dim)
     model.modalities = table.modalities
@@ -232,7 +271,7 @@ def _stopped_early(
     for stage in _STAGES if isinstance(iterations, str) else (iterations,):
         model.fit_statistics(statistics, stage - done, start=model if done else None)
         done = stage
-        found = judge(_maps(model, chosen), done)
+        found = judge(space, _maps(model, chosen), done)
         if best is not None and found.reached <= best.reached:
             break
         best = found

@@ -218,18 +218,25 @@ class Run:
 
         from calmrl_lab.heads import Heads
         from calmrl_lab.joined_heads import JoinedHeads
+        from calmrl_lab.kernel_map import kernels_in
 
         tensors, metadata = self.read_tensors("heads.safetensors")
         if "heads" not in metadata:
             raise CalmrlError(f"'{self.path / 'heads.safetensors'}' does not say which heads it holds: no run wrote it")
         shape = json.loads(metadata["heads"])
+        state = {key: torch.from_numpy(value) for key, value in tensors.items()}
+
+        def empty(dim: int, kind: str, place: str = "") -> Heads:
+            kernels = kernels_in(state, [f"{place}kernel_{index}_" for index in range(len(shape["dims"]))])
+            return Heads(shape["dims"], dim, kind, kernels=kernels)
+
         heads: AnyHeads
         if shape["kind"] == "joined":
-            parts = [Heads(shape["dims"], dim, kind) for dim, kind in shape["parts"]]
+            parts = [empty(dim, kind, f"parts.{number}.") for number, (dim, kind) in enumerate(shape["parts"])]
             heads = JoinedHeads(parts, [1.0] * len(parts))
         else:
-            heads = Heads(shape["dims"], shape["dim"], shape["kind"])
-        heads.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+            heads = empty(shape["dim"], shape["kind"])
+        heads.load_state_dict(state)
         return heads.eval()
 
     def save_latent(self, maps: LatentMaps) -> None:

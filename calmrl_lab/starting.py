@@ -12,6 +12,7 @@ from calmrl_lab.batches import FeatureTable
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.heads import Heads
+from calmrl_lab.kernel_map import KernelMap
 from calmrl_lab.ppca_start import PPCAStart, start_by_ppca
 
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
@@ -47,10 +48,10 @@ def start_heads(
 
 
 def ppca_heads(start: PPCAStart, table: FeatureTable) -> Heads:
-    """Linear heads that compute the embedding of `start`, over features with equal variances."""
-    heads = Heads(table.dims, start.maps.latent_dim)
+    """Linear heads that compute the embedding of `start`, over features with equal variances or the kernel principal components as they are."""
+    heads = Heads(table.dims, start.maps.latent_dim, kernels=start.kernels)
     for index, rows in observed_rows(table).items():
-        heads.rescale(index, rows, "standardised")
+        heads.rescale(index, rows, "centred" if start.kernels else "standardised")
     for index, weight in enumerate(start.maps.embedding_weights(start.embedding)):
         heads.load_affine(index, weight.T, start.maps.centres[index])
     return heads
@@ -58,13 +59,26 @@ def ppca_heads(start: PPCAStart, table: FeatureTable) -> Heads:
 
 def random_heads(config: TrainConfig, table: FeatureTable) -> Heads:
     """Random heads that send the means of all modalities to one side."""
-    heads = Heads(table.dims, config.dim, config.head, seed=config.seed)
     shown = observed_rows(table)
+    if config.features == "kernel":
+        heads = Heads(table.dims, config.dim, config.head, config.seed, _kernels(table, shown))
+    else:
+        heads = Heads(table.dims, config.dim, config.head, config.seed)
     if config.features != "raw":
         for index, rows in shown.items():
-            heads.rescale(index, rows, config.features)
+            heads.rescale(index, rows, "centred" if config.features == "kernel" else config.features)
     heads.share_side(shown)
     return heads
+
+
+def _kernels(table: FeatureTable, shown: Mapping[int, Tensor]) -> list[KernelMap]:
+    for index, name in enumerate(table.modalities):
+        if len(shown.get(index, ())) < 2:
+            raise CalmrlError(
+                f"kernel features need at least two training items with '{name}', there are {len(shown.get(index, ()))}",
+                hint="leave it out with --modalities, or use other features",
+            )
+    return [KernelMap.of(shown[index]) for index in range(len(table.modalities))]
 
 
 def observed_rows(table: FeatureTable) -> dict[int, Tensor]:
