@@ -18,9 +18,9 @@ _SHOWN = {
     "PPCA heads, closed form": OCHRE,
     "PPCA heads, overlap of posteriors": GREEN,
     "PPCA heads, then CLIP": VERMILLION,
-    "PPCA heads then CLIP, plus CLIP": BLUE,
     "PPCA heads then CLIP, plus overlap": PURPLE,
-    "PPCA heads then CLIP, plus CLIP, plus overlap": WINE,
+    "CLIP on kernel features": BLUE,
+    "kernel PPCA heads then CLIP, plus overlap": WINE,
     "CLIP, nothing hidden (oracle)": BLACK,
 }
 

@@ -219,8 +219,8 @@ def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[s
 
 # What is trained when nobody says how: the best single model of docs/beyond.md.
 RECOMMENDED: dict[str, Any] = {
-    "objective": "clip", "impute": "none", "init": "ppca", "score": "both", "epochs": 30, "learning_rate": 3e-4,
-    "objective_options": {"temperature": 0.15},
+    "objective": "clip", "impute": "none", "init": "ppca", "init_options": {"kernel": "auto"}, "score": "both", "epochs": 30,
+    "learning_rate": 3e-4, "objective_options": {"temperature": 0.15},
 }  # fmt: skip
 # A word on any of these is a choice of method.
 _CHOICES = (
@@ -243,4 +243,5 @@ def recommended(values: dict[str, Any]) -> dict[str, Any]:
     )
     # Heads from PPCA have the dimension of its latent vector.
     latent = {"latent_dim": values["dim"]} if "dim" in values else {}
-    return {**RECOMMENDED, **values, "init_options": {**latent, **values.get("init_options", {})}}
+    options = {**RECOMMENDED["init_options"], **latent, **values.get("init_options", {})}
+    return {**RECOMMENDED, **values, "init_options": options}

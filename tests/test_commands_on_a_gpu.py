@@ -23,6 +23,7 @@ METHODS = {
     "overlap": (*START, "--objective", "none", "--impute", "none", "--score", "overlap"),
     "both": (*START, "--objective", "clip", "--impute", "none", "--score", "both"),
     "members": ("--set", "members=[{objective: none, init: ppca}, {objective: clip, impute: none}]"),
+    "kernel": ("--objective", "clip", "--impute", "none", "--set", "features=kernel"),
     "mlp": ("--objective", "clip", "--impute", "none", "--head", "mlp"),
     "warm": (
         "--impute", "ppca", "--warm-up", "STORE", "--set", "warm_up_scenario=share:0.3", "--set", "warm_up_epochs=2",
