@@ -100,8 +100,6 @@ def settings(record: dict[str, Any], folder: Path) -> str:
                 f"{name.replace('_', ' ')} {' or '.join(map(str, sorted({start[name] for start in started})))}"
                 for name in ("latent_dim", "components", "whitening", "iterations", scale)
             ]
-            if flat.get("init_options.kernel") == "auto":
-                inner.insert(0, f"kernel {' or '.join(sorted({start['kernel'] for start in started}))}")
             chosen.append(f"by split: {', '.join(inner)}")
             candidates += f"; by split up to {max(start['candidates'] for start in started)} starts"
         if any(len(row.get("weights") or ()) > 1 for row in taken):

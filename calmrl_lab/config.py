@@ -219,7 +219,7 @@ def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[s
 
 # What is trained when nobody says how: the best single model of docs/beyond.md.
 RECOMMENDED: dict[str, Any] = {
-    "objective": "clip", "impute": "none", "init": "ppca", "init_options": {"kernel": "auto"}, "score": "both", "epochs": 30,
+    "objective": "clip", "impute": "none", "init": "ppca", "init_options": {"kernel": "heads"}, "score": "both", "epochs": 30,
     "learning_rate": 3e-4, "objective_options": {"temperature": 0.15},
 }  # fmt: skip
 # A word on any of these is a choice of method.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -26,7 +25,6 @@ from calmrl_lab.validation import mean_ranks, validation_score
 
 Kernel = Literal["none", "rbf"]
 # Where the search begins, and what it tries, in this order.
-_KERNELS: tuple[Kernel, ...] = ("none", "rbf")
 _START = {"latent_dim": 128, "components": 200, "whitening": 0.25}
 _TRIED: dict[str, tuple[Any, ...]] = {
     "whitening": (0.0, 0.5),
@@ -44,8 +42,10 @@ class StartOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kernel: Kernel | Literal["auto"] = Field(
-        "none", description="rbf: kernel principal components instead of plain ones (calmrl_lab.kernel_map)"
+    kernel: Kernel | Literal["heads"] = Field(
+        "none",
+        description="rbf: kernel principal components instead of plain ones (calmrl_lab.kernel_map); heads: for the heads only, the overlap of "
+        "posteriors is of plain ones",
     )
     latent_dim: int | Literal["auto"] = Field("auto", description="dimension of the latent vector, and of the embeddings")
     components: int | Literal["auto"] = Field("auto", description="principal components that are kept of each modality")
@@ -78,7 +78,6 @@ class PPCAStart:
 
 @dataclass(frozen=True)
 class _Settings:
-    kernel: Kernel
     latent_dim: int
     components: int
     whitening: float
@@ -121,7 +120,6 @@ class _Space:
 class _Found:
     """A model as EM left it after so many iterations, the best noise scale for each way of comparing, and how well it then does."""
 
-    space: _Space
     maps: LatentMaps
     iterations: int
     scales: dict[str, float]
@@ -130,7 +128,8 @@ class _Found:
 
 def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mapping[str, Any], score: str) -> PPCAStart:
     """PPCA of the standardised, partly whitened features of `table` (under its mask); "auto" options by the mean reciprocal rank of
-    `validation` under `score` (cosine, overlap, or the mean of both), one option after the other.
+    `validation` under `score` (cosine, overlap, or the mean of both), one option after the other. With kernel "heads" there are two models:
+    one of kernel principal components for the cosine, one of plain ones for the overlap.
 
     Raises CalmrlError for unknown options, a latent dimension that the features do not allow, and a modality that no item shows.
     """
@@ -143,30 +142,49 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
                 f"a start by PPCA needs at least two training items with '{name}', there are {count}",
                 hint="leave it out with --modalities, or use --init random",
             )
-    space = cache(lambda kernel: _Space.of(kernel, table, validation, _most(asked.components)))
-    judge = _Judge(validation, asked, score)
+    if asked.kernel != "heads":
+        return _search(table, validation, asked, asked.kernel, score)
+    if score == "overlap":
+        return _search(table, validation, asked, "none", score)
+    heads = _search(table, validation, asked, "rbf", "cosine")
+    if score == "cosine":
+        return heads
+    beside = _search(table, validation, asked, "none", "overlap")
+    chosen = {
+        **heads.chosen,
+        "kernel": "heads",
+        "overlap_noise_scale": beside.chosen["overlap_noise_scale"],
+        "validation_mrr": (heads.chosen["validation_mrr"] + beside.chosen["validation_mrr"]) / 2,
+        "candidates": heads.chosen["candidates"] + beside.chosen["candidates"],
+        "overlap": {name: beside.chosen[name] for name in ("latent_dim", "components", "whitening", "iterations")},
+    }
+    return PPCAStart(heads.maps, beside.overlap, asked.embedding, chosen)
+
+
+def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, kernel: Kernel, score: str) -> PPCAStart:
+    """Uphill from the first settings, one option after the other."""
+    space = _Space.of(kernel, table, validation, _most(asked.components))
+    judge = _Judge(space, validation, asked, score)
     found: dict[_Settings, _Found] = {}
 
     def reached(settings: _Settings) -> float:
         if settings not in found:
-            found[settings] = _stopped_early(table, space(settings.kernel), settings, asked.iterations, judge)
+            found[settings] = _stopped_early(table, space, settings, asked.iterations, judge)
         return found[settings].reached
 
-    kernels = _KERNELS if asked.kernel == "auto" else (asked.kernel,)
-    begun = [_first(asked, table, space(kernel), kernel) for kernel in kernels]
-    best = max(begun, key=reached) if len(begun) > 1 else begun[0]
+    best = _first(asked, table, space)
     for option in (name for name in _TRIED if getattr(asked, name) == "auto"):
         best = max(_alternatives(best, option, space), key=reached)
     reached(best)
     model, candidates = found[best], judge.candidates
     scales = judge.all_scales(model)
-    maps = replace(model.maps, kernels=model.space.kernels)
+    maps = replace(model.maps, kernels=space.kernels)
     return PPCAStart(
         maps.tempered(scales["cosine"]),
         maps.tempered(scales["overlap"]),
         asked.embedding,
         {
-            "kernel": best.kernel,
+            "kernel": kernel,
             "latent_dim": best.latent_dim, "components": best.components, "whitening": best.whitening, "iterations": model.iterations,
             "noise_scale": scales["cosine"], "overlap_noise_scale": scales["overlap"], "embedding": asked.embedding,
             "validation_mrr": model.reached, "candidates": candidates,
@@ -177,18 +195,18 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
 class _Judge:
     """How well models do on validation items, each at the noise scale that suits it."""
 
-    def __init__(self, validation: FeatureTable, asked: StartOptions, score: str) -> None:
+    def __init__(self, space: _Space, validation: FeatureTable, asked: StartOptions, score: str) -> None:
         self.validation = validation
+        self.rows = space.validation
         self.embedding = asked.embedding
         self.fixed = None if asked.noise_scale == "auto" else asked.noise_scale
         self.ways = ("cosine", "overlap") if score == "both" else (score,)
         self.candidates = 0
         self._near = dict.fromkeys(("cosine", "overlap"), _FIRST_SCALE)
 
-    def __call__(self, space: _Space, maps: LatentMaps, iterations: int) -> _Found:
-        best = {way: self._best_scale(space, maps, way) for way in self.ways}
+    def __call__(self, maps: LatentMaps, iterations: int) -> _Found:
+        best = {way: self._best_scale(maps, way) for way in self.ways}
         return _Found(
-            space,
             maps,
             iterations,
             {way: scale for way, (scale, _) in best.items()},
@@ -197,13 +215,11 @@ class _Judge:
 
     def all_scales(self, found: _Found) -> dict[str, float]:
         """The noise scales of `found` for the ways of comparing that were asked for, and for the others."""
-        return {
-            way: found.scales.get(way) or self._best_scale(found.space, found.maps, way)[0] for way in ("cosine", "overlap")
-        }
+        return {way: found.scales.get(way) or self._best_scale(found.maps, way)[0] for way in ("cosine", "overlap")}
 
-    def _best_scale(self, space: _Space, maps: LatentMaps, way: str) -> tuple[float, float]:
+    def _best_scale(self, maps: LatentMaps, way: str) -> tuple[float, float]:
         """Uphill from where the last model was best."""
-        evidence = [maps.evidence(index, rows) for index, rows in enumerate(space.validation)]
+        evidence = [maps.evidence(index, rows) for index, rows in enumerate(self.rows)]
         small = maps.of_evidence()
         compared: Callable[[LatentMaps, Sequence[Tensor]], float] = self._cosine if way == "cosine" else self._overlap
         seen: dict[float, float] = {}
@@ -237,7 +253,7 @@ def _most(components: int | str) -> int:
     return int(max(tried)) if isinstance(components, str) else components
 
 
-def _first(asked: StartOptions, table: FeatureTable, space: _Space, kernel: Kernel) -> _Settings:
+def _first(asked: StartOptions, table: FeatureTable, space: _Space) -> _Settings:
     values: dict[str, Any] = {name: _START[name] if getattr(asked, name) == "auto" else getattr(asked, name) for name in _START}
     most = space.dimensions(values["components"]) - 1
     if asked.latent_dim != "auto" and not 1 <= asked.latent_dim <= most:
@@ -245,14 +261,13 @@ def _first(asked: StartOptions, table: FeatureTable, space: _Space, kernel: Kern
             f"init_options: latent_dim is {asked.latent_dim}, and the components of {', '.join(table.modalities)} allow 1 to {most}"
         )
     components = min(int(values["components"]), space.widest())
-    return _Settings(kernel, min(int(values["latent_dim"]), max(most, 1)), components, float(values["whitening"]))
+    return _Settings(min(int(values["latent_dim"]), max(most, 1)), components, float(values["whitening"]))
 
 
-def _alternatives(best: _Settings, option: str, spaces: Callable[[str], _Space]) -> Iterator[_Settings]:
+def _alternatives(best: _Settings, option: str, space: _Space) -> Iterator[_Settings]:
     yield best
     for value in _TRIED[option]:
         settings = replace(best, **{option: value})
-        space = spaces(settings.kernel)
         # More components than any modality has are the same model again.
         settings = replace(settings, components=min(settings.components, space.widest()))
         if settings.latent_dim < space.dimensions(settings.components):
@@ -271,7 +286,7 @@ def _stopped_early(table: FeatureTable, space: _Space, settings: _Settings, iter
     for stage in _STAGES if isinstance(iterations, str) else (iterations,):
         model.fit_statistics(statistics, stage - done, start=model if done else None)
         done = stage
-        found = judge(space, _maps(model, chosen), done)
+        found = judge(_maps(model, chosen), done)
         if best is not None and found.reached <= best.reached:
             break
         best = found

@@ -85,7 +85,7 @@ def test_without_a_method_the_recommended_one_is_trained_and_any_word_on_it_is_o
     assert (asked.objective, asked.init, asked.score, asked.impute, asked.epochs) == ("clip", "ppca", "both", "none", 3)
     assert asked.learning_rate == RECOMMENDED["learning_rate"]
     assert "no method was named" in capfd.readouterr().err
-    assert request(None, {"store": str(small_store)}, ["dim=5"]).init_options == {"kernel": "auto", "latent_dim": 5}
+    assert request(None, {"store": str(small_store)}, ["dim=5"]).init_options == {"kernel": "heads", "latent_dim": 5}
     capfd.readouterr()
     for words in (["impute=ppca"], ["objective=calmrl"], ["init=random"], ["impute_options.latent_dim=4"]):
         config = request(None, {"store": str(small_store)}, words)

@@ -85,16 +85,30 @@ def circles(n, seed):
 def test_a_kernel_finds_what_linear_heads_cannot(score):
     seen, held_out = circles(300, 0), circles(80, 1)
     options = {"latent_dim": "auto", "components": 20}
-    plain, kernel, auto = (start_by_ppca(seen, held_out, {**options, "kernel": k}, score) for k in ("none", "rbf", "auto"))
+    plain, kernel = (start_by_ppca(seen, held_out, {**options, "kernel": k}, score) for k in ("none", "rbf"))
     assert kernel.chosen["validation_mrr"] > 1.8 * plain.chosen["validation_mrr"]
-    assert auto.chosen["kernel"] == "rbf"
-    assert auto.chosen["validation_mrr"] == pytest.approx(kernel.chosen["validation_mrr"], rel=0.1)
     heads = ppca_heads(kernel, seen)
     for index, rows in enumerate(held_out.first_rows()):
         coordinates = kernel.kernels[index](rows).double()
         exact = (coordinates - kernel.maps.centres[index]) @ kernel.maps.embedding_weights("precision")[index]
         wanted = torch.nn.functional.normalize(exact, dim=1)
         assert torch.allclose(heads.project(index, rows).double(), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("score", ["cosine", "overlap", "both"])
+def test_kernels_can_be_for_the_heads_alone(score):
+    seen, held_out = circles(300, 0), circles(80, 1)
+    options = {"latent_dim": 3, "components": 20}
+    apart = start_by_ppca(seen, held_out, {**options, "kernel": "heads"}, score)
+    heads = start_by_ppca(seen, held_out, {**options, "kernel": "rbf"}, "cosine")
+    beside = start_by_ppca(seen, held_out, {**options, "kernel": "none"}, "overlap")
+    of_heads, of_overlap = (beside if score == "overlap" else heads).maps, (heads if score == "cosine" else beside).overlap
+    for index, rows in enumerate(held_out.first_rows()):
+        assert torch.equal(apart.maps.evidence(index, rows), of_heads.evidence(index, rows))
+        assert torch.equal(apart.overlap.evidence(index, rows), of_overlap.evidence(index, rows))
+    if score == "both":
+        assert apart.chosen["candidates"] == heads.chosen["candidates"] + beside.chosen["candidates"]
+        assert apart.chosen["overlap_noise_scale"] == beside.chosen["overlap_noise_scale"]
 
 
 def test_heads_with_kernels_are_kept(tmp_path):
@@ -108,12 +122,13 @@ def test_heads_with_kernels_are_kept(tmp_path):
             assert torch.equal(again.project(index, rows), heads.project(index, rows))
 
 
-def test_a_run_with_kernels_does_what_every_run_does(small_store, tmp_path):
+@pytest.mark.parametrize("kernel", ["rbf", "heads"])
+def test_a_run_with_kernels_does_what_every_run_does(small_store, tmp_path, kernel):
     common = {"store": str(small_store), "scenario": "pairs:0.25", "epochs": 1, "impute": "none", "objective": "clip"}
     common["modalities"] = ["vision", "caption", "subtitle"]
-    options = {"kernel": "rbf", "latent_dim": 16, "components": 40, "whitening": 0.5}
+    options = {"kernel": kernel, "latent_dim": 16, "components": 40, "whitening": 0.5}
     run = train(TrainConfig(**common, init="ppca", init_options=options, score="both"), tmp_path / "both")
-    assert run.summary["start"]["kernel"] == "rbf"
+    assert run.summary["start"]["kernel"] == kernel
     first = evaluate(run).table()
     assert first.equals(evaluate(Run.open(run.path)).table())
     space = RunSpace.open(run).embed("test", evidence=True)
