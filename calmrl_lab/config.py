@@ -239,7 +239,7 @@ def recommended(values: dict[str, Any]) -> dict[str, Any]:
         if FeatureStore.open(values["store"]).heads:
             return values
     console.note(
-        "no method was named: heads from PPCA in closed form, then CLIP, beside the overlap of posteriors; --impute ppca is the paper's method"
+        "no method was named: heads from PPCA of kernel features, then CLIP, beside the overlap of posteriors; --impute ppca is the paper's method"
     )
     # Heads from PPCA have the dimension of its latent vector.
     latent = {"latent_dim": values["dim"]} if "dim" in values else {}
