@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calmrl_lab.batches import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.kernel_map import KernelMap
 from calmrl_lab.lifting import CONSTANT
@@ -41,7 +43,9 @@ class Heads(nn.Module):
         for index, d in enumerate(self.inputs):
             self.register_buffer(f"centre_{index}", torch.zeros(d))
             self.register_buffer(f"scale_{index}", torch.ones(d))
-        self._kernel_parts = tuple(kernels[0].state()) if kernels else ()
+        self.kernels = bool(kernels)
+        # While True, features come as their kernel principal components already (`lift`).
+        self.lifted = False
         for index, kernel in enumerate(kernels or ()):
             for part, value in kernel.state().items():
                 self.register_buffer(f"kernel_{index}_{part}", value)
@@ -115,9 +119,14 @@ class Heads(nn.Module):
 
     def seen(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n i"]:
         """What the head of modality `index` is given: `features`, or their kernel principal components."""
-        if not self._kernel_parts:
+        if not self.kernels or self.lifted:
             return features
-        return KernelMap(**{part: self.get_buffer(f"kernel_{index}_{part}") for part in self._kernel_parts})(features)
+        names = [field.name for field in fields(KernelMap)]
+        return KernelMap(**{name: self.get_buffer(f"kernel_{index}_{name}") for name in names})(features)
+
+    def lift(self, table: FeatureTable) -> FeatureTable:
+        """`table` with what the heads see of its rows in their place."""
+        return replace(table, rows=tuple(self.seen(index, rows) for index, rows in enumerate(table.rows)))
 
     def _scaled(self, index: int, features: Tensor) -> Tensor:
         return (self.seen(index, features) - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")

@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,11 @@ class _Session:
         shown = self.data.shown(STARTING_ITEMS)
         heads, self.start = start_heads(config, self.data.released, shown, self.validation_table)
         self.heads = heads.to(self.device)
+        # What the overlap of posteriors looks at, which has kernels of its own or none.
+        self.plain_validation = self.validation_table
+        if heads.kernels and isinstance(self.train_table, FeatureTable):
+            self._lift(self.train_table)
+            replay = self._replay()
         self.objective = make_objective(config, modalities, heads.dim).to(self.device)
         gate = Gate(config.gate_level) if config.gate else None
         self.filler = Filler(
@@ -179,6 +185,19 @@ class _Session:
         self.best_objective: dict[str, Tensor] = {}
         self.skipped_batches = 0
         self.silent: list[str] = []
+
+    @torch.no_grad()
+    def _lift(self, train: FeatureTable) -> None:
+        """Kernels do not learn: tables in memory are turned into their components once, not once a pass."""
+        lift, warm_up = self.heads.lift, self.data.warm_up
+        self.data = replace(
+            self.data,
+            train=lift(train),
+            validation=lift(self.data.validation),
+            warm_up=None if warm_up is None else lift(warm_up),
+        )
+        self.train_table, self.validation_table = self.data.train, self.data.validation
+        self.heads.lifted = True
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
@@ -309,7 +328,7 @@ class _Session:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
         if self.config.score == "overlap" and self.start is not None:
-            score = overlap_score(self.start.overlap, self.validation_table.first_rows(), self.validation_table)
+            score = overlap_score(self.start.overlap, self.plain_validation.first_rows(), self.plain_validation)
         else:
             score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
         self.heads.train()
@@ -424,7 +443,7 @@ class _Session:
             run.save_latent(self.start.overlap)
         if self.start is not None and config.score == "both":
             embeddings = encode(self.heads, self.validation_table)
-            (cosine_weight,), found = choose_weights([embeddings], self.validation_table, self.start.overlap)
+            (cosine_weight,), found = choose_weights([embeddings], self.plain_validation, self.start.overlap)
             score = found["validation_mrr"]
         mask = self.train_table.mask
         summary = {

@@ -138,6 +138,28 @@ def test_a_run_with_kernels_does_what_every_run_does(small_store, tmp_path, kern
     evaluate(random)
 
 
+def test_tables_in_memory_are_lifted_once_and_streams_row_by_row(small_store, tmp_path, monkeypatch):
+    common = {
+        "store": str(small_store),
+        "scenario": "pairs:0.25",
+        "epochs": 2,
+        "impute": "none",
+        "objective": "clip",
+        "dim": 16,
+    }
+    config = {**common, "init": "random", "features": "kernel", "modalities": ["vision", "caption", "subtitle"]}
+    calls, call = [], KernelMap.__call__
+    monkeypatch.setattr(KernelMap, "__call__", lambda self, rows: (calls.append(len(rows)), call(self, rows))[1])
+    memory = train(TrainConfig(**config), tmp_path / "memory")
+    once = len(calls)
+    stream = train(TrainConfig(**config, memory="stream"), tmp_path / "stream")
+    assert len(calls) - once > once
+    assert memory.summary["validation_mrr"] == pytest.approx(stream.summary["validation_mrr"], abs=0.02)
+    assert not memory.load_heads().lifted
+    table = RunSpace.open(memory).embed("test")
+    assert torch.isfinite(table.items).all()
+
+
 def test_kernels_need_two_rows(small_store, tmp_path):
     seen = circles(5, 0)
     alone = seen.with_mask(np.array([[True, False]] * 4 + [[True, True]]))
