@@ -21,36 +21,31 @@ from calmrl_lab.starting import ppca_heads
 from calmrl_lab.training import train
 
 
-def slow(rows, others, count):
-    """Coordinates of `others` under kernel PCA of `rows`, from the definitions: centred kernel matrices in float64, no shortcut."""
-    standard = (rows - rows.mean(axis=0)) / rows.std(axis=0)
-    theirs = (others - rows.mean(axis=0)) / rows.std(axis=0)
+def slow(rows, points):
+    """Inner products of the kernel coordinates of `points` and `rows`, from the definitions: the centred kernel in float64."""
+    standard, theirs = ((part - rows.mean(axis=0)) / rows.std(axis=0) for part in (rows, points))
     squares = ((standard[:, None] - standard[None]) ** 2).sum(axis=2)
-    off = np.sort(squares[squares > 0])
-    width = off[(len(off) - 1) // 2]
+    apart = np.sort(squares[squares > 0])
+    width = apart[(len(apart) - 1) // 2]
     kernel = np.exp(-squares / width)
     ours = np.exp(-((theirs[:, None] - standard[None]) ** 2).sum(axis=2) / width)
-    n = len(rows)
-    centring = np.eye(n) - np.full((n, n), 1 / n)
-    values, vectors = np.linalg.eigh(centring @ kernel @ centring)
-    centred = ours - ours.mean(axis=1, keepdims=True) - kernel.mean(axis=0) + kernel.mean()
-    return (centred @ vectors / np.sqrt(np.maximum(values, 1e-300)))[:, ::-1][:, :count]
+    return ours - ours.mean(axis=1, keepdims=True) - kernel.mean(axis=0) + kernel.mean()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(4, 30), st.integers(1, 5))
 def test_coordinates_are_those_of_the_textbook(seed, n, d):
     draw = np.random.default_rng(seed)
-    rows, others = draw.normal(size=(n, d)) * 10.0 ** draw.integers(-3, 4, d), draw.normal(size=(7, d))
-    found = KernelMap.of(torch.from_numpy(rows), 3)
-    for points in (rows, others * rows.std(axis=0)):
-        expected = slow(rows, points, found.components)
-        signs = np.sign((slow(rows, rows, found.components) * found(torch.from_numpy(rows)).numpy()).sum(axis=0))
-        assert found(torch.from_numpy(points)).numpy() == pytest.approx(expected * signs, abs=2e-3)
+    rows = draw.normal(size=(n, d)) * 10.0 ** draw.integers(-2, 3, d)
+    others = draw.normal(size=(7, d)) * rows.std(axis=0)
+    found = KernelMap.of(torch.from_numpy(rows))
     coordinates = found(torch.from_numpy(rows)).double()
-    assert coordinates.mean(dim=0).abs().max() < 1e-4
+    for points in (rows, others):
+        assert (found(torch.from_numpy(points)).double() @ coordinates.T).numpy() == pytest.approx(slow(rows, points), abs=5e-3)
+    assert coordinates.mean(dim=0).abs().max() < 1e-3
     moment = coordinates.T @ coordinates
-    assert (moment - moment.diag().diag()).abs().max() < 1e-3 * moment.max()
+    assert (moment - moment.diag().diag()).abs().max() < 5e-3 * moment.max()
+    assert bool((moment.diag().diff() <= 1e-3 * moment.max()).all())
 
 
 def test_blocks_change_nothing_and_many_rows_give_a_thousand_landmarks(monkeypatch):
