@@ -199,8 +199,8 @@ def build_gallery(
     # gallery.json goes last: a folder without it is no index.
     (out / "gallery.json").unlink(missing_ok=True)
     folder.save_heads(space.heads)
-    if made.balance is not None:
-        folder.save_latent(space.run.load_latent())
+    if made.balance is not None and made.maps is not None:
+        folder.save_latent(made.maps)
         folder.write_tensors("balance.safetensors", {"scale": made.balance.scale}, {})
     else:
         for name in _OF_OVERLAPS:

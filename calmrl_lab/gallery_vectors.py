@@ -15,6 +15,7 @@ from calmrl_lab.balancing import Balance
 from calmrl_lab.embedded import Embedded, RunSpace
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evidence_vectors import EvidenceVectors
+from calmrl_lab.latent import LatentMaps
 from calmrl_lab.registry import nearest
 from calmrl_lab.scorers.base import make_scorer
 
@@ -24,7 +25,7 @@ _PROBES = 1000
 @dataclass(frozen=True)
 class GalleryVectors:
     """`vectors` [g, r] float32 of the items at `rows` of `embedded`, made of `modalities`; `probes` [p, r] float32 to measure an index with; `facts`
-    and `balance` that whoever makes query vectors must know."""
+    and, of overlaps, `balance` and `maps` that whoever makes query vectors must know."""
 
     embedded: Embedded
     modalities: tuple[str, ...]
@@ -33,6 +34,7 @@ class GalleryVectors:
     probes: Float[np.ndarray, "q r"]
     facts: dict[str, Any]
     balance: Balance | None = None
+    maps: LatentMaps | None = None
 
 
 def of_embeddings(
@@ -67,18 +69,18 @@ def of_embeddings(
 
 def of_evidence(space: RunSpace, split: str | None, modalities: Sequence[str] | None, scorer: str) -> GalleryVectors:
     """Items by scorer overlap or both, of one modality if it names one (`EvidenceVectors`); the errors of `build_gallery`."""
-    maps = space.run.load_latent()
+    space.run.require_latent()
     embedded = space.embed(split, evidence=True)
     names, known = _names(embedded, modalities), embedded.evidence
     assert known is not None
     kind, _, single = scorer.partition(":")
     # The scorer refuses a modality that items do not have, and a run that chose no weight.
     options = {"weight": known.weight} if kind == "both" else {}
-    make_scorer(scorer, names[0], names, maps=maps, **options)
+    make_scorer(scorer, names[0], names, maps=known.maps, **options)
     names = (single,) if single else names
     columns = [embedded.modalities.index(name) for name in names]
     mask = embedded.mask[:, columns]
-    maker = EvidenceVectors.of_items(maps, options.get("weight"), columns, mask)
+    maker = EvidenceVectors.of_items(known.maps, options.get("weight"), columns, mask)
     shown = mask.any(dim=1)
     items = maker.items(known.items[:, columns], embedded.items[:, columns], mask)[shown].cpu().numpy()
     asked = [maker.queries(j, known.rows[j][rows], embedded.rows[j][rows]) for j, rows in enumerate(_probed(embedded))]
@@ -89,7 +91,7 @@ def of_evidence(space: RunSpace, split: str | None, modalities: Sequence[str] | 
         "patterns": [[embedded.modalities[place] for place in pattern] for pattern in maker.patterns],
     }
     rows = np.flatnonzero(shown.cpu().numpy())
-    return GalleryVectors(embedded, names, balance.items(items), rows, balance.queries(queries), facts, balance)
+    return GalleryVectors(embedded, names, balance.items(items), rows, balance.queries(queries), facts, balance, known.maps)
 
 
 def _names(embedded: Embedded, modalities: Sequence[str] | None) -> tuple[str, ...]:

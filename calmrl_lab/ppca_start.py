@@ -97,15 +97,13 @@ class _Space:
 
     @classmethod
     def of(cls, kernel: Kernel, table: FeatureTable, validation: FeatureTable, most: int) -> _Space:
-        train, held_out = table.first_rows(), validation.first_rows()
-        shown = [rows[table.mask[:, j]].double() for j, rows in enumerate(train)]
-        if kernel == "none":
-            lifts = [Lift.of(rows, most) for rows in shown]
-            return cls(None, lifts, [lift.apply(rows) for lift, rows in zip(lifts, train, strict=True)], held_out)
-        kernels = tuple(KernelMap.of(rows, most) for rows in shown)
-        lifts = [Lift.of_coordinates(k(rows).double(), most) for k, rows in zip(kernels, shown, strict=True)]
-        components = [lift.apply(k(rows)) for lift, k, rows in zip(lifts, kernels, train, strict=True)]
-        return cls(kernels, lifts, components, [k(rows) for k, rows in zip(kernels, held_out, strict=True)])
+        train, held_out, on_axes, kernels = table.first_rows(), validation.first_rows(), Lift.of, None
+        if kernel == "rbf":
+            kernels = tuple(KernelMap.of(rows[table.mask[:, j]], most) for j, rows in enumerate(train))
+            train, held_out = ([k(rows) for k, rows in zip(kernels, part, strict=True)] for part in (train, held_out))
+            on_axes = Lift.of_coordinates
+        lifts = [on_axes(rows[table.mask[:, j]].double(), most) for j, rows in enumerate(train)]
+        return cls(kernels, lifts, [lift.apply(rows) for lift, rows in zip(lifts, train, strict=True)], held_out)
 
     def widest(self) -> int:
         """The most components that any modality has."""
@@ -136,12 +134,7 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
     asked = build(StartOptions, options, "init_options")
     # Small float64 problems, one after the other: nothing for a GPU.
     table, validation = table.on("cpu"), validation.on("cpu")
-    for name, count in zip(table.modalities, table.mask.sum(dim=0).tolist(), strict=True):
-        if count < 2:
-            raise CalmrlError(
-                f"a start by PPCA needs at least two training items with '{name}', there are {count}",
-                hint="leave it out with --modalities, or use --init random",
-            )
+    require_two(table, "a start by PPCA needs", "--init random")
     if asked.kernel != "heads":
         return _search(table, validation, asked, asked.kernel, score)
     if score == "overlap":
@@ -159,6 +152,16 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
         "overlap": {name: beside.chosen[name] for name in ("latent_dim", "components", "whitening", "iterations")},
     }
     return PPCAStart(heads.maps, beside.overlap, asked.embedding, chosen)
+
+
+def require_two(table: FeatureTable, what: str, otherwise: str) -> None:
+    """CalmrlError unless at least two items of `table` show each modality; `what` says who needs them, `otherwise` what to use in its place."""
+    for name, count in zip(table.modalities, table.mask.sum(dim=0).tolist(), strict=True):
+        if count < 2:
+            raise CalmrlError(
+                f"{what} at least two training items with '{name}', there are {count}",
+                hint=f"leave it out with --modalities, or use {otherwise}",
+            )
 
 
 def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, kernel: Kernel, score: str) -> PPCAStart:

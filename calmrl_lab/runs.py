@@ -247,14 +247,18 @@ class Run:
         """Whether the heads of this run started from PPCA of the features."""
         return (self.path / "latent.safetensors").is_file()
 
-    def load_latent(self) -> LatentMaps:
-        """The PPCA of the features that the heads started from; CalmrlError if they started from something else."""
-        from calmrl_lab.latent import LatentMaps
-
+    def require_latent(self) -> None:
+        """CalmrlError if the heads started from something else than PPCA of the features."""
         if not self.has_latent():
             raise CalmrlError(
                 f"run '{self.path}' has no PPCA of its features, which score 'overlap' needs", hint="train with --init ppca"
             )
+
+    def load_latent(self) -> LatentMaps:
+        """The PPCA of the features that the heads started from; CalmrlError if they started from something else."""
+        from calmrl_lab.latent import LatentMaps
+
+        self.require_latent()
         tensors, metadata = self.read_tensors("latent.safetensors")
         return LatentMaps.from_state(tensors, json.loads(metadata["modalities"]))
 

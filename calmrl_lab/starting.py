@@ -13,7 +13,7 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.heads import Heads
 from calmrl_lab.kernel_map import KernelMap
-from calmrl_lab.ppca_start import PPCAStart, start_by_ppca
+from calmrl_lab.ppca_start import PPCAStart, require_two, start_by_ppca
 
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
@@ -59,26 +59,16 @@ def ppca_heads(start: PPCAStart, table: FeatureTable) -> Heads:
 
 def random_heads(config: TrainConfig, table: FeatureTable) -> Heads:
     """Random heads that send the means of all modalities to one side."""
-    shown = observed_rows(table)
-    if config.features == "kernel":
-        heads = Heads(table.dims, config.dim, config.head, config.seed, _kernels(table, shown))
-    else:
-        heads = Heads(table.dims, config.dim, config.head, config.seed)
-    if config.features != "raw":
+    shown, features, kernels = observed_rows(table), config.features, None
+    if features == "kernel":
+        require_two(table, "kernel features need", "other features")
+        features, kernels = "centred", [KernelMap.of(rows) for rows in shown.values()]
+    heads = Heads(table.dims, config.dim, config.head, config.seed, kernels)
+    if features != "raw":
         for index, rows in shown.items():
-            heads.rescale(index, rows, "centred" if config.features == "kernel" else config.features)
+            heads.rescale(index, rows, features)
     heads.share_side(shown)
     return heads
-
-
-def _kernels(table: FeatureTable, shown: Mapping[int, Tensor]) -> list[KernelMap]:
-    for index, name in enumerate(table.modalities):
-        if len(shown.get(index, ())) < 2:
-            raise CalmrlError(
-                f"kernel features need at least two training items with '{name}', there are {len(shown.get(index, ()))}",
-                hint="leave it out with --modalities, or use other features",
-            )
-    return [KernelMap.of(shown[index]) for index in range(len(table.modalities))]
 
 
 def observed_rows(table: FeatureTable) -> dict[int, Tensor]:
