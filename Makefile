@@ -14,7 +14,7 @@ SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 help:
 	@echo "make demo       extract the emoji, train and compare the methods, write reports/demo/index.html"
 	@echo "make test       the fast test suite (make test-slow: the long tests; make test-reference: VAST's encoders against other libraries)"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy and the layers of the packages"
 	@echo "make setup      only the virtual environment $(VENV)"
 	@echo "make clean      remove everything made here but the virtual environment"
 
@@ -62,6 +62,7 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	@$(BIN)/ruff check --fix .

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from calmrl_lab.reporting.contents import signed, span
-from calmrl_lab.reporting.drawing import INK, Drawing, Figure, canvas
-from calmrl_lab.reporting.estimates import Estimate
-from calmrl_lab.reporting.marks import dot, legend, name_rows
-from calmrl_lab.reporting.palette import BLACK, BLUE, GREEN, OCHRE, PURPLE, VERMILLION, WINE
+from calmrl_lab.reporting.content.main_tables import signed, span
+from calmrl_lab.reporting.output.axes import dot, legend, name_rows
+from calmrl_lab.reporting.output.drawing import INK, Drawing, Figure, canvas
+from calmrl_lab.reporting.output.palette import BLACK, BLUE, GREEN, OCHRE, PURPLE, VERMILLION, WINE
+from calmrl_lab.reporting.results.estimates import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd

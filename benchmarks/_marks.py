@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.runs import write_atomically
+from calmrl_lab.runtime.atomic_files import write_atomically
 
 
 def put(path: Path, name: str, text: str) -> None:

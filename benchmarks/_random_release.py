@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from feature_extractors.encoders.vast.architecture import (
+from feature_extractors.encoders.vast.networks.architecture import (
     FILE,
     PUBLISHED,
     Architecture,

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from calmrl_lab import console
-from calmrl_lab.imputers.reliability import Reliability, reliability
-from calmrl_lab.reporting.promises import promises
-from calmrl_lab.runs import write_atomically
+from calmrl_lab.completion.reliability import Reliability, reliability
+from calmrl_lab.reporting.content.reliability_figure import promises
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.atomic_files import write_atomically
 
 # What `calmrl-lab impute` uses unless told otherwise.
 DEFAULT = "ppca-auto"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 
 
 def run(main: Callable[[], None]) -> None:

@@ -25,17 +25,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import _marks
 import _script
 
-from calmrl_lab import anchors as bounds
-from calmrl_lab import console
-from calmrl_lab.batches import load_table
-from calmrl_lab.bayes_anchor import anchor_posterior, calibration_gain
+from calmrl_lab.anchors import bounds as bounds
+from calmrl_lab.anchors.bayes import anchor_posterior, calibration_gain
+from calmrl_lab.data.table import load_table
+from calmrl_lab.data.training_data import splits_of, training_items
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.feeding import splits_of, training_items
-from calmrl_lab.filling import encode, stack
+from calmrl_lab.evaluation.significance import interval
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.runs import Run
-from calmrl_lab.significance import interval
-from calmrl_lab.spectrum import spectrum
+from calmrl_lab.linalg.spectrum import spectrum
+from calmrl_lab.model.encode import encode, stack
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime import console
 from calmrl_lab.store import FeatureStore
 
 # Bound, and where it says nothing about a shift in [0, sqrt 2].

@@ -31,19 +31,19 @@ import torch
 from _made_clips import write_msrvtt
 from _random_release import THIN, write_release
 
-from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 from calmrl_lab.store import FeatureStore
 from feature_extractors.datasets import datasets
 from feature_extractors.encoders import encoders
-from feature_extractors.encoders.vast.architecture import PUBLISHED
 from feature_extractors.encoders.vast.batching import PRECISIONS
 from feature_extractors.encoders.vast.checkpoint import Checkpoint, load_checkpoint
 from feature_extractors.encoders.vast.encoder import VastEncoder
-from feature_extractors.encoders.vast.matching import Matcher
-from feature_extractors.parts import Part
-from feature_extractors.preparing import attempt
+from feature_extractors.encoders.vast.networks.architecture import PUBLISHED
+from feature_extractors.encoders.vast.rerank.matching import Matcher
 from feature_extractors.protocols import Item
+from feature_extractors.shards.shard import Part
+from feature_extractors.workers.prepare import attempt
 
 MEASURED = """measured here on a GPU:
   frames, slices and captions a second of the three encoders, in fp32 and bf16 (estimated for an H100 in bf16: 655 frames/s)

@@ -23,11 +23,11 @@ import av
 import numpy as np
 from rich.table import Table
 
-from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 from feature_extractors.extraction import extract
-from feature_extractors.media import video_frames, waveform
-from feature_extractors.sampling import middle_of_segments
+from feature_extractors.media.decode import video_frames, waveform
+from feature_extractors.media.sampling import middle_of_segments
 
 FRAMES = 8
 CODECS = {

@@ -36,12 +36,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import _marks
 import _script
 
-from calmrl_lab import console
-from calmrl_lab.imputers.em import Parameters, Totals, expect, iterate, maximise
-from calmrl_lab.imputers.initialisation import pairwise_start
-from calmrl_lab.imputers.observations import Observations, observe
+from calmrl_lab.data.patterns import Observations, observe
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.em import Parameters, Totals, expect, iterate, maximise
+from calmrl_lab.ppca.initialisation import pairwise_start
+from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime import console
 
 SEED = 0
 

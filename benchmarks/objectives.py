@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import _plain_objectives as plain
 
-from calmrl_lab import console
-from calmrl_lab.devices import resolve, send
-from calmrl_lab.heads import Heads
+from calmrl_lab.model.projection import Heads
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._volume import volumes
 from calmrl_lab.objectives.pmrl import Pmrl
+from calmrl_lab.objectives.terms.volume import volumes
 from calmrl_lab.objectives.triangle import squared_parallelograms
-from calmrl_lab.steps import make_optimiser, update
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.devices import resolve, send
+from calmrl_lab.training.optimiser import make_optimiser, update
 
 NAMES = ("vision", "audio", "caption", "subtitle")
 DIMENSION = 512

@@ -19,11 +19,11 @@ import pandas as pd
 from _gains import gains
 from _marks import put
 
-from calmrl_lab import console
-from calmrl_lab.experiments import read_experiment
+from calmrl_lab.experiments.loading import read_experiment
+from calmrl_lab.experiments.runner import run_experiment
 from calmrl_lab.reporting import write_report
-from calmrl_lab.runs import write_atomically
-from calmrl_lab.sweeps import run_experiment
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.atomic_files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 # Folder of runs -> the page that shows it.
@@ -83,7 +83,7 @@ def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: boo
 
 def settings(record: dict[str, Any], folder: Path) -> str:
     """What validation chose for each method, among how many candidates, and the mean seconds of a run."""
-    from calmrl_lab.runs import Run
+    from calmrl_lab.runs.run import Run
 
     lines = ["| method | chosen on validation | candidates | seconds a run |", "| --- | --- | ---: | ---: |"]
     for method in record["methods"]:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from calmrl_lab import console
-from calmrl_lab.retrieval import rank_both, rank_items
+from calmrl_lab.evaluation.retrieval import rank_both, rank_items
+from calmrl_lab.runtime import console
 from calmrl_lab.scorers.base import make_scorer
 
 DIMENSION = 512

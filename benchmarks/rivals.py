@@ -33,11 +33,11 @@ import _marks
 import _rival_tables
 import _script
 
-from calmrl_lab import console
 from calmrl_lab.config import override
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.runs import write_atomically
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.atomic_files import write_atomically
 from calmrl_lab.store import FeatureStore
 
 PATTERNS = ("25%", "50%", "75%", "blocks")

@@ -27,7 +27,7 @@ import numpy as np
 import zarr
 from rich.table import Table
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
 
 DIMENSION = 512

@@ -5,24 +5,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 # Resolved on first use, so that `calmrl-lab --help` does not import torch.
 _HOME = {
     "FeatureStore": "calmrl_lab.store",
     "PPCA": "calmrl_lab.imputers.ppca",
-    "train_heads": "calmrl_lab.training",
-    "evaluate": "calmrl_lab.evaluation",
+    "train_heads": "calmrl_lab.training.train",
+    "evaluate": "calmrl_lab.evaluation.evaluate",
     "CalmrlError": "calmrl_lab.errors",
 }
 __all__ = ["PPCA", "CalmrlError", "FeatureStore", "evaluate", "train_heads"]
 
 if TYPE_CHECKING:
     from calmrl_lab.errors import CalmrlError
-    from calmrl_lab.evaluation import evaluate
+    from calmrl_lab.evaluation.evaluate import evaluate
     from calmrl_lab.imputers.ppca import PPCA
     from calmrl_lab.store import FeatureStore
-    from calmrl_lab.training import train_heads
+    from calmrl_lab.training.train import train_heads
 
 
 def __getattr__(name: str) -> Any:

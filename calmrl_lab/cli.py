@@ -10,8 +10,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from calmrl_lab import __version__, commands, console
+from calmrl_lab import commands
+from calmrl_lab._version import __version__
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 
 # The order of the main path; commands not named here follow.
 _ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
@@ -50,8 +52,9 @@ def _options(
 
 
 def _assemble() -> None:
-    for module in pkgutil.iter_modules(commands.__path__):
-        importlib.import_module(f"{commands.__name__}.{module.name}").register(app)
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    for name in (name for name in names if not name.startswith("_")):
+        importlib.import_module(f"{commands.__name__}.{name}").register(app)
 
 
 _assemble()

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
@@ -43,7 +42,7 @@ class TrainConfig(BaseModel):
     warm_up_scenario: str = Field(
         "full", description="which items of the warm-up store are used (share:0.25; rest:0.25 leaves the others to training)"
     )
-    imputer_sees: Literal["all", "warm-up", "train"] = Field(
+    imputer_data: Literal["all", "warm-up", "train"] = Field(
         "all", description="items the imputer is fitted on: the warm-up store's and those in training, or one of the two"
     )
     modalities: tuple[str, ...] | None = Field(
@@ -88,7 +87,7 @@ class TrainConfig(BaseModel):
     batching: Literal["mixed", "pattern"] = Field(
         "mixed", description="batches of all items, or of items that show the same modalities"
     )
-    spare_groups: bool = Field(
+    exclude_same_group: bool = Field(
         False, description="items of one group (captions of a clip, near duplicates) are no negatives of each other"
     )
     memory: Literal["auto", "table", "stream"] = Field(
@@ -107,7 +106,7 @@ class TrainConfig(BaseModel):
         (),
         description="settings of the members of an ensemble, each laid over those of the run; their scores are added with weights that validation chooses",
     )
-    as_observed: bool = Field(
+    impute_as_observed: bool = Field(
         False,
         description="show imputed embeddings to the objective as if they had been observed, so that any objective trains on any imputer's "
         "filling (calmrl tells them apart by itself)",
@@ -207,41 +206,10 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     return result
 
 
-def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[str]) -> TrainConfig:
-    """The configuration a command line asks for: the file, then the flags that were given, then `--set`."""
-    values = read_yaml(file) if file else {}
-    values |= {key: value for key, value in flags.items() if value is not None}
-    values = override(values, assignments)
-    if not values.get("store"):
-        raise CalmrlError("no feature store was named", hint="--store stores/openmoji.zarr (calmrl-lab extract writes one)")
-    return build(TrainConfig, recommended(values), str(file) if file else "train-heads")
-
-
-# What is trained when nobody says how: the best single model of docs/beyond.md.
-RECOMMENDED: dict[str, Any] = {
-    "objective": "clip", "impute": "none", "init": "ppca", "init_options": {"kernel": "heads"}, "score": "both", "epochs": 30,
-    "learning_rate": 3e-4, "objective_options": {"temperature": 0.15},
-}  # fmt: skip
-# A word on any of these is a choice of method.
-_CHOICES = (
-    "objective", "objective_options", "impute", "impute_options", "as_observed", "init", "features", "head", "members", "score", "gate",
-    "warm_up",
-)  # fmt: skip
-
-
-def recommended(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` over the recommended method, if they choose none and the store has no projection weights of its own to start from."""
-    from calmrl_lab.store import FeatureStore
-
-    if any(key in values for key in _CHOICES):
-        return values
-    with suppress(CalmrlError):
-        if FeatureStore.open(values["store"]).heads:
-            return values
-    console.note(
-        "no method was named: heads from PPCA of kernel features, then CLIP, beside the overlap of posteriors; --impute ppca is the paper's method"
-    )
-    # Heads from PPCA have the dimension of its latent vector.
-    latent = {"latent_dim": values["dim"]} if "dim" in values else {}
-    options = {**RECOMMENDED["init_options"], **latent, **values.get("init_options", {})}
-    return {**RECOMMENDED, **values, "init_options": options}
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two layers of settings; groups of options are merged key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        inner = result.get(key)
+        result[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result

@@ -14,37 +14,41 @@ SHOWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Stores", "calmrl_lab.store", ("FeatureStore", "write_store", "ModalitySpec")),
     ("Errors", "calmrl_lab.errors", ("CalmrlError", "WorkFailedError")),
     ("Extraction", "feature_extractors.extraction", ("extract",)),
-    ("Training", "calmrl_lab.training", ("train_heads", "train")),
+    ("Training", "calmrl_lab.training.train", ("train_heads", "train")),
     ("Configuration", "calmrl_lab.config", ("TrainConfig",)),
-    ("Closed form", "calmrl_lab.ppca_start", ("start_by_ppca", "StartOptions")),
-    ("Closed form", "calmrl_lab.latent", ("LatentMaps",)),
-    ("Evaluation", "calmrl_lab.evaluation", ("evaluate", "Evaluation")),
-    ("Evaluation", "calmrl_lab.retrieval", ("rank_both", "rank", "recall")),
-    ("Evaluation", "calmrl_lab.comparison", ("compare_runs",)),
+    ("Closed form", "calmrl_lab.model.closed_form", ("start_by_ppca", "StartOptions")),
+    ("Closed form", "calmrl_lab.ppca.latent_maps", ("LatentMaps",)),
+    ("Evaluation", "calmrl_lab.evaluation.evaluate", ("evaluate", "Evaluation")),
+    ("Evaluation", "calmrl_lab.evaluation.retrieval", ("rank_both", "rank", "recall")),
+    ("Evaluation", "calmrl_lab.evaluation.comparison", ("compare_runs",)),
     ("Imputation", "calmrl_lab.imputers.base", ("Imputer",)),
     ("Imputation", "calmrl_lab.imputers.ppca", ("PPCA",)),
     ("Imputation", "calmrl_lab.imputers.ppca_auto", ("AutoPPCA",)),
-    ("Imputation", "calmrl_lab.imputers.statistics", ("Statistics",)),
-    ("Imputation", "calmrl_lab.completion", ("complete_store",)),
-    ("Anchors", "calmrl_lab.spectrum", ("spectrum",)),
+    ("Imputation", "calmrl_lab.ppca.statistics", ("Statistics",)),
+    ("Imputation", "calmrl_lab.completion.fill_store", ("complete_store",)),
+    ("Anchors", "calmrl_lab.linalg.spectrum", ("spectrum",)),
+    ("Anchors", "calmrl_lab.anchors.shift", ("anchor_shift", "calibrated_shift", "ShiftTerms", "shift_terms")),
     (
         "Anchors",
-        "calmrl_lab.anchors",
+        "calmrl_lab.anchors.bounds",
         (
-            "anchor_shift", "calibrated_shift", "ShiftTerms", "shift_terms", "lower_printed", "lower_ratio", "lower_sandwich", "upper_sandwich",
+            "lower_printed", "lower_ratio", "lower_sandwich", "upper_sandwich",
             "upper_gap", "upper_printed", "upper_rotation", "upper_observed_only", "helpful_error", "helpful_error_printed",
             "certified_helpful", "anchor_report",
         ),
     ),
-    ("Objectives", "calmrl_lab.objectives._base", ("Objective",)),
+    ("Objectives", "calmrl_lab.objectives.terms.base", ("Objective",)),
     ("Scorers", "calmrl_lab.scorers.base", ("Scorer", "make_scorer")),
-    ("Search", "calmrl_lab.gallery", ("build_gallery", "Gallery")),
-    ("Experiments", "calmrl_lab.experiments", ("read_experiment", "Experiment", "Method", "Variant")),
+    ("Search", "calmrl_lab.search.index_folder", ("build_gallery", "Gallery")),
+    ("Experiments", "calmrl_lab.experiments.loading", ("read_experiment",)),
+    ("Experiments", "calmrl_lab.experiments.spec", ("Experiment", "Method", "Variant")),
     ("Reports", "calmrl_lab.reporting.report", ("write_report",)),
 )  # fmt: skip
 DOCS = Path(__file__).parent
 PAGE = DOCS / "api.md"
 ARCHITECTURE = DOCS / "architecture.md"
+# Folders whose files `calmrl-lab list` or `calmrl-lab --help` shows.
+_PLUG_INS = ("objectives", "imputers", "scorers", "encoders", "datasets", "commands")
 _MARKS = ("<!-- modules: begin -->", "<!-- modules: end -->")
 
 
@@ -105,17 +109,22 @@ def architecture() -> str:
 
 
 def modules() -> str:
-    """A line a module or folder of both packages: what its docstring says first."""
+    """Both packages as a nested list: what the docstring of each folder and of each module in it says first."""
     lines = []
     for package in ("calmrl_lab", "feature_extractors"):
-        lines += ["", f"**{package}/**", ""]
-        for path in sorted((DOCS.parent / package).iterdir()):
-            source = path if path.suffix == ".py" else path / "__init__.py"
-            if source.is_file() and not path.name.startswith("_"):
-                said = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-                name = path.name if path.suffix == ".py" else f"{path.name}/"
-                lines.append(f"* `{name}`: {' '.join(said.split())}")
+        lines += ["", f"**{package}/**", "", *_listed(DOCS.parent / package, "")]
     return "\n".join(lines).strip()
+
+
+def _listed(folder: Path, indent: str) -> Iterator[str]:
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
+        source = path if path.suffix == ".py" else path / "__init__.py"
+        if not source.is_file() or path.name.startswith("_"):
+            continue
+        said = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        yield f"{indent}* `{path.name if path.is_file() else f'{path.name}/'}`: {' '.join(said.split())}"
+        if path.is_dir() and path.name not in _PLUG_INS:
+            yield from _listed(path, f"{indent}  ")
 
 
 if __name__ == "__main__":

@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from calmrl_lab import console
 from calmrl_lab.errors import CalmrlError, WorkFailedError
-from calmrl_lab.ray_cluster import check_cluster
 from calmrl_lab.registry import nearest
-from calmrl_lab.stopping import stopping_gently
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.ray_cluster import check_cluster
+from calmrl_lab.runtime.signals import stopping_gently
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
-from calmrl_lab.store.placing import may_take, recover
-from feature_extractors import planning, retrying
-from feature_extractors.blocks import Block, media_of
-from feature_extractors.equipment import EncoderFacts, Equipment, facts
-from feature_extractors.joining import Joined, count_codes, join, survives_float16, tally
-from feature_extractors.lanes import Crew, run_local
-from feature_extractors.ledger import PART_FORMAT, Ledger, Plan, held, parts_folder
-from feature_extractors.on_ray import run_on_ray
+from calmrl_lab.store.disk.atomic import may_take, recover
+from feature_extractors import request_checks as planning
+from feature_extractors import retry_failed as retrying
+from feature_extractors.encoder_setup import EncoderFacts, Equipment, facts
 from feature_extractors.protocols import Manifest
-from feature_extractors.request import PRESET, understand
+from feature_extractors.request import PRESET, resolve_request
+from feature_extractors.shards.folder import PART_FORMAT, Ledger, Plan, held, parts_folder
+from feature_extractors.shards.join import Joined, count_codes, join, survives_float16, tally
+from feature_extractors.workers.encode_block import Block, media_of
+from feature_extractors.workers.local_pool import WorkerConfig, run_local
+from feature_extractors.workers.ray_tasks import run_on_ray
 
 BLOCK = 64
 MAX_FAILURES = 0.05
@@ -82,7 +83,7 @@ class _Job:
     equipment: Equipment
     facts: dict[str, EncoderFacts]
     plan: Plan
-    crew: Crew
+    crew: WorkerConfig
     engine: str
     block_size: int
     preset: str | None
@@ -138,7 +139,7 @@ def extract(
     _check_numbers(workers, block_size, timeout, engine)
     old = _existing(out, overwrite, retry_failed)
     devices = _devices(device, engine)
-    request = understand(dataset, preset, media, weights, devices[0], options, encoder_options, precision, old)
+    request = resolve_request(dataset, preset, media, weights, devices[0], options, encoder_options, precision, old)
     manifest, equipment = request.manifest, request.equipment
     known = facts(equipment)
     pairs: set[tuple[str, str]] = set()
@@ -156,8 +157,10 @@ def extract(
         settings[retrying.COMPLETES] = old.digest
     settings |= {f"encoder of {m}": f"{equipment.choice[m]} {known[m].fingerprint}" for m in manifest.modalities}
     plan = Plan(settings, [(item.id, planning.item_digest(item, manifest.modalities, media)) for item in manifest.items])
-    job = _Job(out, manifest, equipment, known, plan, _crew(workers, devices, timeout), engine, block_size, request.preset)
-    planning.rehearse(manifest, known)
+    job = _Job(
+        out, manifest, equipment, known, plan, _worker_config(workers, devices, timeout), engine, block_size, request.preset
+    )
+    planning.smoke_check(manifest, known)
     with held(out) as ledger:
         if os.path.lexists(out) and not overwrite and not retry_failed:
             return _finished_before(job, ledger, started)
@@ -221,7 +224,7 @@ def _devices(device: str, engine: str) -> list[str]:
         return [device]  # of the cluster, whatever this machine has
     import torch
 
-    from calmrl_lab.devices import resolve
+    from calmrl_lab.runtime.devices import resolve
 
     resolved = resolve(device)
     if resolved.type == "cuda" and resolved.index is None and engine == "local":
@@ -229,12 +232,12 @@ def _devices(device: str, engine: str) -> list[str]:
     return [str(resolved)]
 
 
-def _crew(workers: int | None, devices: Sequence[str], timeout: float) -> Crew:
+def _worker_config(workers: int | None, devices: Sequence[str], timeout: float) -> WorkerConfig:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if devices[0].startswith("cuda"):
         readers = workers or min(_READERS * len(devices), cores)
-        return Crew(tuple(devices), max(1, readers // len(devices)), timeout, ahead=True)
-    return Crew(tuple(devices) * (workers or cores), 1, timeout, ahead=False)
+        return WorkerConfig(tuple(devices), max(1, readers // len(devices)), timeout, ahead=True)
+    return WorkerConfig(tuple(devices) * (workers or cores), 1, timeout, ahead=False)
 
 
 def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
@@ -280,7 +283,7 @@ def _engine(job: _Job, ledger: Ledger, todo: Sequence[Block], stop: threading.Ev
         fingerprints = {modality: fact.fingerprint for modality, fact in job.facts.items()}
         return run_on_ray(job.equipment, job.crew, ledger, todo, stop, fingerprints)
     lanes = job.crew.devices[: len(todo)]
-    crew = Crew(lanes, job.crew.readers, job.crew.timeout, job.crew.ahead)
+    crew = WorkerConfig(lanes, job.crew.readers, job.crew.timeout, job.crew.ahead)
     return run_local(job.equipment, crew, ledger, todo, stop)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore
-from feature_extractors import planning
+from feature_extractors import request_checks as planning
 from feature_extractors.datasets import datasets
+from feature_extractors.encoder_setup import Equipment
 from feature_extractors.encoders import encoders
-from feature_extractors.equipment import Equipment
 from feature_extractors.protocols import Manifest
-from feature_extractors.threads import one_thread
+from feature_extractors.workers.single_thread import one_thread
 
 # The attribute of a store that names the preset it was made with.
 PRESET = "preset"
@@ -30,7 +30,7 @@ class Request:
     preset: str | None
 
 
-def understand(
+def resolve_request(
     dataset: str,
     preset: str | None = None,
     media: Path | None = None,

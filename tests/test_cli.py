@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from calmrl_lab import __version__
+from calmrl_lab._version import __version__
 
 
 def test_the_whole_path(cli, small_store, tmp_path):

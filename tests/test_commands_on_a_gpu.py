@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from calmrl_lab.runs import Run
+from calmrl_lab.runs.run import Run
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -16,8 +16,8 @@ METHODS = {
     "recommended": (),
     "calmrl": ("--impute", "ppca", "--set", "impute_options.latent_dim=8"),
     "gated": ("--impute", "ppca", "--gate", "--set", "gate_level=0.2"),
-    "ridge": ("--objective", "clip", "--impute", "ridge", "--set", "as_observed=true"),
-    "knn": ("--objective", "clip", "--impute", "knn", "--set", "as_observed=true"),
+    "ridge": ("--objective", "clip", "--impute", "ridge", "--set", "impute_as_observed=true"),
+    "knn": ("--objective", "clip", "--impute", "knn", "--set", "impute_as_observed=true"),
     "mixture": ("--impute", "ppca-mixture", "--set", "impute_options.components=2"),
     "pmrl": ("--objective", "pmrl", "--impute", "none"),
     "overlap": (*START, "--objective", "none", "--impute", "none", "--score", "overlap"),

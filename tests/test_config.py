@@ -5,8 +5,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calmrl_lab.config import TrainConfig, build, override, read_yaml, request
+from calmrl_lab.config import TrainConfig, build, override, read_yaml
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.methods.resolve import request
 
 
 def test_an_unknown_key_names_the_nearest():
@@ -79,7 +80,8 @@ def test_no_store_named():
 
 
 def test_without_a_method_the_recommended_one_is_trained_and_any_word_on_it_is_obeyed(small_store, capfd):
-    from calmrl_lab.config import RECOMMENDED, TrainConfig, request
+    from calmrl_lab.config import TrainConfig
+    from calmrl_lab.methods.resolve import RECOMMENDED, request
 
     asked = request(None, {"store": str(small_store), "scenario": "pairs:0.25"}, ["epochs=3"])
     assert (asked.objective, asked.init, asked.score, asked.impute, asked.epochs) == ("clip", "ppca", "both", "none", 3)
@@ -96,7 +98,7 @@ def test_without_a_method_the_recommended_one_is_trained_and_any_word_on_it_is_o
 def test_a_store_with_projection_weights_of_its_own_starts_from_them(small_store, tmp_path):
     import numpy as np
 
-    from calmrl_lab.config import request
+    from calmrl_lab.methods.resolve import request
     from calmrl_lab.store import FeatureStore, write_store
 
     store = FeatureStore.open(small_store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def compare(
     """
     import numpy as np
 
-    from calmrl_lab.comparison import compare_runs, runs_at
+    from calmrl_lab.evaluation.comparison import compare_runs, runs_at
 
     table = compare_runs(runs_at(first), runs_at(second), np.random.default_rng(seed), k)
     console.emit(table.to_dict("records"), as_json, lambda: _print(table, first.name, second.name, k))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +27,7 @@ def doctor(
 
     Example: calmrl-lab doctor stores/openmoji.zarr
     """
-    from calmrl_lab.diagnosis import examine
+    from calmrl_lab.commands.doctor import examine
 
     findings = examine(stores or [])
     marks = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
@@ -35,3 +41,124 @@ def doctor(
     console.emit(findings, as_json, show)
     if any(finding["state"] == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+State = Literal["ok", "note", "bad"]
+
+_EXTRAS = {
+    "media": ("video and sound", ("av", "kaldi_native_fbank")),
+    "vast": ("VAST and open encoders", ("av", "kaldi_native_fbank", "transformers")),
+    "demo": ("the emoji demo", ("openmoji", "resvg_py", "emoji", "onnxruntime", "espeakng_loader")),
+    "ray": ("many machines", ("ray",)),
+}
+
+
+class Finding(TypedDict):
+    """One line: its state, what was found, and what to do about it (empty if nothing)."""
+
+    state: State
+    what: str
+    do: str
+
+
+def examine(stores: Sequence[Path]) -> list[Finding]:
+    """All findings, in a fixed order."""
+    return [_python(), _torch(), *_faiss(), *_extras(), *(_store(path) for path in stores)]
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _python() -> Finding:
+    return {
+        "state": "ok",
+        "what": f"Python {sys.version.split()[0]}, calmrl-lab {_installed('calmrl-lab') or '(not installed)'}",
+        "do": "",
+    }
+
+
+def _torch() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return {"state": "ok", "what": f"torch {torch.__version__}, GPUs: {', '.join(names)}", "do": ""}
+    return {"state": "ok", "what": f"torch {torch.__version__}, no GPU seen, {torch.get_num_threads()} CPU threads", "do": ""}
+
+
+def _faiss() -> list[Finding]:
+    import torch
+
+    flavours = {name: _installed(name) for name in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")}
+    there = {name: found for name, found in flavours.items() if found}
+    gpu = torch.cuda.is_available()
+    if not there:
+        extra = "gpu" if gpu else "cpu"
+        return [
+            {
+                "state": "note",
+                "what": "FAISS is not installed: search and index commands are off",
+                "do": f"pip install 'calmrl-lab[{extra}]'",
+            }
+        ]
+    if len(there) > 1:
+        # Both install the module `faiss`, and the one unpacked last silently hides the other.
+        return [
+            {
+                "state": "bad",
+                "what": f"two FAISS builds are installed: {', '.join(there)}",
+                "do": f"pip uninstall {' '.join(there)}, then install one of them again",
+            }
+        ]
+    name, found = next(iter(there.items()))
+    try:
+        import faiss
+    except ImportError as error:
+        return [
+            {"state": "bad", "what": f"{name} {found} does not import: {error}", "do": f"pip install --force-reinstall {name}"}
+        ]
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    if gpu and name == "faiss-cpu":
+        return [
+            {
+                "state": "note",
+                "what": f"{name} {found}, although there is a GPU",
+                "do": "pip uninstall faiss-cpu && pip install 'calmrl-lab[gpu]'",
+            }
+        ]
+    if name != "faiss-cpu" and gpus == 0:
+        return [
+            {"state": "note", "what": f"{name} {found} sees no GPU", "do": "check the driver, or install 'calmrl-lab[cpu]'"}
+        ]
+    return [{"state": "ok", "what": f"{name} {found}, {gpus} GPUs", "do": ""}]
+
+
+def _extras() -> list[Finding]:
+    findings: list[Finding] = []
+    for extra, (use, modules) in _EXTRAS.items():
+        lacking = [module for module in modules if find_spec(module) is None]
+        if lacking:
+            findings.append(
+                {
+                    "state": "note",
+                    "what": f"{use}: not installed ({', '.join(lacking)})",
+                    "do": f"pip install 'calmrl-lab[{extra}]'",
+                }
+            )
+        else:
+            findings.append({"state": "ok", "what": f"{use}: installed", "do": ""})
+    return findings
+
+
+def _store(path: Path) -> Finding:
+    from calmrl_lab.store import FeatureStore
+
+    try:
+        store = FeatureStore.open(path)
+    except CalmrlError as error:
+        return {"state": "bad", "what": error.message, "do": error.hint or ""}
+    return {"state": "ok", "what": f"store {path}: {len(store)} items, {', '.join(store.modalities)}", "do": ""}

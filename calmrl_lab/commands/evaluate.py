@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def evaluate(
     """
     from calmrl_lab.config import Score
     from calmrl_lab.errors import CalmrlError
-    from calmrl_lab.evaluation import evaluate as score
+    from calmrl_lab.evaluation.evaluate import evaluate as score
 
     pairs = [text.partition(":")[::2] for text in direction]
     for text, pair in zip(direction, pairs, strict=True):
@@ -46,7 +46,7 @@ def evaluate(
             raise CalmrlError(
                 f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision"
             )
-    from calmrl_lab.diagnostics import chance_warning
+    from calmrl_lab.evaluation.diagnostics import chance_warning
 
     if rerank is not None:
         # What is wrong with the request shows before anything is ranked.
@@ -59,7 +59,7 @@ def evaluate(
     if rerank is None:
         console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
     else:
-        from calmrl_lab.rerank import rerank_run, rerank_table
+        from calmrl_lab.evaluation.rerank import rerank_run, rerank_table
 
         again = rerank_table(rerank_run(run, match, rerank, split, device=device))
         payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}
@@ -69,13 +69,13 @@ def evaluate(
 
 
 def _matching(run: Path, rerank: str, store: Path | None, weights: Path | None, top: int, device: str) -> Any:
-    from calmrl_lab.devices import resolve
     from calmrl_lab.errors import CalmrlError
-    from calmrl_lab.runs import Run
+    from calmrl_lab.runs.run import Run
+    from calmrl_lab.runtime.devices import resolve
     from calmrl_lab.store import FeatureStore
 
     # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
-    from feature_extractors.token_keeping import kept_matching
+    from feature_extractors.rerank_tokens import kept_matching
 
     if rerank != "itm":
         raise CalmrlError(f"unknown re-ranking '{rerank}'", hint="known: itm (VAST's image-text matching)")

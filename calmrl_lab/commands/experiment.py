@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
@@ -36,10 +36,10 @@ def experiment(
     Example: calmrl-lab experiment experiments/table3.yaml --data openmoji --dry-run
     """
     from calmrl_lab.errors import WorkFailedError
-    from calmrl_lab.experiments import read_experiment
-    from calmrl_lab.planning import plan
-    from calmrl_lab.sweeps import run_experiment
-    from calmrl_lab.wanted import absent_stores
+    from calmrl_lab.experiments.loading import read_experiment
+    from calmrl_lab.experiments.plan import plan
+    from calmrl_lab.experiments.required_stores import absent_stores
+    from calmrl_lab.experiments.runner import run_experiment
 
     asked = read_experiment(file, assign, data)
     folder = runs / (file.stem if asked.data is None else f"{file.stem}-{asked.data}")
@@ -67,7 +67,7 @@ def experiment(
 def _print_plan(rows: list[Any], jobs: int, absent: list[str]) -> None:
     from rich.table import Table
 
-    from calmrl_lab.wanted import making
+    from calmrl_lab.experiments.required_stores import making
 
     shown = Table(box=None, pad_edge=False)
     for heading in ("run", "what", "core-seconds"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def extract(
         console.note(f"'{target}' is there; only its condition tokens are made")
     else:
         if keep_tokens:
-            from feature_extractors.token_keeping import check_request
+            from feature_extractors.rerank_tokens import check_request
 
             # Hours later would be too late to hear that it cannot be done.
             what = {name: asked[name] for name in ("options", "encoder_options", "precision")}
@@ -71,7 +71,7 @@ def extract(
         done = extraction.extract(dataset, target, encoders, media, weights, **asked, **how, **rules)
         console.emit(done.payload(), as_json, lambda: _print(done))
     if keep_tokens:
-        from feature_extractors.token_keeping import keep_test_tokens
+        from feature_extractors.rerank_tokens import keep_test_tokens
 
         # What could be had this time has tokens too.
         again = overwrite or retry_failed

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 if TYPE_CHECKING:
-    from calmrl_lab.completion import Completion
-    from calmrl_lab.completion_check import Check
+    from calmrl_lab.completion.fill_store import Completion
+    from calmrl_lab.completion.held_out_check import Check
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def impute(
 
     Example: calmrl-lab impute --store stores/openmoji.zarr --out stores/openmoji-complete.zarr
     """
-    from calmrl_lab.completion import complete_store
+    from calmrl_lab.completion.fill_store import complete_store
     from calmrl_lab.config import override
     from calmrl_lab.errors import CalmrlError
 
@@ -51,8 +51,8 @@ def impute(
 
 
 def _draw(done: Completion, path: Path) -> None:
-    from calmrl_lab.reporting.promises import promises
-    from calmrl_lab.runs import write_atomically
+    from calmrl_lab.reporting.content.reliability_figure import promises
+    from calmrl_lab.runtime.atomic_files import write_atomically
 
     assert done.check is not None
     write_atomically(path, promises({done.imputer: done.check.reliability}).svg().encode())

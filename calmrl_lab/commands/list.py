@@ -7,7 +7,7 @@ from importlib import import_module
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 _HOME = {
     "objectives": "calmrl_lab.objectives",

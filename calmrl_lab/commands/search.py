@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from calmrl_lab.gallery import Gallery
+    from calmrl_lab.search.index_folder import Gallery
 
 
 def register(app: typer.Typer) -> None:
@@ -45,12 +45,13 @@ def index(
     Example: calmrl-lab index --run runs/demo/calmrl-ppca-s0 --out indexes/emoji --modalities vision
     """
     from calmrl_lab.config import override
-    from calmrl_lab.gallery import build_gallery
+    from calmrl_lab.search.index_folder import build_gallery
 
     names = None if modalities is None else [name.strip() for name in modalities.split(",") if name.strip()]
     built = build_gallery(
         run, out, store, split, names, scorer, calibrate, kind, override({}, assign), gpus, device  # type: ignore[arg-type]
     )  # fmt: skip
+    _draw_recall(built)
     console.emit(built.facts, as_json, lambda: _print_facts(built))
 
 
@@ -72,7 +73,7 @@ def search(
     Example: calmrl-lab search --index indexes/emoji --text "hot drink"
     """
     from calmrl_lab.errors import CalmrlError
-    from calmrl_lab.gallery import Gallery
+    from calmrl_lab.search.index_folder import Gallery
 
     gallery = Gallery.open(index, gpus)
     if sum(source is not None for source in (text, item, features)) != 1:
@@ -126,8 +127,8 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
     import numpy as np
 
     from calmrl_lab.errors import CalmrlError
-    from calmrl_lab.gallery import encoder_of
     from calmrl_lab.registry import nearest
+    from calmrl_lab.search.index_folder import encoder_of
     from calmrl_lab.store import FeatureStore
 
     source = FeatureStore.open(store or gallery.facts["store"]["path"])
@@ -149,7 +150,7 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
 
 def _score_of(facts: dict[str, Any]) -> str:
     """What the scores of the index are."""
-    from calmrl_lab.scorer_names import OF_EVIDENCE
+    from calmrl_lab.scorers._names import OF_EVIDENCE
 
     kind, _, modality = facts["scorer"].partition(":")
     if kind not in OF_EVIDENCE:
@@ -162,9 +163,23 @@ def _score_of(facts: dict[str, Any]) -> str:
 
 def _by_other_means(facts: dict[str, Any]) -> bool:
     """Whether the index compares otherwise than its run does."""
-    from calmrl_lab.scorer_names import family
+    from calmrl_lab.scorers._names import family
 
     return bool(facts["run_score"] != family(facts["scorer"]))
+
+
+def _draw_recall(gallery: Gallery) -> None:
+    """recall.svg beside the recall.csv of an approximate index."""
+    import pandas as pd
+
+    from calmrl_lab.reporting.content.ann_recall import effort_figure
+    from calmrl_lab.runtime.atomic_files import write_atomically
+    from calmrl_lab.search.index_folder import PROBED
+
+    if (gallery.path / "recall.csv").is_file():
+        facts, curve = gallery.facts, pd.read_csv(gallery.path / "recall.csv")
+        figure = effort_figure(curve, facts["kind"], facts["items"], facts["recall_queries"], PROBED)
+        write_atomically(gallery.path / "recall.svg", figure.svg().encode())
 
 
 def _print_facts(gallery: Gallery) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from calmrl_lab import console
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
+from calmrl_lab.store.schema import SPLITS
 
 _JSON = typer.Option(False, "--json", help="Print the result as JSON.")
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace what an earlier command wrote there.")
@@ -28,9 +35,9 @@ def info(store: Path = typer.Argument(..., help="Feature store."), as_json: bool
 
     Example: calmrl-lab store info stores/openmoji.zarr
     """
+    from calmrl_lab.commands.store import show
     from calmrl_lab.store import FeatureStore
     from calmrl_lab.store.description import describe
-    from calmrl_lab.store.display import show
 
     description = describe(FeatureStore.open(store))
     console.emit(description, as_json, lambda: show(description, console.out))
@@ -83,9 +90,9 @@ def import_(
 
     Example: calmrl-lab store import --out mine.zarr --modality vision=clip.npy --modality text=text.parquet --ids ids.txt
     """
-    from calmrl_lab.store.assignments import assignments, ids_options
-    from calmrl_lab.store.importing import import_features
-    from calmrl_lab.store.restoring import nothing_beside, restore
+    from calmrl_lab.commands.store import assignments, ids_options
+    from calmrl_lab.store.convert.import_arrays import import_features
+    from calmrl_lab.store.convert.restore import nothing_beside, restore
 
     if export is not None:
         nothing_beside(export, modality, ids, mask, table)
@@ -112,7 +119,7 @@ def export(
     Example: calmrl-lab store export stores/openmoji.zarr --out openmoji.h5
     """
     from calmrl_lab.store import FeatureStore
-    from calmrl_lab.store.exporting import export_store
+    from calmrl_lab.store.convert.export import export_store
 
     path = export_store(FeatureStore.open(store), out, form, overwrite)
     console.emit({"path": str(path)}, as_json, lambda: console.out.print(str(path), markup=False, soft_wrap=True))
@@ -128,7 +135,7 @@ def merge(
 
     Example: calmrl-lab store merge part1.zarr part2.zarr --out whole.zarr
     """
-    from calmrl_lab.store.merging import merge as join
+    from calmrl_lab.store.convert.merge import merge as join
 
     _report(join(stores, out, overwrite), as_json)
 
@@ -147,3 +154,101 @@ def _report(path: Path, as_json: bool) -> None:
     }
     text = f"{path}: {len(store)} items, {', '.join(f'{m} {d}' for m, d in store.dims.items())}, {gaps} gaps"
     console.emit(payload, as_json, lambda: console.out.print(text, markup=False, soft_wrap=True))
+
+
+def assignments(option: str, words: Sequence[str]) -> dict[str, str]:
+    """['vision=a.npy'] -> {'vision': 'a.npy'}; CalmrlError if a word has no '=' or a name comes twice."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise CalmrlError(f"--{option} '{word}' is not of the form NAME=VALUE")
+        if name in found:
+            raise CalmrlError(f"--{option} names '{name}' twice")
+        found[name] = value
+    return found
+
+
+def ids_options(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The words of --ids: at most one plain FILE for all modalities, and NAME=FILE for single ones."""
+    plain = [word for word in words if "=" not in word]
+    if len(plain) > 1:
+        raise CalmrlError(f"--ids is given twice for all modalities: {plain[0]} and {plain[1]}", hint="use --ids NAME=FILE")
+    return (plain[0] if plain else None), assignments("ids", [word for word in words if "=" in word])
+
+
+# More patterns than a screen has lines are counted together.
+_SHOWN_PATTERNS = 15
+
+
+def show(description: dict[str, Any], console: Console) -> None:
+    """Print what `calmrl_lab.store.description.describe` returns."""
+    d = description
+    console.print(
+        f"[bold]{escape(d['path'])}[/bold]  dataset {escape(d['dataset'])}, {size(d['bytes'])}, digest {d['digest'][:16]}"
+    )
+    for name in ("licence", "attribution"):
+        if d[name]:
+            console.print(f"{name}: {escape(d[name])}", soft_wrap=True)
+    splits = ", ".join(f"{count} {name}" for name, count in d["splits"].items())
+    empty = f", {d['empty_items']} without any" if d["empty_items"] else ""
+    console.print(f"{d['items']} items ({splits}) in {d['groups']} groups; {d['complete_items']} show every modality{empty}")
+    for name, values in (("labels", d["labels"]), ("failed media", d["failures"])):
+        if values:
+            console.print(f"{name}: " + ", ".join(f"{escape(key)} ({count})" for key, count in values.items()))
+    if d["heads"]:
+        console.print("heads: " + ", ".join(f"{escape(key)} {shape}" for key, shape in d["heads"].items()))
+    for m in d["modalities"]:
+        console.print(f"{m['name']}: {escape(m['encoder'])} [dim]({escape(m['fingerprint'][:24])})[/dim]", soft_wrap=True)
+    for table in (_modalities(d), _patterns(d), _co_observed(d)):
+        console.print()
+        console.print(table)
+
+
+def size(count: int) -> str:
+    """Bytes in words: 1.3 MB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right")
+    return table
+
+
+def _modalities(d: dict[str, Any]) -> Table:
+    columns = ("name", "d", "dtype", "rows", "observed", "%", "absent", "failed", "not extracted", "size")
+    table = _table("modalities", *columns)
+    for m in d["modalities"]:
+        share = f"{100 * m['observed'] / d['items']:.0f}"
+        numbers = (str(m[key]) for key in ("absent", "failed", "not_extracted"))
+        counts = (str(m["dimension"]), m["dtype"], str(m["rows"]), str(m["observed"]), share)
+        table.add_row(m["name"], *counts, *numbers, size(m["bytes"]))
+    return table
+
+
+def _patterns(d: dict[str, Any]) -> Table:
+    table = _table("patterns (observed modalities)", "pattern", "items", "%", *SPLITS)
+    for entry in d["patterns"][:_SHOWN_PATTERNS]:
+        splits = (str(entry[name]) for name in SPLITS)
+        table.add_row(entry["pattern"] or "(none)", str(entry["items"]), f"{100 * entry['items'] / d['items']:.1f}", *splits)
+    others = d["patterns"][_SHOWN_PATTERNS:]
+    if others:
+        items = sum(entry["items"] for entry in others)
+        splits = (str(sum(entry[name] for entry in others)) for name in SPLITS)
+        table.add_row(f"{len(others)} further patterns", str(items), f"{100 * items / d['items']:.1f}", *splits)
+    return table
+
+
+def _co_observed(d: dict[str, Any]) -> Table:
+    names = [m["name"] for m in d["modalities"]]
+    table = _table("items that show both", "", *names)
+    for name, row in zip(names, d["co_observed"], strict=True):
+        table.add_row(name, *(f"[red]{count}[/red]" if count == 0 else str(count) for count in row))
+    return table

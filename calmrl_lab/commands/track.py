@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def track(
 
     Example: calmrl-lab track --runs runs/demo --out tensorboard && tensorboard --logdir tensorboard
     """
-    from calmrl_lab.tracking import export_to_tensorboard
+    from calmrl_lab.runs.tensorboard import export_to_tensorboard
 
     written = export_to_tensorboard(runs, out)
     total = sum(written.values())

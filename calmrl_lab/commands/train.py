@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
@@ -57,10 +57,10 @@ def train_heads(
     """
     import torch
 
-    from calmrl_lab.config import request
-    from calmrl_lab.distributed import leads
-    from calmrl_lab.runs import Run
-    from calmrl_lab.training import default_run_path, train
+    from calmrl_lab.methods.resolve import request
+    from calmrl_lab.runs.run import Run
+    from calmrl_lab.runtime.distributed import leads
+    from calmrl_lab.training.train import default_run_path, train
 
     torch.set_num_threads(threads)
     console.err.quiet = not leads()

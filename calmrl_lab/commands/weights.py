@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from calmrl_lab import console
+from calmrl_lab.runtime import console
 
 _app = typer.Typer(no_args_is_help=True, help="Check pretrained weights before a long extraction.")
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Observations
 from calmrl_lab.imputers.base import indexed
-from calmrl_lab.imputers.observations import Observations
 
 
 @dataclass

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers.base import Imputer, indexed
-from calmrl_lab.imputers.heldout import Target
-from calmrl_lab.imputers.observations import Observations, Pattern
+from calmrl_lab.ppca.held_out import Target
 
 
 @dataclass(eq=False)

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
 from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.imputers.observations import Observations, Pattern
 
 
 @imputers.register("autoencoder")

@@ -12,9 +12,9 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name, observe
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers.observations import Array, Observations, Pattern, modality_name, observe
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.statistics import Statistics
 
 
 class Imputer(ABC):

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
 from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.imputers.observations import Observations, Pattern
 
 
 @imputers.register("group-mean")

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer, indexed
-from calmrl_lab.imputers.observations import Array, Observations, Pattern
 
 
 @imputers.register("mean")

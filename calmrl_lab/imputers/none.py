@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.imputers.observations import Observations, Pattern
 
 
 @imputers.register("none")

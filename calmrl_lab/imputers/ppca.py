@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name, observe
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._options import flag, number, whole
 from calmrl_lab.imputers.base import Imputer, indexed, refuse_unconnected, refuse_unobserved
-from calmrl_lab.imputers.em import NoiseKind, Parameters, Totals, expect, iterate
-from calmrl_lab.imputers.heldout import fold_statistics, merged, split_by_group
-from calmrl_lab.imputers.initialisation import complete_case_start, pairwise_start
-from calmrl_lab.imputers.observations import Array, Observations, Pattern, modality_name, observe
-from calmrl_lab.imputers.posterior import Posterior
-from calmrl_lab.imputers.selection import most_likely_latent_dim
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.em import NoiseKind, Parameters, Totals, expect, iterate
+from calmrl_lab.ppca.held_out import fold_statistics, merged, split_by_group
+from calmrl_lab.ppca.initialisation import complete_case_start, pairwise_start
+from calmrl_lab.ppca.posterior import Posterior
+from calmrl_lab.ppca.selection import most_likely_latent_dim
+from calmrl_lab.ppca.statistics import Statistics
 
 _FOLDS = 5
 _STARTS = {"pairwise": pairwise_start, "complete": complete_case_start}

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Array, Observations, Pattern, observe
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved
-from calmrl_lab.imputers.em import Totals, iterate
-from calmrl_lab.imputers.heldout import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
-from calmrl_lab.imputers.initialisation import pairwise_start
-from calmrl_lab.imputers.observations import Array, Observations, Pattern, observe
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.imputers.selection import Choice, Fold, choose, pseudo_items
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.em import Totals, iterate
+from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
+from calmrl_lab.ppca.initialisation import pairwise_start
+from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
+from calmrl_lab.ppca.statistics import Statistics
 
 # Folds that settings are chosen on; gains are estimated on all.
 _SEARCH_FOLDS = 2

@@ -14,10 +14,10 @@ from torch import Tensor
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.em import Parameters, Totals
-from calmrl_lab.imputers.initialisation import pairwise_covariance, top_eigenvectors
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.em import Parameters, Totals
+from calmrl_lab.ppca.initialisation import pairwise_covariance, top_eigenvectors
+from calmrl_lab.ppca.statistics import Statistics
 
 
 @imputers.register("ppca-private")

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Array, Observations, observe
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers.base import refuse_unobserved
-from calmrl_lab.imputers.em import Totals, iterate
-from calmrl_lab.imputers.observations import Array, Observations, observe
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.em import Totals, iterate
+from calmrl_lab.ppca.statistics import Statistics
 
 _DEGREES = (2.5, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 512.0)
 

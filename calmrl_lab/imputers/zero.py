@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.imputers.observations import Observations, Pattern
 
 
 @imputers.register("zero")

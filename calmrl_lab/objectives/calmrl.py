@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._spectral import SpectralObjective
+from calmrl_lab.objectives.terms.spectral import SpectralObjective
 
 
 @objectives.register("calmrl")

@@ -7,9 +7,8 @@ import itertools
 from torch import Tensor
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._base import Objective, same_group, skipped, without_hidden
-from calmrl_lab.objectives._options import LearnedTemperature, positive
-from calmrl_lab.objectives._pairs import pairwise_contrast
+from calmrl_lab.objectives.terms.base import LearnedTemperature, Objective, positive, same_group, skipped, without_hidden
+from calmrl_lab.objectives.terms.contrastive import pairwise_contrast
 
 
 @objectives.register("clip")

@@ -9,11 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from calmrl_lab.devices import send
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._base import Objective, same_group, skipped, without_hidden
-from calmrl_lab.objectives._fusion import MaskedFusion
-from calmrl_lab.objectives._options import not_negative, positive
+from calmrl_lab.objectives.terms.base import Objective, not_negative, positive, same_group, skipped, without_hidden
+from calmrl_lab.objectives.terms.fusion import MaskedFusion
+from calmrl_lab.runtime.devices import send
 
 
 @objectives.register("comm")

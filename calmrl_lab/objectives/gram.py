@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._cross import CrossObjective, Sides
-from calmrl_lab.objectives._options import not_negative
-from calmrl_lab.objectives._volume import volumes
+from calmrl_lab.objectives.terms.base import not_negative
+from calmrl_lab.objectives.terms.query_to_item import CrossObjective, Sides
+from calmrl_lab.objectives.terms.volume import volumes
 
 
 @objectives.register("gram")

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._base import IMAGE, Objective, same_group, skipped, without_hidden
-from calmrl_lab.objectives._options import LearnedTemperature, modality_index, positive
-from calmrl_lab.objectives._pairs import hold, pairwise_contrast
+from calmrl_lab.objectives.terms.base import (
+    IMAGE,
+    LearnedTemperature,
+    Objective,
+    modality_index,
+    positive,
+    same_group,
+    skipped,
+    without_hidden,
+)
+from calmrl_lab.objectives.terms.contrastive import hold, pairwise_contrast
 
 # Factors of the released model for the modalities whose factor is not learned.
 _RELEASED_SCALES = {"audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}

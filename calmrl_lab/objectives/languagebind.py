@@ -5,9 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._base import TEXT, Objective, same_group, skipped, without_hidden
-from calmrl_lab.objectives._options import LearnedTemperature, modality_index, positive
-from calmrl_lab.objectives._pairs import hold, pairwise_contrast
+from calmrl_lab.objectives.terms.base import (
+    TEXT,
+    LearnedTemperature,
+    Objective,
+    modality_index,
+    positive,
+    same_group,
+    skipped,
+    without_hidden,
+)
+from calmrl_lab.objectives.terms.contrastive import hold, pairwise_contrast
 
 
 @objectives.register("languagebind")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._spectral import SpectralObjective
+from calmrl_lab.objectives.terms.spectral import SpectralObjective
 
 
 @objectives.register("pmrl")

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calmrl_lab.devices import send
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._cross import CrossObjective, Sides
-from calmrl_lab.objectives._options import not_negative, positive
+from calmrl_lab.objectives.terms.base import not_negative, positive
+from calmrl_lab.objectives.terms.query_to_item import CrossObjective, Sides
+from calmrl_lab.runtime.devices import send
 
 
 @objectives.register("scalar")

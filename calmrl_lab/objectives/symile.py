@@ -9,11 +9,18 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from calmrl_lab.devices import send
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._base import Objective, same_group, skipped, without_hidden
-from calmrl_lab.objectives._options import LearnedTemperature, one_of, positive
+from calmrl_lab.objectives.terms.base import (
+    LearnedTemperature,
+    Objective,
+    one_of,
+    positive,
+    same_group,
+    skipped,
+    without_hidden,
+)
+from calmrl_lab.runtime.devices import send
 
 NEGATIVES = ("shuffled", "all")
 

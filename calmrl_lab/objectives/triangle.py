@@ -9,9 +9,8 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._base import IMAGE
-from calmrl_lab.objectives._cross import CrossObjective, Sides
-from calmrl_lab.objectives._options import modality_index, not_negative, one_of
+from calmrl_lab.objectives.terms.base import IMAGE, modality_index, not_negative, one_of
+from calmrl_lab.objectives.terms.query_to_item import CrossObjective, Sides
 
 FORMS = ("squared", "root")
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._cross import CrossObjective, Sides
-from calmrl_lab.objectives._fusion import MOST, ConcatHeads
+from calmrl_lab.objectives.terms.fusion import MOST, ConcatHeads
+from calmrl_lab.objectives.terms.query_to_item import CrossObjective, Sides
 
 
 @objectives.register("vast")

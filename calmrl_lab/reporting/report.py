@@ -8,31 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.reporting import quoted
-from calmrl_lab.reporting.calibration_figures import anchor_shift, imputation_error, reliability
-from calmrl_lab.reporting.class_differences import class_differences, difference_table
-from calmrl_lab.reporting.classifications import accuracy_table, classifications, single_table
-from calmrl_lab.reporting.comparisons import comparisons
-from calmrl_lab.reporting.contents import direction_table, imputation_table, recall_table, shift_table, summary_table
-from calmrl_lab.reporting.drawing import Figure
-from calmrl_lab.reporting.elsewhere import elsewhere
-from calmrl_lab.reporting.figures import differences, oracle, overview, training
-from calmrl_lab.reporting.findings import Findings
-from calmrl_lab.reporting.gather import gather
-from calmrl_lab.reporting.imputations import Imputations, imputations
-from calmrl_lab.reporting.inside import Cases, cases, harmed_fillings, worst_shifts
-from calmrl_lab.reporting.narrative import Narrative, narrate
-from calmrl_lab.reporting.neighbours import Items, describe, found_first, source
-from calmrl_lab.reporting.page import page
-from calmrl_lab.reporting.palette import inks
-from calmrl_lab.reporting.published import beside, footnotes
-from calmrl_lab.reporting.recalls import recalls
-from calmrl_lab.reporting.reranked import rerank_table
-from calmrl_lab.reporting.robustness import curve_figure, curve_table, gain_table, robustness
-from calmrl_lab.reporting.shifts import Shifts, shifts
-from calmrl_lab.reporting.stand_ins import marked_figures, marked_tables
-from calmrl_lab.reporting.tables import Table
-from calmrl_lab.runs import write_atomically
+from calmrl_lab.reporting.content import published as quoted
+from calmrl_lab.reporting.content.accuracies import accuracy_table, classifications, single_table
+from calmrl_lab.reporting.content.accuracy_differences import class_differences, difference_table
+from calmrl_lab.reporting.content.calibration_figures import anchor_shift, imputation_error, reliability
+from calmrl_lab.reporting.content.examples import Cases, cases, harmed_fillings, worst_shifts
+from calmrl_lab.reporting.content.main_tables import direction_table, imputation_table, recall_table, shift_table, summary_table
+from calmrl_lab.reporting.content.missing_modalities import curve_figure, curve_table, gain_table, robustness
+from calmrl_lab.reporting.content.nearest_items import Items, describe, found_first, source
+from calmrl_lab.reporting.content.published import beside, footnotes
+from calmrl_lab.reporting.content.rerank_table import rerank_table
+from calmrl_lab.reporting.content.retrieval_figures import differences, oracle, overview, training
+from calmrl_lab.reporting.output.drawing import Figure
+from calmrl_lab.reporting.output.palette import inks
+from calmrl_lab.reporting.output.proxy_notes import marked_figures, marked_tables
+from calmrl_lab.reporting.output.table import Table
+from calmrl_lab.reporting.page.context import Findings
+from calmrl_lab.reporting.page.narrative import Narrative, narrate
+from calmrl_lab.reporting.page.other_data import elsewhere
+from calmrl_lab.reporting.page.page import page
+from calmrl_lab.reporting.results.anchor_shifts import Shifts, shifts
+from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.reporting.results.comparisons import comparisons
+from calmrl_lab.reporting.results.imputation_errors import Imputations, imputations
+from calmrl_lab.reporting.results.recalls import recalls
+from calmrl_lab.runtime.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore

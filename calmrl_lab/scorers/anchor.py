@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from calmrl_lab.linalg.spectrum import spectrum
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import VectorScorer
-from calmrl_lab.spectrum import spectrum
 
 
 @scorers.register("anchor")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers.posterior import Posterior
+from calmrl_lab.ppca.posterior import Posterior
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import Scorer
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.latent import LatentMaps
+from calmrl_lab.ppca.latent_maps import LatentMaps
 from calmrl_lab.registry import nearest
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import Scorer

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 # Resolved on first use, so that commands which only name the store stay quick.
 _HOME = {
-    "FeatureStore": "calmrl_lab.store.reading",
-    "write_store": "calmrl_lab.store.writing",
+    "FeatureStore": "calmrl_lab.store.reader",
+    "write_store": "calmrl_lab.store.writer",
     "ModalitySpec": "calmrl_lab.store.schema",
     "Reason": "calmrl_lab.store.schema",
     "offsets_of": "calmrl_lab.store.schema",
     "verify": "calmrl_lab.store.verification",
     "describe": "calmrl_lab.store.description",
-    "merge": "calmrl_lab.store.merging",
-    "import_features": "calmrl_lab.store.importing",
-    "export_store": "calmrl_lab.store.exporting",
-    "restore": "calmrl_lab.store.restoring",
+    "merge": "calmrl_lab.store.convert.merge",
+    "import_features": "calmrl_lab.store.convert.import_arrays",
+    "export_store": "calmrl_lab.store.convert.export",
+    "restore": "calmrl_lab.store.convert.restore",
     "assign_splits": "calmrl_lab.store.splits",
     "group_by_links": "calmrl_lab.store.splits",
 }
@@ -38,16 +38,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from calmrl_lab.store.convert.export import export_store
+    from calmrl_lab.store.convert.import_arrays import import_features
+    from calmrl_lab.store.convert.merge import merge
+    from calmrl_lab.store.convert.restore import restore
     from calmrl_lab.store.description import describe
-    from calmrl_lab.store.exporting import export_store
-    from calmrl_lab.store.importing import import_features
-    from calmrl_lab.store.merging import merge
-    from calmrl_lab.store.reading import FeatureStore
-    from calmrl_lab.store.restoring import restore
+    from calmrl_lab.store.reader import FeatureStore
     from calmrl_lab.store.schema import ModalitySpec, Reason, offsets_of
     from calmrl_lab.store.splits import assign_splits, group_by_links
     from calmrl_lab.store.verification import verify
-    from calmrl_lab.store.writing import write_store
+    from calmrl_lab.store.writer import write_store
 
 
 def __getattr__(name: str) -> Any:

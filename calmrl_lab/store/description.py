@@ -10,7 +10,7 @@ import numpy as np
 from calmrl_lab.store.schema import SPLITS, Reason
 
 if TYPE_CHECKING:
-    from calmrl_lab.store.reading import FeatureStore
+    from calmrl_lab.store.reader import FeatureStore
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.schema import CHUNK_ROWS
 
 if TYPE_CHECKING:
-    from calmrl_lab.store.reading import FeatureStore
+    from calmrl_lab.store.reader import FeatureStore
 
 # 1,024 consecutive items are one read of 1 MB a modality: near full speed, yet a buffer holds blocks from all over the store.
 BLOCK_ITEMS = 1024

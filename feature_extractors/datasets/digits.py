@@ -11,7 +11,7 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.splits import assign_splits
 from feature_extractors.datasets import datasets
-from feature_extractors.packaged import model_file
+from feature_extractors.package_files import model_file
 from feature_extractors.protocols import Item, Manifest, Vector
 
 # View, number of values: Fourier coefficients, profile correlations, Karhunen-Loeve coefficients, pixel averages, Zernike moments, morphology.

@@ -12,10 +12,10 @@ import numpy as np
 from calmrl_lab.errors import missing_extra
 from calmrl_lab.store.splits import assign_splits, group_by_links
 from feature_extractors.datasets import datasets
-from feature_extractors.packaged import package_folder
+from feature_extractors.media.speech import SpokenText
+from feature_extractors.media.svg import RenderedSvg
+from feature_extractors.package_files import package_folder
 from feature_extractors.protocols import Item, Manifest, Text
-from feature_extractors.recipes.speech import SpokenText
-from feature_extractors.recipes.svg import RenderedSvg
 
 MODALITIES = ("vision", "audio", "caption", "subtitle", "keywords")
 _PIXELS = 160

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError, missing_extra
-from feature_extractors.encoders.vast import sources
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, Runs, autocast, place
+from feature_extractors.encoders.vast.preprocessing import sources
 from feature_extractors.fingerprints import fingerprint
 from feature_extractors.protocols import AbsentError, Medium
 

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders._transformers import OpenEncoder, TextTower, from_pretrained, unit
-from feature_extractors.encoders.vast import sources
-from feature_extractors.encoders.vast.resample import resample
+from feature_extractors.encoders.vast.preprocessing import sources
+from feature_extractors.encoders.vast.preprocessing.resample import resample
 from feature_extractors.protocols import MediaError, Medium
 
 

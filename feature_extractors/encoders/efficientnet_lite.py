@@ -13,10 +13,10 @@ from jaxtyping import Float32
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
-from feature_extractors.media import image_of
-from feature_extractors.packaged import package_folder, weight_file
+from feature_extractors.media.decode import image_of
+from feature_extractors.package_files import package_folder, weight_file
 from feature_extractors.protocols import Medium
-from feature_extractors.threads import one_thread
+from feature_extractors.workers.single_thread import one_thread
 
 # The Lite models were trained on pixels scaled as (x - 127) / 128.
 _CENTRE, _SCALE = 127.0, 128.0

@@ -11,9 +11,9 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
-from feature_extractors.packaged import package_folder, weight_file
+from feature_extractors.package_files import package_folder, weight_file
 from feature_extractors.protocols import MediaError, Medium, Text
-from feature_extractors.threads import one_thread
+from feature_extractors.workers.single_thread import one_thread
 
 _LONGEST = 128  # tokens
 _TOGETHER = 64  # texts

@@ -8,7 +8,7 @@ import numpy as np
 
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders._transformers import ImageEncoder, TextTower
-from feature_extractors.encoders.vast import sources
+from feature_extractors.encoders.vast.preprocessing import sources
 from feature_extractors.protocols import Medium, Text
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
-from feature_extractors.media import sound_of
-from feature_extractors.packaged import package_folder, weight_file
+from feature_extractors.media.decode import sound_of
+from feature_extractors.package_files import package_folder, weight_file
 from feature_extractors.protocols import Medium
 
 _RATE = 16_000

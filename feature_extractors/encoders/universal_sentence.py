@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
-from feature_extractors.packaged import package_folder
+from feature_extractors.package_files import package_folder
 from feature_extractors.protocols import MediaError, Medium, Text
 
 

@@ -265,17 +265,17 @@ class TestPresets:
                 assert set(preset) == {*dataset.modalities, *dataset.extra_texts}
 
     def test_the_first_word_of_a_name_is_enough(self, media):
-        from feature_extractors.request import understand
+        from feature_extractors.request import resolve_request
 
         write(media, "descs_ret_test.json", [{"video_id": v, "desc": ["x", "y"]} for v in ("a", "b")])
         touch(media, "videos/a.mp4", "videos/b.mp4", "audios/a.wav")
         for given, meant, items in (("vast", "vast-paper", 2), ("gram", "gram-compat", 1), ("pmrl-compat", "pmrl-compat", 1)):
-            request = understand("msrvtt", given, media)
+            request = resolve_request("msrvtt", given, media)
             assert request.preset == meant
             assert request.equipment.choice == datasets.get("msrvtt").presets[meant]
             assert len(request.manifest.items) == items, "the options of the preset apply as well"
         with pytest.raises(CalmrlError, match="no encoder preset 'vas'"):
-            understand("msrvtt", "vas", media)
+            resolve_request("msrvtt", "vas", media)
 
     def test_where_the_three_differ(self):
         presets = datasets.get("msrvtt").presets

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from calmrl_lab.errors import CalmrlError, MissingExtraError
-from feature_extractors import packaged
+from feature_extractors import package_files as packaged
 from feature_extractors.protocols import Image, MediaError, Text, Vector, Waveform
 
 pytest.importorskip("resvg_py", reason="the demo extra is not installed")
 pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
 
 from feature_extractors.encoders import encoders
-from feature_extractors.recipes.speech import SpokenText
-from feature_extractors.recipes.svg import RenderedSvg
+from feature_extractors.media.speech import SpokenText
+from feature_extractors.media.svg import RenderedSvg
 
 
 def drawing(code, size=96):

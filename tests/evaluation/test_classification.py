@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from calmrl_lab.classification import JOINT, KINDS, accuracy_table, class_table, classify, classify_run
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.classification import JOINT, KINDS, accuracy_table, class_table, classify, classify_run
 from calmrl_lab.imputers.mean import Mean
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calmrl_lab.comparison import compare_runs, runs_at
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.retrieval import recall
-from calmrl_lab.runs import FORMAT, Run
+from calmrl_lab.evaluation.comparison import compare_runs, runs_at
+from calmrl_lab.evaluation.retrieval import recall
+from calmrl_lab.runs.run import FORMAT, Run
 
 
 def rng():

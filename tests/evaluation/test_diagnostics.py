@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from calmrl_lab.diagnostics import (
+from calmrl_lab.anchors.gate import Gate
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.diagnostics import (
     chance_level,
     chance_warning,
     item_spectrum,
@@ -20,8 +22,6 @@ from calmrl_lab.diagnostics import (
     uniformity,
     with_predicted_gain,
 )
-from calmrl_lab.errors import CalmrlError
-from calmrl_lab.gating import Gate
 from calmrl_lab.imputers.mean import Mean
 
 

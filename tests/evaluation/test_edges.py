@@ -7,7 +7,7 @@ import pytest
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import ModalitySpec, write_store
-from calmrl_lab.training import train_heads
+from calmrl_lab.training.train import train_heads
 
 
 def strange_store(path, names, test=15, empty=0, captions=1, labels=True, ids=None):

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.curves import run_curves
-from calmrl_lab.embedded import RunSpace
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.gallery import build_gallery
-from calmrl_lab.rerank import rerank_run
-from calmrl_lab.retrieval import rank_items
-from calmrl_lab.training import train
+from calmrl_lab.evaluation.missing_curves import run_curves
+from calmrl_lab.evaluation.rerank import rerank_run
+from calmrl_lab.evaluation.retrieval import rank_items
+from calmrl_lab.evaluation.run_space import RunSpace
+from calmrl_lab.search.index_folder import build_gallery
+from calmrl_lab.training.train import train
 
 QUICK = {
     "modalities": ("vision", "audio", "caption"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmrl_lab.retrieval import discounted_gain, rank_both, recall, reciprocal_rank
+from calmrl_lab.evaluation.retrieval import discounted_gain, rank_both, recall, reciprocal_rank
 
 ir_measures = pytest.importorskip("ir_measures", reason="ir-measures is part of the extra 'test'")
 

@@ -51,8 +51,8 @@ def test_the_names_of_classes_are_encoded_as_the_texts_of_the_store(trained, cli
     import numpy as np
     import torch
 
-    from calmrl_lab.classification import classify_run
-    from calmrl_lab.embedded import RunSpace
+    from calmrl_lab.evaluation.classification import classify_run
+    from calmrl_lab.evaluation.run_space import RunSpace
     from feature_extractors.encoders.minilm import MiniLM
     from feature_extractors.protocols import Text
 
@@ -83,7 +83,7 @@ def test_diagnose(trained, cli):
 
 
 def test_diagnose_an_evaluated_run(trained, cli):
-    from calmrl_lab.evaluation import evaluate
+    from calmrl_lab.evaluation.evaluate import evaluate
 
     evaluate(trained, device="cpu")
     code, said, err = cli("diagnose", "--run", trained.path, "--slice", "pattern", "--slice", "shift_observed", "--json")

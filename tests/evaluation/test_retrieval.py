@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab import tiles
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.retrieval import discounted_gain, expected_rank, rank, rank_both, recall, reciprocal_rank
+from calmrl_lab.evaluation import rank_counts as tiles
+from calmrl_lab.evaluation.retrieval import discounted_gain, expected_rank, rank, rank_both, recall, reciprocal_rank
 
 
 def slow_ranks(scores, query_owner, gallery_owner):

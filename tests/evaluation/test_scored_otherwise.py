@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from calmrl_lab.config import SCORE_WORDS, TrainConfig
-from calmrl_lab.curves import aggregation_gain, run_curves
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation import evaluate
-from calmrl_lab.training import train
+from calmrl_lab.evaluation.evaluate import evaluate
+from calmrl_lab.evaluation.missing_curves import aggregation_gain, run_curves
+from calmrl_lab.training.train import train
 
 START = {
     "objective": "none",
@@ -93,9 +93,9 @@ def test_evaluate_says_how_pairs_are_compared(made, cli, kind):
 @pytest.mark.parametrize("kind", ["overlap", "both"])
 def test_an_index_compares_as_the_run_does(small_store, tmp_path, kind):
     pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
-    from calmrl_lab.embedded import RunSpace
-    from calmrl_lab.gallery import Gallery, build_gallery
+    from calmrl_lab.evaluation.run_space import RunSpace
     from calmrl_lab.scorers.base import make_scorer
+    from calmrl_lab.search.index_folder import Gallery, build_gallery
     from calmrl_lab.store import FeatureStore
 
     # Not every emoji has keywords.
@@ -155,7 +155,7 @@ def test_the_commands_of_an_index_say_how_it_compares(made, tmp_path, cli, kind)
 
 
 def test_indexes_that_make_no_sense_are_one_sentence(made, trained, tmp_path):
-    from calmrl_lab.gallery import build_gallery
+    from calmrl_lab.search.index_folder import build_gallery
 
     with pytest.raises(CalmrlError, match="there are no gaps to fill"):
         build_gallery(made["both"], tmp_path / "index", calibrate=True)
@@ -170,7 +170,7 @@ def test_indexes_that_make_no_sense_are_one_sentence(made, trained, tmp_path):
 
 def test_an_ensemble_is_indexed_by_its_joined_heads(made, tmp_path):
     pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
-    from calmrl_lab.gallery import build_gallery
+    from calmrl_lab.search.index_folder import build_gallery
 
     gallery = build_gallery(made["ensemble"], tmp_path / "index", split="test")
     assert gallery.facts["dim"] == made["ensemble"].load_heads().dim
@@ -178,9 +178,9 @@ def test_an_ensemble_is_indexed_by_its_joined_heads(made, tmp_path):
 
 
 def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
-    from calmrl_lab.reporting.gather import gather
-    from calmrl_lab.reporting.palette import inks
-    from calmrl_lab.reporting.robustness import curve_figure, gain_table, robustness
+    from calmrl_lab.reporting.content.missing_modalities import curve_figure, gain_table, robustness
+    from calmrl_lab.reporting.output.palette import inks
+    from calmrl_lab.reporting.results.collect import gather
 
     for kind in ("overlap", "ensemble"):
         run_curves(made[kind], queries=["caption"], scenarios=["full", "random:0.5"])
@@ -200,9 +200,9 @@ def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_report_shows_what_the_run_found_first(made, tmp_path, small_store, kind):
-    from calmrl_lab.reporting.gather import gather
-    from calmrl_lab.reporting.neighbours import found_first
-    from calmrl_lab.reporting.records import _similarity
+    from calmrl_lab.reporting.content.nearest_items import found_first
+    from calmrl_lab.reporting.page.record_sections import _similarity
+    from calmrl_lab.reporting.results.collect import gather
     from calmrl_lab.store import FeatureStore
 
     shutil.copytree(made[kind].path, tmp_path / f"{kind}-s0")

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.retrieval import rank_items
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.latent import LatentMaps
 from calmrl_lab.objectives import objectives
-from calmrl_lab.retrieval import rank_items
+from calmrl_lab.ppca.latent_maps import LatentMaps
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import make_scorer
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.significance import compare, holm, interval, share_limits
+from calmrl_lab.evaluation.significance import compare, holm, interval, share_limits
 
 
 def rng(seed=0):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from calmrl_lab.jobs import Job, outcomes_here
+from calmrl_lab.experiments.job import Job
+from calmrl_lab.experiments.process_pool import outcomes_here
 
 WORK = """
     import os, signal, time

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.experiments import read_experiment
-from calmrl_lab.jobs import check_engine
-from calmrl_lab.sweeps import run_experiment
+from calmrl_lab.experiments.loading import read_experiment
+from calmrl_lab.experiments.make_runs import check_engine
+from calmrl_lab.experiments.runner import run_experiment
 
 COMMON = {"modalities": ["vision", "caption", "subtitle"], "scenario": "pairs:0.25", "dim": 16, "epochs": 2, "batch_size": 64}
 METHODS = [

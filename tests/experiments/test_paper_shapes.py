@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calmrl_lab.experiments import read_experiment
+from calmrl_lab.experiments.loading import read_experiment
+from calmrl_lab.experiments.runner import run_experiment
 from calmrl_lab.store import ModalitySpec, write_store
-from calmrl_lab.sweeps import run_experiment
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 DIMS = {"vision": 24, "audio": 16, "caption": 20, "subtitle": 20}

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from calmrl_lab.experiments import candidates, read_experiment, run_config
+from calmrl_lab.experiments.loading import read_experiment
+from calmrl_lab.experiments.spec import candidates, run_config
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 PAPER = sorted(FOLDER.glob("table*.yaml")) + sorted(FOLDER.glob("figure*.yaml"))

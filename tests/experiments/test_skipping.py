@@ -9,10 +9,10 @@ import pytest
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.experiments import Probes
-from calmrl_lab.jobs import Job, perform
+from calmrl_lab.experiments.job import Job, perform
+from calmrl_lab.experiments.runner import _alone
+from calmrl_lab.experiments.spec import Probes
 from calmrl_lab.store import ModalitySpec, write_store
-from calmrl_lab.sweeps import _alone
 
 
 def store(path, seed=0):
@@ -81,7 +81,7 @@ def test_a_store_that_was_made_anew_is_noticed_by_the_same_process(made, name):
 
 
 def test_a_run_that_was_scored_in_another_way_since_is_made_again(made):
-    from calmrl_lab.evaluation import evaluate
+    from calmrl_lab.evaluation.evaluate import evaluate
 
     evaluate(made.path, [("a", "b")], split="validation")
     assert not made.finished()

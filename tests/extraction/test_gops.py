@@ -7,9 +7,9 @@ pytest.importorskip("av", reason="the media extra is not installed")
 
 from extraction.zoo import clip, numbers_of
 
-from feature_extractors import media
-from feature_extractors.gops import Packet, Stretch, stretches
-from feature_extractors.sampling import middle_of_segments
+from feature_extractors.media import decode as media
+from feature_extractors.media.gops import Packet, Stretch, stretches
+from feature_extractors.media.sampling import middle_of_segments
 
 
 def packets(*groups):

@@ -11,10 +11,10 @@ pytest.importorskip("av", reason="the media extra is not installed")
 
 from extraction.zoo import clip, cut_off, flipped, number_of, numbers_of, turned, wave
 
-from feature_extractors.containers import is_cut_off
-from feature_extractors.media import frame_folder, image_of, sound_of, video_frames, waveform
+from feature_extractors.media.containers import is_cut_off
+from feature_extractors.media.decode import frame_folder, image_of, sound_of, video_frames, waveform
+from feature_extractors.media.sampling import middle_of_segments
 from feature_extractors.protocols import AbsentError, File, Image, MediaError, Text, Waveform
-from feature_extractors.sampling import middle_of_segments
 
 REAL = Path(os.environ.get("CALMRL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "media"
 

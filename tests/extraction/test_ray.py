@@ -11,8 +11,8 @@ import pytest
 from extraction.stores import contents, parts
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors import on_ray
 from feature_extractors.extraction import extract
+from feature_extractors.workers import ray_tasks as on_ray
 
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
 

@@ -17,7 +17,7 @@ from extraction.stores import contents, failures, parts, signalled
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.store import FeatureStore
-from calmrl_lab.store.placing import recover
+from calmrl_lab.store.disk.atomic import recover
 from feature_extractors.extraction import extract
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_part_is_made_again(undisturbed, media, tmp_path, monkeypatch)
 
 
 def test_a_disk_that_keeps_nothing_is_given_up(media, tmp_path, monkeypatch):
-    from feature_extractors import joining
+    from feature_extractors.shards import join as joining
 
     read = joining.Part.read
     monkeypatch.setattr(joining.Part, "read", lambda path: None if path.name == "000004.part" else read(path))
@@ -221,7 +221,7 @@ def test_a_damaged_plan_is_not_guessed(media, tmp_path):
 
 
 def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, media, tmp_path, monkeypatch):
-    from feature_extractors.ledger import Ledger
+    from feature_extractors.shards.folder import Ledger
 
     out = tmp_path / "s.zarr"
     remove = Ledger.remove
@@ -241,7 +241,7 @@ def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, me
 
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_retry_killed_while_it_tidied_up_is_finished_by_the_next(media, tmp_path, monkeypatch, repaired):
-    from feature_extractors.ledger import Ledger
+    from feature_extractors.shards.folder import Ledger
 
     out = tmp_path / "s.zarr"
     for number in (3, 28):
@@ -322,7 +322,7 @@ def test_a_disk_without_locks_is_not_taken_for_another_run(media, tmp_path, monk
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     nowhere = SimpleNamespace(flock=refuse, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
-    monkeypatch.setattr("feature_extractors.ledger.fcntl", nowhere)
+    monkeypatch.setattr("feature_extractors.shards.folder.fcntl", nowhere)
     with pytest.raises(CalmrlError, match=r"s.zarr.lock' cannot be locked: no locks available"):
         run(tmp_path / "new" / "s.zarr", media)
     assert not (tmp_path / "new").exists()
@@ -332,7 +332,7 @@ def test_a_disk_that_is_full_from_the_start_is_left_as_it_was(media, tmp_path, m
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("feature_extractors.ledger.json.dump", full)
+    monkeypatch.setattr("feature_extractors.shards.folder.json.dump", full)
     with pytest.raises(WorkFailedError, match="the disk is full"):
         run(tmp_path / "new" / "s.zarr", media)
     assert not (tmp_path / "new").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feature_extractors.sampling import middle_of_segments, random_of_segments, segments
+from feature_extractors.media.sampling import middle_of_segments, random_of_segments, segments
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from extraction.stores import contents, failures, parts
 from calmrl_lab.errors import WorkFailedError
 from calmrl_lab.store import FeatureStore
 from feature_extractors import extraction
-from feature_extractors.blocks import encode_batch
 from feature_extractors.extraction import extract
-from feature_extractors.lanes import Crew
-from feature_extractors.processes import NoAnswer, Process, ProcessDied
+from feature_extractors.workers.encode_block import encode_batch
+from feature_extractors.workers.local_pool import WorkerConfig
+from feature_extractors.workers.process import NoAnswer, Process, ProcessDied
 
 
 def test_a_file_that_kills_its_reader_loses_only_itself(fakes, notes, tmp_path):
@@ -69,7 +69,7 @@ def test_several_readers_ahead_of_one_encoder_give_the_same_bytes(fakes, notes, 
     """What happens on a GPU, with another device: one lane, many readers, the next block read while this one is encoded."""
     media = notes(*["n"] * 7, "crash", "bad", "absent", *(f"file {i}" for i in range(20)))
     extract("fake", tmp_path / "lanes.zarr", media=media, workers=2, block_size=6, max_failures=1.0)
-    monkeypatch.setattr(extraction, "_crew", lambda *_: Crew(("cpu",), 3, 60.0, ahead=True))
+    monkeypatch.setattr(extraction, "_worker_config", lambda *_: WorkerConfig(("cpu",), 3, 60.0, ahead=True))
     extract("fake", tmp_path / "ahead.zarr", media=media, block_size=6, max_failures=1.0)
     assert contents(tmp_path / "lanes.zarr") == contents(tmp_path / "ahead.zarr")
 
@@ -117,7 +117,7 @@ def test_a_machine_that_can_start_no_more_processes(fakes, notes, tmp_path, monk
     def refuse(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("feature_extractors.processes.subprocess.Popen", refuse)
+    monkeypatch.setattr("feature_extractors.workers.process.subprocess.Popen", refuse)
     with pytest.raises(WorkFailedError, match="a worker process could not be started: .*temporarily unavailable"):
         extract("fake", tmp_path / "s.zarr", workers=2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from calmrl_lab.training import train_heads
+from calmrl_lab.training.train import train_heads
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

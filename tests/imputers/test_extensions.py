@@ -6,13 +6,13 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 
+from calmrl_lab.completion.reliability import reliability
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.mean import Mean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_mixture import MixturePPCA
 from calmrl_lab.imputers.ppca_private import PrivatePPCA
 from calmrl_lab.imputers.ppca_student import StudentPPCA
-from calmrl_lab.imputers.reliability import reliability
 
 
 def related(n, dims=(8, 6, 7), q=3, noise=0.5, seed=0):

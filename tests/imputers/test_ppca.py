@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
 
+from calmrl_lab.data.patterns import observe
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers.observations import observe
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_private import PrivatePPCA
-from calmrl_lab.imputers.statistics import Statistics
+from calmrl_lab.ppca.statistics import Statistics
 
 
 def per_item_em(embeddings, mask, start, iterations):

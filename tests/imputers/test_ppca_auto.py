@@ -5,10 +5,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers.heldout import Agreement
 from calmrl_lab.imputers.mean import Mean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_auto import AutoPPCA, gated
+from calmrl_lab.ppca.held_out import Agreement
 
 
 def related(n, dims=(20, 15, 10), q=4, noise=1.0, seed=0):

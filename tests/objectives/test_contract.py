@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.heads import Heads
+from calmrl_lab.model.projection import Heads
 from calmrl_lab.objectives import objectives
 
 NAMES = ("vision", "audio", "caption", "subtitle", "depth", "flow")

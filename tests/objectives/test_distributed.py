@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from calmrl_lab.distributed import Batch, average_gradients, gather, gather_batch, processes, rank, total
+from calmrl_lab.runtime.distributed import Batch, average_gradients, gather, gather_batch, processes, rank, total
 
 
 def test_two_processes_are_one(tmp_path):

@@ -74,7 +74,7 @@ def test_what_it_cannot_do_is_said_in_one_sentence(installed, small_store, tmp_p
         "--set",
         "epochs=1",
     ]
-    code, _, said = cli(*asked, "--set", "spare_groups=true", "--run", tmp_path / "r")
+    code, _, said = cli(*asked, "--set", "exclude_same_group=true", "--run", tmp_path / "r")
     assert code == 2
     assert "objective 'huddle' takes no groups" in said
     assert not (tmp_path / "r").exists()
@@ -85,7 +85,7 @@ def test_what_it_cannot_do_is_said_in_one_sentence(installed, small_store, tmp_p
 
 
 def test_it_is_measured_like_any_other(installed):
-    from calmrl_lab.liveness import liveness
+    from calmrl_lab.training.gradient_health import liveness
 
     z = torch.nn.functional.normalize(torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     found = liveness(installed.get("huddle")(("a", "b"), 6), z, torch.ones(4, 2, dtype=torch.bool))

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from objectives import references
 
-from calmrl_lab.objectives._uniformity import instance_uniformity
-from calmrl_lab.objectives._volume import volumes
 from calmrl_lab.objectives.scalar import weighted_centroid_cosines
+from calmrl_lab.objectives.terms.uniformity import instance_uniformity
+from calmrl_lab.objectives.terms.volume import volumes
 from calmrl_lab.objectives.triangle import squared_parallelograms
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from objectives.test_contract import NAMES, batch, build
 
-from calmrl_lab.batches import FeatureTable
-from calmrl_lab.distributed import Batch
-from calmrl_lab.filling import Filler
-from calmrl_lab.heads import Heads
+from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.linalg.spectrum import spectrum
+from calmrl_lab.model.projection import Heads
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives._volume import volumes
+from calmrl_lab.objectives.terms.volume import volumes
+from calmrl_lab.runtime.distributed import Batch
 from calmrl_lab.scorers.base import make_scorer
-from calmrl_lab.spectrum import spectrum
-from calmrl_lab.steps import Journal, make_optimiser, update
+from calmrl_lab.training.online_imputer import OnlineImputer
+from calmrl_lab.training.optimiser import StepMetrics, make_optimiser, update
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -105,7 +105,7 @@ class Session:
         self.table = FeatureTable(NAMES[:k], ids, ids, tuple(rows), tuple(offsets), mask.to(GPU))
         self.heads = Heads(dict.fromkeys(NAMES[:k], wide), dim).to(GPU)
         self.objective = objectives.get(name)(NAMES[:k], dim).to(GPU)
-        self.filler = Filler("ppca", {"latent_dim": 4}, NAMES[:k], self.table)
+        self.filler = OnlineImputer("ppca", {"latent_dim": 4}, NAMES[:k], self.table)
         with torch.no_grad():
             shown = self.heads(self.table.first_rows(), self.table.mask)
         self.filler.imputer = self.filler.tempered = PPCA(latent_dim=4).fit(
@@ -114,7 +114,7 @@ class Session:
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.optimiser = make_optimiser(self.parameters, 1e-3, 0.01)
         self.groups = (torch.arange(items) // 2).to(GPU)
-        self.journal = Journal(GPU)
+        self.journal = StepMetrics(GPU)
         self.broken = None
 
     def step(self, features):

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from calmrl_lab.distributed import Batch, average_gradients, gather_batch, total
-from calmrl_lab.imputers.observations import observe
-from calmrl_lab.imputers.statistics import Statistics, observed_means
+from calmrl_lab.data.patterns import observe
 from calmrl_lab.objectives import objectives
-from calmrl_lab.pooling import agreed_shift, pooled
+from calmrl_lab.ppca.distributed_statistics import agreed_shift, pooled
+from calmrl_lab.ppca.statistics import Statistics, observed_means
+from calmrl_lab.runtime.distributed import Batch, average_gradients, gather_batch, total
 
 NAMES = ("vision", "audio", "caption")
 ITEMS, DIM, RAW = 13, 6, 9

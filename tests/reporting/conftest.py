@@ -25,6 +25,6 @@ def report(experiment, tmp_path_factory):
 @pytest.fixture
 def without_pdf(monkeypatch):
     """Leaves out the slowest step, the embedding of fonts, where a test is about something else."""
-    from calmrl_lab.reporting.drawing import Figure
+    from calmrl_lab.reporting.output.drawing import Figure
 
     monkeypatch.setattr(Figure, "pdf", lambda self: b"%PDF")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from calmrl_lab.runs import FORMAT
+from calmrl_lab.runs.run import FORMAT
 
 MODALITIES = ("vision", "audio", "caption", "subtitle")
 PATTERNS = ("vision+audio", "vision+caption", "audio+caption", "audio+subtitle")

@@ -3,8 +3,8 @@
 import pytest
 from synthetic_runs import RECIPES, Recipe, write_experiment
 
-from calmrl_lab.reporting.comparisons import cast
-from calmrl_lab.reporting.gather import gather
+from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.reporting.results.comparisons import cast
 
 UNTRAINED = Recipe("untrained", "VAST, untrained", "baseline", "none", "none", 0.1)
 CLOSED = Recipe("closed", "closed form", "baseline", "none", "none", 0.2, more={"init": "ppca"})

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from calmrl_lab import significance
-from calmrl_lab.reporting.estimates import Difference, Resamples, Sums, estimate, holm, paired
+from calmrl_lab.evaluation import significance
+from calmrl_lab.reporting.results.estimates import Difference, Resamples, Sums, estimate, holm, paired
 
 
 def sums(values):

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from calmrl_lab.reporting.gather import Method
-from calmrl_lab.reporting.palette import INKS, inks
+from calmrl_lab.reporting.output.palette import INKS, inks
+from calmrl_lab.reporting.results.collect import Method
 
 NAMES = (
     "overview",
@@ -90,7 +90,7 @@ def test_every_colour_stands_out_on_its_page():
 
 
 def test_methods_have_different_colours_that_do_not_depend_on_order(experiment):
-    from calmrl_lab.reporting.gather import gather
+    from calmrl_lab.reporting.results.collect import gather
 
     methods = gather(experiment).methods
     found = inks(methods)

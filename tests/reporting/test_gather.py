@@ -8,7 +8,7 @@ import yaml
 from synthetic_runs import RECIPES, write_experiment, write_run
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.reporting.gather import gather
+from calmrl_lab.reporting.results.collect import gather
 
 
 def kinds(gathered):

@@ -10,13 +10,13 @@ import torch
 import yaml
 from synthetic_runs import RECIPES, write_experiment
 
-from calmrl_lab.heads import Heads
+from calmrl_lab.model.projection import Heads
 from calmrl_lab.reporting import write_report
-from calmrl_lab.reporting.gather import gather
-from calmrl_lab.reporting.inside import cases, harmed_fillings, worst_shifts
-from calmrl_lab.reporting.neighbours import Items, describe, found_first, source
-from calmrl_lab.reporting.recalls import recalls
-from calmrl_lab.runs import Run
+from calmrl_lab.reporting.content.examples import cases, harmed_fillings, worst_shifts
+from calmrl_lab.reporting.content.nearest_items import Items, describe, found_first, source
+from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.reporting.results.recalls import recalls
+from calmrl_lab.runs.run import Run
 from calmrl_lab.store import FeatureStore
 
 MODALITIES = ("vision", "audio", "caption")

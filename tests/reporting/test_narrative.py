@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from synthetic_runs import RECIPES, Recipe, with_skills, write_experiment
 
-from calmrl_lab.reporting.comparisons import comparisons
-from calmrl_lab.reporting.gather import gather
-from calmrl_lab.reporting.imputations import imputations
-from calmrl_lab.reporting.narrative import narrate
-from calmrl_lab.reporting.recalls import recalls
-from calmrl_lab.reporting.shifts import shifts
+from calmrl_lab.reporting.page.narrative import narrate
+from calmrl_lab.reporting.results.anchor_shifts import shifts
+from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.reporting.results.comparisons import comparisons
+from calmrl_lab.reporting.results.imputation_errors import imputations
+from calmrl_lab.reporting.results.recalls import recalls
 
 
 def story(folder):

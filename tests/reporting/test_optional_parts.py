@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from synthetic_runs import RECIPES, write_experiment
 
-from calmrl_lab.reporting.classifications import accuracy_table, classifications
-from calmrl_lab.reporting.gather import gather
-from calmrl_lab.reporting.palette import inks
-from calmrl_lab.reporting.robustness import curve_table, gain_table, robustness
+from calmrl_lab.reporting.content.accuracies import accuracy_table, classifications
+from calmrl_lab.reporting.content.missing_modalities import curve_table, gain_table, robustness
+from calmrl_lab.reporting.output.palette import inks
+from calmrl_lab.reporting.results.collect import gather
 
 
 @pytest.fixture(scope="module")

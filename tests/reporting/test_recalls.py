@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from synthetic_runs import RECIPES, scores, with_skills, write_experiment
 
-from calmrl_lab.reporting.gather import gather
-from calmrl_lab.reporting.recalls import hits, recalls
+from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.reporting.results.recalls import hits, recalls
 
 
 def test_a_three_way_tie_is_a_third_of_a_hit():
@@ -16,7 +16,7 @@ def test_a_three_way_tie_is_a_third_of_a_hit():
 
 
 def test_hits_agree_with_the_evaluation():
-    retrieval = pytest.importorskip("calmrl_lab.retrieval")
+    retrieval = pytest.importorskip("calmrl_lab.evaluation.retrieval")
     generator = np.random.default_rng(0)
     greater, equal = generator.integers(0, 12, 200), generator.integers(0, 4, 200)
     for depth in (1, 5, 10):

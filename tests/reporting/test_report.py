@@ -10,7 +10,7 @@ from synthetic_runs import RECIPES, write_experiment
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.reporting import write_report
-from calmrl_lab.reporting.published import facts
+from calmrl_lab.reporting.content.published import facts
 
 
 def rows(report, name):

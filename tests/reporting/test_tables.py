@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from calmrl_lab.reporting.tables import Cell, Column, Table, tex
+from calmrl_lab.reporting.output.table import Cell, Column, Table, tex
 
 NASTY = r"50 % of R&D_x #1 {~^\} <$> |a| “q” ‖z − x‖² → 日"
 

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from calmrl_lab.cli import app
+from calmrl_lab.commands.store import assignments, ids_options
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore
-from calmrl_lab.store.assignments import assignments, ids_options
 
 
 def run(*words):
@@ -27,7 +27,7 @@ def as_json(*words):
 
 
 def test_info_shows_everything_one_asks_about_a_store(store_path, monkeypatch):
-    monkeypatch.setattr("calmrl_lab.console.out.width", 160, raising=False)
+    monkeypatch.setattr("calmrl_lab.runtime.console.out.width", 160, raising=False)
     text = run("info", store_path).output
     for part in (
         "dataset five",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store import FeatureStore, integrity, verify, write_store
+from calmrl_lab.store import FeatureStore, verify, write_store
+from calmrl_lab.store.disk import integrity
 
 from .conftest import COUNTS, IDS, parts
 
@@ -204,7 +205,7 @@ def test_what_is_no_store_at_all(tmp_path):
 
 def test_a_large_store_is_checked_file_by_file_on_first_read(store_path, monkeypatch):
     monkeypatch.setattr(integrity, "WHOLE_CHECK_BYTES", 0)
-    monkeypatch.setattr("calmrl_lab.store.reading.WHOLE_CHECK_BYTES", 0)
+    monkeypatch.setattr("calmrl_lab.store.reader.WHOLE_CHECK_BYTES", 0)
     flip(store_path / "features/vision/c/0/0", 3)
     store = FeatureStore.open(store_path)
     assert store.features("audio").shape == (2, 3)

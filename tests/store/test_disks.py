@@ -68,7 +68,7 @@ def test_a_directory_of_somebody_else(tmp_path):
     theirs.mkdir()
     theirs.chmod(0o555)
     # Root may write anywhere, so it steps down to the user 'nobody' first; the packages must be loaded while it still can.
-    step_down = "import os, numpy, calmrl_lab.store.writing\nif os.geteuid() == 0:\n    os.seteuid(65534)\n"
+    step_down = "import os, numpy, calmrl_lab.store.writer\nif os.geteuid() == 0:\n    os.seteuid(65534)\n"
     command = [sys.executable, "-c", step_down + WRITER, str(theirs / "s.zarr"), "0"]
     tmp_path.chmod(0o755)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -152,7 +152,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(store_path, tmp_path):
 
 LOOK = """
 import os, sys
-import numpy, h5py, calmrl_lab.registry, calmrl_lab.store.importing, calmrl_lab.store.restoring
+import numpy, h5py, calmrl_lab.registry, calmrl_lab.store.convert.import_arrays, calmrl_lab.store.convert.restore
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore, import_features, restore, verify
 

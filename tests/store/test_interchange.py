@@ -18,10 +18,11 @@ from numpy.testing import assert_array_equal
 from safetensors.torch import save_file
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store import FeatureStore, exporting, verify
-from calmrl_lab.store.exporting import export_store
-from calmrl_lab.store.importing import import_features
-from calmrl_lab.store.restoring import restore
+from calmrl_lab.store import FeatureStore, verify
+from calmrl_lab.store.convert import export as exporting
+from calmrl_lab.store.convert.export import export_store
+from calmrl_lab.store.convert.import_arrays import import_features
+from calmrl_lab.store.convert.restore import restore
 
 from .conftest import IDS
 

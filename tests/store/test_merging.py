@@ -9,8 +9,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store import FeatureStore, ModalitySpec, merging, offsets_of, verify, write_store
-from calmrl_lab.store.merging import merge
+from calmrl_lab.store import FeatureStore, ModalitySpec, offsets_of, verify, write_store
+from calmrl_lab.store.convert import merge as merging
+from calmrl_lab.store.convert.merge import merge
 
 from .conftest import parts
 

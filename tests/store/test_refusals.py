@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
-from calmrl_lab.store import FeatureStore, ModalitySpec, files, placing, write_store
+from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
+from calmrl_lab.store.disk import atomic as placing
+from calmrl_lab.store.disk import files
 
 from .conftest import parts
 

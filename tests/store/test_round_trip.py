@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from numpy.testing import assert_array_equal
 
 from calmrl_lab.store import FeatureStore, ModalitySpec, offsets_of, write_store
-from calmrl_lab.store import writing as writing_module
+from calmrl_lab.store import writer as writing_module
 
 from .conftest import COUNTS, IDS, REASON, parts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from feature_extractors.encoders.vast.architecture import (
+from feature_extractors.encoders.vast.networks.architecture import (
     Architecture,
     AudioSizes,
     TextSizes,

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast import beats, bert, eva
-from feature_extractors.encoders.vast.architecture import (
+from feature_extractors.encoders.vast.checkpoint import find_checkpoint, find_vocabulary, load_checkpoint
+from feature_extractors.encoders.vast.inspection import check_weights
+from feature_extractors.encoders.vast.networks import beats, bert, eva
+from feature_extractors.encoders.vast.networks.architecture import (
     PUBLISHED,
     audio_shapes,
     checkpoint_shapes,
@@ -20,8 +22,6 @@ from feature_extractors.encoders.vast.architecture import (
     text_shapes,
     vision_shapes,
 )
-from feature_extractors.encoders.vast.checkpoint import find_checkpoint, find_vocabulary, load_checkpoint
-from feature_extractors.encoders.vast.inspection import check_weights
 
 
 def meta(shapes):

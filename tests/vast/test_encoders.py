@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.batching import Pieces, Runs
-from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise
-from feature_extractors.encoders.vast.resample import resample
+from feature_extractors.encoders.vast.preprocessing.fbank import cut, mel_filterbank, normalise
+from feature_extractors.encoders.vast.preprocessing.resample import resample
 from feature_extractors.protocols import AbsentError, Image, MediaError, Text, Vector, Waveform
 
 NAMES = ("vast/eva-g", "vast/beats64", "vast/bert-caption", "vast/bert-subtitle")

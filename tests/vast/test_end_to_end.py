@@ -124,7 +124,7 @@ def test_the_same_clip_has_the_same_features(store_path):
 
 
 def test_training_starts_from_the_released_heads_and_reports(store_path, cli, tmp_path, tensors):
-    from calmrl_lab.runs import Run
+    from calmrl_lab.runs.run import Run
 
     runs = tmp_path / "runs"
     for name, extra in (("zero-shot", ("--epochs", "0")), ("trained", ("--epochs", "2"))):
@@ -161,7 +161,7 @@ def test_gram_drops_what_has_no_extracted_sound(msrvtt, weights, tmp_path):
 @pytest.fixture(scope="module")
 def kept(msrvtt, store_path, weights):
     """The store of `store_path` once more, with the condition tokens of its test items beside it."""
-    from feature_extractors.token_keeping import keep_test_tokens
+    from feature_extractors.rerank_tokens import keep_test_tokens
 
     out = store_path.with_name("kept.zarr")
     shutil.copytree(store_path, out)
@@ -170,8 +170,8 @@ def kept(msrvtt, store_path, weights):
 
 
 def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp_path):
-    from calmrl_lab.runs import Run
-    from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder
+    from calmrl_lab.runs.run import Run
+    from feature_extractors.encoders.vast.rerank.token_file import TokenFile, tokens_folder
 
     media, test = msrvtt
     run = tmp_path / "run"
@@ -215,9 +215,9 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
 def test_tokens_belong_to_the_store_as_it_is(msrvtt, kept, weights, tmp_path):
     """Captions of another choice are refused; a store completed afterwards no longer goes with its tokens."""
     from calmrl_lab.errors import CalmrlError
-    from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder
+    from feature_extractors.encoders.vast.rerank.token_file import TokenFile, tokens_folder
     from feature_extractors.extraction import extract
-    from feature_extractors.token_keeping import keep_test_tokens, kept_matching
+    from feature_extractors.rerank_tokens import keep_test_tokens, kept_matching
 
     media, test = msrvtt
     mine = tmp_path / "media"
@@ -249,7 +249,7 @@ def test_tokens_belong_to_the_store_as_it_is(msrvtt, kept, weights, tmp_path):
 
 def test_tokens_of_fewer_modalities_are_refused(msrvtt, kept, weights):
     from calmrl_lab.errors import CalmrlError
-    from feature_extractors.token_keeping import keep_test_tokens
+    from feature_extractors.rerank_tokens import keep_test_tokens
 
     fewer = "vision=vast/eva-g-16-crop,caption=vast/bert-caption"
     with pytest.raises(
@@ -260,7 +260,7 @@ def test_tokens_of_fewer_modalities_are_refused(msrvtt, kept, weights):
 
 def test_weights_of_another_model_do_not_re_rank(msrvtt, kept, tensors, make_weights):
     from calmrl_lab.errors import CalmrlError
-    from feature_extractors.token_keeping import keep_test_tokens, kept_matching
+    from feature_extractors.rerank_tokens import keep_test_tokens, kept_matching
 
     other = make_weights({name: value * 1.5 for name, value in tensors.items()}, "other")
     with pytest.raises(CalmrlError, match="and this run would add some of"):

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.heads import own_heads, project, project_jointly
+from feature_extractors.encoders.vast.networks.heads import own_heads, project, project_jointly
 
 
 def test_heads_are_linear_maps_to_the_unit_sphere():

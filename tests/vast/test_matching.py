@@ -9,9 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.checkpoint import load_checkpoint
-from feature_extractors.encoders.vast.condition import keep_tokens, rerank_kept
-from feature_extractors.encoders.vast.matching import Matcher, rerank
-from feature_extractors.encoders.vast.token_file import TokenFile, tokens_folder, writing_tokens
+from feature_extractors.encoders.vast.rerank.condition_tokens import keep_tokens, rerank_kept
+from feature_extractors.encoders.vast.rerank.matching import Matcher, rerank
+from feature_extractors.encoders.vast.rerank.token_file import TokenFile, tokens_folder, writing_tokens
 from feature_extractors.protocols import Image, Item, Manifest, Text, Waveform
 
 #                 clip  0   1   2   3

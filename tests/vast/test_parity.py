@@ -8,9 +8,9 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.special import erf
 
-from feature_extractors.encoders.vast import beats, bert, eva
 from feature_extractors.encoders.vast.checkpoint import load_checkpoint
-from feature_extractors.encoders.vast.matching import Matcher
+from feature_extractors.encoders.vast.networks import beats, bert, eva
+from feature_extractors.encoders.vast.rerank.matching import Matcher
 
 TOLERANCE = 1e-5
 

@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn import functional
 
-from feature_extractors.encoders.vast.pixels import MEAN, STD, resized, short_side, transform
+from feature_extractors.encoders.vast.preprocessing.pixels import MEAN, STD, resized, short_side, transform
 
 
 @pytest.fixture

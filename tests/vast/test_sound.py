@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from vast.golden import PATH, RATES, signal
 
-from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise, padding
-from feature_extractors.encoders.vast.resample import resample
+from feature_extractors.encoders.vast.preprocessing.fbank import cut, mel_filterbank, normalise, padding
+from feature_extractors.encoders.vast.preprocessing.resample import resample
 
 EPSILON = 1.1920928955078125e-07
 # The first frame of a 440 Hz tone of amplitude .5 in 8 mel bins, log units.

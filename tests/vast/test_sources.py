@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_extractors.encoders.vast.sources import frames, sound, text
+from feature_extractors.encoders.vast.preprocessing.sources import frames, sound, text
 from feature_extractors.protocols import File, MediaError, Text, Vector
 
 av = pytest.importorskip("av", reason="decoding needs the extra 'media'")

@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional
 from vast.golden import PATH, signal, torchaudio_arrays, torchaudio_without_its_library
 
-from feature_extractors.encoders.vast import beats, eva
-from feature_extractors.encoders.vast.architecture import AudioSizes, VisionSizes, audio_shapes, vision_shapes
-from feature_extractors.encoders.vast.fbank import mel_filterbank, normalise
-from feature_extractors.encoders.vast.pixels import MEAN, STD, transform
-from feature_extractors.encoders.vast.resample import resample
+from feature_extractors.encoders.vast.networks import beats, eva
+from feature_extractors.encoders.vast.networks.architecture import AudioSizes, VisionSizes, audio_shapes, vision_shapes
+from feature_extractors.encoders.vast.preprocessing.fbank import mel_filterbank, normalise
+from feature_extractors.encoders.vast.preprocessing.pixels import MEAN, STD, transform
+from feature_extractors.encoders.vast.preprocessing.resample import resample
 
 
 @pytest.fixture(autouse=True)

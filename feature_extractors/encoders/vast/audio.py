@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast import sources
 from feature_extractors.encoders.vast.batching import Runs
 from feature_extractors.encoders.vast.encoder import VastEncoder, mean_of_runs
-from feature_extractors.encoders.vast.fbank import cut, mel_filterbank, normalise
-from feature_extractors.encoders.vast.resample import resample
+from feature_extractors.encoders.vast.preprocessing import sources
+from feature_extractors.encoders.vast.preprocessing.fbank import cut, mel_filterbank, normalise
+from feature_extractors.encoders.vast.preprocessing.resample import resample
 from feature_extractors.protocols import MediaError, Medium
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class AudioEncoder(VastEncoder):
         return {"slices": self.slice_count, "channel": self.channel_rule, "resampling": "sinc-hann-6", "filterbank": "kaldi-64"}
 
     def build(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        from feature_extractors.encoders.vast import beats
+        from feature_extractors.encoders.vast.networks import beats
 
         return beats.load(weights, self.architecture.audio)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.architecture import (
+from feature_extractors.encoders.vast.networks.architecture import (
     FILE,
     Architecture,
     Shape,

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.architecture import Architecture
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, autocast, place
 from feature_extractors.encoders.vast.checkpoint import LAYOUT, Checkpoint, load_checkpoint, sizes_of
-from feature_extractors.encoders.vast.heads import own_heads
+from feature_extractors.encoders.vast.networks.architecture import Architecture
+from feature_extractors.encoders.vast.networks.heads import own_heads
 from feature_extractors.fingerprints import fingerprint
 from feature_extractors.protocols import Medium
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.architecture import PUBLISHED, AudioSizes
 from feature_extractors.encoders.vast.checkpoint import (
     LAYOUT,
     architecture_file,
@@ -23,6 +22,7 @@ from feature_extractors.encoders.vast.checkpoint import (
     run_folder,
     sizes_of,
 )
+from feature_extractors.encoders.vast.networks.architecture import PUBLISHED, AudioSizes
 
 _BEATS_FILES = ("beats/BEATs_iter3_plus_AS2M.pt", "BEATs_iter3_plus_AS2M.pt")
 _VOCABULARY_LINES = 30522

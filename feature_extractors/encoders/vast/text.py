@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast import sources
 from feature_extractors.encoders.vast.checkpoint import find_vocabulary
 from feature_extractors.encoders.vast.encoder import VastEncoder
+from feature_extractors.encoders.vast.preprocessing import sources
 from feature_extractors.fingerprints import file_digest
 from feature_extractors.protocols import AbsentError, Medium
 
@@ -48,7 +48,7 @@ class TextEncoder(VastEncoder):
         return {"length": self.max_length, "vocabulary": file_digest(self.vocabulary)}
 
     def build(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        from feature_extractors.encoders.vast import bert
+        from feature_extractors.encoders.vast.networks import bert
 
         return bert.load(weights, self.architecture.text)
 
@@ -58,7 +58,7 @@ class TextEncoder(VastEncoder):
 
     @cached_property
     def tokenizer(self) -> Any:
-        from feature_extractors.encoders.vast import bert
+        from feature_extractors.encoders.vast.networks import bert
 
         if not 3 <= self.max_length <= self.architecture.text.positions:
             raise CalmrlError(
@@ -88,7 +88,7 @@ class TextEncoder(VastEncoder):
 
     def tokens(self, batch: Sequence[np.ndarray]) -> list[Float32[np.ndarray, "length width"]]:
         """All `length` tokens of each text, padding included: VAST's matching attends to the padding of subtitles."""
-        from feature_extractors.encoders.vast import bert
+        from feature_extractors.encoders.vast.networks import bert
 
         ids, observed = bert.pad(list(batch), self.max_length, self._padding)
         return list(self.pieces.run(self._tokens, ids, observed))
@@ -98,14 +98,14 @@ class TextEncoder(VastEncoder):
         return int(self.tokenizer.token_to_id("[PAD]"))
 
     def _buckets(self, batch: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        from feature_extractors.encoders.vast import bert
+        from feature_extractors.encoders.vast.networks import bert
 
         padded = np.array([min(-(-len(ids) // _BUCKET) * _BUCKET, self.max_length) for ids in batch])
         groups = [(np.flatnonzero(padded == length), int(length)) for length in np.unique(padded)]
         return [(members, *bert.pad([batch[int(i)] for i in members], length, self._padding)) for members, length in groups]
 
     def _tokens(self, ids: Tensor, observed: Tensor) -> Tensor:
-        from feature_extractors.encoders.vast import bert
+        from feature_extractors.encoders.vast.networks import bert
 
         with self.autocast():
             return bert.tokens(self.model, ids, observed)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast import sources
 from feature_extractors.encoders.vast.batching import Runs
 from feature_extractors.encoders.vast.encoder import VastEncoder, mean_of_runs
-from feature_extractors.encoders.vast.pixels import MODES, transform
+from feature_extractors.encoders.vast.preprocessing import sources
+from feature_extractors.encoders.vast.preprocessing.pixels import MODES, transform
 from feature_extractors.protocols import Medium
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class VisionEncoder(VastEncoder):
         }
 
     def build(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        from feature_extractors.encoders.vast import eva
+        from feature_extractors.encoders.vast.networks import eva
 
         return eva.load(weights, self.architecture.vision)
 
@@ -81,7 +81,7 @@ class VisionEncoder(VastEncoder):
         return np.split(every, np.cumsum([len(item) for item in batch])[:-1])
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        from feature_extractors.encoders.vast import eva
+        from feature_extractors.encoders.vast.networks import eva
 
         with self.autocast():
             return eva.tokens(self.model, pixels)

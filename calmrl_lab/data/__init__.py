@@ -1,0 +1,1 @@
+"""Items with missing modalities as training sees them: tables, patterns and scenarios."""

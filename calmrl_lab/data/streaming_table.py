@@ -1,0 +1,153 @@
+"""The items of a store that does not fit into memory, as training sees a table: batches, blocks and samples are read when they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, chosen_modalities, load_table
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime.devices import send
+
+if TYPE_CHECKING:
+    from calmrl_lab.store import FeatureStore
+
+# Items of a block that is read whole: 64 MB a modality of 512 float16 values are 128 MB as float32.
+BLOCK = 65_536
+# A store is kept in memory if its float32 features take at most this share of what is free.
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class StreamedTable:
+    """`items` [N]: ascending positions in the store; `mask` [N, k]: what may be shown, in memory, as ids and groups are."""
+
+    store: FeatureStore
+    modalities: tuple[str, ...]
+    items: Int[np.ndarray, " n"]
+    mask: Bool[Tensor, "n k"]
+    device: str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.asarray(self.store.ids)[self.items]
+
+    @property
+    def group(self) -> np.ndarray:
+        return np.asarray(self.store.group)[self.items]
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {name: self.store.dims[name] for name in self.modalities}
+
+    def with_mask(self, mask: np.ndarray | Tensor) -> StreamedTable:
+        """The same items under another mask (never wider than the rows that exist)."""
+        return replace(self, mask=torch.as_tensor(mask, device=self.mask.device))
+
+    def select(self, items: np.ndarray) -> StreamedTable:
+        """The items at positions `items` [n] of this table, in the order of the store."""
+        chosen = np.sort(items)
+        return replace(self, items=self.items[chosen], mask=self.mask[torch.from_numpy(chosen).to(self.mask.device)])
+
+    def in_memory(self) -> FeatureTable:
+        """All items with their rows."""
+        return load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+
+    def sample(self, count: int) -> FeatureTable:
+        """At most `count` items, in memory; which ones depends on nothing but the number of items."""
+        if len(self) <= count:
+            return self.in_memory()
+        return self.select(np.random.default_rng(0).permutation(len(self))[:count]).in_memory()
+
+    def blocks(self) -> Iterator[FeatureTable]:
+        """All items in order, in parts of neighbours that are in memory one at a time."""
+        for start in range(0, len(self), BLOCK):
+            yield self.select(np.arange(start, min(start + BLOCK, len(self)))).in_memory()
+
+    def batches(
+        self, size: int, generator: torch.Generator, by_pattern: bool = False, repeats: Tensor | None = None
+    ) -> Iterator[FeatureBatch]:
+        """As `FeatureTable.batches`, in an order that is random by blocks of neighbours (see `calmrl_lab.store.streaming`).
+
+        Raises CalmrlError for what only a table in memory can do: batches of one pattern, repeated items.
+        """
+        if by_pattern or repeats is not None:
+            raise CalmrlError(
+                "a store that is streamed has batches of mixed patterns and every item once a pass",
+                hint="use --set memory=table if it fits into memory, or batching=mixed",
+            )
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        place = np.full(len(self.store), -1, dtype=np.int64)
+        place[self.items] = np.arange(len(self))
+        mask, device = self.mask.cpu(), self.mask.device
+        waiting: FeatureBatch | None = None
+        for streamed in self.store.stream(self.modalities, size, seed, items=self.items):
+            chosen = torch.from_numpy(place[streamed.items])
+            items = send(chosen, device)
+            features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
+            batch = FeatureBatch(items, features, self.mask[items], mask[chosen])
+            if waiting is not None and len(items) == 1:
+                # As in memory: a last batch of one item is joined to the one before it.
+                batch = FeatureBatch(
+                    torch.cat([waiting.items, items]),
+                    [torch.cat(pair) for pair in zip(waiting.features, features, strict=True)],
+                    torch.cat([waiting.mask, batch.mask]),
+                    torch.cat([waiting.host_mask, batch.host_mask]),
+                )
+                waiting = None
+            if waiting is not None:
+                yield waiting
+            waiting = batch
+        if waiting is not None:
+            yield waiting
+
+
+def open_table(
+    store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto"
+) -> FeatureTable | StreamedTable:
+    """All items of `store`: in memory (`table`), read as they are needed (`stream`), or whichever the free memory allows (`auto`)."""
+    names = chosen_modalities(store, modalities)
+    if memory == "table" or (memory == "auto" and needed_bytes(store, names) <= _SHARE * free_bytes()):
+        return load_table(store, names, device)
+    columns = [store.modalities.index(name) for name in names]
+    mask = torch.from_numpy(np.ascontiguousarray(store.mask[:, columns])).to(device)
+    return StreamedTable(store, names, np.arange(len(store)), mask, device)
+
+
+def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory: str = "auto") -> FeatureTable | StreamedTable:
+    """All items of `store` for heads that take `dims`; a modality that the store lacks is shown by no item.
+
+    Raises CalmrlError for other dimensions, and for a store that has none of these modalities.
+    """
+    here = [name for name in dims if name in store.modalities]
+    found = {name: store.dims[name] for name in here}
+    if not here or any(found[name] != dims[name] for name in here):
+        raise CalmrlError(f"store '{store.path}' has dimensions {found or store.dims}, the heads of the run take {dict(dims)}")
+    if len(here) < len(dims):
+        return load_table(store, device=device, dims=dims)
+    return open_table(store, tuple(dims), device, memory)
+
+
+def needed_bytes(store: FeatureStore, modalities: Sequence[str]) -> int:
+    """What the features of `modalities` take in memory, as float32."""
+    return sum(4 * int(store.offsets(name)[-1]) * store.dims[name] for name in modalities)
+
+
+def free_bytes() -> int:
+    """Memory that can be had without pushing anything out, as the system counts it."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

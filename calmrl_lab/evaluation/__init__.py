@@ -1,0 +1,1 @@
+"""Evaluation of a trained run: retrieval, missing modalities, classification, diagnostics and significance."""

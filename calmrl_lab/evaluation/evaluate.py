@@ -1,0 +1,352 @@
+"""Evaluation of a run: ranks in every direction, imputation error and anchor shift, one row a query or item, never only a mean."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.anchors.bounds import anchor_report
+from calmrl_lab.anchors.gate import achieved, gated_columns
+from calmrl_lab.config import Score, TrainConfig
+from calmrl_lab.data.missingness import pattern_names
+from calmrl_lab.data.table import FeatureTable, joined
+from calmrl_lab.data.training_data import Table, open_data, training_items
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
+from calmrl_lab.evaluation.run_space import RunSpace, pair_model
+from calmrl_lab.evaluation.significance import interval
+from calmrl_lab.imputers import imputers
+from calmrl_lab.model.encode import encode, stack
+from calmrl_lab.model.joined import AnyHeads
+from calmrl_lab.model.similarity import OverlapAndCosine
+from calmrl_lab.ppca.noise_scale import held_out_errors
+from calmrl_lab.registry import nearest
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.training.online_imputer import SAMPLED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from calmrl_lab.ppca.latent_maps import LatentMaps
+    from calmrl_lab.store import FeatureStore
+
+# Imputers compared on the embeddings of every calibrated run, beside its own.
+CONTROLS = ("mean", "random")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` computed: a row a query (`scores`), a row an imputed entry (`imputation`), a row an item (`anchors`).
+
+    `coverage` says what was asked at all (as in evaluation.json): the `score` that pairs were compared by, the `store` (dataset and digest),
+    `split`, `items` in it, `empty_items` that show no modality, `directions` with the number of `queries` that were ranked,
+    `without_positive` that were left out and the `gallery_size`, and `unserved` directions, of which no item has both modalities. A gated
+    run adds `gate`: how many items were scored, left uncalibrated and harmed, and the harm rate with patterns as frequent as in training.
+    """
+
+    run: Run
+    scores: pd.DataFrame
+    imputation: pd.DataFrame | None
+    anchors: pd.DataFrame | None
+    coverage: dict[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """A row a direction: Recall@1/5/10 (percent) with 95 % intervals over groups of queries (low_1, high_1, ...), median and mean rank,
+        MRR, nDCG, queries; ties as expected under a random order.
+
+        `without_positive` counts the query rows that were left out because their item lacks the gallery's modality.
+        """
+        import pandas as pd
+
+        left_out = {(row["query"], row["gallery"]): row["without_positive"] for row in self.coverage["directions"]}
+        generator, rows = np.random.default_rng(0), []
+        for (query, gallery), part in self.scores.groupby(["query", "gallery"], sort=False):
+            greater, equal, group = (part[name].to_numpy() for name in ("greater", "equal", "group"))
+            row: dict[str, Any] = {"query": query, "gallery": gallery}
+            for k in (1, 5, 10):
+                found = interval(100 * recall(greater, equal, k), generator, group, top=100)
+                row |= {f"recall_at_{k}": found.value, f"low_{k}": found.low, f"high_{k}": found.high}
+            ranks = expected_rank(greater, equal)
+            row |= {"median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
+            row |= {"mrr": float(reciprocal_rank(greater, equal).mean()), "ndcg": float(discounted_gain(greater, equal).mean())}
+            row |= {"queries": len(part), "without_positive": left_out[query, gallery]}
+            row["chance_recall_at_1"] = 100 * float((part["positives"] / part["candidates"]).mean())
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def evaluate(
+    run: Run | str | Path,
+    directions: Sequence[tuple[str, str]] | None = None,
+    store: FeatureStore | str | Path | None = None,
+    split: str = "test",
+    device: str = "auto",
+    score: Score | None = None,
+) -> Evaluation:
+    """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet,
+    evaluation.json.
+
+    `directions` are (query modality, gallery modality) pairs; default: all ordered pairs that some item can serve. The gallery of a direction is every row of
+    its modality in the split; a query whose item has no row there has no positive and is left out. Nothing is hidden from the gallery.
+    `score` is cosine, overlap (`LatentMaps.compared`, for runs that started by PPCA) or both (for runs that chose its weight); default: what
+    the run was trained for.
+    Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
+    a direction that was asked for and that no item can serve, or no direction at all.
+    """
+    space = RunSpace.open(run, store, device)
+    run, config, heads, table = space.run, space.run.config, space.heads, space.table
+    held_out = table.select(space.items_of(split)).in_memory()
+    asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
+    score = score or config.score
+    if score == "cosine":
+        scores = _ranks(heads, held_out, asked)
+    else:
+        scores = _compared(pair_model(run, heads, score), score, held_out, asked)
+    imputation = anchors = None
+    # An ensemble has no imputer of its own, whatever its members were trained with.
+    if store is None and imputers.get(run.summary["imputer"]).fills:
+        train_table, validation, replay = _seen(table, space.splits, config, device)
+        if not bool(train_table.mask.all()):
+            imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split, replay)
+    scored_on = {"dataset": space.store.dataset, "digest": space.store.digest}
+    coverage = {"score": score, "store": scored_on, **_coverage(held_out, split, asked, unserved)}
+    if config.gate and anchors is not None and len(anchors):
+        shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
+        coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
+    # What an earlier evaluation left must not be taken for part of this one, also if this one is killed here.
+    for name in ("scores.parquet", "imputation.parquet", "anchors.parquet"):
+        (run.path / name).unlink(missing_ok=True)
+    for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
+        if frame is not None:
+            run.write_frame(name, frame)
+    run.write_json("evaluation.json", coverage)
+    # Last: a run that has scores was evaluated to the end, whenever it was killed.
+    run.write_frame("scores.parquet", scores)
+    return Evaluation(run, scores, imputation, anchors, coverage)
+
+
+def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) -> tuple[Table, FeatureTable, list[FeatureTable]]:
+    """The training items as the run was shown them, those of a mix included, the validation items, and those of a warm-up."""
+    if config.mix or config.warm_up:
+        data = open_data(config, str(resolve(device)))
+        return data.train, data.validation, [] if data.warm_up is None else [data.warm_up]
+    return training_items(table, splits, config), table.select(np.flatnonzero(splits == "validation")).in_memory(), []
+
+
+def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
+    if asked is None:
+        return list(itertools.permutations(modalities, 2))
+    for query, gallery in asked:
+        for name in (query, gallery):
+            if name not in modalities:
+                raise CalmrlError(
+                    f"direction {query}->{gallery}: the run has no modality '{name}'{nearest(name, list(modalities))}",
+                    hint=f"it has: {', '.join(modalities)}",
+                )
+        if query == gallery:
+            raise CalmrlError(f"direction {query}->{gallery} compares a modality with itself")
+    # Asked for twice, a direction is still one: its queries must not count twice.
+    return list(dict.fromkeys((query, gallery) for query, gallery in asked))
+
+
+def _served(
+    table: FeatureTable, directions: Sequence[tuple[str, str]], optional: bool
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The directions that at least one item can serve, and the others; CalmrlError for one of those that is not optional."""
+    owned = table.natural_mask()
+    served: list[tuple[str, str]] = []
+    unserved: list[tuple[str, str]] = []
+    for query, gallery in directions:
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        able = bool((owned[:, a] & owned[:, b]).any())
+        if not able and not optional:
+            raise CalmrlError(
+                f"direction {query}->{gallery}: no item of the split has both modalities", hint="leave this direction out"
+            )
+        (served if able else unserved).append((query, gallery))
+    if not served:
+        raise CalmrlError(
+            f"no two of the modalities {', '.join(table.modalities)} are ever observed in one item of the split",
+            hint="evaluate another split or store; calmrl-lab store info shows who is observed with whom",
+        )
+    return served, unserved
+
+
+def _coverage(
+    table: FeatureTable, split: str, directions: Sequence[tuple[str, str]], unserved: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    owned = table.natural_mask()
+    counts = torch.stack([offsets.diff() for offsets in table.offsets], dim=1)
+    rows = []
+    for query, gallery in directions:
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        ranked = int(counts[owned[:, b], a].sum())
+        row = {"query": query, "gallery": gallery, "queries": ranked}
+        rows.append({**row, "without_positive": int(counts[:, a].sum()) - ranked, "gallery_size": int(counts[:, b].sum())})
+    return {
+        "split": split,
+        "items": len(table),
+        "empty_items": int((~owned.any(dim=1)).sum()),
+        "directions": rows,
+        "unserved": [{"query": query, "gallery": gallery} for query, gallery in unserved],
+    }
+
+
+@torch.no_grad()
+def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Ranks of every query row with a positive; both directions of a pair come from the same scores."""
+    import pandas as pd
+
+    rows = [heads.project(index, features) for index, features in enumerate(table.rows)]
+    owners = [_owners(offsets) for offsets in table.offsets]
+    done: dict[tuple[str, str], pd.DataFrame] = {}
+    for query, gallery in directions:
+        if (query, gallery) in done:
+            continue
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        for (q, g, owner), ranks in zip(
+            ((query, gallery, owners[a]), (gallery, query, owners[b])),
+            rank_both(rows[a], rows[b], owners[a], owners[b]),
+            strict=True,
+        ):
+            done[q, g] = _ranked(table, q, g, "cosine", owner, ranks)
+    return pd.concat([done[direction] for direction in directions], ignore_index=True)
+
+
+@torch.no_grad()
+def _compared(
+    by: LatentMaps | OverlapAndCosine, scorer: str, table: FeatureTable, directions: Sequence[tuple[str, str]]
+) -> pd.DataFrame:
+    """Ranks by a score that takes other vectors in every direction."""
+    import pandas as pd
+
+    owners = [_owners(offsets) for offsets in table.offsets]
+    parts = []
+    for query, gallery in directions:
+        a, b = table.modalities.index(query), table.modalities.index(gallery)
+        queries, candidates = by.compared(a, b, table.rows[a], table.rows[b])
+        ranks, _ = rank_both(queries, candidates, owners[a], owners[b])
+        parts.append(_ranked(table, query, gallery, scorer, owners[a], ranks))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _ranked(table: FeatureTable, query: str, gallery: str, scorer: str, owner: Tensor, ranks: Ranks) -> pd.DataFrame:
+    """A row a query that has a positive."""
+    import pandas as pd
+
+    patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
+    asked = np.asarray(ranks.positives) > 0
+    item = owner.cpu().numpy()[asked]
+    columns: dict[str, Any] = {"query": query, "gallery": gallery, "scorer": scorer, "gallery_scenario": "full"}
+    columns |= {"item": table.ids[item], "group": table.group[item], "pattern": patterns[item]}
+    columns |= {c: np.asarray(getattr(ranks, c))[asked] for c in ("greater", "equal", "candidates", "positives")}
+    return pd.DataFrame(columns)
+
+
+def _owners(offsets: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+
+
+def _calibration(
+    run: Run,
+    heads: AnyHeads,
+    train_table: FeatureTable,
+    validation: FeatureTable,
+    held_out: FeatureTable,
+    split: str,
+    replay: Sequence[FeatureTable] = (),
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Imputation error and anchor shift where the truth is known: hidden training entries, and held-out items under every pattern.
+
+    Imputers that the run did not keep are fitted to the training items and those of `replay`. The predicted error of an entry is the mean error of its pattern and modality on the validation items.
+    """
+    import pandas as pd
+
+    config = run.config
+    names = [config.impute, *(name for name in CONTROLS if name != config.impute)]
+    seen = joined([*replay, train_table], [""] * (len(replay) + 1))
+    seen_embeddings = encode(heads, seen)
+    validation_embeddings = encode(heads, validation)
+    errors, shifts = [], []
+    for name in names:
+        imputer = _fitted(run, name, seen_embeddings, seen.mask, seen.modalities)
+        own = name == config.impute
+        expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
+        for place, table, mask in _masked(train_table, held_out, split):
+            embeddings = encode(heads, table)
+            truth, known = stack(embeddings), table.natural_mask()
+            filled = stack(imputer.impute(embeddings, mask))
+            unknown = np.full(len(table.modalities), np.nan)
+            predicted = np.stack([expected.get(tuple(row), unknown) for row in mask.tolist()])
+            about = _about(table, mask, name, place)
+            errors.append(_errors(about, truth, filled, known & ~mask, predicted, table.modalities))
+            complete = known.all(dim=1)
+            if own and place == split and bool(complete.any()):
+                items = truth[complete], mask[complete], filled[complete]
+                report = anchor_report(*items)
+                if config.gate:
+                    report = gated_columns(imputer, run.summary["gate"]["threshold"], report, *items)
+                kept = about[complete.cpu().numpy()].reset_index(drop=True)
+                shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))
+    return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True) if shifts else pd.DataFrame()
+
+
+def _fitted(run: Run, name: str, embeddings: list[Tensor], mask: Tensor, modalities: tuple[str, ...]) -> Any:
+    config = run.config
+    if name == config.impute and (run.path / "imputer.safetensors").is_file():
+        imputer = run.load_imputer()
+        imputer.modalities = modalities
+        return imputer
+    options = config.impute_options if name == config.impute else {}
+    imputer = imputers.get(name)(**options)
+    imputer.modalities = modalities
+    return imputer.fit(embeddings, mask)
+
+
+def _masked(
+    train_table: FeatureTable, held_out: FeatureTable, split: str
+) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
+    """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
+    yield "train", train_table, train_table.mask
+    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
+    if len(complete):
+        patterns = torch.unique(train_table.mask, dim=0)
+        for pattern in patterns[~patterns.all(dim=1)]:
+            yield split, complete, pattern.expand(len(complete), -1).clone()
+
+
+def _about(table: FeatureTable, mask: Tensor, imputer: str, split: str) -> pd.DataFrame:
+    import pandas as pd
+
+    patterns = np.asarray(pattern_names(mask.cpu().numpy(), table.modalities))
+    return pd.DataFrame({"imputer": imputer, "pattern": patterns, "split": split, "item": table.ids, "group": table.group})
+
+
+def _errors(
+    about: pd.DataFrame,
+    truth: Float[Tensor, "n k d"],
+    filled: Float[Tensor, "n k d"],
+    hidden: Bool[Tensor, "n k"],
+    predicted: Float[np.ndarray, "n k"],
+    modalities: tuple[str, ...],
+) -> pd.DataFrame:
+    """A row a hidden entry whose truth is known: ||imputed - true||^2."""
+    import pandas as pd
+
+    squared = (filled.double() - truth.double()).square().sum(dim=2).cpu().numpy()
+    parts = []
+    for index, modality in enumerate(modalities):
+        chosen = hidden[:, index].cpu().numpy()
+        part = about[chosen].assign(modality=modality, squared_error=squared[chosen, index])
+        parts.append(part.assign(predicted_error=predicted[chosen, index]))
+    return pd.concat(parts, ignore_index=True)

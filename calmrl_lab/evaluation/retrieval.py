@@ -1,0 +1,213 @@
+"""Exact ranks, both directions from the same tiles of scores, ties counted; recall and its kin from ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.rank_counts import Counts, Listed, Positives, SameOwner, count_products, count_scores, tile_size
+from calmrl_lab.scorers.base import Scorer
+
+BlockScore = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"]], Float[Tensor, "q g"]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How every query did, [Q] int64 each.
+
+    `greater`: candidates scored strictly above the query's best positive; `equal`: other candidates with exactly its score that are no
+    positives; `positives`: positives in the gallery; `candidates`: gallery size. A query without a positive has greater = equal = 0
+    and positives = 0, and must be left out of any mean.
+    """
+
+    greater: Int[np.ndarray, " q"]
+    equal: Int[np.ndarray, " q"]
+    positives: Int[np.ndarray, " q"]
+    candidates: Int[np.ndarray, " q"]
+
+
+def rank(
+    queries: Float[Tensor, "q d"],
+    gallery: Float[Tensor, "g d"],
+    positives: Int[Tensor, " q"] | tuple[Int[Tensor, " q_plus_1"], Int[Tensor, " p"]],
+    tile: int | None = None,
+) -> Ranks:
+    """Ranks of `queries` in `gallery` by inner product, where positives are listed by position.
+
+    `positives` is one gallery position a query (-1: none), or (offsets [Q + 1], positions): those of query i are
+    `positions[offsets[i]:offsets[i + 1]]`. With several, the best one counts. Exactness as in `rank_both`. Raises CalmrlError
+    for positions that do not exist, NaN, and sizes that do not fit.
+    """
+    if not isinstance(positives, tuple):
+        listed = positives >= 0
+        offsets = torch.cat([listed.new_zeros(1, dtype=torch.int64), listed.long().cumsum(0)])
+        positives = (offsets, positives[listed])
+    if len(positives[0]) != len(queries) + 1:
+        raise CalmrlError(f"ranking needs positives for {len(queries)} queries, got them for {len(positives[0]) - 1}")
+    return _rank_products(queries, gallery, Listed(*positives, len(gallery)), tile)[0]
+
+
+def rank_both(
+    left: Float[Tensor, "q d"],
+    right: Float[Tensor, "g d"],
+    left_owner: Int[Tensor, " q"],
+    right_owner: Int[Tensor, " g"],
+    score: BlockScore | None = None,
+    tile: int | None = None,
+) -> tuple[Ranks, Ranks]:
+    """Ranks of `left` rows against the gallery `right`, and of `right` rows against the gallery `left`.
+
+    Rows of the same owner (item) are each other's positives; with several, the best one counts (the rank is the minimum over
+    positives). The score is the inner product, the cosine of unit-norm embeddings, ranked as if computed in float64 whatever
+    the dtype; or `score` of (some left rows, some right rows), read as it comes. Memory is a few tiles (default: 1,024 square,
+    8,192 on a GPU). Raises CalmrlError for NaN scores or sizes that do not fit.
+    """
+    _check_owners(len(left), len(right), left_owner, right_owner)
+    positives = SameOwner(left_owner, right_owner)
+    if score is None:
+        return _rank_products(left, right, positives, tile)
+    with torch.no_grad():
+        tile = tile or tile_size(left.device)
+        counts = count_scores(
+            lambda r, c: score(left[r], right[c]), positives, len(left), len(right), left.device, tile, tie=0.0
+        )
+    return _ranks(counts, len(left), len(right))
+
+
+def rank_items(
+    scorer: Scorer,
+    queries: Float[Tensor, "q d"],
+    query_owner: Int[Tensor, " q"],
+    items: Float[Tensor, "g k d"],
+    mask: Bool[Tensor, "g k"],
+    item_owner: Int[Tensor, " g"],
+    tile: int | None = None,
+) -> tuple[Ranks, Ranks]:
+    """Ranks of `queries` (of one modality) among items that show any subset of k modalities, and of the items among the queries.
+
+    An item that shows nothing the scorer can use stays a candidate and ranks below all others, tied with its like; as a query
+    it can only guess: all candidates are tied. Raises CalmrlError for NaN scores or sizes that do not fit.
+    """
+    _check_owners(len(queries), len(items), query_owner, item_owner)
+    served = scorer.serves(mask)
+    shown = served.nonzero().squeeze(1)
+    owners = item_owner[shown]
+    # Set scorers hold one tile of float64 a modality at once.
+    tile = tile or tile_size(queries.device) // (1 if scorer.items_are_vectors else 2)
+    with torch.no_grad():
+        if scorer.items_are_vectors:
+            vectors = scorer.vectors(items[shown], mask[shown])
+            counts = count_products(_wide(queries), _wide(vectors), SameOwner(query_owner, owners), tile)
+        else:
+            counts = count_scores(
+                lambda r, c: scorer.score(queries[r], items[shown[c]], mask[shown[c]]),
+                SameOwner(query_owner, owners), len(queries), len(shown), queries.device, tile, scorer.tie,
+            )  # fmt: skip
+    forward, backward = _ranks(counts, len(queries), len(shown))
+    guesses = _owned(item_owner, query_owner)
+    return _with_unserved(forward, query_owner, item_owner[~served]), _with_guesses(backward, served, guesses, len(queries))
+
+
+def _owned(asking: Int[Tensor, " q"], owners: Int[Tensor, " g"]) -> Int[np.ndarray, " q"]:
+    """How many of `owners` are the same as each of `asking`."""
+    names, counts = (t.cpu().numpy() for t in torch.unique(owners, return_counts=True))
+    wanted = asking.cpu().numpy()
+    if len(names) == 0:
+        return np.zeros(len(wanted), dtype=np.int64)
+    place = np.searchsorted(names, wanted).clip(max=len(names) - 1)
+    return np.where(names[place] == wanted, counts[place], 0)
+
+
+def _with_unserved(ranks: Ranks, query_owner: Int[Tensor, " q"], unserved_owner: Int[Tensor, " u"]) -> Ranks:
+    """Candidates that no score was computed for come last, all tied."""
+    own = _owned(query_owner, unserved_owner)
+    only_last = (ranks.positives == 0) & (own > 0)
+    return Ranks(
+        greater=np.where(only_last, ranks.candidates, ranks.greater),
+        equal=np.where(only_last, len(unserved_owner) - own, ranks.equal),
+        positives=ranks.positives + own,
+        candidates=ranks.candidates + len(unserved_owner),
+    )
+
+
+def _with_guesses(ranks: Ranks, served: Bool[Tensor, " g"], own: Int[np.ndarray, " g"], candidates: int) -> Ranks:
+    """Queries that no score was computed for find all candidates tied."""
+    place = served.cpu().numpy()
+    greater, equal = np.zeros(len(place), dtype=np.int64), np.where(own > 0, candidates - own, 0)
+    greater[place], equal[place] = ranks.greater, ranks.equal
+    return Ranks(greater, equal, own, np.full(len(place), candidates, dtype=np.int64))
+
+
+def _check_owners(rows: int, columns: int, left: Tensor, right: Tensor) -> None:
+    if rows != len(left) or columns != len(right):
+        raise CalmrlError(f"ranking needs an owner a row, got {len(left)} for {rows} rows and {len(right)} for {columns}")
+
+
+@torch.no_grad()
+def _rank_products(left: Tensor, right: Tensor, positives: Positives, tile: int | None) -> tuple[Ranks, Ranks]:
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise CalmrlError(f"ranking needs embeddings [Q, d] and [G, d], got {list(left.shape)} and {list(right.shape)}")
+    counts = count_products(_wide(left), _wide(right), positives, tile or tile_size(left.device))
+    return _ranks(counts, len(left), len(right))
+
+
+def _wide(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _ranks(counts: tuple[Counts, Counts], left: int, right: int) -> tuple[Ranks, Ranks]:
+    forward, backward = (
+        Ranks(above, tied, own, np.full(len(own), candidates, dtype=np.int64))
+        for (above, tied, own), candidates in zip((side.numpy() for side in counts), (right, left), strict=True)
+    )
+    return forward, backward
+
+
+Ties = Literal["expected", "optimistic", "pessimistic"]
+
+
+def recall(greater: np.ndarray, equal: np.ndarray, k: int, ties: Ties = "expected") -> Float[np.ndarray, " q"]:
+    """Recall@k a query, in 0..1: the probability that its best positive is among the first k.
+
+    `expected` takes tied candidates in random order, `optimistic` puts the positive first among them, `pessimistic` last. (With one
+    relevant item this is what information retrieval calls success@k.) Raises CalmrlError for k < 1.
+    """
+    if k < 1:
+        raise CalmrlError(f"recall is defined at ranks from 1, got {k}")
+    greater, equal = np.asarray(greater), np.asarray(equal)
+    if ties == "optimistic":
+        return (greater < k).astype(np.float64)
+    if ties == "pessimistic":
+        return (greater + equal < k).astype(np.float64)
+    return np.clip((k - greater) / (equal + 1), 0.0, 1.0)
+
+
+def expected_rank(greater: np.ndarray, equal: np.ndarray) -> Float[np.ndarray, " q"]:
+    """Mean rank a query over random orders of the tied candidates; 1 is best."""
+    return 1.0 + np.asarray(greater) + np.asarray(equal) / 2
+
+
+def reciprocal_rank(greater: np.ndarray, equal: np.ndarray) -> Float[np.ndarray, " q"]:
+    """1 / rank a query, averaged over random orders of the tied candidates."""
+    greater, equal = np.asarray(greater, dtype=np.int64), np.asarray(equal, dtype=np.int64)
+    return (_harmonic(greater + equal + 1) - _harmonic(greater)) / (equal + 1)
+
+
+def discounted_gain(greater: np.ndarray, equal: np.ndarray) -> Float[np.ndarray, " q"]:
+    """nDCG a query counting its best positive only: mean of 1 / log2(1 + rank) over random orders of the tied candidates."""
+    greater, equal = np.asarray(greater, dtype=np.int64), np.asarray(equal, dtype=np.int64)
+    longest = int((greater + equal).max(initial=0)) + 2
+    sums = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + np.arange(1, longest, dtype=np.float64)))])
+    return (sums[greater + equal + 1] - sums[greater]) / (equal + 1)
+
+
+def _harmonic(n: np.ndarray) -> np.ndarray:
+    sums = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int(n.max(initial=0)) + 1, dtype=np.float64))])
+    return sums[n]

@@ -1,0 +1,1 @@
+"""Experiments: many runs described by one file, planned, carried out and recorded."""

@@ -1,0 +1,89 @@
+"""What cannot work is refused before anything runs: objectives, imputers, scenarios, directions and labels that do not fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calmrl_lab.config import TrainConfig
+from calmrl_lab.data.missingness import apply_scenario
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import imputers
+from calmrl_lab.registry import nearest
+from calmrl_lab.store import FeatureStore
+from calmrl_lab.training.ensemble import member_configs
+from calmrl_lab.training.requirements import make_objective, refuse_unfilled
+
+if TYPE_CHECKING:
+    from calmrl_lab.experiments.spec import Experiment
+
+
+def refuse_impossible(config: TrainConfig, where: str) -> None:
+    """CalmrlError that begins with `where` if a run would stop before its first step. Without its store only what the configuration says of
+    itself is checked.
+    """
+    try:
+        if config.members:
+            for number, member in enumerate(member_configs(config), 1):
+                refuse_impossible(member, f"member {number}")
+            return
+        _check_imputer(config)
+        modalities = config.modalities or _modalities([config.store, *config.mix])
+        if not modalities:
+            return
+        make_objective(config, modalities, config.dim)
+        if config.scenario != "full":
+            refuse_unfilled(config)
+        nobody = np.zeros((0, len(modalities)), dtype=bool)
+        for scenario in (config.scenario, config.warm_up_scenario, *config.scenarios.values()):
+            apply_scenario(scenario, [], modalities, nobody, 0)
+    except CalmrlError as error:
+        raise CalmrlError(f"{where}: {error.message}", hint=error.hint) from None
+
+
+def _check_imputer(config: TrainConfig) -> None:
+    if config.warm_up is None and config.imputer_data == "warm-up":
+        raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one as warm_up")
+    for store in config.scenarios:
+        if store not in config.mix:
+            raise CalmrlError(f"scenarios names the store '{store}', which is not in the mix{nearest(store, list(config.mix))}")
+    try:
+        imputers.get(config.impute)(**config.impute_options)
+    except TypeError as error:
+        raise CalmrlError(f"imputer '{config.impute}': {error}", hint="see calmrl-lab list imputers") from None
+
+
+def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
+    """CalmrlError for directions, probes or a split that the store of the experiment does not have; nothing where it does not exist yet."""
+    from calmrl_lab.experiments.spec import asked_directions
+
+    directions = asked_directions(experiment)
+    if not Path(experiment.store).exists():
+        return
+    store = FeatureStore.open(experiment.store)
+    for name in dict.fromkeys(name for direction in directions for name in direction):
+        if name not in store.modalities:
+            raise CalmrlError(
+                f"{path}: directions: store '{experiment.store}' has no modality '{name}'{nearest(name, list(store.modalities))}",
+                hint=f"it has: {', '.join(store.modalities)}",
+            )
+    if experiment.split not in store.split and not experiment.split_by_seed and "split_seed" not in experiment.common:
+        known = ", ".join(np.unique(store.split))
+        raise CalmrlError(
+            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {known}"
+        )
+    label = experiment.probes.label if experiment.probes else None
+    if label is not None and label not in store.labels:
+        raise CalmrlError(
+            f"{path}: probes: store '{experiment.store}' has no label '{label}'{nearest(label, list(store.labels))}",
+            hint=f"it has: {', '.join(store.labels)}" if store.labels else "it has no labels",
+        )
+
+
+def _modalities(stores: list[str]) -> tuple[str, ...]:
+    """The modalities of the stores, in the order in which they occur; none if a store does not exist yet."""
+    if not all(Path(store).exists() for store in stores):
+        return ()
+    return tuple(dict.fromkeys(name for store in stores for name in FeatureStore.open(store).modalities))

@@ -1,0 +1,198 @@
+"""An experiment carried out: settings chosen on validation, all runs made, and the record that a report reads."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from calmrl_lab.config import TrainConfig
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.experiments.job import Job
+from calmrl_lab.experiments.make_runs import check_engine, make_runs
+from calmrl_lab.experiments.required_stores import refuse_absent_stores
+from calmrl_lab.experiments.spec import Experiment, Method, asked_directions, candidates, run_config
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime.atomic_files import write_atomically
+
+
+def run_experiment(experiment: Experiment, folder: Path, jobs: int, engine: str = "local") -> dict[str, Any]:
+    """Run everything into `folder`/<method>-s<seed> and write experiment.json there; returns what that file holds.
+
+    Settings in a method's grid are chosen first, on the validation split with the tuning seeds; the chosen ones run with all seeds.
+    `jobs` runs at a time, in processes of this machine (`local`) or as tasks of a cluster (`ray`). Raises CalmrlError, before anything is written,
+    for a store that does not exist, an engine that cannot be used, and a folder into which another experiment is writing.
+    """
+    check_engine(engine)
+    refuse_absent_stores(experiment)
+    with _alone(folder):
+        return _carry_out(experiment, folder, jobs, engine)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds `folder`, made if need be, against other experiments; given up by the system however this process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CalmrlError(
+            f"the folder '{folder}' cannot be made: {error.strerror or error}", hint="choose another --runs"
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise CalmrlError(
+            f"another experiment is writing into '{folder}'", hint="wait for its end, or choose another folder with --runs"
+        ) from None
+    except OSError:
+        pass  # a file system that knows no locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _carry_out(experiment: Experiment, folder: Path, jobs: int, engine: str) -> dict[str, Any]:
+    from calmrl_lab.store import FeatureStore
+
+    store = FeatureStore.open(experiment.store)
+    # A run that is killed leaves a folder that can be reported, and that says that it has not finished.
+    _write_record(experiment, folder, store, {}, {}, [], finished=False)
+    chosen, tried, failures = _choose(experiment, folder, jobs, engine)
+    _write_record(experiment, folder, store, chosen, tried, failures, finished=False)
+    last = []
+    for method in experiment.methods:
+        if method.name not in chosen:
+            continue
+        for seed in experiment.seeds:
+            config = run_config(experiment, chosen[method.name], seed, method.name)
+            last.append(final(experiment, folder, method, config))
+    failures += make_runs(last, jobs, experiment.title, engine)
+    return _write_record(experiment, folder, store, chosen, tried, failures, finished=True)
+
+
+def _write_record(
+    experiment: Experiment,
+    folder: Path,
+    store: Any,
+    chosen: dict[str, dict[str, Any]],
+    tried: dict[str, list[dict[str, Any]]],
+    failures: list[dict[str, Any]],
+    finished: bool,
+) -> dict[str, Any]:
+    """experiment.json: what was asked, what was chosen among what, and what failed."""
+    record = {
+        "finished": finished,
+        "title": experiment.title,
+        "notes": experiment.notes,
+        "split": experiment.split,
+        "data": experiment.data,
+        "stand_in": experiment.stand_in,
+        "seeds": list(experiment.seeds),
+        "methods": [
+            {
+                "name": method.name,
+                "label": method.label or method.name,
+                "role": method.role,
+                "settings": chosen.get(method.name, method.settings),
+                "tuning": tried.get(method.name, []),
+                "runs": [f"{method.name}-s{seed}" for seed in experiment.seeds],
+            }
+            for method in experiment.methods
+        ],
+        "common": experiment.common,
+        "store": describe_store(store),
+        "failed": failures,
+    }
+    write_atomically(folder / "experiment.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    return record
+
+
+def _choose(
+    experiment: Experiment, folder: Path, jobs: int, engine: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Settings a method with the best mean validation score, the scores of all candidates, and the failures on the way."""
+    trials: dict[str, list[tuple[dict[str, Any], list[Job]]]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
+    for method in experiment.methods:
+        options = candidates(method)
+        if len(options) == 1:
+            chosen[method.name] = options[0]
+            continue
+        trials[method.name] = [
+            (settings, [trial(experiment, folder, method, settings, seed) for seed in experiment.tuning_seeds])
+            for settings in options
+        ]
+    every = [job for options in trials.values() for _, made in options for job in made]
+    failures = make_runs(every, jobs, "choosing on validation", engine) if every else []
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for name, settings_and_jobs in trials.items():
+        scored = scored_candidates(settings_and_jobs)
+        if scored:
+            chosen[name], tried[name] = best_of(scored), scored
+    return chosen, tried, failures
+
+
+def scored_candidates(trials: Sequence[tuple[dict[str, Any], Sequence[Job]]]) -> list[dict[str, Any]]:
+    """Settings and mean validation score of the candidates whose trials have all finished."""
+    scored = []
+    for settings, made in trials:
+        scores = [Run.open(job.path).summary["validation_mrr"] for job in made if job.finished()]
+        if len(scores) == len(made):
+            scored.append({"settings": settings, "validation_mrr": sum(scores) / len(scores)})
+    return scored
+
+
+def best_of(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings with the best score; the first of equals."""
+    best: dict[str, Any] = max(scored, key=lambda row: row["validation_mrr"])["settings"]
+    return best
+
+
+def final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:
+    probes = experiment.probes if experiment.probes and config.seed in experiment.probes.seeds else None
+    path = folder / f"{method.name}-s{config.seed}"
+    return Job(path, config, method.label or method.name, experiment.split, asked_directions(experiment), probes)
+
+
+def trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
+    key = hashlib.md5(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    config = run_config(experiment, settings, seed, method.name)
+    return Job(folder / "tuning" / f"{method.name}-{key}-s{seed}", config, method.label or method.name, None)
+
+
+def describe_store(store: Any) -> dict[str, Any]:
+    """The facts of a store that a report prints: sizes, gaps and their reasons, encoders, licence."""
+    import numpy as np
+
+    from calmrl_lab.data.missingness import pattern_names
+
+    names, counts = np.unique(np.asarray(pattern_names(store.mask, store.modalities)), return_counts=True)
+    splits, sizes = np.unique(store.split, return_counts=True)
+    return {
+        "path": str(store.path),
+        "digest": store.digest,
+        "dataset": store.dataset,
+        "licence": store.licence,
+        "attribution": store.attribution,
+        "items": len(store),
+        "splits": dict(zip(splits.tolist(), sizes.tolist(), strict=True)),
+        "modalities": list(store.modalities),
+        "dims": store.dims,
+        "missing": {
+            m: {
+                reason: int((store.reason[:, j] == code).sum())
+                for code, reason in ((1, "absent"), (2, "failed"), (3, "not extracted"))
+            }
+            for j, m in enumerate(store.modalities)
+        },
+        "patterns": dict(sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])),
+        "encoders": {m: store.spec(m).encoder for m in store.modalities},
+    }

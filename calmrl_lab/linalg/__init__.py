@@ -1,0 +1,1 @@
+"""Linear algebra of small matrices: spectra, whitening, kernel PCA, positive definite inverses."""

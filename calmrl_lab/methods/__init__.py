@@ -1,0 +1,1 @@
+"""Methods: named sets of training settings."""

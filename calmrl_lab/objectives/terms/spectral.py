@@ -1,0 +1,96 @@
+"""The spectral terms of PMRL and CalMRL: alignment of one modality set, uniformity between items."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calmrl_lab.linalg.spectrum import Sign, spectrum
+from calmrl_lab.objectives.terms.base import (
+    TEXT,
+    Objective,
+    modality_index,
+    not_negative,
+    one_of,
+    positive,
+    same_group,
+    skipped,
+    without_hidden,
+)
+from calmrl_lab.objectives.terms.matching import MatchingHead, matching_loss, query_and_context
+from calmrl_lab.objectives.terms.uniformity import instance_uniformity
+
+SPECTRA = ("sigma", "lambda")
+SIGNS = ("mean", "raw", "squared")
+
+
+class SpectralObjective(Objective):
+    """alignment + uniformity + alpha * matching.
+
+    alignment: -log softmax(sigma / alignment_temperature) of the largest singular value (`spectrum="lambda"`: of the largest eigenvalue,
+    sigma^2), over as many values as the set has members; mean over items with at least two, the others are counted in `skipped`.
+    uniformity: cross-entropy of anchors against anchors at uniformity_temperature, the item itself as target, over items with an
+    anchor. `sign` says how anchors get theirs: `mean` points with the embeddings, `raw` is left to the SVD as in PMRL's released code,
+    `squared` compares by squared cosine. matching: see `_matching`; observed modalities only; `query` names the one that asks.
+    """
+
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        dim: int,
+        alignment_temperature: float,
+        uniformity_temperature: float,
+        alpha: float,
+        spectrum: str,
+        sign: str,
+        query: str | None,
+        seed: int,
+    ) -> None:
+        super().__init__(modalities, dim)
+        self.alignment_temperature = positive(self.name, "alignment_temperature", alignment_temperature)
+        self.uniformity_temperature = positive(self.name, "uniformity_temperature", uniformity_temperature)
+        self.alpha = not_negative(self.name, "alpha", alpha)
+        self.spectrum = one_of(self.name, "spectrum", spectrum, SPECTRA)
+        self.sign = one_of(self.name, "sign", sign, SIGNS)
+        self.query = modality_index(self.name, modalities, query, TEXT)
+        self.generator = torch.Generator().manual_seed(seed)
+        if self.alpha:
+            self.matching = MatchingHead(dim, seed)
+
+    def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
+        """`loss`, `alignment`, `uniformity`, `skipped`, and `matching` if alpha > 0."""
+        members, belongs = self.sets(embeddings, mask, imputed)
+        same = same_group(groups)
+        terms = self._spectral(members, belongs, same)
+        loss = terms["alignment"] + terms["uniformity"]
+        if self.alpha:
+            asked, context, able = query_and_context(without_hidden(embeddings, mask), mask, self.query)
+            generator = cast(torch.Generator, self.generator)
+            terms["matching"] = matching_loss(self.matching, asked, context, able, generator, same)
+            loss = loss + self.alpha * terms["matching"]
+        return {"loss": loss, **terms}
+
+    def sets(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sets whose spectrum is taken: vectors [B, k, d] and which of them are members [B, k]."""
+        return embeddings, mask
+
+    def _spectral(
+        self, members: Float[Tensor, "b k d"], belongs: Bool[Tensor, "b k"], same: Bool[Tensor, "b b"] | None
+    ) -> dict[str, Tensor]:
+        squared = self.sign == "squared"
+        values, anchor = spectrum(members, belongs, "mean" if squared else cast(Sign, self.sign))
+        size = belongs.sum(dim=1)
+        aligned = size >= 2
+        # A set of r members has r values; the zeros that stand for the rest must not enter its softmax.
+        beyond = torch.arange(belongs.shape[1], device=belongs.device) >= size.clamp_min(1).unsqueeze(1)
+        leading = values.square() if self.spectrum == "lambda" else values
+        logits = (leading / self.alignment_temperature).masked_fill(beyond, -torch.inf)
+        per_item = torch.logsumexp(logits, dim=1) - logits[:, 0]
+        alignment = torch.where(aligned, per_item, 0.0).sum() / aligned.sum().clamp_min(1)
+        # An item whose embeddings are all zero has no direction to keep apart from others.
+        directed = (size > 0) & (values[:, 0].detach() != 0)
+        uniformity = instance_uniformity(anchor, directed, self.uniformity_temperature, same, squared)
+        return {"alignment": alignment, "uniformity": uniformity, "skipped": skipped(aligned, values)}

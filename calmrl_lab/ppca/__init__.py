@@ -1,0 +1,1 @@
+"""Probabilistic PCA with missing modalities: statistics, EM, posterior and model choice."""

@@ -1,0 +1,1 @@
+"""What a report shows, section by section: tables and figures made from results."""

@@ -1,0 +1,158 @@
+"""The figures on calibration: imputation error (Figure 3), what imputers expect of themselves, anchor shift (Figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from calmrl_lab.reporting.content.main_tables import span
+from calmrl_lab.reporting.output.axes import dot, legend, name_rows, seeds_in_words
+from calmrl_lab.reporting.output.drawing import BAND, INK, Drawing, Figure, canvas
+from calmrl_lab.reporting.output.palette import BLUE, VERMILLION, imputer_ink
+from calmrl_lab.reporting.results.anchor_shifts import LARGEST, PatternShift, Shifts
+from calmrl_lab.reporting.results.imputation_errors import ALL, Imputations
+
+
+def imputation_error(found: Imputations) -> Figure:
+    """Figure 3: error of imputed embeddings by modality and imputer."""
+    rows = [row for row in found.rows if row.split == found.split and row.pattern == ALL]
+    modalities = list(dict.fromkeys(row.modality for row in rows))
+    imputers = list(dict.fromkeys(row.imputer for row in rows))
+    items = sorted({row.items for row in rows})
+
+    def draw(narrow: bool) -> Drawing:
+        made, axes = canvas(
+            narrow, 1.3 + len(modalities) * (0.14 * len(imputers) + 0.2) + (0.16 * len(imputers) if narrow else 0)
+        )
+        axis, drawing = axes[0, 0], Drawing(made)
+        seen: set[str] = set()
+        for row in rows:
+            ink = imputer_ink(row.imputer)
+            offset = (imputers.index(row.imputer) - (len(imputers) - 1) / 2) * 0.72 / max(len(imputers), 1)
+            words = f"{row.imputer}, {row.modality}: {row.mse.value:.3f} {span(row.mse, 3)}, n = {row.items}"
+            label = None if row.imputer in seen else row.imputer
+            seen.add(row.imputer)
+            dot(drawing, axis, row.mse, modalities.index(row.modality) + offset, ink, words, label)
+        name_rows(axis, modalities)
+        for edge in range(1, len(modalities)):
+            axis.axhline(edge - 0.5, color="#e3e6ea", linewidth=0.8)
+        axis.set_xlim(left=0)
+        axis.set_xlabel("‖imputed − true‖² (unit-norm embeddings)")
+        legend(drawing, axis, narrow, 6)
+        return drawing
+
+    size = f"{items[0]}" if len(items) == 1 else f"{items[0]} to {items[-1]}"
+    caption = (
+        f"Squared distance between imputed and true embeddings by hidden modality, {found.split} split, on the heads of "
+        f"{found.method.label}; n = {size} items a modality, {seeds_in_words([found.method])}, all patterns together, bars: 95 % interval. "
+        "0 is perfect; two unrelated unit vectors are 2 apart on average."
+    )
+    description = "Imputation error by modality: " + "; ".join(f"{r.modality} {r.imputer} {r.mse.value:.2f}" for r in rows)
+    basis = f"n = {size} items a modality, {seeds_in_words([found.method])}; bars: 95 % interval"
+    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis)
+
+
+def reliability(found: Imputations) -> Figure | None:
+    """Whether an imputer knows how wrong it is: expected against made error, a mark a modality and pattern; None without expectations."""
+    pairs = found.expected
+    if not pairs:
+        return None
+    imputers = list(dict.fromkeys(pair.imputer for pair in pairs))
+    top = 1.08 * max(max(pair.expected, pair.made) for pair in pairs)
+
+    def draw(narrow: bool) -> Drawing:
+        made, axes = canvas(narrow, 3.4)
+        axis, drawing = axes[0, 0], Drawing(made)
+        axis.plot([0, top], [0, top], color=INK, linewidth=1, linestyle=(0, (2, 2)))
+        for name in imputers:
+            ink = imputer_ink(name)
+            label: str | None = name
+            for pair in (pair for pair in pairs if pair.imputer == name):
+                (mark,) = axis.plot(
+                    [pair.expected], [pair.made], ink.marker, color=ink.light, markersize=5, alpha=0.85, label=label
+                )
+                drawing.label(
+                    mark, f"{name}, {pair.modality} from {pair.pattern}: expected {pair.expected:.3f}, made {pair.made:.3f}"
+                )
+                label = None
+        axis.set_xlim(0, top)
+        axis.set_ylim(0, top)
+        axis.set_xlabel("expected squared error")
+        axis.set_ylabel("made squared error")
+        legend(drawing, axis, narrow, 6)
+        return drawing
+
+    caption = (
+        f"Squared error that each imputer expected and the one it made, a mark a hidden modality and pattern, {found.split} split, on the "
+        f"heads of {found.method.label}. On the dotted line its own estimate can be trusted; above it, it is too sure of itself."
+    )
+    gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
+    basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps an imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
+    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis)
+
+
+def anchor_shift(found: Shifts) -> Figure:
+    """Figure 4: anchor shift with and without calibration, within its proven bounds."""
+
+    def draw(narrow: bool) -> Drawing:
+        rows = found.patterns
+        tall = 0.26 * len(rows) + 1.3
+        made, axes = canvas(
+            narrow, tall + 3.0 if narrow else max(3.4, tall + 0.4), columns=2, width_ratios=[1.15, 1], stacked=[tall, 2.4]
+        )
+        drawing = Drawing(made)
+        _by_pattern(drawing, axes.flat[0], rows)
+        _profile(drawing, axes.flat[1], found)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside upper left", ncols=1 if narrow else 3)
+        return drawing
+
+    whole = found.overall
+    caption = (
+        f"Distance between the anchor of all modalities and the anchor at hand, {found.split} split, on the heads of "
+        f"{found.method.label} ({seeds_in_words([found.method])}). Left: means by what is observed, bars: 95 % interval, grey: mean of the "
+        f"proven lower to mean of the proven upper bound; n = {whole.items} items. Right: the same {found.profile.rows} shifts in order, "
+        "averaged in equal steps, with the proven bounds of each step."
+    )
+    description = (
+        f"Mean anchor shift {whole.observed.value:.2f} without and {whole.calibrated.value:.2f} with calibration; the proven bounds on "
+        f"the shift without calibration average {whole.lower:.2f} and {whole.upper:.2f}."
+    )
+    title = "Anchor shift with and without calibration (Figure 4)"
+    basis = f"n = {whole.items} items, {seeds_in_words([found.method])}; bars: 95 % interval"
+    return Figure("fig4_anchor_shift", title, caption, description, draw, basis)
+
+
+def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> None:
+    for y, row in enumerate(rows):
+        first = y == 0
+        (bar,) = axis.barh(
+            y, row.upper - row.lower, left=row.lower, height=0.62, color=BAND, label="proven bounds" if first else None
+        )
+        drawing.label(bar, f"{row.pattern}: proven bounds {row.lower:.3f} to {row.upper:.3f} (means)")
+        for value, ink, name, hollow, offset in (
+            (row.observed, BLUE, "without calibration", True, -0.13),
+            (row.calibrated, VERMILLION, "with calibration", False, 0.13),
+        ):
+            words = f"{row.pattern}, {name}: {value.value:.3f} {span(value, 3)}, n = {row.items}"
+            dot(drawing, axis, value, y + offset, ink, words, name if first else None, hollow)
+    name_rows(axis, [row.pattern for row in rows])
+    axis.set_xlim(0, min(LARGEST, 1.08 * max(max(row.upper, row.observed.high, row.calibrated.high) for row in rows)))
+    axis.set_xlabel("anchor shift ‖u − v‖")
+    axis.set_title("by observed modalities")
+
+
+def _profile(drawing: Drawing, axis: Any, found: Shifts) -> None:
+    profile = found.profile
+    share = (np.arange(len(profile.observed)) + 0.5) / len(profile.observed) * 100
+    axis.fill_between(share, profile.lower, profile.upper, color=BAND, linewidth=0)
+    (before,) = axis.plot(share, profile.observed, color=BLUE.light)
+    (after,) = axis.plot(share, profile.calibrated, color=VERMILLION.light)
+    drawing.label(before, "without calibration, items in order of this shift")
+    drawing.label(after, "with calibration, the same items")
+    axis.set_xlim(0, 100)
+    axis.set_ylim(0, min(LARGEST, 1.05 * float(max(profile.upper.max(), profile.calibrated.max()))))
+    axis.set_xlabel("items in order of shift, %")
+    axis.set_title("item by item")

@@ -1,0 +1,353 @@
+"""Numbers -> a headline and a paragraph in plain words: what helped, what did not, how sure that is. Nothing is said that no interval backs."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from calmrl_lab.reporting.content.accuracy_differences import ClassDifferences, classes_in_words
+from calmrl_lab.reporting.content.main_tables import probability, signed
+from calmrl_lab.reporting.results.anchor_shifts import Shifts
+from calmrl_lab.reporting.results.collect import Gathered, Method
+from calmrl_lab.reporting.results.comparisons import Cast, Comparisons
+from calmrl_lab.reporting.results.estimates import Difference
+from calmrl_lab.reporting.results.imputation_errors import Imputations
+from calmrl_lab.reporting.results.recalls import Recalls
+from calmrl_lab.reporting.results.warnings import cautions as cautions_of
+from calmrl_lab.reporting.results.warnings import listed
+
+
+@dataclass(frozen=True)
+class Narrative:
+    """`headline` in one line, `findings` with the reasons, a sentence a question, `sureness` on how far they hold, `cautions` to be read
+    before quoting."""
+
+    headline: str
+    findings: tuple[str, ...]
+    cautions: tuple[str, ...]
+    sureness: str = ""
+
+    @property
+    def paragraph(self) -> str:
+        """What helped, what did not, and how sure that is."""
+        return " ".join([*self.findings, self.sureness]).strip()
+
+
+def narrate(
+    gathered: Gathered,
+    recalls: Recalls,
+    compared: Comparisons,
+    imputations: Imputations | None,
+    shifts: Shifts | None,
+    classes: ClassDifferences | None = None,
+) -> Narrative:
+    """The words of a report. Every clause depends on a comparison with its interval, so any ordering of methods reads true."""
+    if not recalls.methods or not recalls.directions:
+        return Narrative(
+            "No finished run can be compared.", ("There are no scores that all methods share.",), cautions_of(gathered, recalls)
+        )
+    parts = compared.cast
+    main, fair = (_judged(recalls, method) for method in (parts.calibrated[0] if parts.calibrated else None, parts.fair))
+    sentences = [
+        *(_effect(compared) if main and fair else []),
+        *(_controls(compared) if main else []),
+        *(_clip(compared) if main or not parts.calibrated else []),
+        *(_complete_only(compared) if fair else []),
+        *(_gap(compared, recalls) if fair else []),
+        *_fillings(imputations),
+        *_anchors(shifts),
+        *(_disagreement(compared, imputations) if main and fair else []),
+        *classes_in_words(classes, parts),
+        _leader(recalls),
+    ]
+    cautions = cautions_of(gathered, recalls)
+    return Narrative(_headline(recalls, compared), tuple(sentences), cautions, _sureness(gathered, recalls, compared))
+
+
+def _judged(recalls: Recalls, method: Method | None) -> bool:
+    """Whether sentences about `method` make sense: it is there, and not at chance."""
+    return method is not None and not recalls[method.name].at_chance
+
+
+def _fills(method: Method) -> bool:
+    """Whether it fills in anything: a calibrated method may also use its model in another way."""
+    return method.imputer != "none"
+
+
+def _what(method: Method) -> str:
+    return "Filling in missing modalities" if _fills(method) else method.label
+
+
+def _by(found: Difference) -> str:
+    """The size of a sure difference with its interval, both without sign."""
+    points = found.scaled(100)
+    low, high = sorted((abs(points.low), abs(points.high)))
+    return f"{abs(points.value):.1f} points [{low:.1f}, {high:.1f}]"
+
+
+def _points(found: Difference) -> str:
+    """A difference that may be none, with its signs; p where only the correction for all comparisons keeps it from being sure."""
+    points = found.scaled(100)
+    text = f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]"
+    return f"{text}, p {_p(found)} after correction" if _doubtful(found) else text
+
+
+def _doubtful(found: Difference) -> bool:
+    return found.verdict == 0 and not found.low <= 0 <= found.high
+
+
+def _p(found: Difference) -> str:
+    text = probability(found.corrected)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _bound(found: Difference) -> str:
+    """What an interval around zero still allows."""
+    low, high = 100 * found.low, 100 * found.high
+    if max(abs(low), abs(high)) <= 1:
+        return f"any effect is smaller than {max(abs(low), abs(high)):.1f} points"
+    return f"anything from {signed(low)} to {signed(high)} points fits these data"
+
+
+def _effect(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if not parts.calibrated or parts.fair is None:
+        return []
+    known = [(method, compared.of(method.name, parts.fair.name)) for method in parts.calibrated]
+    found = [(method, one) for method, one in known if one is not None]
+    whole = found if len(found) < 3 else found[:1]
+    sentences = []
+    for method, one in whole:
+        first = method is parts.calibrated[0]
+        subject = f"{_what(method)} ({method.label})" if first and _fills(method) else method.label
+        against = f"training on the same data with nothing filled in ({parts.fair.label})" if first else parts.fair.label
+        if one.verdict:
+            sentences.append(
+                f"{subject} {'raised' if one.verdict > 0 else 'lowered'} mean Recall@1 by {_by(one)} against {against}."
+            )
+        else:
+            bound = "" if _doubtful(one) else f", so {_bound(one)}"
+            sentences.append(f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(one)}{bound}.")
+    return sentences + _other_effects(found[len(whole) :])
+
+
+def _other_effects(found: list[tuple[Method, Difference]]) -> list[str]:
+    """Many calibrated methods in one sentence, by how they came out against the same reference."""
+    kinds = ((1, "higher"), (-1, "lower"), (0, "not surely different"))
+    clauses = []
+    for verdict, word in kinds:
+        own = [f"{method.label} ({signed(100 * one.value)} points)" for method, one in found if one.verdict == verdict]
+        clauses += [f"{word}: {listed(own)}"] if own else []
+    return [f"Against the same reference the other calibrated methods were {'; '.join(clauses)}."] if clauses else []
+
+
+def _controls(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if not parts.calibrated or not parts.controls:
+        return []
+    main = parts.calibrated[0]
+    known = [(control, compared.of(main.name, control.name)) for control in parts.controls]
+    verdicts = {one.verdict for _, one in known if one is not None}
+    clauses = [_versus(one, control.label) for control, one in known if one is not None]
+    if not clauses:
+        return []
+    text = f"Beside fillings that know nothing of the item, {main.label} was {listed(clauses)}"
+    if verdicts == {1}:
+        return [f"{text}: what is filled in matters."]
+    if 1 not in verdicts:
+        return [f"{text}: nothing here shows that the quality of the filling matters to retrieval."]
+    return [f"{text}."]
+
+
+def _versus(found: Difference, other: str) -> str:
+    """How "it was ..." goes on, in the three ways it can come out."""
+    if found.verdict == 0:
+        return f"not surely different from {other} ({_points(found)})"
+    return f"{'better' if found.verdict > 0 else 'worse'} than {other} by {_by(found)}"
+
+
+def _clip(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    subject = parts.calibrated[0] if parts.calibrated else parts.fair
+    found = compared.of(subject.name, parts.clip.name) if subject and parts.clip else None
+    if subject is None or parts.clip is None or found is None:
+        return []
+    clip = f"plain pairwise contrastive training on the observed pairs ({parts.clip.label})"
+    if found.verdict > 0:
+        return [f"{subject.label} beat {clip} by {_by(found)}."]
+    if found.verdict < 0:
+        return [f"{clip[0].upper()}{clip[1:]}, which fills in nothing, was better than {subject.label} by {_by(found)}."]
+    return [f"{subject.label} could not be told from {clip}: {_points(found)}."]
+
+
+def _complete_only(compared: Comparisons) -> list[str]:
+    parts = compared.cast
+    if parts.complete_only is None or parts.fair is None:
+        return []
+    found = compared.of(parts.complete_only.name, parts.fair.name)
+    if found is None:
+        return []
+    if found.verdict < 0:
+        return [f"Throwing incomplete items away ({parts.complete_only.label}) cost {_by(found)} against keeping them."]
+    if found.verdict > 0:
+        return [
+            "Incomplete items did harm when nothing was filled in: training on complete items only "
+            f"({parts.complete_only.label}) was better by {_by(found)}."
+        ]
+    return [
+        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no sure difference: "
+        f"{_points(found)}."
+    ]
+
+
+def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
+    parts = compared.cast
+    if parts.oracle is None or parts.fair is None:
+        return []
+    if recalls[parts.oracle.name].at_chance:
+        return [
+            f"With nothing hidden ({parts.oracle.label}) the objective itself is at chance, so what hiding costs cannot be judged."
+        ]
+    gap = compared.of(parts.oracle.name, parts.fair.name)
+    if gap is None:
+        return []
+    if gap.verdict < 0:
+        return [
+            f"With nothing hidden ({parts.oracle.label}) the result was worse by {_by(gap)}, so there is no gap to close here."
+        ]
+    if gap.verdict == 0:
+        return [
+            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so it is not shown that there is a gap to close."
+        ]
+    text = f"Hiding modalities cost {_by(gap)} ({parts.oracle.label} against {parts.fair.label})"
+    won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None
+    if won is None:
+        return [f"{text}."]
+    filling = "filling in" if _fills(parts.calibrated[0]) else parts.calibrated[0].label
+    if won.verdict > 0:
+        share = 100 * won.value / gap.value
+        return [f"{text}; {filling} won back {'all of that and more' if share > 100 else f'about {share:.0f} % of that'}."]
+    if won.verdict < 0:
+        return [f"{text}; {filling} widened the gap."]
+    return [f"{text}; it is not shown that {filling} won back any of that."]
+
+
+def _fillings(found: Imputations | None) -> list[str]:
+    if found is None:
+        return []
+    values = {name: found.overall[name, found.split].value for name in found.imputers if (name, found.split) in found.overall}
+    if not values:
+        return []
+    ordered = sorted(values, key=lambda name: values[name])
+    text = (
+        f"The fillings themselves missed the truth by {listed([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance"
+    )
+    if len(ordered) == 1:
+        return [f"{text}."]
+    unsure = [(first, second) for first, second in itertools.pairwise(ordered) if _error_verdict(found, first, second) == 0]
+    if not unsure:
+        return [f"{text}; this order is sure."]
+    return [f"{text}; {listed([f'{first} and {second}' for first, second in unsure])} cannot be told apart."]
+
+
+def _error_verdict(found: Imputations, first: str, second: str) -> int:
+    """-1 if the error of `first` is surely lower than that of `second`, 1 if surely higher, else 0."""
+    if (first, second) in found.differences:
+        return found.differences[first, second].verdict
+    return -found.differences[second, first].verdict
+
+
+def _anchors(found: Shifts | None) -> list[str]:
+    if found is None:
+        return []
+    whole = found.overall
+    moved = f"from {whole.observed.value:.2f} to {whole.calibrated.value:.2f}"
+    if whole.change.low <= 0 <= whole.change.high:
+        return [f"The mean anchor shift did not change measurably ({moved})."]
+    if whole.change.value < 0:
+        closer = f"Filling in brought anchors closer to those of the complete items (mean shift {moved})"
+        share = 100 * (1 - whole.improved.value)
+        if share < 0.5:
+            return [f"{closer}, nearly everywhere."]
+        return [f"{closer}, though not everywhere: in {share:.0f} % of the cases it took them farther away."]
+    return [f"Filling in took anchors farther from those of the complete items (mean shift {moved})."]
+
+
+def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]:
+    """Better fillings without better retrieval is worth a sentence of its own."""
+    parts = compared.cast
+    if found is None or not parts.calibrated or parts.fair is None:
+        return []
+    effect = compared.of(parts.calibrated[0].name, parts.fair.name)
+    own = parts.calibrated[0].imputer
+    others = [name for name in found.imputers if name != own]
+    closer = own in found.imputers and bool(others) and all(_error_verdict(found, own, name) < 0 for name in others)
+    if closer and effect is not None and effect.verdict <= 0:
+        return ["So better fillings did not become better retrieval here."]
+    return []
+
+
+def _leader(recalls: Recalls) -> str:
+    racing = [found for found in recalls.methods if found.method.role != "oracle"] or list(recalls.methods)
+    best, *rest = sorted(racing, key=lambda found: found.means[1].value, reverse=True)
+    where = f"{best.method.label} ({100 * best.means[1].value:.1f} %)"
+    level = []
+    for other in rest:
+        found = recalls.compare(best.method.name, other.method.name)
+        if found is None or found.low <= 0:
+            level.append(other.method.label)
+    aside = " apart from the oracle" if len(racing) < len(recalls.methods) else ""
+    if not rest:
+        return f"There is no other method to compare {where} with{aside}."
+    if not level:
+        return f"Highest mean Recall@1{aside}: {where}, above every other method beyond the interval."
+    return f"Highest mean Recall@1{aside}: {where}, but {listed(level)} cannot be told from it."
+
+
+def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> str:
+    drawn = {run.config.get("split_seed") for method in gathered.methods for run in method.runs}
+    splits = "one split" if len(drawn) == 1 else f"{len(drawn)} splits"
+    seeds = min(len(found.method.seeds) for found in recalls.methods)
+    queries = min(found.queries for result in recalls.methods for found in result.directions.values())
+    groups = len(recalls.resamples.groups)
+    basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries a direction ({groups} groups)"
+    number = len(compared.pairs)
+    corrected = f" and hold after correction for {number} comparisons" if number > 1 else ""
+    return (
+        f"How sure: brackets are 95 % intervals over {basis}; differences called better or worse leave out zero{corrected}. "
+        f"All this is about one dataset, {splits} and these settings."
+    )
+
+
+def _headline(recalls: Recalls, compared: Comparisons) -> str:
+    parts = compared.cast
+    main = parts.calibrated[0] if parts.calibrated else None
+    lost = [method.label for method in (main, parts.fair) if method is not None and recalls[method.name].at_chance]
+    if lost:
+        verb = "is" if len(lost) == 1 else "are"
+        return f"{listed(lost)} {verb} at chance: whether filling in missing modalities helps cannot be judged from these runs."
+    effect = compared.of(main.name, parts.fair.name) if main and parts.fair else None
+    if main is None or effect is None:
+        return _leader(recalls)
+    points, what = signed(100 * effect.value), _what(main)
+    first = {
+        1: f"{what} helped ({points} points of Recall@1)",
+        0: f"{what} made no difference that shows ({points} points of Recall@1)",
+        -1: f"{what} did harm ({points} points of Recall@1)",
+    }[effect.verdict]
+    return first + _aside(compared, parts, main, effect.verdict) + "."
+
+
+def _aside(compared: Comparisons, parts: Cast, main: Method, effect: int) -> str:
+    found = compared.of(main.name, parts.clip.name) if parts.clip else None
+    if found is None:
+        return ""
+    if found.verdict < 0:
+        return "; plain contrastive training on the observed pairs was better" + (" still" if effect > 0 else "")
+    if found.verdict > 0:
+        return (
+            ", and the result beats plain contrastive training"
+            if effect > 0
+            else ", though the result beats plain contrastive training"
+        )
+    return "; plain contrastive training did as well, as far as can be told"

@@ -1,0 +1,141 @@
+"""Anchor shifts of the calibrated runs -> means by pattern with and without calibration, the proven bounds, who was harmed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from calmrl_lab.reporting.results.collect import Gathered, Method
+from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, paired
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL = "all"
+# Two lines cannot be farther apart than orthogonal ones: ||u - v|| = sqrt(2).
+LARGEST = float(np.sqrt(2.0))
+_SUMMED = ("shift_observed", "shift_calibrated", "closer")
+_COLUMNS = ("shift_observed", "shift_calibrated", "lower", "upper")
+
+
+@dataclass(frozen=True)
+class PatternShift:
+    """Mean shift of the items that show only `pattern`; `change` is calibrated minus observed, paired by item and seed; `improved` the share of
+    cases that calibration brought closer."""
+
+    pattern: str
+    observed: Estimate
+    calibrated: Estimate
+    change: Difference
+    lower: float
+    upper: float
+    improved: Estimate
+    items: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Items in order of their shift without calibration, averaged in equal steps: every array is [steps]."""
+
+    observed: Float[np.ndarray, " b"]
+    calibrated: Float[np.ndarray, " b"]
+    lower: Float[np.ndarray, " b"]
+    upper: Float[np.ndarray, " b"]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Anchor shifts on the embeddings of `method`; `patterns` starts with all of them together."""
+
+    method: Method
+    split: str
+    patterns: tuple[PatternShift, ...]
+    profile: Profile
+    broken: int
+
+    @property
+    def overall(self) -> PatternShift:
+        return self.patterns[0]
+
+
+def shifts(gathered: Gathered) -> Shifts | None:
+    """Shifts of the first calibrated method that has any (else of any method); None if no run has any.
+
+    Bounds are clipped to [0, sqrt 2]. `broken` counts shifts outside their proven bounds by more than rounding: always 0 unless
+    something is wrong with the numbers.
+    """
+    import pandas as pd
+
+    candidates = sorted(gathered.methods, key=lambda found: found.role != "calibrated")
+    chosen = next((found for found in candidates if found.frame("anchors")), None)
+    if chosen is None:
+        return None
+    runs = chosen.frame("anchors")
+    every = pd.concat([frame.assign(seed=seed) for seed, frame in runs], ignore_index=True)
+    splits = list(every["split"].unique())
+    split = gathered.split if gathered.split in splits else (splits[-1] if splits else gathered.split)
+    every = every[(every["split"] == split) & every["shift_observed"].notna() & every["shift_calibrated"].notna()]
+    if every.empty:
+        return None
+    every = every.assign(
+        lower=every["lower"].fillna(0.0).clip(0.0, LARGEST), upper=every["upper"].fillna(LARGEST).clip(0.0, LARGEST)
+    )
+    outside = (every["shift_observed"] < every["lower"] - 1e-6) | (every["shift_observed"] > every["upper"] + 1e-6)
+    seeds = [seed for seed, _ in runs]
+    return Shifts(chosen, str(split), tuple(_patterns(every, seeds)), _profile(every), int(outside.sum()))
+
+
+def _patterns(every: pd.DataFrame, seeds: Sequence[int]) -> list[PatternShift]:
+    names = sorted(every["pattern"].astype(str).unique(), key=lambda name: (name.count("+"), name))
+    keys = [ALL, *names]
+    groups = sorted(every["group"].astype(str).unique())
+    sums = _sums(every, groups, [seed for seed in seeds if (every["seed"] == seed).any()], keys)
+    value, replicates = Resamples(groups).means(sums)
+    found = []
+    for index, key in enumerate(keys):
+        part = every if key == ALL else every[every["pattern"] == key]
+        at, then, closer = (len(_SUMMED) * index + place for place in range(len(_SUMMED)))
+        change = paired(sums, [then], sums, [at])
+        assert change is not None
+        found.append(
+            PatternShift(
+                pattern=key,
+                observed=estimate(value[at], replicates[:, at]),
+                calibrated=estimate(value[then], replicates[:, then]),
+                change=change,
+                lower=float(part["lower"].mean()),
+                upper=float(part["upper"].mean()),
+                improved=estimate(value[closer], replicates[:, closer], sums.units(closer)),
+                items=int(part["item"].nunique()),
+            )
+        )
+    return found
+
+
+def _sums(every: pd.DataFrame, groups: Sequence[str], seeds: Sequence[int], keys: Sequence[str]) -> Sums:
+    group_at = {name: index for index, name in enumerate(groups)}
+    seed_at = {seed: index for index, seed in enumerate(seeds)}
+    key_at = {key: index for index, key in enumerate(keys)}
+    width = len(_SUMMED)
+    shape = (len(seeds), len(groups), width * len(keys))
+    totals, counts = np.zeros(shape), np.zeros(shape)
+    closer = (every["shift_calibrated"] < every["shift_observed"]).astype(float)
+    rows = every.assign(closer=closer).groupby(["seed", "group", "pattern"], observed=True)
+    summed = rows[list(_SUMMED)].agg(["sum", "count"])
+    for (seed, group, pattern), row in zip(summed.index, summed.to_numpy(), strict=True):
+        for key in (str(pattern), ALL):
+            place = slice(width * key_at[key], width * (key_at[key] + 1))
+            totals[seed_at[seed], group_at[str(group)], place] += row[0::2]
+            counts[seed_at[seed], group_at[str(group)], place] += row[1::2]
+    return Sums(tuple(seeds), tuple(groups), totals, counts)
+
+
+def _profile(every: pd.DataFrame, steps: int = 40) -> Profile:
+    ordered = every.sort_values(["shift_observed", "item", "pattern", "seed"], kind="stable")[list(_COLUMNS)].to_numpy(float)
+    means = np.array([part.mean(axis=0) for part in np.array_split(ordered, min(steps, len(ordered)))])
+    return Profile(means[:, 0], means[:, 1], means[:, 2], means[:, 3], len(ordered))

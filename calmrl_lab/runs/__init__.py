@@ -1,0 +1,1 @@
+"""Run directories: what a training run was asked, what it learned and where it ran."""

@@ -1,0 +1,1 @@
+"""What every long command needs: console, devices, processes, signals and atomic files."""

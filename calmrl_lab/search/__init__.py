@@ -1,0 +1,1 @@
+"""Search engines over the items of a store: FAISS indexes and the folders that hold them."""

@@ -1,0 +1,230 @@
+"""Search by FAISS: the best k of a gallery of vectors, exactly or approximately, on the CPU or on GPUs, kept in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from calmrl_lab.errors import CalmrlError, WorkFailedError, missing_extra
+from calmrl_lab.registry import nearest
+
+Kind = Literal["flat", "ivf", "hnsw"]
+KINDS: tuple[str, ...] = get_args(Kind)
+# FAISS trains k-means on at most this many vectors a list; below 39 it warns that centroids are poor.
+_POINTS_A_LIST = 39
+# FAISS on a GPU neither returns more neighbours nor visits more lists than this.
+_GPU_MOST = 2048
+
+
+class Found(NamedTuple):
+    """The best k of every query: inner products, descending, and gallery positions; -inf and -1 where fewer were found."""
+
+    scores: Float[np.ndarray, "q k"]
+    positions: Int[np.ndarray, "q k"]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Gallery vectors ready to be searched by inner product. Options that trade speed for recall are arguments of `search`.
+
+    `lists` are the k-means cells of an ivf index, 0 for others; `gpus` how many GPUs the vectors are shared out among, 0 for the CPU.
+    """
+
+    kind: Kind
+    faiss_index: Any
+    lists: int = 0
+    gpus: int = 0
+
+    def __len__(self) -> int:
+        return int(self.faiss_index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        return int(self.faiss_index.d)
+
+    def search(self, queries: Float[np.ndarray, "q d"], k: int, effort: int | None = None) -> Found:
+        """The best `k` gallery vectors of every query.
+
+        `effort` is the number of lists visited (ivf, default 16) or of candidates kept (hnsw, default 128): more find more of the
+        true neighbours and take longer. Raises CalmrlError for a dimension that does not fit, NaN, k < 1, an effort for an exact
+        index, and more than 2,048 neighbours on GPUs.
+        """
+        vectors = _vectors(queries, "queries")
+        if vectors.shape[1] != self.dim:
+            raise CalmrlError(f"the index holds vectors of dimension {self.dim}, the queries have {vectors.shape[1]}")
+        if k < 1:
+            raise CalmrlError(f"a search returns at least one item, got k = {k}")
+        wanted = min(k, len(self))
+        if self.gpus and wanted > _GPU_MOST:
+            raise CalmrlError(f"a search on GPUs returns at most {_GPU_MOST} items, got k = {k}", hint="search without GPUs")
+        parameters = self._parameters(effort, wanted)
+        scores, positions = self.faiss_index.search(vectors, wanted, **({"params": parameters} if parameters else {}))
+        lost = positions < 0
+        scores = np.where(lost, -np.inf, scores)
+        padding = ((0, 0), (0, k - wanted))
+        return Found(np.pad(scores, padding, constant_values=-np.inf), np.pad(positions, padding, constant_values=-1))
+
+    def _parameters(self, effort: int | None, k: int) -> Any:
+        faiss = _faiss()
+        if effort is not None and self.kind == "flat":
+            raise CalmrlError("a flat index is exact: there is no effort to choose", hint="leave it out, or use ivf or hnsw")
+        if effort is not None and effort < 1:
+            raise CalmrlError(f"effort is {effort}, expected at least 1")
+        if self.kind == "ivf":
+            most = min(self.lists, _GPU_MOST) if self.gpus else self.lists
+            return faiss.SearchParametersIVF(nprobe=min(effort or 16, most))
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(effort or 128, k))
+        return None
+
+    def on_gpus(self, gpus: int) -> Index:
+        """The same index with its vectors shared out among the first `gpus` GPUs.
+
+        Raises CalmrlError for a kind that FAISS has on the CPU only and for GPUs that it does not see, WorkFailedError if they have no room.
+        """
+        _require_gpus(self.kind, gpus)
+        faiss = _faiss()
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = True
+        try:
+            placed = faiss.index_cpu_to_all_gpus(self.faiss_index, co=options, ngpu=gpus)
+        except RuntimeError as error:
+            raise WorkFailedError(
+                f"FAISS cannot put the index on {gpus} GPUs: {str(error).splitlines()[0]}",
+                hint="search without GPUs, or on more",
+            ) from None
+        return replace(self, faiss_index=placed, gpus=gpus)
+
+    def on_cpu(self) -> Index:
+        """The same index on the CPU."""
+        return replace(self, faiss_index=_faiss().index_gpu_to_cpu(self.faiss_index), gpus=0) if self.gpus else self
+
+    def save(self, path: Path | str) -> None:
+        """Write the index to one file (replacing it whole or not at all)."""
+        from calmrl_lab.runtime.atomic_files import write_atomically
+
+        write_atomically(Path(path), _faiss().serialize_index(self.on_cpu().faiss_index).tobytes())
+
+    @classmethod
+    def load(cls, path: Path | str, kind: Kind) -> Index:
+        """An index that `save` wrote. Raises CalmrlError if it is absent or damaged."""
+        faiss = _faiss()
+        try:
+            found = faiss.deserialize_index(np.fromfile(path, dtype=np.uint8))
+        except FileNotFoundError:
+            raise CalmrlError(f"there is no index '{path}'", hint="calmrl-lab index writes one") from None
+        except (OSError, RuntimeError) as error:
+            raise CalmrlError(
+                f"index '{path}' is damaged: {str(error).splitlines()[0]}", hint="calmrl-lab index writes it anew"
+            ) from None
+        if hasattr(found, "nlist") != (kind == "ivf"):
+            raise CalmrlError(f"index '{path}' is not of kind '{kind}'", hint="calmrl-lab index writes it anew")
+        return cls(kind, found, int(found.nlist) if kind == "ivf" else 0)
+
+
+def build_index(
+    vectors: Float[np.ndarray, "g d"], kind: Kind = "flat", options: Mapping[str, int] | None = None, gpus: int = 0
+) -> Index:
+    """An index over `vectors` (searched by inner product, the cosine of unit-norm embeddings).
+
+    flat: exact. ivf: `lists` k-means cells (default sqrt(G), at most G/39). hnsw: a graph of `neighbours` links a vector (default 32) built
+    with `construction` candidates (default 200). `gpus` > 0 finds the cells of a flat or ivf index on a GPU and shares its vectors out
+    among that many (faiss-gpu); everything else is the same.
+    Raises CalmrlError for an unknown kind or option, NaN, an empty gallery, or GPUs that FAISS does not see.
+    """
+    faiss = _faiss()
+    data = _vectors(vectors, "gallery")
+    if len(data) == 0:
+        raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities asked for")
+    chosen = _options(kind, options or {}, len(data))
+    if gpus:
+        _require_gpus(kind, gpus)
+    lists, dim = 0, data.shape[1]
+    if kind == "ivf":
+        lists = min(chosen["lists"], len(data))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1  # small galleries are no reason for a warning on standard error
+        # Cells are found before the index is shared out: every GPU must have the same.
+        centres = Index("flat", faiss.IndexFlatIP(dim)).on_gpus(1) if gpus else None
+        index.clustering_index = None if centres is None else centres.faiss_index
+        index.train(data)
+        index.clustering_index = None
+    elif kind == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, chosen["neighbours"], faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = chosen["construction"]
+    else:
+        index = faiss.IndexFlatIP(dim)
+    made = Index(kind, index, lists)
+    if gpus:
+        made = made.on_gpus(gpus)
+    made.faiss_index.add(data)
+    return made
+
+
+def recall_against_exact(found: Found, exact: Found) -> Float[np.ndarray, " q"]:
+    """Share of every query's true best k that an approximate search found; ties at the k-th place count as found.
+
+    Judged by score, not by position, so that interchangeable duplicates are no loss. Raises CalmrlError if the shapes differ.
+    """
+    if found.scores.shape != exact.scores.shape:
+        raise CalmrlError(f"searches of different shape: {list(found.scores.shape)} and {list(exact.scores.shape)}")
+    wanted = (exact.positions >= 0).sum(axis=1)
+    last = np.where(exact.positions >= 0, exact.scores, np.inf).min(axis=1, keepdims=True)
+    # The same product taken by another kernel may differ in the last float32 digits.
+    near = last - 1e-5 * np.maximum(1.0, np.abs(last))
+    hit = ((found.positions >= 0) & (found.scores >= near)).sum(axis=1)
+    return np.minimum(hit, wanted) / np.maximum(wanted, 1)
+
+
+def _options(kind: str, asked: Mapping[str, int], count: int) -> dict[str, int]:
+    defaults = _defaults(kind, count)
+    for name, value in asked.items():
+        if name not in defaults:
+            known = f"known: {', '.join(defaults)}" if defaults else f"index '{kind}' has no options"
+            raise CalmrlError(f"index '{kind}' has no option '{name}'{nearest(name, list(defaults))}", hint=known)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CalmrlError(f"index '{kind}': {name} is {value!r}, expected a whole number of at least 1")
+    return {**defaults, **asked}
+
+
+def _defaults(kind: str, count: int) -> dict[str, int]:
+    if kind == "flat":
+        return {}
+    if kind == "ivf":
+        return {"lists": max(1, min(int(count**0.5), count // _POINTS_A_LIST))}
+    if kind == "hnsw":
+        return {"neighbours": 32, "construction": 200}
+    raise CalmrlError(f"unknown index '{kind}'{nearest(kind, list(KINDS))}", hint=f"known indexes: {', '.join(KINDS)}")
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise missing_extra("faiss", "cpu", "search (with a GPU: the extra 'gpu' instead; never both)") from None
+    return faiss
+
+
+def _vectors(vectors: Any, what: str) -> Float[np.ndarray, "n d"]:
+    data = np.ascontiguousarray(vectors, dtype=np.float32)
+    if data.ndim != 2:
+        raise CalmrlError(f"{what} must be vectors [n, d], got shape {list(data.shape)}")
+    if not np.isfinite(data).all():
+        raise CalmrlError(f"{what} hold NaN or infinity", hint="calmrl-lab store verify, or train the run again")
+    return data
+
+
+def _require_gpus(kind: str, gpus: int) -> None:
+    faiss = _faiss()
+    if kind == "hnsw":
+        raise CalmrlError("index 'hnsw' runs on the CPU only", hint="use flat or ivf on GPUs")
+    seen = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    if gpus > seen:
+        raise CalmrlError(
+            f"FAISS sees {seen} GPUs, and {gpus} were asked for", hint="calmrl-lab doctor tells which FAISS is installed"
+        )

@@ -1,0 +1,1 @@
+"""Stores from arrays of other tools and back: import, export, merge and restore."""

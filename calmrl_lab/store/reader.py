@@ -1,0 +1,283 @@
+"""A feature store on disk to arrays in memory: opened only if it is whole and says one thing about what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.disk.arrays import StoredArray, read_json
+from calmrl_lab.store.disk.atomic import retired
+from calmrl_lab.store.disk.integrity import WHOLE_CHECK_BYTES, Checksums, size_of
+from calmrl_lab.store.schema import FAILURES_FILE, FORMAT, PROVENANCE_FILE, ModalitySpec, Reason, parse_attributes
+
+if TYPE_CHECKING:
+    from calmrl_lab.store.streaming import StreamBatch
+
+
+class FeatureStore:
+    """N items, k modalities of frozen features, read from `path`. Make one with `FeatureStore.open`.
+
+    path, dataset, licence, attribution: what it is. attributes: all attributes of the root group. digest: one sha256 over
+    everything but the provenance. specs: a `ModalitySpec` each; modalities: their names, in order; dims: name -> d_m. mask
+    [N, k] bool and reason [N, k] uint8 are read on opening; ids, split, group, labels, heads, provenance when asked for.
+    """
+
+    def __init__(self, path: Path, attributes: dict[str, Any], specs: tuple[ModalitySpec, ...], checksums: Checksums) -> None:
+        self.path = path
+        self.attributes = attributes
+        self.specs = specs
+        self.modalities = tuple(spec.name for spec in specs)
+        self.dims = {spec.name: spec.dimension for spec in specs}
+        self._checksums = checksums
+        self._features = {m: self._array(f"features/{m}") for m in self.modalities}
+        self._offsets = {m: self._array(f"offsets/{m}").read() for m in self.modalities}
+        self.mask: Bool[np.ndarray, "n k"] = self._array("mask").read()
+        self.reason: UInt8[np.ndarray, "n k"] = self._array("reason").read()
+
+    @classmethod
+    def open(cls, path: str | Path) -> FeatureStore:
+        """The store at `path`.
+
+        Raises CalmrlError, one sentence naming the file, if it is no store, has another version, lacks a file, has a file
+        that differs from what was written (stores up to 256 MB are checked whole now, larger ones file by file when first
+        read), or if mask, reason and offsets contradict each other.
+        """
+        root = Path(path)
+        if size_of(root / "zarr.json") is None:
+            raise _no_store(root)
+        metadata = read_json(root, "zarr.json")
+        attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+        specs = parse_attributes(attributes, str(root))
+        assert isinstance(attributes, dict)
+        checksums = Checksums(root, expected="checksums" in attributes)
+        checksums.check_sizes()
+        checksums.check("zarr.json")
+        if checksums.bytes <= WHOLE_CHECK_BYTES:
+            checksums.check_all()
+        store = cls(root, attributes, specs, checksums)
+        store._check_agreement()
+        return store
+
+    def __len__(self) -> int:
+        return int(self.mask.shape[0])
+
+    def __repr__(self) -> str:
+        return f"FeatureStore('{self.path}', {len(self)} items, {', '.join(f'{m} {d}' for m, d in self.dims.items())})"
+
+    @property
+    def dataset(self) -> str:
+        return self.attributes["dataset"]
+
+    @property
+    def licence(self) -> str:
+        return self.attributes["licence"]
+
+    @property
+    def attribution(self) -> str:
+        return self.attributes.get("attribution", "")
+
+    @cached_property
+    def ids(self) -> Shaped[np.ndarray, " n"]:
+        """[N] str, unique."""
+        return self._strings("ids")
+
+    @cached_property
+    def split(self) -> Shaped[np.ndarray, " n"]:
+        """[N] str: train, validation or test."""
+        return self._strings("split")
+
+    @cached_property
+    def group(self) -> Shaped[np.ndarray, " n"]:
+        """[N] str: items of one group must not be split apart."""
+        return self._strings("group")
+
+    @cached_property
+    def labels(self) -> dict[str, Shaped[np.ndarray, " n"]]:
+        """Name -> [N] str."""
+        return {name: self._strings(f"label/{name}") for name in self._members("label")}
+
+    @cached_property
+    def heads(self) -> dict[str, Float[np.ndarray, "*shape"]]:
+        """Name -> the encoders' own projection weights."""
+        return {name: self._array(f"heads/{name}").read() for name in self._members("heads")}
+
+    @cached_property
+    def digest(self) -> str:
+        """One sha256 over all files but the provenance (over the values, if the store has no digest.json)."""
+        return self._checksums.digest or self._digest_of_values()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """When, where and how the store was made; empty if nobody wrote it down."""
+        return read_json(self.path, PROVENANCE_FILE) if (self.path / PROVENANCE_FILE).exists() else {}
+
+    def failures(self) -> list[dict[str, Any]]:
+        """One record a medium that failed."""
+        if not (self.path / FAILURES_FILE).exists():
+            return []
+        self._checksums.check(FAILURES_FILE)
+        return [json.loads(line) for line in (self.path / FAILURES_FILE).read_text("utf-8").splitlines()]
+
+    def spec(self, modality: str) -> ModalitySpec:
+        return self.specs[self.column(modality)]
+
+    def column(self, modality: str) -> int:
+        """The column of `modality` in mask and reason; CalmrlError with the nearest name if there is none."""
+        from calmrl_lab.registry import nearest
+
+        if modality not in self.dims:
+            raise CalmrlError(
+                f"store '{self.path}' has no modality '{modality}'{nearest(modality, list(self.modalities))}",
+                hint=f"it has: {', '.join(self.modalities)}",
+            )
+        return self.modalities.index(modality)
+
+    def offsets(self, modality: str) -> Int64[np.ndarray, " n_plus_1"]:
+        """Item i owns rows offsets[i]:offsets[i+1] of `modality`."""
+        self.column(modality)
+        return self._offsets[modality]
+
+    def features(self, modality: str) -> Float[np.ndarray, "rows dimension"]:
+        """All rows of `modality`, [R_m, d_m], in the stored dtype."""
+        self.column(modality)
+        return self._features[modality].read()
+
+    def feature_range(
+        self, modality: str, start: int, stop: int, out: Float[np.ndarray, "rows dimension"] | None = None
+    ) -> Float[np.ndarray, "rows dimension"]:
+        """The rows start:stop of `modality`, in a new array or in `out` (contiguous, stored dtype)."""
+        self.column(modality)
+        return self._features[modality].read(start, stop, out)
+
+    def rows(self, modality: str, rows: Sequence[int] | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n dimension"]:
+        """The rows of `modality` at the given row numbers, in that order; only these are read from the disk."""
+        self.column(modality)
+        index = np.asarray(rows)
+        if index.size and (index.ndim != 1 or index.dtype.kind not in "iu"):
+            raise CalmrlError(
+                f"rows of '{modality}' are asked for by {index.dtype} {list(index.shape)}; expected row numbers",
+                hint="a mask becomes row numbers by np.flatnonzero",
+            )
+        return self._features[modality].rows(index.astype(np.int64).reshape(-1))
+
+    def stream(
+        self,
+        modalities: Sequence[str] | None = None,
+        batch_size: int = 1024,
+        seed: int = 0,
+        buffer_chunks: int = 4,
+        items: Int[np.ndarray, " n"] | Bool[np.ndarray, " n"] | None = None,
+    ) -> Iterator[StreamBatch]:
+        """One pass over the items in random order without holding the store in memory; see `calmrl_lab.store.streaming`."""
+        from calmrl_lab.store.streaming import stream
+
+        return stream(self, modalities, batch_size, seed, buffer_chunks, items)
+
+    def _array(self, name: str) -> StoredArray:
+        return StoredArray(self.path, name, self._checksums.check)
+
+    def _strings(self, name: str) -> np.ndarray:
+        array = self._array(name)
+        if not array.is_string or array.shape != (len(self),):
+            raise CalmrlError(
+                f"store '{self.path}': {name} must be {len(self)} strings, one an item; its shape is {list(array.shape)}"
+            )
+        return array.read()
+
+    def _members(self, group: str) -> list[str]:
+        folder = self.path / group
+        return sorted(path.parent.name for path in folder.glob("*/zarr.json")) if folder.is_dir() else []
+
+    def _check_agreement(self) -> None:
+        """CalmrlError unless shapes, mask, reason and offsets say the same."""
+        where = f"store '{self.path}' contradicts itself"
+        n, k = self.mask.shape[0] if self.mask.ndim == 2 else 0, len(self.specs)
+        for name, found, dtype in (("mask", self.mask, "bool"), ("reason", self.reason, "uint8")):
+            if found.shape != (n, k) or n == 0 or found.dtype != dtype:
+                raise CalmrlError(f"{where}: {name} is {found.dtype} {list(found.shape)}; expected {dtype} [items, {k}]")
+        for column, spec in enumerate(self.specs):
+            features, offsets = self._features[spec.name], self._offsets[spec.name]
+            if (
+                len(features.shape) != 2
+                or features.shape[1] != spec.dimension
+                or features.is_string
+                or features.dtype != spec.dtype
+            ):
+                raise CalmrlError(
+                    f"{where}: features/{spec.name} has shape {list(features.shape)}; "
+                    f"zarr.json says {spec.dtype} [rows, {spec.dimension}]"
+                )
+            self._check_chunks(features)
+            if offsets.shape != (n + 1,) or offsets.dtype != np.int64:
+                raise CalmrlError(
+                    f"{where}: offsets/{spec.name} is {offsets.dtype} {list(offsets.shape)}; expected int64 [{n + 1}]"
+                )
+            counts = np.diff(offsets)
+            if offsets[0] != 0 or (counts < 0).any() or offsets[-1] != features.shape[0]:
+                raise CalmrlError(
+                    f"{where}: offsets/{spec.name} does not run from 0 to the {features.shape[0]} rows of features/{spec.name}"
+                )
+            wrong = np.flatnonzero((counts > 0) != self.mask[:, column])
+            if len(wrong):
+                says = "observed" if self.mask[wrong[0], column] else "missing"
+                raise CalmrlError(
+                    f"{where}: mask says that '{spec.name}' of item {str(self.ids[wrong[0]])!r} is {says}, "
+                    f"offsets/{spec.name} gives it {int(counts[wrong[0]])} rows"
+                )
+        odd = np.argwhere(((self.reason == Reason.OBSERVED) != self.mask) | (self.reason > max(Reason)))
+        if len(odd):
+            item, column = odd[0].tolist()
+            says = "observed" if self.mask[item, column] else "missing"
+            raise CalmrlError(
+                f"{where}: mask says that '{self.modalities[column]}' of item {str(self.ids[item])!r} is {says}, "
+                f"reason gives {int(self.reason[item, column])}"
+            )
+        if self._checksums.digest is None and len(np.unique(self.ids)) < n:
+            raise CalmrlError(f"{where}: the ids are not unique")
+
+    def _check_chunks(self, array: StoredArray) -> None:
+        """A chunk that is not there would read as zeros in any Zarr tool: features are never zeros by default."""
+        for name in array.chunk_files():
+            if name not in self._checksums.files and not (self.path / name).is_file():
+                raise CalmrlError(f"store '{self.path}' is damaged: the file {name} is missing")
+
+    def _digest_of_values(self) -> str:
+        checksum = hashlib.sha256(json.dumps(self.attributes, sort_keys=True).encode())
+        for strings in (self.ids, self.split, self.group, *self.labels.values()):
+            checksum.update(json.dumps(strings.tolist()).encode())
+        for array in (self.reason, *self._offsets.values(), *(self.heads[name] for name in sorted(self.heads))):
+            checksum.update(np.ascontiguousarray(array).tobytes())
+        for modality in self.modalities:
+            checksum.update(self.features(modality).tobytes())
+        return checksum.hexdigest()
+
+
+def _no_store(root: Path) -> CalmrlError:
+    old = retired(root)
+    if old is not None:
+        return CalmrlError(
+            f"'{root}' is not there: a command was killed while it replaced it; the store as it was is '{old}'",
+            hint=f"repeat that command, or: mv {shlex.quote(str(old))} {shlex.quote(str(root))}",
+        )
+    return CalmrlError(f"'{root}' {_what_it_is(root)}", hint="extract or import one, or check the path")
+
+
+def _what_it_is(root: Path) -> str:
+    if not root.exists():
+        return "does not exist"
+    if not root.is_dir():
+        return "is a file; a feature store is a directory"
+    try:
+        empty = not any(root.iterdir())
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "is an empty directory, not a feature store" if empty else f"is not a feature store ({FORMAT}): it has no zarr.json"

@@ -1,0 +1,1 @@
+"""Training of projection heads together with an imputer and an alignment objective."""

@@ -1,0 +1,399 @@
+"""The training loop: heads, imputer and objective over cached features; checkpoints, resume, selection on validation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from calmrl_lab.anchors.gate import Gate
+from calmrl_lab.config import TrainConfig
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, group_numbers
+from calmrl_lab.data.training_data import Table, open_data
+from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.model.encode import encode
+from calmrl_lab.model.initialisation import start_heads
+from calmrl_lab.model.selection import validation_score
+from calmrl_lab.model.similarity import choose_weights, overlap_score
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.atomic_files import write_atomically
+from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
+from calmrl_lab.training.gradient_health import liveness, saturated
+from calmrl_lab.training.online_imputer import OnlineImputer
+from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
+from calmrl_lab.training.requirements import NO_OBJECTIVE, make_objective, refuse_unfilled
+
+if TYPE_CHECKING:
+    pass
+
+_STATE = (
+    "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
+    "metrics_lines",
+)  # fmt: skip
+# Items that decide scales and sides of random heads, where not all are in memory.
+STARTING_ITEMS = 50_000
+
+
+class _Session:
+    """Everything that moves during one run."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.started = time.monotonic()
+        self.device = device
+        self.data = open_data(config, str(self.device))
+        self.train_table, self.validation_table = self.data.train, self.data.validation
+        modalities = self.train_table.modalities
+        replay = self._replay()
+        # Refused before the start is computed; the start decides the dimension.
+        make_objective(config, modalities, config.dim)
+        shown = self.data.shown(STARTING_ITEMS)
+        heads, self.start = start_heads(config, self.data.released, shown, self.validation_table)
+        self.heads = heads.to(self.device)
+        # What the overlap of posteriors looks at, which has kernels of its own or none.
+        self.plain_validation = self.validation_table
+        if heads.kernels and isinstance(self.train_table, FeatureTable):
+            self._lift(self.train_table)
+            replay = self._replay()
+        self.objective = make_objective(config, modalities, heads.dim).to(self.device)
+        gate = Gate(config.gate_level) if config.gate else None
+        self.filler = OnlineImputer(
+            config.impute,
+            config.impute_options,
+            modalities,
+            self.validation_table,
+            replay,
+            gate,
+            config.imputer_data != "warm-up",
+        )
+        if gate is not None:
+            gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
+        if not bool(self.train_table.mask.all()):
+            refuse_unfilled(config)
+        if self.filler.fills:
+            self._refuse_what_nothing_shows(replay)
+        self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.epoch = 0
+        self.step = 0
+        self.best: dict[str, Any] = {"epoch": -1, "score": -1.0}
+        self.best_objective: dict[str, Tensor] = {}
+        self.skipped_batches = 0
+        self.silent: list[str] = []
+
+    @torch.no_grad()
+    def _lift(self, train: FeatureTable) -> None:
+        """Kernels do not learn: tables in memory are turned into their components once, not once a pass."""
+        lift, warm_up = self.heads.lift, self.data.warm_up
+        self.data = replace(
+            self.data,
+            train=lift(train),
+            validation=lift(self.data.validation),
+            warm_up=None if warm_up is None else lift(warm_up),
+        )
+        self.train_table, self.validation_table = self.data.train, self.data.validation
+        self.heads.lifted = True
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        # Made when it is needed: the first optimiser of a process takes PyTorch more than a second of imports, and a closed form none.
+        return make_optimiser(self.parameters, self.config.learning_rate, self.config.weight_decay)
+
+    def _replay(self) -> list[FeatureTable]:
+        """Complete items that stay in the imputer's statistics."""
+        config = self.config
+        if self.data.warm_up is None:
+            if config.imputer_data == "warm-up":
+                raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one with --warm-up")
+            return []
+        return [] if config.imputer_data == "train" else [self.data.warm_up]
+
+    def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
+        tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
+        shown = torch.cat([table.mask for table in tables]).any(dim=0)
+        unseen = [name for name, seen in zip(self.train_table.modalities, shown.tolist(), strict=True) if not seen]
+        if unseen:
+            raise CalmrlError(
+                f"modality '{unseen[0]}' is never observed in training (0 of {len(self.train_table)} items under scenario "
+                f"'{self.config.scenario}'), so imputer '{self.config.impute}' cannot know it",
+                hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
+            )
+
+    def phases(self) -> list[tuple[str, Table]]:
+        """One (phase, table) an epoch: the warm-up store first, then the training store; none without an objective."""
+        if self.config.objective == NO_OBJECTIVE:
+            return []
+        warm = [("warm-up", self.data.warm_up)] * self.config.warm_up_epochs if self.data.warm_up is not None else []
+        return [*warm, *[("train", self.train_table)] * self.config.epochs]
+
+    def learn(self, run: Run) -> None:
+        """All remaining epochs, then the files of the finished run."""
+        config = self.config
+        phases = self.phases()
+        steps = [max(1, -(-len(table) // config.batch_size)) for _, table in phases]
+        total = max(sum(steps), 1)
+        first_train = max(len(phases) - config.epochs, 0)
+        if self.epoch == 0:
+            self._validate(run, "start")
+        with console.progress(f"training {run.name}", len(phases)) as ticker:
+            ticker.advance(self.epoch)
+            while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
+                phase, table = phases[self.epoch]
+                logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
+                fill = self.filler.fills and self.epoch >= first_train + config.impute_from and not bool(table.mask.all())
+                if fill and (self.epoch - first_train - config.impute_from) % config.refresh == 0:
+                    first = self.epoch == first_train + config.impute_from
+                    rounds = config.first_iterations if first else config.refresh_iterations
+                    logged |= self.filler.refresh(self.heads, table, rounds)
+                logged |= self._one_epoch(run, table, fill, total)
+                self.epoch += 1
+                score = self._validate(run, phase, logged)
+                if score > self.best["score"]:
+                    self._keep_best(score)
+                if self.epoch % config.checkpoint_every == 0 or self.epoch == len(phases):
+                    self._checkpoint(run)
+                ticker.advance(1, f"validation MRR {score:.3f}")
+        self._finish(run)
+
+    def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
+        config = self.config
+        journal = StepMetrics(self.device)
+        diagnosed: dict[str, float] = {}
+        repeats = self.data.repeats(self.generator) if table is self.train_table else None
+        groups = group_numbers(table.group, str(self.device)) if config.exclude_same_group else None
+        for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
+            batch = self._embedded(features, fill, groups)
+            if not journal.steps and self.epoch % config.checkpoint_every == 0:
+                diagnosed = self._diagnosed(batch)
+            terms = self._terms(batch)
+            for group in self.optimiser.param_groups:
+                group["lr"] = config.learning_rate * self.learning_rate_factor(self.step, total)
+            norm = update(terms["loss"], self.optimiser, self.parameters, config.clip_norm)
+            self._stop_if(run, table, journal.write(self.step, features.items, terms, norm))
+            self.step += 1
+        self._stop_if(run, table, journal.look())
+        self.skipped_batches += journal.idle()
+        return {**diagnosed, **journal.means()}
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        # An objective of another package may know no groups.
+        terms: dict[str, Tensor] = self.objective(*batch) if batch.groups is not None else self.objective(*batch[:3])
+        if "loss" not in terms or terms["loss"].ndim:
+            raise CalmrlError(
+                f"objective '{self.config.objective}' gave no scalar called 'loss' (it gave: {', '.join(terms) or 'nothing'})",
+                hint="docs/adding/objective.md says what an objective returns",
+            )
+        return terms
+
+    def _embedded(self, features: FeatureBatch, fill: bool, groups: Tensor | None) -> Batch:
+        """The batch as the objective sees it: this process's share embedded and filled, then gathered from all."""
+        share = -(-len(features.items) // processes())
+        part = slice(rank() * share, (rank() + 1) * share)
+        mask = features.mask[part]
+        embeddings = self.heads([rows[part] for rows in features.features], mask)
+        imputed = self.filler.fill(embeddings, mask, features.host_mask[part]) if fill else None
+        if imputed is not None and self.config.impute_as_observed:
+            embeddings, mask = _taken_for_observed(embeddings, mask, imputed)
+        own = None if groups is None else groups[features.items[part]]
+        return gather_batch(Batch(embeddings, mask, imputed, own), len(features.items))
+
+    def _diagnosed(self, batch: Batch) -> dict[str, float]:
+        """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
+        found = liveness(self.objective, *batch)
+        # Without any pull there was no valid term in this batch, and no temperature would help.
+        taught = "loss" in found and found["loss"].pull > 0
+        for name in saturated(found) if taught else []:
+            if name not in self.silent:
+                self.silent.append(name)
+                console.note(
+                    f"step {self.step}: term '{name}' of objective '{self.config.objective}' moves {found[name].alive:.0%} of the items; "
+                    "its gradient has died (a larger temperature revives it)"
+                )
+        measured = {f"alive_{name}": value.alive for name, value in found.items()}
+        return measured | {f"pull_{name}": value.pull for name, value in found.items()}
+
+    def learning_rate_factor(self, step: int, total: int) -> float:
+        """Linear rise, then linear fall to zero (VAST recipe)."""
+        rise = int(self.config.warm_up_share * total)
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return max(0.0, (total - step) / max(total - rise, 1))
+
+    def _validate(self, run: Run, phase: str, logged: Mapping[str, Any] | None = None) -> float:
+        """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
+        self.heads.eval()
+        if self.config.score == "overlap" and self.start is not None:
+            score = overlap_score(self.start.overlap, self.plain_validation.first_rows(), self.plain_validation)
+        else:
+            score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
+        self.heads.train()
+        score = first_says(score)
+        line = dict(logged or {"epoch": 0, "phase": phase})
+        if rank() == 0:
+            run.append("metrics.jsonl", json.dumps({**line, "step": self.step, **score}))
+        if logged is None:
+            self._keep_best(score["validation_mrr"])
+        return score["validation_mrr"]
+
+    def _keep_best(self, score: float) -> None:
+        self.best = {
+            "epoch": self.epoch,
+            "score": score,
+            "heads": {key: value.detach().clone() for key, value in self.heads.state_dict().items()},
+        }
+        self.best_objective = {key: value.detach().clone() for key, value in self.objective.state_dict().items()}
+
+    def _checkpoint(self, run: Run) -> None:
+        import io
+
+        if rank() > 0:
+            return
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "best_objective": self.best_objective,
+            "skipped_batches": self.skipped_batches,
+            "silent": self.silent,
+            "heads": self.heads.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "objective_generator": _generator_state(self.objective),
+            "imputer": {key: torch.from_numpy(np.array(value)) for key, value in self.filler.state().items()},
+            "metrics_lines": self.epoch + 1,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(run.path / "state.pt", buffer.getvalue())
+
+    def restore(self, run: Run) -> None:
+        """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
+        path = run.path / "state.pt"
+        if not path.exists():
+            if rank() == 0:
+                (run.path / "metrics.jsonl").unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged or hostile file
+            raise CalmrlError(
+                f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again"
+            ) from None
+        lacking = [key for key in _STATE if key not in state]
+        if lacking:
+            raise CalmrlError(
+                f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
+            )
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best, self.best_objective = state["best"], state["best_objective"]
+        self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
+        self.heads.load_state_dict(state["heads"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"].cpu())
+        if state["objective_generator"] is not None:
+            generator = self.objective.generator
+            assert isinstance(generator, torch.Generator)
+            generator.set_state(state["objective_generator"].cpu())
+        if state["imputer"]:
+            self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
+        if rank() > 0:
+            return
+        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
+        write_atomically(run.path / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
+
+    def _stop_if(self, run: Run, table: Table, broken: NonFiniteStep | None) -> None:
+        if broken is None:
+            return
+        ids = table.ids[broken.items.cpu().numpy()]
+        shown = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise WorkFailedError(
+            f"run '{run.path}': the loss or its gradient is not finite at step {broken.step} (epoch {self.epoch + 1}, term {', '.join(broken.terms)}; items {shown})",
+            hint="the last checkpoint is kept; a smaller --set learning_rate or a larger temperature usually helps",
+        )
+
+    def _finish(self, run: Run) -> None:
+        config = self.config
+        self.heads.load_state_dict(self.best["heads"])
+        self.heads.eval()
+        self.objective.load_state_dict(self.best_objective)
+        noise_scale, gate = 1.0, None
+        leads = rank() == 0
+        # The imputer that goes with the heads that are kept, not with those of the last epoch.
+        if self.filler.fills and not bool(self.train_table.mask.all()):
+            logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
+            noise_scale = logged.get("imputer_noise_scale", 1.0)
+            if leads:
+                run.save_imputer(config.impute, self.filler.tempered.state())
+            if self.filler.gate is not None:
+                gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
+                gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
+        if not leads:
+            return
+        run.save_heads(self.heads)
+        run.save_objective(self.objective)
+        score, cosine_weight = self.best["score"], None
+        if self.start is not None:
+            run.save_latent(self.start.overlap)
+        if self.start is not None and config.score == "both":
+            embeddings = encode(self.heads, self.validation_table)
+            (cosine_weight,), found = choose_weights([embeddings], self.plain_validation, self.start.overlap)
+            score = found["validation_mrr"]
+        mask = self.train_table.mask
+        summary = {
+            "name": run.name,
+            "method": f"{config.objective}+{config.impute}" if self.filler.fills else config.objective,
+            "objective": config.objective,
+            "imputer": config.impute,
+            "scenario": config.scenario,
+            "seed": config.seed,
+            "store": {"path": str(config.store), "dataset": self.data.store.dataset, "digest": self.data.store.digest},
+            "modalities": list(self.train_table.modalities),
+            "dim": self.heads.dim,
+            "start": None if self.start is None else self.start.chosen,
+            "epochs": self.epoch,
+            "best_epoch": self.best["epoch"],
+            "validation_mrr": score,
+            "cosine_weight": cosine_weight,
+            "silent_terms": self.silent,
+            "imputer_noise_scale": noise_scale,
+            "gate": gate,
+            "processes": processes(),
+            "seconds": round(time.monotonic() - self.started, 2),
+            "counts": {
+                "train_items": len(self.train_table),
+                "complete": int(mask.all(dim=1).sum()),
+                "skipped_batches": self.skipped_batches,
+                "observed": {m: int(mask[:, j].sum()) for j, m in enumerate(self.train_table.modalities)},
+                "validation_items": len(self.validation_table),
+            },
+        }
+        if self.step and self.skipped_batches == self.step:
+            console.note(
+                f"objective '{config.objective}' had nothing to teach in any of {self.step} batches (no item shows what a term of it needs, "
+                "or no term has a gradient left): the heads are as they started"
+            )
+        run.write_json("summary.json", summary)
+        run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+
+
+def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings and mask with the gaps filled; entries that a gate left NaN stay gaps."""
+    known = ~imputed.isnan().any(dim=2)
+    filled = normalize(imputed.nan_to_num(), dim=2, eps=1e-12)
+    return torch.where(mask.unsqueeze(2), embeddings, filled), mask | known
+
+
+def _generator_state(objective: torch.nn.Module) -> Tensor | None:
+    generator = getattr(objective, "generator", None)
+    return generator.get_state() if generator is not None else None

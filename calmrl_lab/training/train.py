@@ -1,0 +1,71 @@
+"""The way into training: a configuration or keyword settings to a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calmrl_lab.config import TrainConfig, build
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.distributed import rank, together
+from calmrl_lab.training.session import _Session
+
+if TYPE_CHECKING:
+    from calmrl_lab.store import FeatureStore
+
+
+def train_heads(
+    store: FeatureStore | str | Path,
+    objective: str = "calmrl",
+    imputer: Any = "ppca",
+    scenario: str = "full",
+    seed: int = 0,
+    run: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train projection heads over the cached features of `store` and return the finished run.
+
+    `imputer` is a name, or an unfitted imputer such as `PPCA(latent_dim=32)`, whose options are taken over. `run` is the run
+    directory (default: runs/<objective>-<imputer>-<scenario>-s<seed>). `settings` are the other fields of `TrainConfig`.
+    Raises CalmrlError for a request that makes no sense, before anything is written.
+    """
+    options = dict(settings.pop("impute_options", {}))
+    if not isinstance(imputer, str):
+        options = {**imputer.options(), **options}
+        imputer = imputer.name
+    path = getattr(store, "path", store)
+    values = {"store": str(path), "objective": objective, "impute": imputer, "scenario": scenario, "seed": seed, **settings}
+    if options:
+        values["impute_options"] = options
+    config = build(TrainConfig, values, "train_heads")
+    return train(config, Path(run) if run else default_run_path(config))
+
+
+def default_run_path(config: TrainConfig) -> Path:
+    """runs/<objective>-<imputer>-<scenario>-s<seed>, with characters a file system may refuse replaced."""
+    name = "-".join([config.objective, config.impute, config.scenario, f"s{config.seed}"])
+    return Path("runs") / "".join(c if c.isalnum() or c in "-_.+@" else "_" for c in name)
+
+
+def train(config: TrainConfig, path: Path, resume: bool = False) -> Run:
+    """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint.
+
+    Under torchrun all processes train together: each embeds its share of every batch, and the loss is that of the whole batch. Only the
+    first one writes. An ensemble (`members`) is trained member by member.
+    """
+    if config.members:
+        from calmrl_lab.training.ensemble import train_members
+
+        return train_members(config, path)
+    with together(resolve(config.device)) as device:
+        session = _Session(config, device)
+        if resume:
+            run = Run.open(path)
+            session.restore(run)
+        elif rank() == 0:
+            run = Run.create(path, config)
+        else:
+            run = Run(path)
+        session.learn(run)
+    return run

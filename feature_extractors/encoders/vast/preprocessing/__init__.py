@@ -1,0 +1,1 @@
+"""Media to the tensors that VAST's encoders take."""

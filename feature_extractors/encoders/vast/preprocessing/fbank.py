@@ -1,0 +1,61 @@
+"""Sound to BEATs slices: kaldi mel filterbanks, VAST's normalisation, padding and choice of slices."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from calmrl_lab.errors import missing_extra
+from feature_extractors.media.sampling import middle_of_segments
+
+RATE = 16_000
+FRAME_LENGTH_MS, FRAME_SHIFT_MS = 25, 10
+MEAN, DEVIATION = 15.41663, 6.55582
+# VAST scales samples in [-1, 1] to the range of 16-bit integers, which kaldi expects.
+SCALE = 2.0**15
+
+
+def mel_filterbank(samples: Float[np.ndarray, " time"], bins: int = 64) -> Float32[np.ndarray, "frames bins"]:
+    """Log mel filterbank of mono samples in [-1, 1] at 16 kHz: kaldi's defaults, no dither, whole frames only.
+
+    25 ms frames every 10 ms, povey window, pre-emphasis .97, mean removed a frame, power, 20 Hz to Nyquist. Fewer than 400 samples
+    give no frame at all.
+    """
+    try:
+        import kaldi_native_fbank as knf
+    except ImportError:
+        raise missing_extra("kaldi-native-fbank", "media", "VAST's audio encoder") from None
+    options = knf.FbankOptions()
+    options.frame_opts.samp_freq = RATE
+    options.frame_opts.frame_length_ms = FRAME_LENGTH_MS
+    options.frame_opts.frame_shift_ms = FRAME_SHIFT_MS
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = True
+    options.mel_opts.num_bins = bins
+    computer = knf.OnlineFbank(options)
+    computer.accept_waveform(RATE, np.asarray(samples, dtype=np.float32) * np.float32(SCALE))
+    computer.input_finished()
+    frames = [computer.get_frame(i) for i in range(computer.num_frames_ready)]
+    return np.stack(frames) if frames else np.zeros((0, bins), np.float32)
+
+
+def normalise(features: Float32[np.ndarray, "frames bins"]) -> Float32[np.ndarray, "frames bins"]:
+    """The mean and twice the deviation that BEATs was trained with."""
+    return ((features - np.float32(MEAN)) / np.float32(2 * DEVIATION)).astype(np.float32)
+
+
+def padding(frames: int, slices: int, length: int = 1024) -> int:
+    """Rows of zeros added after normalisation, max(length * slices - frames, length - frames % length).
+
+    A clip whose length is a multiple of `length` gets one whole slice of zeros, which can then be picked: released behaviour.
+    """
+    return max(length * slices - frames, length - frames % length)
+
+
+def cut(
+    features: Float32[np.ndarray, "frames bins"], slices: int = 1, length: int = 1024
+) -> Float32[np.ndarray, "slices length bins"]:
+    """The slices VAST encodes: pad, cut into pieces of `length`, split these into `slices` runs, take the lower middle of each."""
+    padded = np.concatenate([features, np.zeros((padding(len(features), slices, length), features.shape[1]), np.float32)])
+    pieces = padded[: len(padded) // length * length].reshape(-1, length, features.shape[1])
+    return np.ascontiguousarray(pieces[middle_of_segments(len(pieces), slices)])

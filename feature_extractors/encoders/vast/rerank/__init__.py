@@ -1,0 +1,1 @@
+"""VAST's matching head and the tokens it reads."""

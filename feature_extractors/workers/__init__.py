@@ -1,0 +1,1 @@
+"""Worker processes that prepare media and encode blocks of items."""

@@ -1,0 +1,105 @@
+"""Projection heads: unit norm, masked entries silent, one seed one start."""
+
+import pytest
+import torch
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.model.projection import Heads
+
+DIMS = {"vision": 7, "text": 5}
+
+
+def features(n=6):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, d, generator=generator) for d in DIMS.values()]
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_embeddings_are_unit_norm_and_masked_ones_zero(kind):
+    mask = torch.tensor([[True, True], [True, False]] * 3)
+    embeddings = Heads(DIMS, 4, kind)(features(), mask)
+    assert torch.allclose(embeddings.norm(dim=-1), mask.float(), atol=1e-6)
+
+
+def test_a_masked_feature_gets_no_gradient():
+    rows = [f.requires_grad_() for f in features()]
+    mask = torch.tensor([[True, False]] * 6)
+    Heads(DIMS, 4)(rows, mask).sum().backward()
+    assert rows[0].grad.abs().sum() > 0
+    assert rows[1].grad.abs().sum() == 0
+
+
+def test_the_seed_alone_decides_the_start():
+    torch.manual_seed(1)
+    first = Heads(DIMS, 4, "mlp", seed=3).state_dict()
+    torch.manual_seed(2)
+    second = Heads(DIMS, 4, "mlp", seed=3).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["maps.0.0.weight"], Heads(DIMS, 4, "mlp", seed=4).state_dict()["maps.0.0.weight"])
+
+
+@pytest.mark.parametrize("how", ["scaled", "centred", "standardised"])
+def test_rescaling_makes_the_scale_irrelevant_and_centring_the_offset(how):
+    rows = features()[0]
+    moved = 1e3 * rows + (0 if how == "scaled" else 50)
+    plain, other = Heads(DIMS, 4), Heads(DIMS, 4)
+    plain.rescale(0, rows, how)
+    other.rescale(0, moved, how)
+    assert torch.allclose(plain.project(0, rows), other.project(0, moved), atol=1e-4)
+
+
+def test_standardising_makes_the_scale_of_a_coordinate_irrelevant_and_survives_a_constant_one():
+    rows = features(50)[0].double()
+    rows[:, 3] = 7.0
+    stretched = rows * torch.tensor([1.0, 10, 100, 1, 1e-3, 5, 1], dtype=torch.float64)
+    plain, other = Heads(DIMS, 4).double(), Heads(DIMS, 4).double()
+    plain.rescale(0, rows, "standardised")
+    other.rescale(0, stretched, "standardised")
+    moved = rows.clone()
+    moved[0, 3] = 7.5
+    # The constant coordinate keeps the common scale: an item that differs there is no outlier beyond all measure.
+    assert torch.allclose(plain.project(0, rows), other.project(0, stretched), atol=1e-9)
+    assert plain.get_buffer("scale_0")[3] == pytest.approx(float((rows - rows.mean(0)).square().sum(1).mean().sqrt()))
+    scaled = (rows - plain.get_buffer("centre_0")) / plain.get_buffer("scale_0")
+    assert float(scaled.square().sum(1).mean()) == pytest.approx(6 / 7)
+
+
+def test_a_start_in_closed_form_keeps_the_map_up_to_a_factor():
+    generator = torch.Generator().manual_seed(1)
+    rows, weight, centre = features(20)[0], torch.randn(4, 7, generator=generator), torch.randn(7, generator=generator)
+    heads = Heads(DIMS, 4)
+    heads.rescale(0, rows, "standardised")
+    heads.load_affine(0, weight, centre)
+    wanted = torch.nn.functional.normalize((rows - centre) @ weight.T, dim=1)
+    assert torch.allclose(heads.project(0, rows), wanted, atol=1e-5)
+    assert float(heads.maps[0].weight.detach().norm()) == pytest.approx((4 / 3) ** 0.5, rel=1e-5)
+    with pytest.raises(CalmrlError, match="linear heads only"):
+        Heads(DIMS, 4, "mlp").load_affine(0, weight, centre)
+
+
+def test_published_weights_must_fit():
+    heads = Heads(DIMS, 4)
+    heads.load_linear(0, torch.eye(4, 7))
+    assert torch.equal(heads.maps[0].weight, torch.eye(4, 7))
+    with pytest.raises(CalmrlError, match="stored head of 'text' is"):
+        heads.load_linear(1, torch.eye(4, 7))
+    with pytest.raises(CalmrlError, match="linear heads only"):
+        Heads(DIMS, 4, "mlp").load_linear(0, torch.eye(4, 7))
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(CalmrlError, match="unknown head 'conv'"):
+        Heads(DIMS, 4, "conv")
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_modalities_start_on_one_side(kind):
+    rows = dict(enumerate(f + 1 for f in features(50)))
+    heads = Heads(DIMS, 4, kind, seed=1)
+    before = [heads.maps[j](rows[j]).detach() for j in rows]
+    heads.align_signs(rows)
+    after = [heads.maps[j](rows[j]).detach() for j in rows]
+    for a, b in zip(before, after, strict=True):
+        assert torch.allclose(a @ a.T, b @ b.T, atol=1e-4)  # a reflection: nothing changes within a modality
+    means = [torch.nn.functional.normalize(a.mean(dim=0), dim=0) for a in after]
+    assert float(means[0] @ means[1]) == pytest.approx(1, abs=1e-5)
