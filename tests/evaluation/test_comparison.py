@@ -9,7 +9,8 @@ import pytest
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.comparison import compare_runs, runs_at
 from calmrl_lab.evaluation.retrieval import recall
-from calmrl_lab.runs.run import FORMAT, Run
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run_folder import FORMAT
 
 
 def rng():
