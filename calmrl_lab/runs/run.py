@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.model.joined import AnyHeads
     from calmrl_lab.ppca.latent_maps import LatentMaps
 
@@ -24,6 +25,35 @@ IMPUTER = f"{RunFolder.MODEL}/imputer.safetensors"
 
 class Run(RunFolder):
     """One run: its folder, and what it learned."""
+
+    def model(self) -> AlignmentModel:
+        """What this run learned, on the CPU."""
+        from dataclasses import replace
+
+        from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
+        from calmrl_lab.model.feature_map import identities
+        from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
+
+        config, heads = self.config, self.load_heads()
+        similarity: Similarity = Cosine(heads.dim)
+        alternatives: tuple[Similarity, ...] = ()
+        if self.has_latent():
+            latent = self.load_latent()
+            ratio = LikelihoodRatio(replace(latent, kernels=None), latent.kernels or identities(list(heads.dims.values())))
+            weight = float(self.summary.get("cosine_weight") or 0.0)
+            if config.score == "cosine":
+                alternatives = (ratio,)
+            else:
+                similarity = ratio if config.score == "overlap" else Sum(((ratio, 1.0), (similarity, weight)))
+        imputer, objective = None, None
+        if self.has(IMPUTER):
+            imputer = self.load_imputer()
+            imputer.modalities = heads.modalities
+        if self.has(OBJECTIVE):
+            tensors, _ = self.read_tensors(OBJECTIVE)
+            objective = TrainedObjective(config.objective, config.objective_options, tensors)
+        maps = identities(list(heads.dims.values()))
+        return AlignmentModel(heads.dims, maps, heads, similarity, alternatives, imputer, objective)
 
     def save_heads(self, heads: AnyHeads) -> None:
         """heads.safetensors: the projection heads, with the shape of the module in the metadata."""

@@ -154,7 +154,7 @@ class Gallery:
             if self.maps is None or self.transform is None:
                 return embeddings.numpy()
             maker = self._evidence_vectors(self.maps)
-            asked = maker.queries(place, maker.maps.evidence(place, rows), embeddings)
+            asked = maker.queries(place, maker.maps.information_vector(place, rows), embeddings)
         return self.transform.queries(asked.numpy())
 
     def _evidence_vectors(self, maps: LatentMaps) -> EvidenceVectors:
