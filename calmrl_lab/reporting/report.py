@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
 
+# Endings of the tables and figures of a report.
+_SUFFIXES = frozenset({".csv", ".md", ".tex", ".svg", ".pdf"})
+
+
 class ReportFolder(ArtifactFolder):
     """The folder of a report: a page, tables and figures."""
 
@@ -48,10 +53,22 @@ class ReportFolder(ArtifactFolder):
 
     @classmethod
     def refuse_foreign(cls, path: Path) -> None:
-        super().refuse_foreign(path)
+        """CalmrlError if `path` holds folders of another kind, or a page that is not ours; single files of others are kept (`keep`)."""
         page = path / cls.PAGE
         if page.is_file() and b'content="calmrl-lab ' not in page.read_bytes()[:4000]:
             raise CalmrlError(f"'{page}' is not a report of calmrl-lab and would be overwritten", hint="choose another --out")
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir() and entry.name not in (cls.TABLES, cls.FIGURES):
+                raise CalmrlError(f"'{path}' holds the folder '{entry.name}', so it is no report", hint="choose another --out")
+
+    def keep(self, old: Path) -> None:
+        """Copy what somebody else has put into the report folder `old`: everything but tables, figures and the page."""
+        for path in (*old.glob("*"), *old.glob(f"{self.TABLES}/*"), *old.glob(f"{self.FIGURES}/*")):
+            name = path.relative_to(old)
+            ours = path.name == self.PAGE if path.parent == old else path.suffix in _SUFFIXES
+            if path.is_file() and not ours:
+                (self.path / name).parent.mkdir(exist_ok=True)
+                shutil.copy2(path, self.path / name)
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,9 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
     gathered = gather(runs)
     folder = Path(out) if out is not None else Path("reports") / gathered.folder.resolve().name
     with ReportFolder.replacing(folder) as new:
-        return replace(_written(new, gathered, also), folder=folder)
+        report = _written(new, gathered, also)
+        new.keep(folder)
+    return replace(report, folder=folder)
 
 
 def _written(folder: ReportFolder, gathered: Gathered, also: Sequence[Path | str]) -> Report:

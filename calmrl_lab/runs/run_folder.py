@@ -20,7 +20,7 @@ from calmrl_lab.config import TrainConfig, build, read_yaml
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runs.artifact_folder import ArtifactFolder, digest, parquet_bytes
 from calmrl_lab.runtime import locks
-from calmrl_lab.runtime.atomic_folders import recover, replace_folder, settled, writing_errors
+from calmrl_lab.runtime.atomic_folders import recover, refuse_working_folder, replace_folder, settled, writing_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +73,7 @@ class RunFolder(ArtifactFolder):
 
         with writing_errors(target):
             recover(target)
+            refuse_working_folder(target)
             if os.path.lexists(target) and not target.is_dir():
                 raise CalmrlError(f"'{path}' exists and is not a folder", hint="choose another folder with --run")
             with locks.claimed(target):

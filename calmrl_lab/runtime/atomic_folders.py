@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
@@ -63,15 +63,24 @@ def replaced_folder(target: Path, refuse: Callable[[Path], None]) -> Iterator[Pa
     refused at once. An old folder is replaced without asking unless `refuse` raises.
     """
     target = Path(os.path.realpath(target))
-    with writing_errors(target):
-        recover(target)
-        if os.path.lexists(target) and not target.is_dir():
-            raise CalmrlError(f"'{target}' exists and is not a folder", hint="choose another name or remove it")
-        with locks.claimed(target):
+    with ExitStack() as stack:
+        with writing_errors(target):
+            recover(target)
+            refuse_working_folder(target)
+            if os.path.lexists(target) and not target.is_dir():
+                raise CalmrlError(f"'{target}' exists and is not a folder", hint="choose another name or remove it")
+            stack.enter_context(locks.claimed(target))
             refuse(target)
-            with _workshop(target) as (partial, _):
-                yield partial
-                _swap(partial, target)
+            partial, _ = stack.enter_context(_workshop(target))
+        yield partial
+        with writing_errors(target):
+            _swap(partial, target)
+
+
+def refuse_working_folder(target: Path) -> None:
+    """CalmrlError for the folder that the process works in, or one above it: renaming it would leave the process without one."""
+    if Path.cwd().resolve().is_relative_to(target):
+        raise CalmrlError(f"'{target}' is the folder you work in, so it cannot be replaced", hint="choose a folder of its own")
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> int:
