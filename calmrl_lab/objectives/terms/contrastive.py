@@ -26,8 +26,20 @@ def symmetric_cross_entropy(
     smoothing). With `same` [B, B], all items of the own group are targets, in equal parts (Khosla et al. 2020, the outer form), and an item asks where
     its group has an answer. Without an item that asks, or without a second candidate, the value is a zero that keeps the graph.
     """
-    forward, asked = _one_way(logits, rows, columns, smoothing, same)
-    backward, answered = _one_way(logits.mT, columns, rows, smoothing, same)
+    return two_way_cross_entropy(logits, logits.mT, rows, columns, smoothing, same)
+
+
+def two_way_cross_entropy(
+    there: Float[Tensor, "b b"],
+    back: Float[Tensor, "b b"],
+    rows: Bool[Tensor, " b"],
+    columns: Bool[Tensor, " b"],
+    smoothing: float = 0.0,
+    same: Bool[Tensor, "b b"] | None = None,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
+    """`symmetric_cross_entropy` with logits of their own for each direction, of equal value and different gradients; `back` is the transpose."""
+    forward, asked = _one_way(there, rows, columns, smoothing, same)
+    backward, answered = _one_way(back, columns, rows, smoothing, same)
     return (forward + backward) / 2, asked | answered
 
 
