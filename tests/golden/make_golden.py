@@ -18,15 +18,14 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from calmrl_lab import FeatureStore, evaluate, train_heads
-
 # ---- The only place that knows modules, file names and words below the public interface: adapt it when they change. ----
-from calmrl_lab.config import request
-from calmrl_lab.curves import curve_table, run_curves
+from calmrl_lab import FeatureStore, evaluate, train_heads
+from calmrl_lab.evaluation.missing_curves import curve_table, run_curves
 from calmrl_lab.imputers import imputers
+from calmrl_lab.methods.resolve import request
 from calmrl_lab.objectives import objectives
 from calmrl_lab.scorers import scorers
-from calmrl_lab.training import train
+from calmrl_lab.training.train import train
 
 # Setting that says how pairs are compared, and its values for posteriors under PPCA and for these plus the cosine.
 SCORE, OVERLAP, BOTH = "score", "overlap", "both"
