@@ -26,7 +26,9 @@ def symmetric_cross_entropy(
     smoothing). With `same` [B, B], all items of the own group are targets, in equal parts (Khosla et al. 2020, the outer form), and an item asks where
     its group has an answer. Without an item that asks, or without a second candidate, the value is a zero that keeps the graph.
     """
-    return two_way_cross_entropy(logits, logits.mT, rows, columns, smoothing, same)
+    forward, asked = _one_way(logits, rows, columns, smoothing, same)
+    backward, answered = _one_way(logits.mT, columns, rows, smoothing, same)
+    return (forward + backward) / 2, asked | answered
 
 
 def two_way_cross_entropy(

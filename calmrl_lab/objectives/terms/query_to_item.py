@@ -23,7 +23,7 @@ from calmrl_lab.objectives.terms.base import (
     skipped,
     without_hidden,
 )
-from calmrl_lab.objectives.terms.contrastive import two_way_cross_entropy
+from calmrl_lab.objectives.terms.contrastive import symmetric_cross_entropy, two_way_cross_entropy
 from calmrl_lab.objectives.terms.matching import MatchingHead, matching_loss
 
 
@@ -109,11 +109,9 @@ class CrossObjective(Objective):
         if self.detach_gathered:
             there = self.scores(sides._replace(answers=sides.answers.detach()), context.detach())
             back = self.scores(sides._replace(queries=sides.queries.detach()), context)
-            directions = (scale * there, scale * back.mT)
+            contrast, used = two_way_cross_entropy(scale * there, scale * back.mT, sides.asks, answering, self.smoothing, same)
         else:
-            logits = scale * scores
-            directions = (logits, logits.mT)
-        contrast, used = two_way_cross_entropy(*directions, sides.asks, answering, self.smoothing, same)
+            contrast, used = symmetric_cross_entropy(scale * scores, sides.asks, answering, self.smoothing, same)
         terms = {"contrast": contrast, "temperature": 1 / scale.detach()}
         loss = contrast
         for name, (weight, term) in self.extras(sides, context, scores, same).items():
