@@ -24,12 +24,13 @@ def train_heads(
     scenario: str = "full",
     seed: int = 0,
     run: str | Path | None = None,
+    overwrite: bool = False,
     **settings: Any,
 ) -> Run:
     """Train projection heads over the cached features of `store` and return the finished run.
 
     `imputer` is a name, or an unfitted imputer such as `PPCA(latent_dim=32)`, whose options are taken over. `run` is the run
-    directory (default: runs/<objective>-<imputer>-<scenario>-s<seed>). `settings` are the other fields of `TrainConfig`.
+    directory (default: runs/<objective>-<imputer>-<scenario>-s<seed>), where a finished run is replaced only with `overwrite`. `settings` are the other fields of `TrainConfig`.
     Raises CalmrlError for a request that makes no sense, before anything is written.
     """
     options = dict(settings.pop("impute_options", {}))
@@ -41,7 +42,7 @@ def train_heads(
     if options:
         values["impute_options"] = options
     config = build(TrainConfig, values, "train_heads")
-    return train(config, Path(run) if run else default_run_path(config))
+    return train(config, Path(run) if run else default_run_path(config), overwrite=overwrite)
 
 
 def default_run_path(config: TrainConfig) -> Path:
