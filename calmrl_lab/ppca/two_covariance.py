@@ -102,6 +102,8 @@ class TwoCovariance:
         diag(sqrt g) V'(x - mu^m) and its precision diag(g).
         """
         directions, ratios = self.canonical()
+        kept = ratios > 1e-9 * float(ratios.max().clamp_min(1e-300))
+        directions, ratios = directions[:, kept], ratios[kept]
         weights = directions * ratios.sqrt()
         precisions = torch.diag(ratios).expand(len(modalities), -1, -1).clone()
         return LatentMaps(tuple(modalities), self.means, tuple(weights for _ in modalities), precisions)

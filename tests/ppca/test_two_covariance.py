@@ -63,7 +63,7 @@ def test_likelihood_ratio_is_that_of_three_gaussians(seed: int, within: float, b
     b, w = (model.axes @ part @ model.axes.T for part in (model.between, model.within))
     joint = torch.cat([torch.cat([b + w, b], dim=1), torch.cat([b, b + w], dim=1)])
     x, y = rows[0][:3], rows[1][:5]
-    h, g = maps.evidence(0, x), maps.evidence(1, y)
+    h, g = maps.information_vector(0, x), maps.information_vector(1, y)
     found = maps.log_density_ratio(0, [1], h, g)
     for i in range(len(x)):
         for j in range(len(y)):
@@ -83,7 +83,7 @@ def test_much_shrinkage_ranks_as_centred_inner_products() -> None:
     maps = TwoCovariance.fit(rows, mask).shrunk(1e9, 1e9).latent_maps(["a", "b"])
     x, y = (part[:20] - part[mask[:, j]].mean(dim=0) for j, part in enumerate(rows))
     y = y / y.norm(dim=1, keepdim=True)  # a ratio counts the length of the candidate too
-    h, g = maps.evidence(0, rows[0][:20]), maps.evidence(1, y + maps.centres[1])
+    h, g = maps.information_vector(0, rows[0][:20]), maps.information_vector(1, y + maps.centres[1])
     found = maps.log_density_ratio(0, [1], h, g)
     assert torch.equal(found.argsort(dim=1), (x @ y.T).argsort(dim=1))
 

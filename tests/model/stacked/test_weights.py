@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab.model.stacking import logistic_weights
+from calmrl_lab.model.stacked.weights import logistic_weights
 
 
 def _scores(seed: int, n: int, qualities: list[float]) -> torch.Tensor:
