@@ -51,7 +51,8 @@ def test_much_regularisation_gives_directions_of_largest_covariance() -> None:
 def test_a_constant_coordinate_is_left_out() -> None:
     x, y = _modalities(1)
     found = _fit(torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float64)], dim=1), y, 0.0, 3)
-    assert bool(found.left.isfinite().all()) and float(found.left[4].abs().max()) == 0.0
+    assert bool(found.left.isfinite().all())
+    assert float(found.left[4].abs().max()) == 0.0
 
 
 def test_weighted_coordinates_have_the_correlations_as_weights() -> None:

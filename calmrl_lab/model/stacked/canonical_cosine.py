@@ -169,7 +169,9 @@ def fit_canonical_cosine(table: FeatureTable, validation: FeatureTable) -> tuple
     score, dimensions, found = tried[_REGULARISATIONS[place]]
     maps = []
     for j, axis in enumerate(axes):
-        blocks = [_padded(found.get((min(j, o), max(j, o))), j > o, len(axis.factor), dimensions) for o in range(len(names)) if o != j]
+        blocks = [
+            _padded(found.get((min(j, o), max(j, o))), j > o, len(axis.factor), dimensions) for o in range(len(names)) if o != j
+        ]
         maps.append(axis.through(torch.cat(blocks, dim=1)))
     chosen = {"regularisation": _REGULARISATIONS[place], "dimensions": dimensions, "validation_mrr": score}
     return CanonicalCosine(names, tuple(axis.centre for axis in axes), tuple(maps)), chosen

@@ -163,8 +163,10 @@ class _Ratios:
 
 def _only(table: FeatureTable, group: tuple[int, ...]) -> FeatureTable:
     """`table` without the modalities that are not of the group."""
-    names, rows, offsets = (tuple(of[j] for j in group) for of in (table.modalities, table.rows, table.offsets))
-    return FeatureTable(names, table.ids, table.group, rows, offsets, table.mask[:, list(group)])
+    places = list(group)
+    names = tuple(table.modalities[j] for j in group)
+    rows, offsets = (tuple(of[j] for j in group) for of in (table.rows, table.offsets))
+    return FeatureTable(names, table.ids, table.group, rows, offsets, table.mask[:, places])
 
 
 def _side_by_side(table: FeatureTable, groups: Sequence[tuple[int, ...]], parts: Sequence[LatentMaps]) -> LatentMaps:

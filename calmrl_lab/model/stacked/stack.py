@@ -93,7 +93,5 @@ def _scores(
     return scores
 
 
-def _reached(
-    scores: Mapping[tuple[int, int], Float[Tensor, "c n n"]], table: Float[Tensor, "c k k"]
-) -> dict[str, float]:
+def _reached(scores: Mapping[tuple[int, int], Float[Tensor, "c n n"]], table: Float[Tensor, "c k k"]) -> dict[str, float]:
     return mean_over_directions(torch.einsum("c,cij->ij", table[:, a, b], part) for (a, b), part in scores.items())

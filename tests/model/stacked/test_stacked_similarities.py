@@ -127,7 +127,8 @@ def test_pairs_never_seen_together_make_no_group() -> None:
 
 def test_a_modality_of_no_group_has_no_part_in_the_shared_space() -> None:
     space = fit_shared_space(shared_and_separate(), shared_and_separate(1), [(0, 1)])
-    assert not bool(space.latent.maps[2].any()) and not bool(space.latent.precisions[3].any())
+    assert not bool(space.latent.maps[2].any())
+    assert not bool(space.latent.precisions[3].any())
     assert space.chosen[0]["modalities"] == ["image", "text"]
 
 
@@ -156,18 +157,24 @@ def test_a_pair_that_training_never_shows_has_no_variates() -> None:
 
 
 def test_pairs_of_a_group_have_weights_of_their_own() -> None:
-    total, record = stack({k: v for k, v in KINDS.items() if k != "sum"}, shared_and_separate(1), shared_and_separate(1).first_rows(), [(0, 1)])
+    total, record = stack(
+        {k: v for k, v in KINDS.items() if k != "sum"}, shared_and_separate(1), shared_and_separate(1).first_rows(), [(0, 1)]
+    )
     assert [part["pairs"][0] for part in record["weights"]] == ["image-text", "image-sound"]
     inside, outside = (part["weights"] for part in record["weights"])
     assert inside["raw"] + inside["centred"] + inside["shared"] > 0
-    assert outside["raw"] == outside["shared"] == 0.0 and outside["canonical"] > 0
-    assert isinstance(total, Sum) and record["validation_mrr"] > 0.2
+    assert outside["raw"] == outside["shared"] == 0.0
+    assert outside["canonical"] > 0
+    assert isinstance(total, Sum)
+    assert record["validation_mrr"] > 0.2
 
 
 def test_without_validation_items_the_first_part_stands_alone() -> None:
     validation = shared_and_separate(1).select(np.arange(1))
     parts: dict[str, Any] = {"canonical": KINDS["canonical"], "raw": KINDS["raw"]}
     total, record = stack(parts, validation, validation.first_rows())
-    (weighted, weight), = total.parts
-    assert isinstance(weighted, PairWeighted) and weighted.part is KINDS["canonical"] and weight == 1.0
+    ((weighted, weight),) = total.parts
+    assert isinstance(weighted, PairWeighted)
+    assert weighted.part is KINDS["canonical"]
+    assert weight == 1.0
     assert record["validation_mrr"] == 0.0

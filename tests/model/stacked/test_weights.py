@@ -50,9 +50,12 @@ def test_what_points_away_and_what_is_constant_get_nothing() -> None:
     scores = _scores(0, 40, [3.0, -3.0])
     scores = torch.cat([scores, torch.full((1, 40, 40), 7.0, dtype=torch.float64)])
     found = logistic_weights([scores, scores])
-    assert found[0] > 0 and found[1] == 0.0 and found[2] == 0.0
+    assert found[0] > 0
+    assert found[1] == 0.0
+    assert found[2] == 0.0
 
 
 def test_perfect_scores_have_finite_weights() -> None:
     found = logistic_weights([torch.eye(5, dtype=torch.float64)[None]])
-    assert np.isfinite(found).all() and found[0] > 0
+    assert np.isfinite(found).all()
+    assert found[0] > 0
