@@ -58,15 +58,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", ["items.parquet", "index.faiss", "recall.csv", "gallery.json"])
-<<<<<<< HEAD
 def test_an_index_whose_writer_was_killed_is_still_the_old_one_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
-=======
-def test_an_index_whose_writer_was_killed_is_none_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
-    from calmrl_lab.runs import run as runs
-    from calmrl_lab.runtime import atomic_files
-    from calmrl_lab.search import index_folder
-
->>>>>>> main
     out = tmp_path / "index"
     build_gallery(trained, out, kind="hnsw")
     replace = os.replace
@@ -77,12 +69,7 @@ def test_an_index_whose_writer_was_killed_is_none_and_can_be_written_again(train
         replace(source, target)
 
     with monkeypatch.context() as patch:
-<<<<<<< HEAD
         patch.setattr(os, "replace", killed)
-=======
-        for module in (runs, index_folder, atomic_files):
-            patch.setattr(module, "write_atomically", killed)
->>>>>>> main
         with pytest.raises(Killed):
             build_gallery(trained, out, kind="hnsw", split="test")
     assert Gallery.open(out).facts["split"] == "all"
