@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.data.table import FeatureBatch, FeatureTable, group_numbers
-from calmrl_lab.data.training_data import Table, open_data
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
+from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_heads
