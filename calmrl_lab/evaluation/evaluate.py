@@ -31,7 +31,7 @@ from calmrl_lab.model.joined import AnyHeads
 from calmrl_lab.model.similarity import OverlapAndCosine
 from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import nearest
-from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run import IMPUTER, Run
 from calmrl_lab.runtime.devices import resolve
 from calmrl_lab.training.online_imputer import SAMPLED
 
@@ -124,15 +124,8 @@ def evaluate(
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
-    # What an earlier evaluation left must not be taken for part of this one, also if this one is killed here.
-    for name in ("scores.parquet", "imputation.parquet", "anchors.parquet"):
-        (run.path / name).unlink(missing_ok=True)
-    for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
-        if frame is not None:
-            run.write_frame(name, frame)
-    run.write_json("evaluation.json", coverage)
-    # Last: a run that has scores was evaluated to the end, whenever it was killed.
-    run.write_frame("scores.parquet", scores)
+    with run.writing():
+        run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
 
@@ -304,7 +297,7 @@ def _calibration(
 
 def _fitted(run: Run, name: str, embeddings: list[Tensor], mask: Tensor, modalities: tuple[str, ...]) -> Any:
     config = run.config
-    if name == config.impute and (run.path / "imputer.safetensors").is_file():
+    if name == config.impute and run.has(IMPUTER):
         imputer = run.load_imputer()
         imputer.modalities = modalities
         return imputer

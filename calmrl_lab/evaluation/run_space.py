@@ -21,7 +21,7 @@ from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.joined import AnyHeads
 from calmrl_lab.model.similarity import OverlapAndCosine
 from calmrl_lab.ppca.latent_maps import LatentMaps
-from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run import IMPUTER, Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.devices import resolve
 from calmrl_lab.scorers.base import Scorer, make_scorer
@@ -149,7 +149,7 @@ class RunSpace:
         None if the run trained without one, or filled nothing, and no name is given.
         """
         config = self.run.config
-        own = imputers.get(config.impute).fills and (self.run.path / "imputer.safetensors").is_file()
+        own = imputers.get(config.impute).fills and self.run.has(IMPUTER)
         if own and name in (None, config.impute):
             imputer = self.run.load_imputer()
         elif name is None:
