@@ -46,6 +46,7 @@ def train_heads(
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
     run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
     resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished run in the run directory."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Train projection heads together with the imputer and the alignment loss.
@@ -74,7 +75,7 @@ def train_heads(
             "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
-        finished = train(asked, run or default_run_path(asked))
+        finished = train(asked, run or default_run_path(asked), overwrite=overwrite)
     if leads():
         console.emit(finished.summary, as_json, lambda: _print(finished))
 
