@@ -18,8 +18,9 @@ from calmrl_lab.anchors.bounds import anchor_report
 from calmrl_lab.anchors.gate import achieved, gated_columns
 from calmrl_lab.config import Score, TrainConfig
 from calmrl_lab.data.missingness import pattern_names
-from calmrl_lab.data.table import FeatureTable, joined
-from calmrl_lab.data.training_data import Table, open_data, training_items
+from calmrl_lab.data.patterns import Patterns
+from calmrl_lab.data.table import FeatureTable, Table, joined
+from calmrl_lab.data.training_data import open_data, training_items
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
 from calmrl_lab.evaluation.run_space import RunSpace, pair_model
@@ -313,7 +314,7 @@ def _masked(
     yield "train", train_table, train_table.mask
     complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
     if len(complete):
-        patterns = torch.unique(train_table.mask, dim=0)
+        patterns = Patterns.of(train_table.mask).shown
         for pattern in patterns[~patterns.all(dim=1)]:
             yield split, complete, pattern.expand(len(complete), -1).clone()
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calmrl_lab.data.streaming_table import table_for
-from calmrl_lab.data.table import FeatureTable
-from calmrl_lab.data.training_data import Table, splits_of, training_items
+from calmrl_lab.data.table import FeatureTable, Table
+from calmrl_lab.data.training_data import splits_of, training_items
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.model.encode import encode, stack

@@ -151,7 +151,7 @@ def test_a_store_larger_than_the_memory_it_may_use_trains(tmp_path):
 import re, sys
 from pathlib import Path
 from calmrl_lab.training import train_heads
-import calmrl_lab.data.streaming_table, calmrl_lab.training.session, torch
+import calmrl_lab.data.streaming_table, calmrl_lab.data.table, calmrl_lab.training.session, torch
 torch.set_num_threads(1)
 
 # Not getrusage: a child begins with the peak of the process that started it.
@@ -159,7 +159,7 @@ def peak():
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 before = peak()
-calmrl_lab.data.streaming_table.BLOCK, calmrl_lab.training.session.STARTING_ITEMS = 8192, 8192
+calmrl_lab.data.streaming_table.BLOCK = calmrl_lab.data.table.BLOCK = calmrl_lab.training.session.STARTING_ITEMS = 8192
 train_heads(sys.argv[1], objective="pmrl", imputer="none", run=sys.argv[2], epochs=1, dim=16, batch_size=512, memory=sys.argv[3])
 print(peak() - before)
 """
