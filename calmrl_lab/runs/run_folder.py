@@ -169,7 +169,9 @@ class RunFolder(ArtifactFolder):
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one an epoch; a last line that a killed process did not finish is left out."""
         lines = []
-        for line in (self.read_bytes(self.METRICS).decode("utf-8", "replace") if self._expects(self.METRICS) else "").splitlines():
+        for line in (
+            self.read_bytes(self.METRICS).decode("utf-8", "replace") if self._expects(self.METRICS) else ""
+        ).splitlines():
             with suppress(ValueError):
                 lines.append(json.loads(line))
         return [line for line in lines if isinstance(line, dict)]
