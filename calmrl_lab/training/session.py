@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class _Session:
             replay,
             gate,
             config.imputer_data != "warm-up",
+            config.scale_noise,
         )
         if gate is not None:
             gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
@@ -149,8 +150,9 @@ class _Session:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
                 fill = self.filler.fills and self.epoch >= first_train + config.impute_from and not bool(table.mask.all())
-                if fill and (self.epoch - first_train - config.impute_from) % config.refresh == 0:
-                    first = self.epoch == first_train + config.impute_from
+                since = self.epoch - first_train - config.impute_from
+                if fill and (since % config.refresh == 0 if config.refresh else since == 0):
+                    first = since == 0
                     rounds = config.first_iterations if first else config.refresh_iterations
                     logged |= self.filler.refresh(self.heads, table, rounds)
                 logged |= self._one_epoch(run, table, fill, total)
@@ -330,7 +332,9 @@ class _Session:
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
+            frozen = config.refresh == 0 and self.filler.imputer.fitted
+            refit = self.filler.settle if frozen else partial(self.filler.refresh, iterations=config.first_iterations)
+            logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             if leads:
                 run.save_imputer(config.impute, self.filler.tempered.state())
