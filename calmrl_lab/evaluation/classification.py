@@ -15,6 +15,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_space import Embeddings, RunSpace
 from calmrl_lab.evaluation.significance import interval
 from calmrl_lab.registry import nearest
+from calmrl_lab.runs.run import writes_into_run
 from calmrl_lab.scorers.centroid import Centroid
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def classify(
     return pd.concat(parts, ignore_index=True)
 
 
+@writes_into_run
 def classify_run(
     run: Run | str,
     label: str | None = None,
@@ -120,8 +122,7 @@ def classify_run(
     _check(train, test, label, kinds or KINDS, text)
     vectors = None if encode is None else _encoded_classes(space, label, text, encode)
     frame = classify(train, test, label, kinds, text, vectors, space.imputer())
-    with space.run.writing():
-        space.run.write_frame(space.run.CLASSIFICATION, frame)
+    space.run.write_frame(space.run.CLASSIFICATION, frame)
     return frame
 
 

@@ -31,7 +31,7 @@ from calmrl_lab.model.joined import AnyHeads
 from calmrl_lab.model.similarity import OverlapAndCosine
 from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import nearest
-from calmrl_lab.runs.run import IMPUTER, Run
+from calmrl_lab.runs.run import IMPUTER, Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
 from calmrl_lab.training.online_imputer import SAMPLED
 
@@ -86,6 +86,7 @@ class Evaluation:
         return pd.DataFrame(rows)
 
 
+@writes_into_run
 def evaluate(
     run: Run | str | Path,
     directions: Sequence[tuple[str, str]] | None = None,
@@ -124,8 +125,7 @@ def evaluate(
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
-    with run.writing():
-        run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
+    run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
 

@@ -16,6 +16,7 @@ from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_ran
 from calmrl_lab.evaluation.run_space import Embeddings, RunSpace
 from calmrl_lab.evaluation.significance import compare, interval
 from calmrl_lab.registry import nearest
+from calmrl_lab.runs.run import writes_into_run
 from calmrl_lab.scorers._names import OF_EVIDENCE, family, is_single
 from calmrl_lab.scorers.base import make_scorer
 
@@ -81,6 +82,7 @@ def missing_curves(
     return pd.concat(parts, ignore_index=True)
 
 
+@writes_into_run
 def run_curves(
     run: Run | str,
     scorers: Sequence[str] | None = None,
@@ -102,8 +104,7 @@ def run_curves(
     embedded = space.embed(split, evidence=any(family(name) in OF_EVIDENCE for name in scorers))
     objective = space.run.load_objective() if "fused" in scorers else None
     frame = missing_curves(embedded, space.imputer(impute), scorers, scenarios, queries, space.run.config.seed, objective)
-    with space.run.writing():
-        space.run.write_frame(space.run.CURVES, frame)
+    space.run.write_frame(space.run.CURVES, frame)
     return frame
 
 

@@ -14,7 +14,7 @@ from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
 from calmrl_lab.evaluation.run_space import RunSpace
-from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run import Run, writes_into_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,7 @@ Match = Callable[[Float[np.ndarray, "captions items"], Sequence[str], Sequence[s
 CAPTION = "caption"
 
 
+@writes_into_run
 def rerank_run(
     run: Run | Path | str, match: Match, label: str, split: str = "test", scorer: str = "centroid", device: str = "auto"
 ) -> pd.DataFrame:
@@ -70,8 +71,7 @@ def rerank_run(
             counts = {c: np.asarray(getattr(ranks, c))[answered] for c in ("greater", "equal", "candidates", "positives")}
             parts.append(pd.DataFrame({**about, **ids, **counts}))
     frame = pd.concat(parts, ignore_index=True)
-    with space.run.writing():
-        space.run.write_frame(space.run.RERANK, frame)
+    space.run.write_frame(space.run.RERANK, frame)
     return frame
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runs.run_folder import RunFolder
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.model.joined import AnyHeads
     from calmrl_lab.ppca.latent_maps import LatentMaps
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 HEADS = f"{RunFolder.MODEL}/heads.safetensors"
 LATENT = f"{RunFolder.MODEL}/latent.safetensors"
@@ -158,3 +163,15 @@ class Run(RunFolder):
 
         tensors, metadata = self.read_tensors(IMPUTER)
         return imputers.get(metadata["imputer"]).from_state(tensors)
+
+
+def writes_into_run(command: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Run | Path | str, P], R]:
+    """`command(run, ...)` as the only writer of its run, from its first look at the model to its last file. Raises CalmrlError, which names the
+    run, if another process writes into it."""
+
+    @wraps(command)
+    def alone(run: Run | Path | str, *arguments: P.args, **options: P.kwargs) -> R:
+        with Run.open(run.path if isinstance(run, Run) else run).writing() as locked:
+            return command(locked, *arguments, **options)
+
+    return alone

@@ -227,3 +227,16 @@ def test_the_folder_that_one_works_in_is_not_replaced(small_store, tmp_path, mon
     monkeypatch.chdir(tmp_path / "here" / "below")
     with pytest.raises(CalmrlError, match="is the folder you work in"):
         train_heads(small_store, objective="clip", imputer="none", epochs=1, run=tmp_path / "here")
+
+
+def test_a_run_that_another_process_writes_is_not_evaluated_meanwhile(small_store, tmp_path):
+    from calmrl_lab.evaluation.classification import classify_run
+    from calmrl_lab.evaluation.evaluate import evaluate
+    from calmrl_lab.evaluation.missing_curves import run_curves
+
+    run = train(config(small_store), tmp_path / "run")
+    with run.writing():
+        for command in (evaluate, run_curves, lambda run: classify_run(run, "group")):
+            with pytest.raises(CalmrlError, match="another process is writing into"):
+                command(run)
+    assert len(evaluate(run).scores)
