@@ -14,6 +14,7 @@ from calmrl_lab import commands
 from calmrl_lab._version import __version__
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
+from calmrl_lab.runtime.standard_streams import standard_streams, system_errors
 
 # The order of the main path; commands not named here follow.
 _ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
@@ -67,7 +68,8 @@ def main() -> None:
         # Accepted anywhere on the line, not only before the command.
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:
-        app()
+        with standard_streams(), system_errors():
+            app()
     except CalmrlError as error:
         if debug:
             raise
@@ -78,8 +80,6 @@ def main() -> None:
     except KeyboardInterrupt:
         console.err.print("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 if __name__ == "__main__":

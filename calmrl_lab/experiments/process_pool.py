@@ -18,14 +18,18 @@ from calmrl_lab.experiments.job import ONE_THREAD, Job, Outcome, died, perform, 
 _LOOK = 0.5
 
 
-def begin_worker() -> None:
+def begin_worker(parent: int) -> None:
     """What a process of a pool does first: it must not go on writing runs that a resumed experiment makes again.
+
+    `parent` is the process of the experiment, which may be gone before this one asks the system who its parent is.
 
     Ctrl-C in a terminal reaches every process; what becomes of the run under way is for the parent to say.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() != parent:
+        os._exit(1)
     single_thread()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
@@ -58,7 +62,8 @@ def _in_one_pool(
     the runs that were under way when one died."""
     waiting: dict[Future[Outcome], Job] = {}
     others = set(active_children())
-    with ProcessPoolExecutor(min(workers, len(rest)), mp_context=get_context("spawn"), initializer=begin_worker) as pool:
+    context, parent = get_context("spawn"), (os.getpid(),)
+    with ProcessPoolExecutor(min(workers, len(rest)), mp_context=context, initializer=begin_worker, initargs=parent) as pool:
         try:
             while waiting or (rest and not stop.is_set()):
                 # No more than can run: what is handed to a pool cannot be taken back.

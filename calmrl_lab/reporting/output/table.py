@@ -22,6 +22,9 @@ _TEX = {
     "“": "``", "”": "''", "’": "'", "\u00a0": "~", "\u2009": r"\,",
 }  # fmt: skip
 
+# A number as tables print it, with its interval and marks: "-0.3 (-0.5, 0.1) *".
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%)?( \([-+\d., ]+\))?[ *†‡]*")
+
 
 # Letters that LaTeX has only with packages or other fonts, and that have no accent to lose.
 _PLAIN = {
@@ -104,10 +107,10 @@ class Table:
         writer = csv.writer(out, lineterminator="\n")
         if self.fields:
             writer.writerow(self.fields)
-            writer.writerows([_plain(record[name]) for name in self.fields] for record in self.records)
+            writer.writerows([_inert(_plain(record[name])) for name in self.fields] for record in self.records)
         else:
             writer.writerow(self._heads())
-            writer.writerows([str(cell).replace("−", "-") for cell in row] for row in self.rows)
+            writer.writerows([_inert(str(cell).replace("−", "-")) for cell in row] for row in self.rows)
         return out.getvalue()
 
     def _heads(self) -> list[str]:
@@ -116,7 +119,7 @@ class Table:
     def to_markdown(self) -> str:
         """A pipe table under its caption; notes as a list."""
         lines = [
-            f"**{self.caption}**",
+            f"**{_html(self.caption)}**",
             "",
             _pipes(self._heads()),
             _pipes(["---:" if c.numeric else "---" for c in self.columns], raw=True),
@@ -238,12 +241,22 @@ def _plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _inert(cell: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula: text that begins like one gets an apostrophe in front, numbers do not."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(cell) else cell
+
+
 def _inline(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    return _html(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*"))
+
+
+def _html(text: str) -> str:
+    """Text in Markdown, which would otherwise be read as HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _pipes(cells: Sequence[str], raw: bool = False) -> str:
-    return "| " + " | ".join(cells if raw else [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]) + " |"
+    return "| " + " | ".join(cells if raw else [_html(cell).replace("|", "\\|").replace("\n", " ") for cell in cells]) + " |"
 
 
 def _tex_cell(cell: Cell, stacked: bool) -> str:
