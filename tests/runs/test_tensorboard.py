@@ -11,7 +11,7 @@ from calmrl_lab.runs.run import Run
 @pytest.fixture
 def runs(tmp_path):
     for name in ("a", "b"):
-        run = Run.create(tmp_path / "runs" / name, TrainConfig(store="x"))
+        run = Run.create(tmp_path / "runs" / name, TrainConfig(store="x", objective="clip"))
         for step in (0, 3):
             run.append(
                 "metrics.jsonl",

@@ -14,11 +14,12 @@ from calmrl_lab.training.session import _Session
 from calmrl_lab.training.train import train, train_heads
 
 QUICK = {"epochs": 4, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 2}
+CALMRL = {"objective": "calmrl", "impute": "ppca", "impute_options": {"latent_dim": 4}}
 FOUR = ["vision", "audio", "caption", "subtitle"]
 
 
 def config(store, **changes):
-    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute_options": {"latent_dim": 4}, **QUICK}
+    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", **CALMRL, **QUICK}
     return TrainConfig(**{**values, **changes})
 
 
