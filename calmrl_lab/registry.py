@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -18,6 +18,17 @@ def nearest(name: str, known: list[str]) -> str:
     """The clause '; did you mean ...?' for the known name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def known(name: str, names: Sequence[str], what: str, hint: str | None = None) -> int:
+    """The place of `name` among `names`. Raises CalmrlError if it is not there: `what` 'name', the nearest of `names`, and what there is.
+
+    >>> known("text", ["image", "text"], "the model has no modality")
+    1
+    """
+    if name in names:
+        return list(names).index(name)
+    raise CalmrlError(f"{what} '{name}'{nearest(name, list(names))}", hint=hint or f"there is: {', '.join(names) or 'nothing'}")
 
 
 class Registry:

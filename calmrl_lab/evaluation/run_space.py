@@ -133,9 +133,9 @@ class RunSpace:
         if not self.run.has_latent():
             return None
         maps = self.run.load_latent()
-        first = [maps.evidence(j, rows) for j, rows in enumerate(table.first_rows())]
+        first = [maps.information_vector(j, rows) for j, rows in enumerate(table.first_rows())]
         items = torch.stack(first, dim=1).masked_fill(~table.mask.unsqueeze(-1), 0.0)
-        rows = tuple(maps.evidence(j, rows) for j, rows in enumerate(table.rows))
+        rows = tuple(maps.information_vector(j, rows) for j, rows in enumerate(table.rows))
         return Evidence(maps, self.run.summary.get("cosine_weight"), items, rows)
 
     def scorer(self, name: str, query: str, modalities: Sequence[str]) -> Scorer:

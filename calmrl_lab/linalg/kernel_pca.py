@@ -60,7 +60,12 @@ class KernelPCA:
         return cls(*(part.float().contiguous() for part in parts))
 
     @property
-    def components(self) -> int:
+    def inputs(self) -> int:
+        """d."""
+        return len(self.centre)
+
+    @property
+    def dim(self) -> int:
         """r."""
         return self.projection.shape[1]
 
@@ -72,7 +77,7 @@ class KernelPCA:
         squares = _squared_distances((features - self.centre) / self.scale, self.landmarks)
         return (-squares).exp() @ self.projection - self.offset
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """The same map on another device."""
         return type(self)(**{name: value.to(device) for name, value in self.state().items()})
 

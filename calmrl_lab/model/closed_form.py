@@ -222,7 +222,7 @@ class _Judge:
 
     def _best_scale(self, maps: LatentMaps, way: str) -> tuple[float, float]:
         """Uphill from where the last model was best."""
-        evidence = [maps.evidence(index, rows) for index, rows in enumerate(self.rows)]
+        evidence = [maps.information_vector(index, rows) for index, rows in enumerate(self.rows)]
         small = maps.of_evidence()
         compared: Callable[[LatentMaps, Sequence[Tensor]], float] = self._cosine if way == "cosine" else self._overlap
         seen: dict[float, float] = {}

@@ -36,6 +36,7 @@ class JoinedHeads(nn.Module):
         self.register_buffer("weights", torch.tensor([weight / total for weight in weights], dtype=torch.float64))
         self.modalities, self.dims = parts[0].modalities, dict(parts[0].dims)
         self.dim = sum(part.dim for part in parts)
+        self.inputs = list(self.dims.values())
 
     def project(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
         """Unit-norm embeddings of modality `index`."""

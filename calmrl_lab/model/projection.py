@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,28 @@ from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.linalg.whitened_pca import CONSTANT
 
 KINDS = ("linear", "mlp")
+
+
+class Projection(Protocol):
+    """What training moves: mapped features of a modality to unit-norm embeddings of `dim` dimensions."""
+
+    kind: str
+    modalities: tuple[str, ...]
+    dim: int
+
+    @property
+    def inputs(self) -> list[int]: ...
+
+    def project(self, index: int, features: Float[Tensor, "n i"]) -> Float[Tensor, "n d"]:
+        """Unit-norm embeddings of modality `index`, given what its feature map makes of the features."""
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 class Heads(nn.Module):
@@ -38,7 +60,7 @@ class Heads(nn.Module):
         self.dim = dim
         self.kind = kind
         generator = torch.Generator().manual_seed(seed)
-        self.inputs = list(dims.values()) if kernels is None else [kernel.components for kernel in kernels]
+        self.inputs = list(dims.values()) if kernels is None else [kernel.dim for kernel in kernels]
         self.maps = nn.ModuleList(_head(kind, d, dim, generator) for d in self.inputs)
         for index, d in enumerate(self.inputs):
             self.register_buffer(f"centre_{index}", torch.zeros(d))

@@ -42,7 +42,7 @@ class LatentMaps:
     def latent_dim(self) -> int:
         return self.precisions.shape[1]
 
-    def evidence(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n q"]:
+    def information_vector(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n q"]:
         """h of `features` of modality `index`, float64."""
         centre, weight = self.centres[index].to(features.device), self.maps[index].to(features.device)
         if self.kernels is not None:
@@ -81,7 +81,7 @@ class LatentMaps:
         That is the log of the overlap of the two posteriors of beta, int p(beta | x) p(beta | y) / p(beta) dbeta: how much likelier the two
         belong to one item than to two. Unlike a cosine it knows how sure each modality is, and in which directions.
         """
-        h, g = self.evidence(query, queries), self.evidence(gallery, candidates)
+        h, g = self.information_vector(query, queries), self.information_vector(gallery, candidates)
         both = self.covariance(query, gallery).to(h.device)
         own = self.item_term(query, [gallery], g).unsqueeze(1)
         return torch.cat([h @ both, torch.ones_like(h[:, :1])], dim=1), torch.cat([g, own], dim=1)

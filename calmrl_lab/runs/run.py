@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.model.joined import AnyHeads
     from calmrl_lab.ppca.latent_maps import LatentMaps
 
@@ -144,6 +145,7 @@ class Run:
         from safetensors.numpy import save
 
         data = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / name, save(data, metadata=dict(metadata)))
 
     def read_tensors(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -178,6 +180,35 @@ class Run:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:
             raise CalmrlError(f"'{path}' is damaged: {error}") from None
+
+    def model(self) -> AlignmentModel:
+        """What this run learned, on the CPU."""
+        from dataclasses import replace
+
+        from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
+        from calmrl_lab.model.feature_map import identities
+        from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
+
+        config, heads = self.config, self.load_heads()
+        similarity: Similarity = Cosine(heads.dim)
+        alternatives: tuple[Similarity, ...] = ()
+        if self.has_latent():
+            latent = self.load_latent()
+            ratio = LikelihoodRatio(replace(latent, kernels=None), latent.kernels or identities(list(heads.dims.values())))
+            weight = float(self.summary.get("cosine_weight") or 0.0)
+            if config.score == "cosine":
+                alternatives = (ratio,)
+            else:
+                similarity = ratio if config.score == "overlap" else Sum(((ratio, 1.0), (similarity, weight)))
+        imputer, objective = None, None
+        if (self.path / "imputer.safetensors").is_file():
+            imputer = self.load_imputer()
+            imputer.modalities = heads.modalities
+        if (self.path / "objective.safetensors").is_file():
+            tensors, _ = self.read_tensors("objective.safetensors")
+            objective = TrainedObjective(config.objective, config.objective_options, tensors)
+        maps = identities(list(heads.dims.values()))
+        return AlignmentModel(heads.dims, maps, heads, similarity, alternatives, imputer, objective)
 
     def save_heads(self, heads: AnyHeads) -> None:
         """heads.safetensors: the projection heads, with the shape of the module in the metadata."""

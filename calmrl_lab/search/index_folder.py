@@ -103,7 +103,7 @@ class Gallery:
             if family(self.facts["scorer"]) not in OF_EVIDENCE:
                 return embeddings.numpy()
             maker = self._evidence_vectors()
-            asked = maker.queries(place, maker.maps.evidence(place, rows), embeddings)
+            asked = maker.queries(place, maker.maps.information_vector(place, rows), embeddings)
         return InnerProductTransform(Run(self.path).read_tensors("balance.safetensors")[0]["scale"]).queries(asked.numpy())
 
     def _evidence_vectors(self) -> EvidenceVectors:

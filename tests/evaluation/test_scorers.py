@@ -324,7 +324,7 @@ def test_an_overlap_with_a_set_is_the_log_density_ratio_of_the_joint_gaussian(sh
     weights, noise, maps = latent_maps()
     draw = np.random.default_rng(1)
     x = [draw.normal(size=(3, len(w))) for w in weights]
-    evidence = torch.stack([maps.evidence(j, torch.from_numpy(part)) for j, part in enumerate(x)], dim=1)
+    evidence = torch.stack([maps.information_vector(j, torch.from_numpy(part)) for j, part in enumerate(x)], dim=1)
     mask = torch.zeros(3, 3, dtype=torch.bool)
     mask[:, list(shown)] = True
     blocks = [0, *(j + 1 for j in shown)]

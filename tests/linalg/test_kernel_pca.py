@@ -51,7 +51,7 @@ def test_coordinates_are_those_of_the_textbook(seed, n, d):
 def test_blocks_change_nothing_and_many_rows_give_a_thousand_landmarks(monkeypatch):
     rows = torch.from_numpy(np.random.default_rng(0).normal(size=(1500, 4)))
     found = KernelPCA.of(rows, 50)
-    assert (found.landmarks.shape, found.components) == ((1000, 4), 50)
+    assert (found.landmarks.shape, found.dim) == ((1000, 4), 50)
     whole = found(rows)
     monkeypatch.setattr(kernel_map, "_BLOCK", 7)
     assert torch.allclose(found(rows), whole, atol=1e-5)
@@ -99,8 +99,8 @@ def test_kernels_can_be_for_the_heads_alone(score):
     beside = start_by_ppca(seen, held_out, {**options, "kernel": "none"}, "overlap")
     of_heads, of_overlap = (beside if score == "overlap" else heads).maps, (heads if score == "cosine" else beside).overlap
     for index, rows in enumerate(held_out.first_rows()):
-        assert torch.equal(apart.maps.evidence(index, rows), of_heads.evidence(index, rows))
-        assert torch.equal(apart.overlap.evidence(index, rows), of_overlap.evidence(index, rows))
+        assert torch.equal(apart.maps.information_vector(index, rows), of_heads.information_vector(index, rows))
+        assert torch.equal(apart.overlap.evidence(index, rows), of_overlap.information_vector(index, rows))
     if score == "both":
         assert apart.chosen["candidates"] == heads.chosen["candidates"] + beside.chosen["candidates"]
         assert apart.chosen["overlap_noise_scale"] == beside.chosen["overlap_noise_scale"]

@@ -39,7 +39,7 @@ def summed(maps, embeddings, weights, table):
     def one_way(a, b, both):
         total = torch.zeros(len(table), len(table), dtype=torch.float64)
         if maps is not None:
-            total += maps.log_density_ratio(a, [b], *(maps.evidence(j, table.rows[j]) for j in (a, b)))
+            total += maps.log_density_ratio(a, [b], *(maps.information_vector(j, table.rows[j]) for j in (a, b)))
         for weight, member in zip(weights, embeddings, strict=True):
             total += weight * (member[a] @ member[b].T)
         return total

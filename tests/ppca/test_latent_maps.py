@@ -44,7 +44,7 @@ def test_the_overlap_is_the_log_density_ratio_of_the_joint_gaussian(seed, dims, 
         alone = multivariate_normal(means[0], joint[first, first]).logpdf(x[i])
         alone += multivariate_normal(means[1], joint[second, second]).logpdf(y[j])
         expected[i, j] = both - alone
-    h, g = maps.evidence(0, torch.from_numpy(x)), maps.evidence(1, torch.from_numpy(y))
+    h, g = maps.information_vector(0, torch.from_numpy(x)), maps.information_vector(1, torch.from_numpy(y))
     found = maps.log_density_ratio(0, [1], h, g).numpy()
     assert found == pytest.approx(expected, rel=1e-8, abs=1e-8)
     # Symmetric, as a ratio of densities must be; and `compared` differs by a term a query.
@@ -76,7 +76,7 @@ def test_a_tempered_model_is_the_model_with_more_noise(scale):
     assert found.numpy() == pytest.approx(expected)
     # What only depends on the evidence can be had from the evidence.
     small = maps.of_evidence().tempered(scale)
-    seen = [maps.evidence(index, torch.from_numpy(rows)) for index, rows in enumerate((x, y))]
+    seen = [maps.information_vector(index, torch.from_numpy(rows)) for index, rows in enumerate((x, y))]
     slow = tempered.compared(0, 1, torch.from_numpy(x), torch.from_numpy(y))
     fast = small.compared(0, 1, *seen)
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(slow, fast, strict=True))
