@@ -14,7 +14,7 @@ from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Comparisons, cast
 from calmrl_lab.reporting.results.recalls import Direction, Recalls
 
-_FILE = Path(__file__).parents[1] / "published.csv"
+_FILE = Path(__file__).with_name("published.csv")
 # The paper's text is our caption: the retrieval tasks of its Table 1 and the directions of ours that ask the same kind of question.
 _TASKS = (("MSR-VTT", "T2V", ("caption", "vision")), ("MSR-VTT", "V2T", ("vision", "caption")),
           ("AudioCaps", "T2A", ("caption", "audio")), ("AudioCaps", "A2T", ("audio", "caption")))  # fmt: skip
