@@ -50,6 +50,7 @@ def train_heads(
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
     run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
     resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished run in the run directory."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Train projection heads over the cached features of a store.
@@ -81,7 +82,7 @@ def train_heads(
         }  # fmt: skip
         asked = request(config, flags, assign)
         console.note(in_words(asked))
-        finished = train(asked, run or default_run_path(asked))
+        finished = train(asked, run or default_run_path(asked), overwrite=overwrite)
     if leads():
         console.emit(finished.summary, as_json, lambda: _print(finished))
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.data.patterns import Observations, observe
-from calmrl_lab.data.streaming_table import StreamedTable
-from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.data.table import BLOCK, FeatureTable, Table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
@@ -69,11 +68,11 @@ class OnlineImputer:
     def fills(self) -> bool:
         return bool(self.imputer.fills)
 
-    def refresh(self, heads: AnyHeads, table: FeatureTable | StreamedTable, iterations: int) -> dict[str, float]:
+    def refresh(self, heads: AnyHeads, table: Table, iterations: int) -> dict[str, float]:
         """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging.
 
-        Where not all items are in memory, or several processes train together, PPCA is fitted on statistics that are summed block by block,
-        each process its share; other imputers see a sample of the items.
+        Where there are more items than a block holds, or several processes train together, PPCA is fitted on statistics that are summed block by
+        block, each process its share; other imputers see a sample of the items.
         """
         if not self.fills:
             return {}
@@ -82,7 +81,7 @@ class OnlineImputer:
         start = floor_noise(self.imputer) if self.imputer.fitted else None
         shown = [table] if self.sees_training else []
         count = sum(map(len, [*self.replay, *shown]))
-        if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or isinstance(table, StreamedTable)):
+        if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or count > BLOCK):
             statistics = summed_statistics(heads, [*self.replay, *shown], self.modalities)
             self.imputer.fit_statistics(statistics, iterations=iterations, start=start)
         else:
@@ -130,7 +129,7 @@ class OnlineImputer:
         return filled
 
     @torch.no_grad()
-    def gated(self, heads: AnyHeads, table: FeatureTable | StreamedTable) -> dict[str, int]:
+    def gated(self, heads: AnyHeads, table: Table) -> dict[str, int]:
         """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
         shut = 0
         for block in table.blocks():
@@ -158,7 +157,7 @@ class OnlineImputer:
 
 
 @torch.no_grad()
-def summed_statistics(heads: AnyHeads, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]) -> Statistics:
+def summed_statistics(heads: AnyHeads, tables: Sequence[Table], modalities: Sequence[str]) -> Statistics:
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:

@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.data.table import FeatureBatch, FeatureTable, group_numbers
-from calmrl_lab.data.training_data import Table, open_data
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
+from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.encode import encode
@@ -26,7 +26,6 @@ from calmrl_lab.model.selection import validation_score
 from calmrl_lab.model.similarity import choose_weights, overlap_score
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
-from calmrl_lab.runtime.atomic_files import write_atomically
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
 from calmrl_lab.training.gradient_health import liveness, saturated
 from calmrl_lab.training.online_imputer import OnlineImputer
@@ -240,7 +239,7 @@ class _Session:
         score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
         if rank() == 0:
-            run.append("metrics.jsonl", json.dumps({**line, "step": self.step, **score}))
+            run.append(run.METRICS, json.dumps({**line, "step": self.step, **score}))
         if logged is None:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
@@ -275,14 +274,14 @@ class _Session:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(run.path / "state.pt", buffer.getvalue())
+        run.write_bytes(run.CHECKPOINT, buffer.getvalue())
 
     def restore(self, run: Run) -> None:
         """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
-        path = run.path / "state.pt"
+        path = run.path / run.CHECKPOINT
         if not path.exists():
             if rank() == 0:
-                (run.path / "metrics.jsonl").unlink(missing_ok=True)
+                (run.path / run.METRICS).unlink(missing_ok=True)
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -310,8 +309,8 @@ class _Session:
             self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
         if rank() > 0:
             return
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
-        write_atomically(run.path / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
+        lines = (run.path / run.METRICS).read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
+        run.write_bytes(run.METRICS, ("\n".join(lines) + "\n").encode())
 
     def _stop_if(self, run: Run, table: Table, broken: NonFiniteStep | None) -> None:
         if broken is None:
@@ -384,8 +383,8 @@ class _Session:
                 f"objective '{config.objective}' had nothing to teach in any of {self.step} batches (no item shows what a term of it needs, "
                 "or no term has a gradient left): the heads are as they started"
             )
-        run.write_json("summary.json", summary)
-        run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+        run.append(run.LOG, f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+        run.finish(summary)
 
 
 def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tuple[Tensor, Tensor]:

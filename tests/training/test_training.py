@@ -24,7 +24,7 @@ def config(store, **changes):
 
 
 def tensors(run):
-    return run.read_tensors("heads.safetensors")[0]
+    return run.read_tensors("model/heads.safetensors")[0]
 
 
 def lines_of(run):
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_numbers(small_store, tmp_path, objective):
     impute = "ppca" if objective == "calmrl" else "none"
     options = {"impute_options": {"latent_dim": 4} if impute == "ppca" else {}, "objective": objective, "impute": impute}
     runs = [train(config(small_store, **options), tmp_path / name) for name in "ab"]
-    for name in ("heads.safetensors", "metrics.jsonl"):
+    for name in ("model/heads.safetensors", "metrics.jsonl"):
         assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
     other = train(config(small_store, seed=1, **options), tmp_path / "c")
     assert not same(tensors(runs[0]), tensors(other))
@@ -71,7 +71,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(small_store, tmp_path, monkeypa
     assert same(tensors(whole), tensors(halved))
     assert (whole.path / "metrics.jsonl").read_text() == (halved.path / "metrics.jsonl").read_text()
     if objective == "calmrl":
-        assert same(whole.read_tensors("imputer.safetensors")[0], halved.read_tensors("imputer.safetensors")[0])
+        assert same(whole.read_tensors("model/imputer.safetensors")[0], halved.read_tensors("model/imputer.safetensors")[0])
 
 
 def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
@@ -127,8 +127,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
     asked = config(small_store, objective="clip", impute="none", impute_options={})
     session = _Session(asked, torch.device("cpu"))
     session.objective = NonFiniteStep(tuple(FOUR), 16)
-    with pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "):
-        session.learn(Run.create(tmp_path / "r", asked))
+    with (
+        Run.create(tmp_path / "r", asked) as run,
+        pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "),
+    ):
+        session.learn(run)
     assert not Run.open(tmp_path / "r").finished()
 
 
@@ -161,7 +164,8 @@ def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_p
     asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=1)
     session = _Session(asked, torch.device("cpu"))
     session.objective.forward = lambda *batch: {"loss": torch.zeros(()), "skipped": torch.tensor(float(len(batch[0])))}
-    session.learn(constant := Run.create(tmp_path / "constant", asked))
+    with Run.create(tmp_path / "constant", asked) as constant:
+        session.learn(constant)
     assert constant.summary["counts"]["skipped_batches"] == lines_of(constant)[-1]["step"] > 0
     pairs = train(asked, tmp_path / "pairs")
     assert pairs.summary["counts"]["skipped_batches"] == 0
@@ -170,11 +174,15 @@ def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_p
 def test_a_run_killed_at_its_first_file_can_be_made_again(small_store, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / ".config.yaml.tmp").write_text("half")
-    assert Run.create(tmp_path / "r", config(small_store)).config == config(small_store)
+    with Run.create(tmp_path / "r", config(small_store)) as run:
+        assert run.config == config(small_store)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
-    with pytest.raises(CalmrlError, match="exists and is not a run"):
-        Run.create(tmp_path / "other", config(small_store))
+    with (
+        pytest.raises(CalmrlError, match="holds 'thesis.tex', which belongs to no run"),
+        Run.create(tmp_path / "other", config(small_store)),
+    ):
+        pass
 
 
 def test_a_warm_up_store_is_replayed(small_store, tmp_path):
@@ -260,7 +268,8 @@ def test_a_hostile_checkpoint_is_not_executed(small_store, tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'owned'}",)
 
-    run = Run.create(tmp_path / "r", config(small_store))
+    with Run.create(tmp_path / "r", config(small_store)) as run:
+        pass
     torch.save({"epoch": Payload()}, run.path / "state.pt")
     with pytest.raises(CalmrlError, match="checkpoint .* cannot be read"):
         train(run.config, run.path, resume=True)
