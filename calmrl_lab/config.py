@@ -102,8 +102,15 @@ class TrainConfig(BaseModel):
     warm_up_share: float = Field(
         0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)"
     )
-    clip_norm: float = Field(2.0, gt=0, description="largest gradient norm (VAST recipe)")
-    refresh: int = Field(1, ge=1, description="epochs between two updates of the imputer")
+    clip_norm: float | None = Field(2.0, gt=0, description="largest gradient norm (VAST recipe); null clips nothing")
+    refresh: int = Field(
+        1,
+        ge=0,
+        description="epochs between two updates of the imputer; 0: fitted once, on the embeddings after the warm-up, and kept as it is",
+    )
+    scale_noise: bool = Field(
+        True, description="scale the noise of a generative imputer by what held-out items say, after every fit"
+    )
     first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
     refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
     members: tuple[dict[str, Any], ...] = Field(
