@@ -19,10 +19,12 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_heads
 from calmrl_lab.model.selection import validation_score
 from calmrl_lab.model.similarity import choose_weights, overlap_score
+from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 _STATE = (
     "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
-    "metrics_lines",
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 50_000
@@ -254,8 +255,6 @@ class _Session:
         self.best_objective = {key: value.detach().clone() for key, value in self.objective.state_dict().items()}
 
     def _checkpoint(self, run: Run) -> None:
-        import io
-
         if rank() > 0:
             return
         state = {
@@ -271,30 +270,16 @@ class _Session:
             "generator": self.generator.get_state(),
             "objective_generator": _generator_state(self.objective),
             "imputer": {key: torch.from_numpy(np.array(value)) for key, value in self.filler.state().items()},
-            "metrics_lines": self.epoch + 1,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        run.write_bytes(run.CHECKPOINT, buffer.getvalue())
+        write_checkpoint(run, state, self.data.store.digest)
 
     def restore(self, run: Run) -> None:
-        """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
-        path = run.path / run.CHECKPOINT
-        if not path.exists():
-            if rank() == 0:
-                (run.path / run.METRICS).unlink(missing_ok=True)
+        """Go on from the checkpoint of `run`; a run without one starts at the beginning."""
+        state = read_checkpoint(run, _STATE, self.data.store.digest, self.device)
+        if rank() == 0:
+            rewind_metrics(run, state)
+        if state is None:
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise CalmrlError(
-                f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again"
-            ) from None
-        lacking = [key for key in _STATE if key not in state]
-        if lacking:
-            raise CalmrlError(
-                f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
-            )
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_objective = state["best"], state["best_objective"]
         self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
@@ -308,10 +293,6 @@ class _Session:
             generator.set_state(state["objective_generator"].cpu())
         if state["imputer"]:
             self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
-        if rank() > 0:
-            return
-        lines = (run.path / run.METRICS).read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
-        run.write_bytes(run.METRICS, ("\n".join(lines) + "\n").encode())
 
     def _stop_if(self, run: Run, table: Table, broken: NonFiniteStep | None) -> None:
         if broken is None:
@@ -355,7 +336,7 @@ class _Session:
         mask = self.train_table.mask
         summary = {
             "name": run.name,
-            "method": f"{config.objective}+{config.impute}" if self.filler.fills else config.objective,
+            "method": label(config),
             "objective": config.objective,
             "imputer": config.impute,
             "scenario": config.scenario,

@@ -1,5 +1,6 @@
 """Training runs: repeatable, resumable bit for bit, stopped with a sentence when a loss is not finite."""
 
+import io
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.runs.artifact_folder import digest
 from calmrl_lab.runs.run import Run
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import update
@@ -16,11 +18,12 @@ from calmrl_lab.training.session import _Session
 from calmrl_lab.training.train import train, train_heads
 
 QUICK = {"epochs": 4, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 2}
+CALMRL = {"objective": "calmrl", "impute": "ppca", "impute_options": {"latent_dim": 4}}
 FOUR = ["vision", "audio", "caption", "subtitle"]
 
 
 def config(store, **changes):
-    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute_options": {"latent_dim": 4}, **QUICK}
+    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", **CALMRL, **QUICK}
     return TrainConfig(**{**values, **changes})
 
 
@@ -271,7 +274,9 @@ def test_a_hostile_checkpoint_is_not_executed(small_store, tmp_path):
 
     with Run.create(tmp_path / "r", config(small_store)) as run:
         pass
-    torch.save({"epoch": Payload()}, run.path / "state.pt")
+    buffer = io.BytesIO()
+    torch.save({"epoch": Payload()}, buffer)
+    (run.path / "state.pt").write_bytes(buffer.getvalue() + b"\nsha256:" + digest(buffer.getvalue()).encode())
     with pytest.raises(CalmrlError, match="checkpoint .* cannot be read"):
         train(run.config, run.path, resume=True)
     assert not (tmp_path / "owned").exists()
