@@ -57,17 +57,17 @@ def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dic
         "modalities": diagnostics.modality_table(embedded),
         "spectrum": diagnostics.spectrum_by_pattern(embedded),
     }
-    if not (run / "scores.parquet").is_file():
+    if not space.run.has(space.run.SCORES):
         return tables, None
-    scored = space.run.read_json("evaluation.json")
+    scored = space.run.evaluation
     digest = (scored.get("store") or {}).get("digest", space.store.digest)
     if (scored.get("split"), digest) != (split, space.store.digest):
         console.note(
             f"run '{run.name}' was evaluated on other items than those of split '{split}': its ranks and errors are left out"
         )
         return tables, None
-    scores = facts = space.run.read_frame("scores.parquet")
-    anchors = space.run.read_frame("anchors.parquet") if (run / "anchors.parquet").is_file() else None
+    scores = facts = space.run.read_frame(space.run.SCORES)
+    anchors = space.run.read_frame(space.run.ANCHORS) if space.run.has(space.run.ANCHORS) else None
     if anchors is not None and len(anchors):
         tables["anchors"] = diagnostics.shifts_by_pattern(anchors)
         imputer = space.imputer()
@@ -75,8 +75,8 @@ def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dic
             anchors = diagnostics.with_predicted_gain(anchors, embedded, imputer)
             tables["gain"] = diagnostics.shifts_by_gain(anchors)
         facts = diagnostics.with_anchor_facts(scores, anchors)
-    if (run / "imputation.parquet").is_file():
-        errors = space.run.read_frame("imputation.parquet")
+    if space.run.has(space.run.IMPUTATION):
+        errors = space.run.read_frame(space.run.IMPUTATION)
         tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == space.run.config.impute], bins=5)
     for cut in cuts:
         tables[f"recall_by_{cut}"] = diagnostics.slices(facts, cut, np.random.default_rng(0))

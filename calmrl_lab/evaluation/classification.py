@@ -120,7 +120,8 @@ def classify_run(
     _check(train, test, label, kinds or KINDS, text)
     vectors = None if encode is None else _encoded_classes(space, label, text, encode)
     frame = classify(train, test, label, kinds, text, vectors, space.imputer())
-    space.run.write_frame("classification.parquet", frame)
+    with space.run.writing():
+        space.run.write_frame(space.run.CLASSIFICATION, frame)
     return frame
 
 

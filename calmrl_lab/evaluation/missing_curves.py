@@ -102,7 +102,8 @@ def run_curves(
     embedded = space.embed(split, evidence=any(family(name) in OF_EVIDENCE for name in scorers))
     objective = space.run.load_objective() if "fused" in scorers else None
     frame = missing_curves(embedded, space.imputer(impute), scorers, scenarios, queries, space.run.config.seed, objective)
-    space.run.write_frame("curves.parquet", frame)
+    with space.run.writing():
+        space.run.write_frame(space.run.CURVES, frame)
     return frame
 
 

@@ -70,7 +70,8 @@ def rerank_run(
             counts = {c: np.asarray(getattr(ranks, c))[answered] for c in ("greater", "equal", "candidates", "positives")}
             parts.append(pd.DataFrame({**about, **ids, **counts}))
     frame = pd.concat(parts, ignore_index=True)
-    space.run.write_frame("rerank.parquet", frame)
+    with space.run.writing():
+        space.run.write_frame(space.run.RERANK, frame)
     return frame
 
 

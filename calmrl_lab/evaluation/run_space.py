@@ -13,15 +13,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calmrl_lab.data.streaming_table import table_for
-from calmrl_lab.data.table import FeatureTable
-from calmrl_lab.data.training_data import Table, splits_of, training_items
+from calmrl_lab.data.table import FeatureTable, Table
+from calmrl_lab.data.training_data import splits_of, training_items
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.joined import AnyHeads
 from calmrl_lab.model.similarity import OverlapAndCosine
 from calmrl_lab.ppca.latent_maps import LatentMaps
-from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run import IMPUTER, Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.devices import resolve
 from calmrl_lab.scorers.base import Scorer, make_scorer
@@ -149,7 +149,7 @@ class RunSpace:
         None if the run trained without one, or filled nothing, and no name is given.
         """
         config = self.run.config
-        own = imputers.get(config.impute).fills and (self.run.path / "imputer.safetensors").is_file()
+        own = imputers.get(config.impute).fills and self.run.has(IMPUTER)
         if own and name in (None, config.impute):
             imputer = self.run.load_imputer()
         elif name is None:

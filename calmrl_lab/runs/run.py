@@ -3,183 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from calmrl_lab._version import __version__
-from calmrl_lab.config import TrainConfig, build, read_yaml
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.runtime.atomic_files import is_temporary, write_atomically
+from calmrl_lab.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from torch import nn
 
     from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.model.joined import AnyHeads
     from calmrl_lab.ppca.latent_maps import LatentMaps
 
-# Raised when the files of a run change their meaning; runs of another number are refused by name.
-FORMAT = 2
-_RECORDED = ("torch", "numpy", "scipy", "zarr", "faiss-cpu", "faiss-gpu", "pandas", "scikit-learn")
+HEADS = f"{RunFolder.MODEL}/heads.safetensors"
+LATENT = f"{RunFolder.MODEL}/latent.safetensors"
+OBJECTIVE = f"{RunFolder.MODEL}/objective.safetensors"
+IMPUTER = f"{RunFolder.MODEL}/imputer.safetensors"
 
 
-def environment() -> dict[str, Any]:
-    """Versions and platform, for the record (no host name, no user name, no absolute path)."""
-    versions = {}
-    for package in _RECORDED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "calmrl_lab": __version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "packages": versions,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run directory."""
-
-    path: Path
-
-    @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> Run:
-        """A new directory with config.yaml and environment.json. CalmrlError if a finished or foreign directory is in the way."""
-        # A process that was killed while it wrote leaves the temporary file of `write_atomically`: that is ours.
-        found = [inner for inner in path.iterdir() if not is_temporary(inner.name)] if path.is_dir() else []
-        if found and not (path / "config.yaml").exists():
-            raise CalmrlError(f"'{path}' exists and is not a run", hint="choose another --name or --runs folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CalmrlError(f"the run directory '{path}' cannot be made: {error.strerror or error}") from None
-        run = cls(path)
-        for stale in (
-            "summary.json",
-            "evaluation.json",
-            "metrics.jsonl",
-            "log.txt",
-            *(old.name for old in path.glob("*.parquet")),
-        ):
-            (path / stale).unlink(missing_ok=True)
-        values = {"format": FORMAT, **config.model_dump(mode="json")}
-        write_atomically(path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
-        run.write_json("environment.json", environment())
-        return run
-
-    @classmethod
-    def open(cls, path: Path | str) -> Run:
-        """An existing run; CalmrlError if it is none, or was written by another version of the format."""
-        path = Path(path)
-        if not (path / "config.yaml").is_file():
-            raise CalmrlError(
-                f"'{path}' is not a run: it has no config.yaml", hint="calmrl-lab train-heads writes runs under runs/"
-            )
-        found = read_yaml(path / "config.yaml").get("format")
-        if found != FORMAT:
-            raise CalmrlError(
-                f"run '{path}' was written in format {found}, this version reads format {FORMAT}", hint="train it again"
-            )
-        return cls(path)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def config(self) -> TrainConfig:
-        values = read_yaml(self.path / "config.yaml")
-        values.pop("format", None)
-        return build(TrainConfig, values, str(self.path / "config.yaml"))
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """summary.json; CalmrlError if the run has not finished."""
-        try:
-            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CalmrlError(
-                f"run '{self.path}' has not finished", hint=f"go on with: calmrl-lab train-heads --resume {self.path}"
-            ) from None
-        except ValueError as error:
-            raise CalmrlError(f"'{self.path / 'summary.json'}' is damaged: {error}") from None
-
-    def finished(self) -> bool:
-        return (self.path / "summary.json").is_file()
-
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        write_atomically(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The mapping in a JSON file of this run; empty if there is none. CalmrlError if it is damaged."""
-        try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError) as error:
-            raise CalmrlError(f"'{self.path / name}' is damaged: {error}") from None
-
-    def append(self, name: str, line: str) -> None:
-        """Add one line to a log of this run."""
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(line.rstrip("\n") + "\n")
-
-    def write_tensors(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-        """A safetensors file of arrays, with text metadata."""
-        import numpy as np
-        from safetensors.numpy import save
-
-        data = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / name, save(data, metadata=dict(metadata)))
-
-    def read_tensors(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays and metadata of a safetensors file; CalmrlError if it is absent or damaged."""
-        from safetensors import SafetensorError, safe_open
-
-        path = self.path / name
-        if not path.is_file():
-            raise CalmrlError(f"run '{self.path}' has no {name}", hint="the run did not finish, or has nothing to impute with")
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CalmrlError(f"'{path}' is damaged: {error}") from None
-
-    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """A Parquet table, written atomically."""
-        import io
-
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        write_atomically(self.path / name, buffer.getvalue())
-
-    def read_frame(self, name: str) -> pd.DataFrame:
-        """A Parquet table of this run; CalmrlError if it is absent or damaged."""
-        import pandas as pd
-
-        path = self.path / name
-        if not path.is_file():
-            raise CalmrlError(f"run '{self.path}' has no {name}", hint=f"calmrl-lab evaluate --run {self.path}")
-        try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise CalmrlError(f"'{path}' is damaged: {error}") from None
+class Run(RunFolder):
+    """One run: its folder, and what it learned."""
 
     def model(self) -> AlignmentModel:
         """What this run learned, on the CPU."""
@@ -201,11 +46,11 @@ class Run:
             else:
                 similarity = ratio if config.score == "overlap" else Sum(((ratio, 1.0), (similarity, weight)))
         imputer, objective = None, None
-        if (self.path / "imputer.safetensors").is_file():
+        if self.has(IMPUTER):
             imputer = self.load_imputer()
             imputer.modalities = heads.modalities
-        if (self.path / "objective.safetensors").is_file():
-            tensors, _ = self.read_tensors("objective.safetensors")
+        if self.has(OBJECTIVE):
+            tensors, _ = self.read_tensors(OBJECTIVE)
             objective = TrainedObjective(config.objective, config.objective_options, tensors)
         maps = identities(list(heads.dims.values()))
         return AlignmentModel(heads.dims, maps, heads, similarity, alternatives, imputer, objective)
@@ -219,7 +64,7 @@ class Run:
             shape["parts"] = [[part.dim, part.kind] for part in heads.heads()]
         # One entry: safetensors writes several in an order of its own, and equal heads would have different bytes.
         metadata = {"heads": json.dumps(shape)}
-        self.write_tensors("heads.safetensors", {k: v.cpu().numpy() for k, v in heads.state_dict().items()}, metadata)
+        self.write_tensors(HEADS, {k: v.cpu().numpy() for k, v in heads.state_dict().items()}, metadata)
 
     def load_heads(self) -> AnyHeads:
         """The heads of this run, on the CPU."""
@@ -229,9 +74,9 @@ class Run:
         from calmrl_lab.model.joined import JoinedHeads
         from calmrl_lab.model.projection import Heads
 
-        tensors, metadata = self.read_tensors("heads.safetensors")
+        tensors, metadata = self.read_tensors(HEADS)
         if "heads" not in metadata:
-            raise CalmrlError(f"'{self.path / 'heads.safetensors'}' does not say which heads it holds: no run wrote it")
+            raise CalmrlError(f"'{self.path / HEADS}' does not say which heads it holds: no run wrote it")
         shape = json.loads(metadata["heads"])
         state = {key: torch.from_numpy(value) for key, value in tensors.items()}
 
@@ -250,11 +95,11 @@ class Run:
 
     def save_latent(self, maps: LatentMaps) -> None:
         """latent.safetensors: the PPCA of the features that the heads started from."""
-        self.write_tensors("latent.safetensors", maps.state(), {"modalities": json.dumps(maps.modalities)})
+        self.write_tensors(LATENT, maps.state(), {"modalities": json.dumps(maps.modalities)})
 
     def has_latent(self) -> bool:
         """Whether the heads of this run started from PPCA of the features."""
-        return (self.path / "latent.safetensors").is_file()
+        return self.has(LATENT)
 
     def require_latent(self) -> None:
         """CalmrlError if the heads started from something else than PPCA of the features."""
@@ -268,7 +113,7 @@ class Run:
         from calmrl_lab.ppca.latent_maps import LatentMaps
 
         self.require_latent()
-        tensors, metadata = self.read_tensors("latent.safetensors")
+        tensors, metadata = self.read_tensors(LATENT)
         return LatentMaps.from_state(tensors, json.loads(metadata["modalities"]))
 
     def save_objective(self, objective: nn.Module) -> None:
@@ -277,7 +122,7 @@ class Run:
         # NumPy has no bfloat16.
         state = {key: (value.float() if value.is_floating_point() else value).numpy() for key, value in state.items()}
         if state:
-            self.write_tensors("objective.safetensors", state, {"objective": self.config.objective})
+            self.write_tensors(OBJECTIVE, state, {"objective": self.config.objective})
 
     def load_objective(self) -> nn.Module:
         """The objective of this run as it was trained, on the CPU; CalmrlError if it learned nothing that was kept."""
@@ -285,11 +130,11 @@ class Run:
 
         from calmrl_lab.objectives import objectives
 
-        if not (self.path / "objective.safetensors").is_file():
+        if not self.has(OBJECTIVE):
             raise CalmrlError(
                 f"run '{self.path}' kept no trained objective", hint="train it again, with an objective that learns"
             )
-        tensors, _ = self.read_tensors("objective.safetensors")
+        tensors, _ = self.read_tensors(OBJECTIVE)
         heads, config = self.load_heads(), self.config
         objective: nn.Module = objectives.get(config.objective)(heads.modalities, heads.dim, **config.objective_options)
         shapes = {key: value.shape for key, value in objective.state_dict().items()}
@@ -298,18 +143,18 @@ class Run:
             objective.load_state_dict({key: torch.from_numpy(value).reshape(shapes[key]) for key, value in tensors.items()})
         except (KeyError, RuntimeError):
             raise CalmrlError(
-                f"'{self.path / 'objective.safetensors'}' is not of objective '{config.objective}' as it is here",
+                f"'{self.path / OBJECTIVE}' is not of objective '{config.objective}' as it is here",
                 hint="train the run again",
             ) from None
         return objective.eval()
 
     def save_imputer(self, name: str, state: Mapping[str, np.ndarray]) -> None:
         """imputer.safetensors: the parameters of a fitted imputer that has any."""
-        self.write_tensors("imputer.safetensors", state, {"imputer": name})
+        self.write_tensors(IMPUTER, state, {"imputer": name})
 
     def load_imputer(self) -> Any:
         """The fitted imputer of this run; CalmrlError if it kept none."""
         from calmrl_lab.imputers import imputers
 
-        tensors, metadata = self.read_tensors("imputer.safetensors")
+        tensors, metadata = self.read_tensors(IMPUTER)
         return imputers.get(metadata["imputer"]).from_state(tensors)

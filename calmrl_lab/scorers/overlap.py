@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.ppca.latent_maps import LatentMaps
 from calmrl_lab.registry import nearest
@@ -56,11 +56,9 @@ class Overlap(Scorer):
         places_of = [self.maps.modalities.index(self.modalities[j]) for j in self._columns]
         asked, shown = queries[:, :q], items[:, self._columns, :q]
         scores = asked.new_empty(len(queries), len(items))
-        patterns, which = torch.unique(mask[:, self._columns], dim=0, return_inverse=True)
-        for index, pattern in enumerate(patterns.tolist()):
-            rows = (which == index).nonzero().squeeze(1)
-            places = [places_of[j] for j, seen in enumerate(pattern) if seen]
-            scores[:, rows] = self.maps.log_density_ratio(query, places, asked, shown[rows].sum(dim=1))
+        for pattern in Patterns.of(mask[:, self._columns]):
+            places = [places_of[j] for j in pattern.observed]
+            scores[:, pattern.rows] = self.maps.log_density_ratio(query, places, asked, shown[pattern.rows].sum(dim=1))
         return scores
 
 

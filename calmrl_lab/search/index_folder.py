@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_space import RunSpace
 from calmrl_lab.registry import nearest
+from calmrl_lab.runs.artifact_folder import digest, parquet_bytes
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.atomic_files import is_temporary, write_atomically
+from calmrl_lab.runtime.atomic_folders import settled
 from calmrl_lab.scorers._names import OF_EVIDENCE, family
 from calmrl_lab.search.faiss_index import Index, Kind, build_index, recall_against_exact
 from calmrl_lab.search.item_vectors import of_embeddings, of_evidence
@@ -26,26 +27,76 @@ from calmrl_lab.search.overlap_vectors import EvidenceVectors, InnerProductTrans
 if TYPE_CHECKING:
     import pandas as pd
 
+    from calmrl_lab.model.joined import AnyHeads
+    from calmrl_lab.ppca.latent_maps import LatentMaps
     from calmrl_lab.store import FeatureStore
 
-FORMAT = 1
+FORMAT = 2
 PROBED = 10
-# What an index folder may hold: one with nothing else is an index, also if its writer was killed before gallery.json.
-_OF_OVERLAPS = ("latent.safetensors", "balance.safetensors")
-_FILES = frozenset(
-    {"gallery.json", "index.faiss", "items.parquet", "heads.safetensors", *_OF_OVERLAPS, "recall.csv", "recall.svg"}
-)
+# How often a reader begins again when the folder is replaced under its hands.
+_ATTEMPTS = 5
+
+
+class IndexFolder(Run):
+    """The folder of an index: the names of its files. gallery.json, written last, vouches for all others."""
+
+    kind: ClassVar[str] = "index"
+    GALLERY: ClassVar[str] = "gallery.json"
+    INDEX: ClassVar[str] = "index.faiss"
+    ITEMS: ClassVar[str] = "items.parquet"
+    TRANSFORM: ClassVar[str] = f"{Run.MODEL}/balance.safetensors"
+    RECALL: ClassVar[str] = "recall.csv"
+    FIGURE: ClassVar[str] = "recall.svg"
+    RECORD: ClassVar[str] = GALLERY
+
+    def record_of(self, name: str) -> str:
+        return self.GALLERY
+
+    def hint(self, name: str) -> str:
+        return "calmrl-lab index writes it anew"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """gallery.json as it was when it was first looked at, so that all files are those of one index."""
+        if not (self.path / self.GALLERY).is_file():
+            raise CalmrlError(
+                f"'{self.path}' is no finished index: it has no {self.GALLERY}", hint="calmrl-lab index writes one"
+            )
+        values = self._mapping(self.GALLERY, self._read(self.GALLERY))
+        if values.get("format") != FORMAT:
+            raise CalmrlError(
+                f"index '{self.path}' is of format {values.get('format')}, this version reads {FORMAT}", hint="build it again"
+            )
+        return self.read_record(self.GALLERY) or {}
+
+    def vouched(self, record: str) -> dict[str, str] | None:
+        return self.record["files"] if (self.path / self.GALLERY).is_file() else None
+
+    def unchanged(self) -> bool:
+        """Whether the index is still the one that was looked at first."""
+        try:
+            return IndexFolder(self.path).record == self.record
+        except CalmrlError:
+            return True
+
+    def seal(self, facts: Mapping[str, Any]) -> None:
+        """Write gallery.json, which vouches for all that was written before."""
+        found = sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
+        self.write_record(self.GALLERY, {**facts, "files": {name: digest(self._read(name)) for name in found}})
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, heads.safetensors, and
-    latent.safetensors and balance.safetensors where items are compared by overlap."""
+    """An index in memory: the vectors, the items in the order of the vectors (id, group, pattern, labels), the heads that make query vectors,
+    and what turns them into information vectors where items are compared by overlap."""
 
     path: Path
     facts: dict[str, Any]
     index: Index
     items: pd.DataFrame
+    heads: AnyHeads
+    maps: LatentMaps | None
+    transform: InnerProductTransform | None
 
     @classmethod
     def open(cls, path: Path | str, gpus: int = 0) -> Gallery:
@@ -53,26 +104,26 @@ class Gallery:
 
         Raises CalmrlError if it is none, damaged, or of another version, and for GPUs that FAISS does not see.
         """
-        path = Path(path)
-        try:
-            facts = json.loads((path / "gallery.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CalmrlError(
-                f"'{path}' is no finished index: it has no gallery.json", hint="calmrl-lab index writes one"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise CalmrlError(
-                f"'{path / 'gallery.json'}' is damaged: {error}", hint="calmrl-lab index writes it anew"
-            ) from None
-        if facts.get("format") != FORMAT:
-            raise CalmrlError(
-                f"index '{path}' is of format {facts.get('format')}, this version reads {FORMAT}", hint="build it again"
-            )
-        index = Index.load(path / "index.faiss", facts["kind"])
-        items = Run(path).read_frame("items.parquet")
+        for _ in range(_ATTEMPTS):
+            folder = IndexFolder(settled(Path(path)))
+            try:
+                return cls._read(folder, gpus)
+            except CalmrlError:
+                if folder.unchanged():
+                    raise
+        raise CalmrlError(f"index '{path}' is replaced again and again", hint="search it when nothing writes it")
+
+    @classmethod
+    def _read(cls, folder: IndexFolder, gpus: int) -> Gallery:
+        facts = folder.record
+        index = Index.from_bytes(folder.read_bytes(folder.INDEX), facts["kind"], folder.path / folder.INDEX)
+        items = folder.read_frame(folder.ITEMS)
         if len(items) != len(index):
-            raise CalmrlError(f"index '{path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
-        return cls(path, facts, index.on_gpus(gpus) if gpus else index, items)
+            raise CalmrlError(f"index '{folder.path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
+        by_overlap = family(facts["scorer"]) in OF_EVIDENCE
+        maps = folder.load_latent() if by_overlap else None
+        transform = InnerProductTransform(folder.read_tensors(folder.TRANSFORM)[0]["scale"]) if by_overlap else None
+        return cls(folder.path, facts, index.on_gpus(gpus) if gpus else index, items, folder.load_heads(), maps, transform)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -86,7 +137,7 @@ class Gallery:
                 f"index '{self.path}' has no heads for '{modality}'{nearest(modality, list(self.modalities))}",
                 hint=f"it has: {', '.join(self.modalities)}",
             )
-        heads = Run(self.path).load_heads()
+        heads = self.heads
         given = np.asarray(features)
         if given.dtype.kind not in "fiu":
             raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
@@ -100,14 +151,13 @@ class Gallery:
         rows, place = torch.from_numpy(wide), heads.modalities.index(modality)
         with torch.no_grad():
             embeddings = heads.project(place, rows)
-            if family(self.facts["scorer"]) not in OF_EVIDENCE:
+            if self.maps is None or self.transform is None:
                 return embeddings.numpy()
-            maker = self._evidence_vectors()
+            maker = self._evidence_vectors(self.maps)
             asked = maker.queries(place, maker.maps.information_vector(place, rows), embeddings)
-        return InnerProductTransform(Run(self.path).read_tensors("balance.safetensors")[0]["scale"]).queries(asked.numpy())
+        return self.transform.queries(asked.numpy())
 
-    def _evidence_vectors(self) -> EvidenceVectors:
-        maps = Run(self.path).load_latent()
+    def _evidence_vectors(self, maps: LatentMaps) -> EvidenceVectors:
         places = {name: place for place, name in enumerate(maps.modalities)}
         shown = tuple(places[name] for name in self.facts["modalities"])
         patterns = tuple(tuple(places[name] for name in pattern) for pattern in self.facts["patterns"])
@@ -146,10 +196,27 @@ def build_gallery(
     Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `calibrate` with a run without imputer or
     a scorer that needs no gap filled, an overlap for a run without PPCA, and an existing folder that is no index.
     """
+    with IndexFolder.replacing(out) as folder:
+        _fill(folder, run, store, split, modalities, scorer, calibrate, kind, options, gpus, device)
+    return Gallery.open(out)
+
+
+def _fill(
+    folder: IndexFolder,
+    run: Run | Path | str,
+    store: FeatureStore | Path | str | None,
+    split: str | None,
+    modalities: Sequence[str] | None,
+    scorer: str | None,
+    calibrate: bool,
+    kind: Kind,
+    options: Mapping[str, int] | None,
+    gpus: int,
+    device: str,
+) -> None:
+    """Everything that an index folder holds, gallery.json last."""
     import pandas as pd
 
-    out = Path(out)
-    _check_folder(out)
     space = RunSpace.open(run, store, device)
     score = space.run.config.score
     scorer = scorer or ("centroid" if score == "cosine" else score)
@@ -166,11 +233,6 @@ def build_gallery(
     embedded, vectors, shown = made.embedded, made.vectors, made.rows
     # Built on GPUs or not: what is measured below is what a search will open.
     index = build_index(vectors, kind, options, gpus).on_cpu()
-    folder = Run(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalmrlError(f"the index folder '{out}' cannot be made: {error.strerror or error}") from None
     patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
     items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
     labels = {f"label.{name}": values[shown] for name, values in embedded.labels.items()}
@@ -197,31 +259,15 @@ def build_gallery(
     if kind != "flat":
         exact = build_index(vectors).search(probes, PROBED)
         facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, PROBED), exact).mean())
-    # gallery.json goes last: a folder without it is no index.
-    (out / "gallery.json").unlink(missing_ok=True)
     folder.save_heads(space.heads)
     if made.balance is not None and made.maps is not None:
         folder.save_latent(made.maps)
-        folder.write_tensors("balance.safetensors", {"scale": made.balance.scale}, {})
-    else:
-        for name in _OF_OVERLAPS:
-            (out / name).unlink(missing_ok=True)
-    folder.write_frame("items.parquet", pd.DataFrame({**items, **labels}))
-    index.save(out / "index.faiss")
-    _write_recall(out, index, vectors, probes)
-    folder.write_json("gallery.json", facts)
-    return Gallery.open(out)
-
-
-def _check_folder(out: Path) -> None:
-    """CalmrlError if `out` is there and is no index, whole or unfinished."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise CalmrlError(f"'{out}' exists and is not a folder", hint="choose another --out")
-    others = [inner.name for inner in out.iterdir() if inner.name not in _FILES and not is_temporary(inner.name)]
-    if others and not (out / "gallery.json").is_file():
-        raise CalmrlError(f"'{out}' exists and is not an index: it holds {others[0]}", hint="choose another --out")
+        folder.write_tensors(folder.TRANSFORM, {"scale": made.balance.scale}, {})
+    folder.write_bytes(folder.ITEMS, parquet_bytes(pd.DataFrame({**items, **labels})))
+    folder.write_bytes(folder.INDEX, index.to_bytes())
+    if kind != "flat":
+        _write_recall(folder, index, vectors, probes)
+    folder.seal(facts)
 
 
 def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
@@ -230,11 +276,9 @@ def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
     return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
 
 
-def _write_recall(out: Path, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:
-    """recall.csv of an approximate index; none of an exact one. A figure of an earlier index goes: the command that builds one draws it anew."""
+def _write_recall(folder: IndexFolder, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:
+    """recall.csv of an approximate index."""
     from calmrl_lab.search.ann_recall import effort_curve
 
-    for name in ("recall.csv", "recall.svg"):
-        (out / name).unlink(missing_ok=True)
-    if index.kind != "flat":
-        write_atomically(out / "recall.csv", effort_curve(index, vectors, probes, PROBED).to_csv(index=False).encode())
+    curve = effort_curve(index, vectors, probes, PROBED)
+    folder.write_bytes(folder.RECALL, curve.to_csv(index=False).encode())

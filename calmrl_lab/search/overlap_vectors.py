@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from calmrl_lab.data.patterns import Patterns, places
 from calmrl_lab.ppca.latent_maps import LatentMaps
 
 
@@ -36,10 +37,8 @@ class EvidenceVectors:
         cls, maps: LatentMaps, weight: float | None, shown: Sequence[int], mask: Bool[Tensor, "n k"]
     ) -> EvidenceVectors:
         """For items of which `mask` [n, len(shown)] says what they show; an item that shows nothing has no pattern."""
-        kinds = torch.unique(mask[mask.any(dim=1)], dim=0).tolist()
-        return cls(
-            maps, weight, tuple(shown), tuple(tuple(j for j, seen in zip(shown, kind, strict=True) if seen) for kind in kinds)
-        )
+        kinds = (places(kind) for kind in Patterns.of(mask).shown.tolist())
+        return cls(maps, weight, tuple(shown), tuple(tuple(shown[j] for j in kind) for kind in kinds if kind))
 
     def items(
         self, evidence: Float[Tensor, "n k q"], embeddings: Float[Tensor, "n k d"], mask: Bool[Tensor, "n k"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from runs.resealing import reseal
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
@@ -10,6 +11,7 @@ from calmrl_lab.evaluation.missing_curves import run_curves
 from calmrl_lab.evaluation.rerank import rerank_run
 from calmrl_lab.evaluation.retrieval import rank_items
 from calmrl_lab.evaluation.run_space import RunSpace
+from calmrl_lab.runs.run import Run
 from calmrl_lab.search.index_folder import build_gallery
 from calmrl_lab.training.train import train
 
@@ -73,8 +75,10 @@ def test_who_has_no_fusion_says_so(runs, cli, tmp_path):
     config = runs["vast"].path / "config.yaml"
     text = config.read_text()
     config.write_text(text.replace("objective: vast", "objective: gram"))
+    reseal(runs["vast"].path)
     try:
         with pytest.raises(CalmrlError, match="is not of objective 'gram'"):
-            runs["vast"].load_objective()
+            Run.open(runs["vast"].path).load_objective()
     finally:
         config.write_text(text)
+        reseal(runs["vast"].path)

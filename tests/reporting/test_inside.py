@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from runs.resealing import reseal
 from synthetic_runs import RECIPES, write_experiment
 
 from calmrl_lab.model.projection import Heads
@@ -32,8 +33,10 @@ def real(small_store, tmp_path_factory):
         run = folder / name
         config = yaml.safe_load((run / "config.yaml").read_text())
         (run / "config.yaml").write_text(yaml.safe_dump({**config, "store": str(small_store)}))
-        Run.open(run).save_heads(Heads({m: store.dims[m] for m in MODALITIES}, 32, seed=index))
+        Run(run).save_heads(Heads({m: store.dims[m] for m in MODALITIES}, 32, seed=index))
+        reseal(run)
         ranks(run, store).to_parquet(run / "scores.parquet")
+        reseal(run)
     record = json.loads((folder / "experiment.json").read_text())
     record["store"] |= {"path": str(small_store), "digest": store.digest, "dataset": "openmoji"}
     (folder / "experiment.json").write_text(json.dumps(record))
