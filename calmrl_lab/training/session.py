@@ -19,6 +19,7 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_heads
 from calmrl_lab.model.selection import validation_score
@@ -335,7 +336,7 @@ class _Session:
         mask = self.train_table.mask
         summary = {
             "name": run.name,
-            "method": f"{config.objective}+{config.impute}" if self.filler.fills else config.objective,
+            "method": label(config),
             "objective": config.objective,
             "imputer": config.impute,
             "scenario": config.scenario,

@@ -18,11 +18,12 @@ from calmrl_lab.training.session import _Session
 from calmrl_lab.training.train import train, train_heads
 
 QUICK = {"epochs": 4, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 2}
+CALMRL = {"objective": "calmrl", "impute": "ppca", "impute_options": {"latent_dim": 4}}
 FOUR = ["vision", "audio", "caption", "subtitle"]
 
 
 def config(store, **changes):
-    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute_options": {"latent_dim": 4}, **QUICK}
+    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", **CALMRL, **QUICK}
     return TrainConfig(**{**values, **changes})
 
 
@@ -120,9 +121,9 @@ def test_complete_only_trains_on_exactly_the_complete_items_of_pairs(small_store
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, tmp_path):
-    from calmrl_lab.objectives.clip import Clip
+    from calmrl_lab.objectives.clip import CLIP
 
-    class NonFiniteStep(Clip):
+    class NonFiniteStep(CLIP):
         def forward(self, embeddings, mask, imputed=None):
             terms = super().forward(embeddings, mask, imputed)
             return {name: value * float("nan") for name, value in terms.items()}
