@@ -174,7 +174,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; CalmrlError if it is absent, not YAML, or not a mapping."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CalmrlError(f"there is no file '{path}'") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -190,6 +190,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
+# Settings are a few levels deep and a few hundred values long; more is a mistake, or meant to exhaust the memory.
+_DEEPEST, _MOST_VALUES = 20, 100_000
+
+
+class _Excess(yaml.YAMLError):
+    """YAML that is nested too deeply, or whose repeated parts come to too many values."""
+
+
+def _parsed(text: str) -> Any:
+    """The value of a YAML document. Raises yaml.YAMLError, also for a document of absurd depth or size (references counted out)."""
+    try:
+        loaded = yaml.safe_load(text)
+    except RecursionError:
+        raise _Excess(f"it is nested more than {_DEEPEST} levels deep") from None
+    except ValueError as error:  # a date with a thirteenth month
+        raise yaml.YAMLError(str(error)) from None
+    seen, level = 0, [loaded]
+    for _ in range(_DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            inner += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+            if seen + len(inner) > _MOST_VALUES:
+                raise _Excess(f"it comes to more than {_MOST_VALUES:,} values")
+        seen, level = seen + len(inner), inner
+        if not level:
+            return loaded
+    raise _Excess(f"it is nested more than {_DEEPEST} levels deep")
+
+
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """`values` with `a.b=c` assignments applied; the right-hand side is read as YAML (numbers, lists, true, null)."""
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
@@ -200,9 +229,10 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
                 f"--set '{assignment}' is not of the form key=value", hint="for example --set learning_rate=0.001"
             )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise CalmrlError(f"--set '{assignment}': the value is not valid YAML") from None
+            value = _parsed(text)
+        except yaml.YAMLError as error:
+            reason = f": {error}" if isinstance(error, _Excess) else ""
+            raise CalmrlError(f"--set '{assignment[:80]}': the value is not valid YAML{reason}") from None
         # YAML 1.1 reads 1e-3 as text; nobody who types it means that.
         if isinstance(value, str):
             with suppress(ValueError):

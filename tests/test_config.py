@@ -77,3 +77,22 @@ def test_an_unreadable_file_is_one_sentence(tmp_path, content, said):
 def test_no_store_named():
     with pytest.raises(CalmrlError, match="no feature store"):
         request(None, {}, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: " + "[" * 100_000, "a: " + "[" * 40 + "]" * 40, "a: &x [*x]", "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 12))])],
+    ids=["endless", "deep", "circle", "references"],
+)  # fmt: skip
+def test_yaml_of_absurd_depth_or_size_is_one_sentence(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(CalmrlError, match="is not valid YAML: it"):
+        read_yaml(tmp_path / "x.yaml")
+    with pytest.raises(CalmrlError, match="the value is not valid YAML"):
+        override({}, [f"a={text[3:]}"])
+
+
+def test_a_date_that_is_none_is_one_sentence(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: 2020-13-40")
+    with pytest.raises(CalmrlError, match="is not valid YAML"):
+        read_yaml(tmp_path / "x.yaml")

@@ -48,6 +48,13 @@ class ClassFolder:
             raise CalmrlError(f"the template '{template}' has no {{}} for the class name", hint="e.g. template='a sound of {}'")
         self.media = Path(media)
         self._places = AllowedPlaces(self.media, [follow_links] if isinstance(follow_links, str | Path) else follow_links)
+        try:
+            template.format("")
+        except (LookupError, ValueError, AttributeError) as error:
+            raise CalmrlError(
+                f"the template '{template}' has a field that cannot be filled: {error}",
+                hint="only {} is, e.g. template='a sound of {}'",
+            ) from None
         self.template = template
 
     def manifest(self) -> Manifest:
