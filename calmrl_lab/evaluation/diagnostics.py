@@ -274,14 +274,28 @@ def chance_level(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def chance_warning(scores: pd.DataFrame) -> str | None:
-    """One loud sentence if directions are at chance level, else None."""
+    """A loud sentence if directions are at chance level, and another if they are worse, else None."""
+    from scipy.stats import norm
+
     levels = chance_level(scores)
-    low = levels[levels["at_chance"]]
-    if low.empty:
-        return None
-    named = ", ".join(f"{row.query}->{row.gallery}" for row in low.head(4).itertuples())
-    more = f" and {len(low) - 4} more" if len(low) > 4 else ""
-    return (
-        f"AT CHANCE LEVEL: {len(low)} of {len(levels)} directions cannot be told from a random order ({named}{more}); "
-        "check that the right weights and the right store were loaded"
-    )
+    reversed_order = levels["z"] < -norm.isf(CHANCE_P)
+    said = []
+    if reversed_order.any():
+        said.append(
+            f"BACK TO FRONT: {_named(levels, reversed_order)} worse than a random order, the best candidates last; "
+            "a modality is mirrored or its scores have the wrong sign"
+        )
+    at_chance = levels["at_chance"] & ~reversed_order
+    if at_chance.any():
+        said.append(
+            f"AT CHANCE LEVEL: {_named(levels, at_chance)} not to be told from a random order; "
+            "check that the right weights and the right store were loaded"
+        )
+    return ". ".join(said) or None
+
+
+def _named(levels: pd.DataFrame, chosen: pd.Series) -> str:
+    """How many directions are chosen, the first of them by name, and the verb."""
+    names = [f"{row.query}->{row.gallery}" for row in levels[chosen].itertuples()]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{len(names)} of {len(levels)} directions ({', '.join(names[:4])}{more}) {'is' if len(names) == 1 else 'are'}"

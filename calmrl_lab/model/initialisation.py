@@ -13,7 +13,9 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import PPCAStart, require_two, start_by_ppca
+from calmrl_lab.model.encode import encode
 from calmrl_lab.model.projection import Heads
+from calmrl_lab.model.signs import best_signs, pair_cosines
 
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
@@ -68,6 +70,8 @@ def random_heads(config: TrainConfig, table: FeatureTable) -> Heads:
         for index, rows in shown.items():
             heads.rescale(index, rows, features)
     heads.align_signs(shown)
+    # Modalities without a mean are told apart by the items that show two of them.
+    heads.change_signs(best_signs(pair_cosines(encode(heads, table), table.mask)))
     return heads
 
 

@@ -103,10 +103,23 @@ class Heads(nn.Module):
             across = direction - target
             if float(across.norm()) > 1e-6:
                 across = across / across.norm()
-                head = self.maps[index]
-                last = head if isinstance(head, nn.Linear) else head.get_submodule("2")
-                assert isinstance(last, nn.Linear)
+                last = self._last_layer(index)
                 last.weight -= 2 * torch.outer(across, across @ last.weight)
+
+    @torch.no_grad()
+    def change_signs(self, signs: Sequence[int]) -> None:
+        """Mirror the embeddings of the modalities whose sign is -1: z becomes -z exactly."""
+        for index, sign in enumerate(signs):
+            if sign < 0:
+                self._last_layer(index).weight.neg_()
+
+    def _last_layer(self, index: int) -> nn.Linear:
+        head = self.maps[index]
+        last = head if isinstance(head, nn.Linear) else head.get_submodule("2")
+        # Without a bias, so that mirrored weights are mirrored embeddings.
+        assert isinstance(last, nn.Linear)
+        assert last.bias is None
+        return last
 
     def load_linear(self, index: int, weight: Float[Tensor, "d d_m"]) -> None:
         """Start modality `index` from published projection weights (linear heads only)."""

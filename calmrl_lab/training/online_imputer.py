@@ -106,6 +106,10 @@ class OnlineImputer:
             self.imputer = self._restored(first_says(self.imputer.state()))
         return {**logged, **self.settle(heads, table)}
 
+    def forget(self) -> None:
+        """Fit from the beginning next time: the embeddings are others than those the parameters were fitted to."""
+        self.imputer = self.tempered = self._make()
+
     def settle(self, heads: AnyHeads, table: Table) -> dict[str, float]:
         """Make what fills out of the imputer as it is fitted, by held-out items under these `heads`; returns what is worth logging."""
         held_out = encode(heads, self.held_out)

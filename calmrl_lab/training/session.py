@@ -23,6 +23,7 @@ from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_heads
 from calmrl_lab.model.selection import validation_score
+from calmrl_lab.model.signs import best_signs, pair_cosines
 from calmrl_lab.model.similarity import choose_weights, overlap_score
 from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
@@ -41,6 +42,8 @@ _STATE = (
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 50_000
+# Items by which the signs of modalities are checked every epoch.
+SIGN_ITEMS = 2_048
 
 
 class _Session:
@@ -64,6 +67,7 @@ class _Session:
         if heads.kernels and isinstance(self.train_table, FeatureTable):
             self._lift(self.train_table)
             replay = self._replay()
+        self.sign_items = (self.heads.lift(shown) if self.heads.lifted else shown).sample(SIGN_ITEMS).on(str(self.device))
         self.objective = make_objective(config, modalities, heads.dim).to(self.device)
         gate = Gate(config.gate_level) if config.gate else None
         self.filler = OnlineImputer(
@@ -236,7 +240,9 @@ class _Session:
         if self.config.score == "overlap" and self.start is not None:
             score = overlap_score(self.start.overlap, self.plain_validation.first_rows(), self.plain_validation)
         else:
-            score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
+            signs = self._signs()
+            embeddings = encode(self.heads, self.validation_table)
+            score = validation_score([sign * rows for sign, rows in zip(signs, embeddings, strict=True)], self.validation_table)
         self.heads.train()
         score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
@@ -245,6 +251,12 @@ class _Session:
         if logged is None:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
+
+    def _signs(self) -> tuple[int, ...]:
+        """The signs that observed pairs of training items ask for: objectives made of singular values cannot tell z from -z."""
+        if self.start is not None:
+            return (1,) * len(self.heads.modalities)
+        return best_signs(pair_cosines(encode(self.heads, self.sign_items), self.sign_items.mask))
 
     def _keep_best(self, score: float) -> None:
         self.best = {
@@ -308,6 +320,10 @@ class _Session:
         config = self.config
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
+        signs = self._signs()
+        if -1 in signs:
+            self.heads.change_signs(signs)
+            self.filler.forget()
         self.objective.load_state_dict(self.best_objective)
         noise_scale, gate = 1.0, None
         leads = rank() == 0

@@ -191,3 +191,16 @@ def test_the_warning_is_loud_and_names_the_direction():
 def test_a_gallery_of_one_cannot_be_told_from_chance():
     level = chance_level(ranks(rng(), queries=3, candidates=1))
     assert level["at_chance"][0]
+
+
+def test_the_exact_reverse_is_not_called_a_random_order():
+    def direction(query, greater):
+        n = len(greater)
+        about = {"query": query, "gallery": "b", "scorer": "cosine", "candidates": n, "positives": 1, "equal": 0}
+        return pd.DataFrame({**about, "greater": greater, "group": [str(i) for i in range(n)]})
+
+    reverse = direction("a", np.full(200, 190))
+    random = direction("c", np.random.default_rng(0).permutation(200))
+    said = chance_warning(pd.concat([reverse, random]))
+    assert "BACK TO FRONT: 1 of 2 directions (a->b) is worse than a random order" in said
+    assert "AT CHANCE LEVEL: 1 of 2 directions (c->b) is not to be told from a random order" in said
