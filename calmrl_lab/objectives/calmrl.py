@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,12 @@ class Calmrl(SpectralObjective):
     `imputed` the observed modalities alone make the set, which is what training does before the imputer is fitted, and so they do for
     an item whose `imputed` entries are NaN, which the gate has left uncalibrated. An item that shows nothing has nothing to impute
     from and enters no term. On complete data this is PMRL, term by term. Eq. 9 is printed without a logarithm and calls
-    the singular values lambda; `-log softmax` of singular values is what PMRL's code, on which it builds, computes.
-    Published: alpha 0.1. The temperatures are not published; PMRL's leave no gradient for heads that start at random (docs/decisions.md),
-    so the defaults are what validation chose on real features: 0.5 and 0.05.
+    the singular values lambda; `-log softmax` of singular values is what CalMRL's own code computes.
+
+    Its training scripts use temperatures 0.05 and 0.1 (ablated from 0.02 to 2) and alpha 0.1, leave the anchors' signs to the SVD, take the spectrum of
+    caption, vision and audio only (subtitles enter the imputer's posterior alone) and compare anchors with candidates that have no gradient: `sign="raw"`,
+    `spectrum_of`, `detach_gathered` and `detach_context`, all set by the method calmrl-released. Its temperatures leave no gradient in the alignment of
+    heads that start at random (docs/decisions.md), so the defaults here are what validation chose on real features: 0.5 and 0.05.
     """
 
     name = "calmrl"
@@ -36,8 +41,15 @@ class Calmrl(SpectralObjective):
         sign: str = "mean",
         query: str | None = None,
         seed: int = 0,
+        negative_temperature: float = 0.07,
+        spectrum_of: Sequence[str] | None = None,
+        detach_gathered: bool = False,
+        detach_context: bool = False,
     ) -> None:
-        super().__init__(modalities, dim, alignment_temperature, uniformity_temperature, alpha, spectrum, sign, query, seed)
+        super().__init__(
+            modalities, dim, alignment_temperature, uniformity_temperature, alpha, spectrum, sign, query, seed, negative_temperature,
+            spectrum_of, detach_gathered, detach_context,
+        )  # fmt: skip
 
     def sets(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None) -> tuple[Tensor, Tensor]:
         if imputed is None:

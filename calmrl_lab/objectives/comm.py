@@ -21,7 +21,7 @@ class Comm(Objective):
 
     NT-Xent between the fusion of everything shown in one augmentation and that of each modality alone in the other; loss = sum over modalities, and over the whole set itself, of the mean of both augmentation orders; 2N - 2 negatives; temperature 0.1,
     fixed, as released. Substitutes, since features are cached: augmentation is Gaussian noise of expected length `noise` on each embedding, and
-    the fusion transformer is a small masked network that starts as the mean (see `_fusion`). Mask: a modality's term
+    the fusion transformer is a small masked network that starts as the mean (see `MaskedFusion`). Mask: a modality's term
     is over the items that show it and at least one other; the whole of an item is what it shows. Others are counted in `skipped`.
     """
 

@@ -15,7 +15,7 @@ class Gram(CrossObjective):
     """The volume that a text and the other modalities of an item span (Cicchetti et al., ICLR 2025).
 
     Score of text i and item j = -sqrt(det Gram(t_i, others of j)). Released: temperature 0.07, learned; label smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head on the normalised sum of the
-    other modalities, see `_matching`). `epsilon` is added under the root, whose slope at zero volume is infinite otherwise.
+    other modalities, see `MatchingHead`). `epsilon` is added under the root, whose slope at zero volume is infinite otherwise.
     Mask: volumes are those of the observed modalities. More modalities can only shrink a volume, so in a batch of mixed patterns items that
     show more are favoured; with one other modality it is sqrt(1 - cos^2). Blind to sign: text and -text score alike.
     """
@@ -32,8 +32,10 @@ class Gram(CrossObjective):
         alpha: float = 0.1,
         epsilon: float = 1e-8,
         seed: int = 0,
+        negative_temperature: float | None = None,
+        detach_gathered: bool = False,
     ) -> None:
-        super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed)
+        super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed, negative_temperature, detach_gathered)
         self.epsilon = not_negative(self.name, "epsilon", epsilon)
 
     def scores(self, sides: Sides, context: Tensor) -> Tensor:

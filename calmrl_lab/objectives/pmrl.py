@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from calmrl_lab.objectives import objectives
 from calmrl_lab.objectives.terms.spectral import SpectralObjective
 
@@ -30,5 +32,12 @@ class Pmrl(SpectralObjective):
         sign: str = "mean",
         query: str | None = None,
         seed: int = 0,
+        negative_temperature: float = 0.07,
+        spectrum_of: Sequence[str] | None = None,
+        detach_gathered: bool = False,
+        detach_context: bool = False,
     ) -> None:
-        super().__init__(modalities, dim, alignment_temperature, uniformity_temperature, alpha, spectrum, sign, query, seed)
+        super().__init__(
+            modalities, dim, alignment_temperature, uniformity_temperature, alpha, spectrum, sign, query, seed, negative_temperature,
+            spectrum_of, detach_gathered, detach_context,
+        )  # fmt: skip

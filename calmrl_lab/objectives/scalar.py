@@ -23,7 +23,7 @@ class Scalar(CrossObjective):
     with one of its modalities hidden: KL divergence of the softmax over items with everything shown (no gradient) from that
     with one random other modality less, for items that show two or more. uniformity: log mean exp(-2 ||x - y||^2) within each modality
     (Wang and Isola 2020), mean over modalities with two items. Its semantic term is not described well enough to be rebuilt and is left out, and
-    matching is a substitute (see `_matching`). Mask: weights are spread over observed modalities only; nothing is imputed.
+    matching is a substitute (see `MatchingHead`). Mask: weights are spread over observed modalities only; nothing is imputed.
     """
 
     name = "scalar"
@@ -39,8 +39,9 @@ class Scalar(CrossObjective):
         uniformity: float = 0.1,
         alpha: float = 0.1,
         seed: int = 0,
+        negative_temperature: float | None = None,
     ) -> None:
-        super().__init__(modalities, dim, query, temperature, 0.0, alpha, seed, fixed_temperature=True)
+        super().__init__(modalities, dim, query, temperature, 0.0, alpha, seed, negative_temperature, fixed_temperature=True)
         self.weight_temperature = positive(self.name, "weight_temperature", weight_temperature)
         self.consistency = not_negative(self.name, "consistency", consistency)
         self.uniformity = not_negative(self.name, "uniformity", uniformity)

@@ -21,7 +21,7 @@ class Triangle(CrossObjective):
 
     Score of text i and item j = minus the area of (t_i, v_j, a_j). `form="squared"`, the released code: -(|u|^2 |w|^2 - <u, w>^2) / 2 with the sides u and w, which is -2 area^2. `form="root"`, the paper: -area (with
     `epsilon` under the root, whose slope is infinite where corners coincide). Released: temperature 0.07, learned; label smoothing 0.1;
-    matching weight `alpha` 0.1 (here a substitute head, see `_matching`).
+    matching weight `alpha` 0.1 (here a substitute head, see `MatchingHead`).
     `corners` names the two modalities beside the query (default: vision and audio, else the first two). Mask: an item answers only if it
     shows both: with a corner missing the triangle has no area, which would be a perfect score. Others are counted in `skipped`. Known
     limit: three points on one line have no area however far apart they are.
@@ -41,8 +41,10 @@ class Triangle(CrossObjective):
         alpha: float = 0.1,
         epsilon: float = 1e-8,
         seed: int = 0,
+        negative_temperature: float | None = None,
+        detach_gathered: bool = False,
     ) -> None:
-        super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed)
+        super().__init__(modalities, dim, query, temperature, smoothing, alpha, seed, negative_temperature, detach_gathered)
         if len(modalities) < 3:
             raise CalmrlError(
                 f"objective 'triangle' needs three modalities, got {len(modalities)}: {', '.join(modalities)}",

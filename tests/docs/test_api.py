@@ -19,7 +19,7 @@ def test_the_reference_is_current():
 def test_the_list_of_modules_is_current():
     found = make_api().architecture()
     assert (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") == found, "run: python docs/make_api.py"
-    assert "`training.py`: The training loop" in found
+    assert "`session.py`: The training loop" in found
 
 
 def test_every_public_name_of_the_package_is_in_the_reference():

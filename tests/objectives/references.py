@@ -86,15 +86,17 @@ def pmrl(z, mask, tau1, tau2, power=1, squared=False, groups=None):
     return mean(alignment) + mean(uniformity)
 
 
-def matching(head, queries, contexts, able, generator, groups=None):
-    """Two-way cross-entropy of true pairs and of pairs with a hard negative on either side; `able` items only."""
+def matching(head, queries, contexts, able, generator, logits, groups=None):
+    """Two-way cross-entropy of true pairs and of pairs with a hard negative on either side; `able` items only. Negatives by softmax of `logits`."""
     count = len(able)
     uniform = 1 - torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    similarity = (queries @ contexts.T).detach()
+    logits = logits.detach()
+    takes_part = [j for j in range(count) if able[j]]
     possible = {i: [j for j in range(count) if able[j] and j not in mates(groups, i, count)] for i in range(count) if able[i]}
 
     def drawn(scores, allowed, u):
-        weights = torch.softmax(scores, dim=0) + 1e-4
+        total = sum(torch.exp(scores[j] - scores[takes_part].max()) for j in takes_part)
+        weights = [torch.exp(scores[j] - scores[takes_part].max()) / total + 1e-4 for j in range(count)]
         edges = torch.stack([weights[j] if j in allowed else ZERO for j in range(count)]).cumsum(dim=0)
         return next(j for j in range(count) if edges[j] >= u * edges[-1])
 
@@ -108,8 +110,8 @@ def matching(head, queries, contexts, able, generator, groups=None):
         if any(possible.values()):
             terms.append(surprise(i, i, True))
         if allowed:
-            terms.append(surprise(i, drawn(similarity[i], allowed, uniform[i, 0]), False))
-            terms.append(surprise(drawn(similarity[:, i], allowed, uniform[i, 1]), i, False))
+            terms.append(surprise(i, drawn(logits[i], allowed, uniform[i, 0]), False))
+            terms.append(surprise(drawn(logits[:, i], allowed, uniform[i, 1]), i, False))
     return mean(terms)
 
 
@@ -160,14 +162,17 @@ def volume(query, vectors):
     return torch.linalg.det(stacked @ stacked.T).clamp_min(0.0).sqrt()
 
 
-def gram(z, mask, query, temperature, smoothing, epsilon, groups=None):
-    _, asks, answers, _, _ = sides(z, mask, query)
-
+def gram_scores(z, mask, query, epsilon):
     def score(t, vectors):
         stacked = torch.stack([t, *vectors])
         return -(torch.linalg.det(stacked @ stacked.T).clamp_min(0.0) + epsilon).sqrt()
 
-    return both_ways(table(z, mask, query, score) / temperature, asks, answers, smoothing, groups)[0]
+    return table(z, mask, query, score)
+
+
+def gram(z, mask, query, temperature, smoothing, epsilon, groups=None):
+    _, asks, answers, _, _ = sides(z, mask, query)
+    return both_ways(gram_scores(z, mask, query, epsilon) / temperature, asks, answers, smoothing, groups)[0]
 
 
 def triangle_area(first, second, third):
@@ -177,7 +182,7 @@ def triangle_area(first, second, third):
     return side.norm() * height.norm() / 2
 
 
-def triangle(z, mask, query, corners, form, temperature, smoothing, epsilon, groups=None):
+def triangle_scores(z, mask, query, corners, form, epsilon):
     both = mask[:, corners].all(dim=1)
     rows = []
     for i in range(len(z)):
@@ -189,7 +194,12 @@ def triangle(z, mask, query, corners, form, temperature, smoothing, epsilon, gro
             else:
                 row.append(ZERO)
         rows.append(torch.stack(row))
-    return both_ways(torch.stack(rows) / temperature, mask[:, query], both, smoothing, groups)[0]
+    return torch.stack(rows)
+
+
+def triangle(z, mask, query, corners, form, temperature, smoothing, epsilon, groups=None):
+    scores = triangle_scores(z, mask, query, corners, form, epsilon) / temperature
+    return both_ways(scores, mask[:, query], mask[:, corners].all(dim=1), smoothing, groups)[0]
 
 
 def fused(z, mask, others, maps):
@@ -218,9 +228,13 @@ def centroid_cosine(query, vectors, temperature):
     return query @ centroid / centroid.norm()
 
 
+def centroid_scores(z, mask, query, weight_temperature):
+    return table(z, mask, query, lambda t, v: centroid_cosine(t, v, weight_temperature))
+
+
 def scalar(z, mask, query, temperature, weight_temperature, groups=None):
     _, asks, answers, _, _ = sides(z, mask, query)
-    scores = table(z, mask, query, lambda t, v: centroid_cosine(t, v, weight_temperature))
+    scores = centroid_scores(z, mask, query, weight_temperature)
     return both_ways(scores / temperature, asks, answers, 0.0, groups)[0]
 
 

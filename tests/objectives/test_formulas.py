@@ -34,14 +34,15 @@ def one_sided(k, seed, b=7, d=8):
     return torch.nn.functional.normalize(z + 2 * common, dim=-1), mask, imputed + common
 
 
-def matched(o, queries, contexts, able, generator, groups):
-    return o.alpha * references.matching(o.matching, queries, contexts, able, generator, groups) if o.alpha else 0.0
+def matched(o, queries, contexts, able, generator, logits, groups):
+    return o.alpha * references.matching(o.matching, queries, contexts, able, generator, logits, groups) if o.alpha else 0.0
 
 
 def spectral(o, z, mask, members, belongs, generator, groups):
     power, squared = 2 if o.spectrum == "lambda" else 1, o.sign == "squared"
     loss = references.pmrl(members, belongs, o.alignment_temperature, o.uniformity_temperature, power, squared, groups)
-    return loss + matched(o, *references.spectral_sides(z, mask, o.query), generator, groups)
+    queries, contexts, able = references.spectral_sides(z, mask, o.query)
+    return loss + matched(o, queries, contexts, able, generator, queries @ contexts.T / o.negative_temperature, groups)
 
 
 def pmrl(o, z, mask, imputed, groups, generator):
@@ -70,20 +71,23 @@ def gram(o, z, mask, imputed, groups, generator):
     query, temperature = query_of(z.shape[1]), 1 / o.scale()
     contrast = references.gram(z, mask, query, temperature, 0.1, o.epsilon, groups)
     _, asks, answers, queries, contexts = references.sides(z, mask, query)
-    return contrast + matched(o, queries, contexts, asks & answers, generator, groups)
+    logits = references.gram_scores(z, mask, query, o.epsilon) / temperature
+    return contrast + matched(o, queries, contexts, asks & answers, generator, logits, groups)
 
 
 def triangle(o, z, mask, imputed, groups, generator):
     contrast = references.triangle(z, mask, CAPTION, [0, 1], o.form, 1 / o.scale(), 0.1, o.epsilon, groups)
     _, asks, _, queries, contexts = references.sides(z[:, :3], mask[:, :3], CAPTION)
-    return contrast + matched(o, queries, contexts, asks & mask[:, :2].all(dim=1), generator, groups)
+    logits = references.triangle_scores(z, mask, CAPTION, [0, 1], o.form, o.epsilon) * o.scale()
+    return contrast + matched(o, queries, contexts, asks & mask[:, :2].all(dim=1), generator, logits, groups)
 
 
 def vast(o, z, mask, imputed, groups, generator):
     query, maps = query_of(z.shape[1]), dict(zip(o.fusion.subsets, o.fusion.weights, strict=True))
     contrast = references.vast(z, mask, query, maps, 1 / o.scale(), 0.1, groups)
     others, asks, answers, queries, _ = references.sides(z, mask, query)
-    return contrast + matched(o, queries, references.fused(z, mask, others, maps), asks & answers, generator, groups)
+    contexts = references.fused(z, mask, others, maps)
+    return contrast + matched(o, queries, contexts, asks & answers, generator, queries @ contexts.T * o.scale(), groups)
 
 
 def scalar(o, z, mask, imputed, groups, generator):
@@ -93,7 +97,8 @@ def scalar(o, z, mask, imputed, groups, generator):
         loss + references.consistency(z, mask, query, 1 / o.scale(), 0.1, generator) + 0.1 * references.spread(z, mask, groups)
     )
     _, asks, answers, queries, contexts = references.sides(z, mask, query)
-    return loss + matched(o, queries, contexts, asks & answers, generator, groups)
+    logits = references.centroid_scores(z, mask, query, 0.1) * o.scale()
+    return loss + matched(o, queries, contexts, asks & answers, generator, logits, groups)
 
 
 def symile(o, z, mask, imputed, groups, generator):

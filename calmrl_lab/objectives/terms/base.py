@@ -120,6 +120,13 @@ def share(objective: str, option: str, value: float) -> float:
     return float(value)
 
 
+def flag(objective: str, option: str, value: bool) -> bool:
+    """`value` if it is true or false; CalmrlError naming the option otherwise."""
+    if not isinstance(value, bool):
+        raise CalmrlError(f"objective '{objective}': {option} must be true or false, got {value!r}")
+    return value
+
+
 def one_of(objective: str, option: str, value: str, known: Sequence[str]) -> str:
     """`value` if it is among `known`; CalmrlError naming the nearest otherwise."""
     if value not in known:
@@ -140,6 +147,37 @@ def modality_index(objective: str, modalities: Sequence[str], wanted: str | None
             hint=f"there are: {', '.join(modalities)}",
         )
     return modalities.index(wanted)
+
+
+def modality_columns(
+    objective: str, option: str, modalities: Sequence[str], wanted: Sequence[str] | None, least: int = 2
+) -> list[int]:
+    """Places among `modalities` of those that `option` names, in their order there; None: of all.
+
+    A published name stands for what takes its place: "caption" for "text" where there is no caption, "vision" for "image" or "video". A name that
+    nothing answers to is left out, since a store may lack a modality that a published system has. Raises CalmrlError for a name that looks like a
+    misspelt one, and where fewer than `least` are left.
+    """
+    if wanted is None:
+        return list(range(len(modalities)))
+    found = []
+    for name in wanted:
+        roles = next((names for names in (TEXT, IMAGE) if name in names), ())
+        place = next((modalities.index(known) for known in (name, *roles) if known in modalities), None)
+        if place is not None:
+            found.append(place)
+        elif close := nearest(str(name), list(modalities)):
+            raise CalmrlError(
+                f"objective '{objective}': {option} names '{name}', and there is no such modality{close}",
+                hint=f"there are: {', '.join(modalities)}",
+            )
+    if len(set(found)) < least:
+        raise CalmrlError(
+            f"objective '{objective}': of {option} ({', '.join(map(str, wanted))}) fewer than {least} are among the modalities "
+            f"{', '.join(modalities)}",
+            hint=f"name at least {least} of them, or set objective_options.{option}=null for all",
+        )
+    return sorted(set(found))
 
 
 def _number(value: object) -> bool:

@@ -31,6 +31,20 @@ def symmetric_cross_entropy(
     return (forward + backward) / 2, asked | answered
 
 
+def two_way_cross_entropy(
+    there: Float[Tensor, "b b"],
+    back: Float[Tensor, "b b"],
+    rows: Bool[Tensor, " b"],
+    columns: Bool[Tensor, " b"],
+    smoothing: float = 0.0,
+    same: Bool[Tensor, "b b"] | None = None,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
+    """`symmetric_cross_entropy` with logits of their own for each direction, of equal value and different gradients; `back` is the transpose."""
+    forward, asked = _one_way(there, rows, columns, smoothing, same)
+    backward, answered = _one_way(back, columns, rows, smoothing, same)
+    return (forward + backward) / 2, asked | answered
+
+
 def _one_way(logits: Tensor, asking: Tensor, answering: Tensor, smoothing: float, same: Tensor | None) -> tuple[Tensor, Tensor]:
     candidate = answering.unsqueeze(0)
     log_normaliser = torch.logsumexp(logits.masked_fill(~candidate, _NEVER), dim=1)

@@ -55,30 +55,30 @@ def matching_loss(
     contexts: Float[Tensor, "b d"],
     able: Bool[Tensor, " b"],
     generator: torch.Generator,
+    logits: Float[Tensor, "b b"],
     same: Bool[Tensor, "b b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Two-way cross-entropy over (query, context) pairs: the true one, one with a hard context, one with a hard query.
 
-    Only items that are `able` (have both sides) take part. Negatives are drawn in proportion to softmax(similarity) + 1e-4 among the
-    other able items of other groups, without gradient. An item without a possible negative counts with its true pair only where others
+    Only items that are `able` (have both sides) take part. Negatives are drawn without gradient as `negative_weights` says, from `logits`: the
+    similarity that the objective trains, over a temperature. An item without a possible negative counts with its true pair only where others
     have one; fewer than two able items: a zero that keeps the graph.
     """
     count = len(able)
     own = torch.arange(count, device=able.device)
     with torch.no_grad():
-        similarity = queries @ contexts.mT
         other = ~torch.eye(count, dtype=torch.bool, device=able.device) if same is None else ~same
         allowed = able.unsqueeze(0) & other
         # Drawn on the CPU, so that runs repeat on every device. Both numbers of an item stand side by side: items added at the end
         # of a batch do not change those before them.
         uniform = 1 - torch.rand(count, 2, generator=generator, dtype=torch.float64)
-        uniform = send(uniform.to(similarity.dtype), able.device)
-        hard_context = _draw(similarity, allowed, uniform[:, :1])
-        hard_query = _draw(similarity.mT, allowed, uniform[:, 1:])
+        uniform = send(uniform.to(logits.dtype), able.device)
+        hard_context = _draw(negative_weights(logits, able, allowed), uniform[:, :1])
+        hard_query = _draw(negative_weights(logits.mT, able, allowed), uniform[:, 1:])
         possible = able & allowed.any(dim=1)
-    logits = head(queries, contexts, torch.cat([own, own, hard_query]), torch.cat([own, hard_context, own]))
+    matched = head(queries, contexts, torch.cat([own, own, hard_query]), torch.cat([own, hard_context, own]))
     target = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
-    per_pair = functional.cross_entropy(logits, target, reduction="none")
+    per_pair = functional.cross_entropy(matched, target, reduction="none")
     counted = torch.cat([able & possible.any(), possible, possible])
     return torch.where(counted, per_pair, 0.0).sum() / counted.sum().clamp_min(1)
 
@@ -97,9 +97,21 @@ def query_and_context(
     return queries, functional.normalize(embeddings.sum(dim=1) - queries, dim=1, eps=1e-12), mask.sum(dim=1) >= 2
 
 
-def _draw(similarity: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
-    """One allowed column a row, by inverting the cumulative sum at `uniform` in (0, 1]; some column where none is allowed."""
-    weights = torch.where(allowed, torch.softmax(similarity, dim=1) + _FLOOR, 0.0)
+def negative_weights(
+    logits: Float[Tensor, "b b"], able: Bool[Tensor, " b"], allowed: Bool[Tensor, "b b"]
+) -> Float[Tensor, "b b"]:
+    """Weights by which row i draws its hard negative j: softmax over the `able` columns, plus 1e-4, where `allowed`; 0 elsewhere.
+
+    The item itself is in the softmax and is never drawn, as in the released code of VAST, GRAM, TRIANGLE and PMRL: what its own pair takes
+    leaves less to the others, and the 1e-4 weighs more.
+    """
+    # Finite, so that a batch without able items gives weights and not NaN.
+    shares = torch.softmax(logits.masked_fill(~able.unsqueeze(0), -1e9), dim=1)
+    return torch.where(allowed, shares + _FLOOR, 0.0)
+
+
+def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """One column a row in proportion to `weights`, by inverting their cumulative sum at `uniform` in (0, 1]; some column where all are 0."""
     edges = weights.cumsum(dim=1)
     # The first edge that reaches a positive number belongs to a positive weight.
     return torch.searchsorted(edges, uniform * edges[:, -1:]).squeeze(1).clamp_max(len(weights) - 1)

@@ -14,6 +14,7 @@ from calmrl_lab.objectives.terms.base import (
     TEXT,
     LearnedTemperature,
     Objective,
+    flag,
     modality_index,
     not_negative,
     positive,
@@ -22,7 +23,7 @@ from calmrl_lab.objectives.terms.base import (
     skipped,
     without_hidden,
 )
-from calmrl_lab.objectives.terms.contrastive import symmetric_cross_entropy
+from calmrl_lab.objectives.terms.contrastive import symmetric_cross_entropy, two_way_cross_entropy
 from calmrl_lab.objectives.terms.matching import MatchingHead, matching_loss
 
 
@@ -40,6 +41,9 @@ class CrossObjective(Objective):
 
     Item i asks with its embedding of modality `query`; item j answers with whatever else it shows. An item without the query modality still
     answers, one without anything else still asks; neither has a target then (`skipped`). Subclasses say what the score is.
+    Hard negatives of matching are drawn by softmax(score / `negative_temperature`), as released; None: the temperature of the contrast.
+    `detach_gathered` stops the gradient of the contrast at the candidates of either direction, as released code does that gathers them from
+    several devices without gradient; the value is the same.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class CrossObjective(Objective):
         smoothing: float,
         alpha: float,
         seed: int,
+        negative_temperature: float | None = None,
+        detach_gathered: bool = False,
         fixed_temperature: bool = False,
     ) -> None:
         super().__init__(modalities, dim)
@@ -60,6 +66,9 @@ class CrossObjective(Objective):
         self.scale = LearnedTemperature(start, fixed=fixed_temperature, direct=True)
         self.smoothing = share(self.name, "smoothing", smoothing)
         self.alpha = not_negative(self.name, "alpha", alpha)
+        named = negative_temperature is not None
+        self.negative_temperature = positive(self.name, "negative_temperature", negative_temperature) if named else None
+        self.detach_gathered = flag(self.name, "detach_gathered", detach_gathered)
         self.generator = torch.Generator().manual_seed(seed)
         if self.alpha:
             self.matching = MatchingHead(dim, seed)
@@ -88,22 +97,32 @@ class CrossObjective(Objective):
 
     def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
         """`loss`, `contrast`, `temperature`, `skipped`, `matching` if alpha > 0, and the terms a subclass adds."""
-        sides = self.sides(embeddings, mask)
-        same = same_group(groups)
-        scale = self.scale().to(embeddings.dtype)
+        terms, used = self.terms_of(self.sides(embeddings, mask), same_group(groups))
+        return {**terms, "skipped": skipped(used, terms["loss"])}
+
+    def terms_of(self, sides: Sides, same: Tensor | None) -> tuple[dict[str, Tensor], Bool[Tensor, " b"]]:
+        """`terms` of these sides but `skipped`, and which items the contrast used."""
+        scale = self.scale().to(sides.queries.dtype)
         answering = self.answering(sides)
         context = self.context(sides)
         scores = self.scores(sides, context)
-        contrast, used = symmetric_cross_entropy(scale * scores, sides.asks, answering, self.smoothing, same)
-        terms = {"contrast": contrast, "temperature": 1 / scale.detach(), "skipped": skipped(used, contrast)}
+        if self.detach_gathered:
+            there = self.scores(sides._replace(answers=sides.answers.detach()), context.detach())
+            back = self.scores(sides._replace(queries=sides.queries.detach()), context)
+            contrast, used = two_way_cross_entropy(scale * there, scale * back.mT, sides.asks, answering, self.smoothing, same)
+        else:
+            contrast, used = symmetric_cross_entropy(scale * scores, sides.asks, answering, self.smoothing, same)
+        terms = {"contrast": contrast, "temperature": 1 / scale.detach()}
         loss = contrast
         for name, (weight, term) in self.extras(sides, context, scores, same).items():
             terms[name], loss = term, loss + weight * term
         if self.alpha:
             able, generator = sides.asks & answering, cast(torch.Generator, self.generator)
-            terms["matching"] = matching_loss(self.matching, sides.queries, context, able, generator, same)
+            sharpness = scale if self.negative_temperature is None else 1 / self.negative_temperature
+            logits = (sharpness * scores).detach()
+            terms["matching"] = matching_loss(self.matching, sides.queries, context, able, generator, logits, same)
             loss = loss + self.alpha * terms["matching"]
-        return {"loss": loss, **terms}
+        return {"loss": loss, **terms}, used
 
     def extras(self, sides: Sides, context: Tensor, scores: Tensor, same: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """Further terms by name: (weight in the loss, value)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -12,6 +13,8 @@ from calmrl_lab.linalg.spectrum import Sign, spectrum
 from calmrl_lab.objectives.terms.base import (
     TEXT,
     Objective,
+    flag,
+    modality_columns,
     modality_index,
     not_negative,
     one_of,
@@ -21,7 +24,7 @@ from calmrl_lab.objectives.terms.base import (
     without_hidden,
 )
 from calmrl_lab.objectives.terms.matching import MatchingHead, matching_loss, query_and_context
-from calmrl_lab.objectives.terms.uniformity import instance_uniformity
+from calmrl_lab.objectives.terms.uniformity import instance_uniformity, one_sided_uniformity
 
 SPECTRA = ("sigma", "lambda")
 SIGNS = ("mean", "raw", "squared")
@@ -34,7 +37,11 @@ class SpectralObjective(Objective):
     sigma^2), over as many values as the set has members; mean over items with at least two, the others are counted in `skipped`.
     uniformity: cross-entropy of anchors against anchors at uniformity_temperature, the item itself as target, over items with an
     anchor. `sign` says how anchors get theirs: `mean` points with the embeddings, `raw` is left to the SVD as in PMRL's released code,
-    `squared` compares by squared cosine. matching: see `_matching`; observed modalities only; `query` names the one that asks.
+    `squared` compares by squared cosine. matching: see `matching_loss`; observed modalities only; `query` names the one that asks, and hard
+    negatives are drawn by softmax(cosine / negative_temperature).
+
+    As in CalMRL's released code: `spectrum_of` names the modalities whose spectrum and anchor are taken (None: all; the others still serve matching and
+    the imputer), `detach_gathered` stops the gradient of uniformity at the candidates, `detach_context` that of matching at the context.
     """
 
     def __init__(
@@ -48,6 +55,10 @@ class SpectralObjective(Objective):
         sign: str,
         query: str | None,
         seed: int,
+        negative_temperature: float,
+        spectrum_of: Sequence[str] | None,
+        detach_gathered: bool,
+        detach_context: bool,
     ) -> None:
         super().__init__(modalities, dim)
         self.alignment_temperature = positive(self.name, "alignment_temperature", alignment_temperature)
@@ -56,6 +67,10 @@ class SpectralObjective(Objective):
         self.spectrum = one_of(self.name, "spectrum", spectrum, SPECTRA)
         self.sign = one_of(self.name, "sign", sign, SIGNS)
         self.query = modality_index(self.name, modalities, query, TEXT)
+        self.negative_temperature = positive(self.name, "negative_temperature", negative_temperature)
+        self.spectral = modality_columns(self.name, "spectrum_of", modalities, spectrum_of)
+        self.detach_gathered = flag(self.name, "detach_gathered", detach_gathered)
+        self.detach_context = flag(self.name, "detach_context", detach_context)
         self.generator = torch.Generator().manual_seed(seed)
         if self.alpha:
             self.matching = MatchingHead(dim, seed)
@@ -64,12 +79,17 @@ class SpectralObjective(Objective):
         """`loss`, `alignment`, `uniformity`, `skipped`, and `matching` if alpha > 0."""
         members, belongs = self.sets(embeddings, mask, imputed)
         same = same_group(groups)
+        if len(self.spectral) < len(self.modalities):
+            # Slices and a stack: indexing by a list would send the list to the device in every step.
+            members, belongs = (torch.stack([part[:, j] for j in self.spectral], dim=1) for part in (members, belongs))
         terms = self._spectral(members, belongs, same)
         loss = terms["alignment"] + terms["uniformity"]
         if self.alpha:
             asked, context, able = query_and_context(without_hidden(embeddings, mask), mask, self.query)
+            context = context.detach() if self.detach_context else context
+            logits = asked.detach() @ context.detach().mT / self.negative_temperature
             generator = cast(torch.Generator, self.generator)
-            terms["matching"] = matching_loss(self.matching, asked, context, able, generator, same)
+            terms["matching"] = matching_loss(self.matching, asked, context, able, generator, logits, same)
             loss = loss + self.alpha * terms["matching"]
         return {"loss": loss, **terms}
 
@@ -92,5 +112,6 @@ class SpectralObjective(Objective):
         alignment = torch.where(aligned, per_item, 0.0).sum() / aligned.sum().clamp_min(1)
         # An item whose embeddings are all zero has no direction to keep apart from others.
         directed = (size > 0) & (values[:, 0].detach() != 0)
-        uniformity = instance_uniformity(anchor, directed, self.uniformity_temperature, same, squared)
+        between = one_sided_uniformity if self.detach_gathered else instance_uniformity
+        uniformity = between(anchor, directed, self.uniformity_temperature, same, squared)
         return {"alignment": alignment, "uniformity": uniformity, "skipped": skipped(aligned, values)}

@@ -29,6 +29,27 @@ def instance_uniformity(
     return loss
 
 
+def one_sided_uniformity(
+    vectors: Float[Tensor, "b d"],
+    present: Bool[Tensor, " b"],
+    temperature: float,
+    same: Bool[Tensor, "b b"] | None = None,
+    squared: bool = False,
+) -> Float[Tensor, ""]:
+    """`instance_uniformity` whose gradient reaches an item as a query only: as a candidate it is held fixed.
+
+    That is what remains where anchors are gathered from several devices without gradient, as CalMRL's released code does. The value is the same.
+    """
+    excluded = ~present.unsqueeze(0)
+    if same is not None:
+        excluded = excluded | (same & ~torch.eye(len(present), dtype=torch.bool, device=present.device))
+    cosines = vectors @ vectors.detach().mT
+    logits = (cosines.square() if squared else cosines) / temperature
+    # Finite, so that a row without candidates gives a number (dropped afterwards) and not NaN in the gradient.
+    per_item = torch.logsumexp(logits.masked_fill(excluded, -1e9), dim=1) - logits.diagonal()
+    return torch.where(present, per_item, 0.0).sum() / present.sum().clamp_min(1)
+
+
 class _Uniformity(torch.autograd.Function):
     """With E = exp((S - 1) / t), S = U U' or its square: row sums T of E give the loss, E o (w_i / T_i + w_j / T_j) its slope.
 
