@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.linalg.kernel_pca import KernelPCA
@@ -45,6 +46,26 @@ class Identity:
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """`features`."""
         return features
+
+    def to(self, device: torch.device | str) -> Self:
+        """Itself: there is nothing to move."""
+        return self
+
+
+@dataclass(frozen=True)
+class UnitNorm:
+    """Features divided by their Euclidean norm; a row of zeros stays zero."""
+
+    inputs: int
+
+    @property
+    def dim(self) -> int:
+        """The number of features."""
+        return self.inputs
+
+    def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Rows of norm one."""
+        return normalize(features, dim=-1)
 
     def to(self, device: torch.device | str) -> Self:
         """Itself: there is nothing to move."""
@@ -148,6 +169,7 @@ def fit_scaling(rows: Float[Tensor, "n d"], how: Scaling) -> Identity | Affine:
 # ---- Saving: every kind of map has a name, and is either made of tensors (fields of a dataclass) or of other maps. ----
 
 Kind = TypeVar("Kind", bound=type)
+_OF_ONE_NUMBER: dict[str, Any] = {"identity": Identity, "unit-norm": UnitNorm}
 _KINDS: dict[str, Any] = {"affine": Affine, "kernel-pca": KernelPCA, "chain": Chain, "side-by-side": SideBySide}
 
 
@@ -163,8 +185,9 @@ def feature_map_kind(name: str) -> Callable[[Kind], Kind]:
 
 def described(one: FeatureMap, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `read` needs: a description that fits into JSON, and tensors by name, all names beginning with `prefix`."""
-    if isinstance(one, Identity):
-        return {"kind": "identity", "inputs": one.inputs}, {}
+    for kind, made in _OF_ONE_NUMBER.items():
+        if type(one) is made:
+            return {"kind": kind, "inputs": one.inputs}, {}
     name = next((name for name, kind in _KINDS.items() if type(one) is kind), None)
     if name is None:
         raise CalmrlError(f"feature maps of {type(one).__name__} cannot be saved", hint="name it with @feature_map_kind")
@@ -182,10 +205,11 @@ def described(one: FeatureMap, prefix: str = "") -> tuple[dict[str, Any], dict[s
 def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> FeatureMap:
     """The map that `described` described. Raises CalmrlError for a kind that is not known here, KeyError for a tensor that is missing."""
     name = description["kind"]
-    if name == "identity":
-        return Identity(int(description["inputs"]))
+    if name in _OF_ONE_NUMBER:
+        simple: FeatureMap = _OF_ONE_NUMBER[name](int(description["inputs"]))
+        return simple
     if name not in _KINDS:
-        raise CalmrlError(f"unknown feature map '{name}'", hint=f"known: identity, {', '.join(_KINDS)}")
+        raise CalmrlError(f"unknown feature map '{name}'", hint=f"known: {', '.join([*_OF_ONE_NUMBER, *_KINDS])}")
     if "maps" in description:
         parts = (read(part, tensors, f"{prefix}{number}/") for number, part in enumerate(description["maps"]))
         made: FeatureMap = _KINDS[name](tuple(parts))

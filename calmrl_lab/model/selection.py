@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,17 +27,26 @@ def validation_score(similarity: Similarity, vectors: Vectors, table: FeatureTab
     modalities; directions with fewer than two such items are left out.
     """
     owned = table.natural_mask()
+
+    def directions() -> Iterator[Tensor]:
+        for a, b in itertools.combinations(range(len(table.modalities)), 2):
+            both = owned[:, a] & owned[:, b]
+            if int(both.sum()) > 1:
+                yield from _both_directions(similarity, vectors, table.modalities, a, b, both)
+
+    return mean_over_directions(directions())
+
+
+def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:
+    """Reciprocal rank and Recall@1 (fraction) of the match on the diagonal, means over queries and then over the directions `scores`; zeros
+    for no directions."""
     reciprocal, first = [], []
-    for a, b in itertools.combinations(range(len(table.modalities)), 2):
-        both = owned[:, a] & owned[:, b]
-        if int(both.sum()) < 2:
-            continue
-        for scores in _both_directions(similarity, vectors, table.modalities, a, b, both):
-            positive = scores.diagonal().unsqueeze(1)
-            greater = (scores > positive).sum(dim=1).double()
-            equal = (scores == positive).sum(dim=1).double() - 1
-            reciprocal.append((1 / (1 + greater + equal / 2)).mean())
-            first.append((torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean())
+    for part in scores:
+        positive = part.diagonal().unsqueeze(1)
+        greater = (part > positive).sum(dim=1).double()
+        equal = (part == positive).sum(dim=1).double() - 1
+        reciprocal.append((1 / (1 + greater + equal / 2)).mean())
+        first.append((torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean())
     if not reciprocal:
         return {"validation_mrr": 0.0, "validation_recall_at_1": 0.0}
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -302,4 +302,18 @@ def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: 
             for number, part in enumerate(description["parts"])
         )
         return Sum(tuple(parts))
-    raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {Cosine.name}, {LikelihoodRatio.name}, {Sum.name}")
+    if kind in _KINDS:
+        made: Similarity = _KINDS[kind].read(description, tensors, prefix)
+        return made
+    known_kinds = [Cosine.name, LikelihoodRatio.name, Sum.name, *_KINDS]
+    raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(known_kinds)}")
+
+
+_KINDS: dict[str, Any] = {}
+Kind = TypeVar("Kind", bound=type)
+
+
+def similarity_kind(kind: Kind) -> Kind:
+    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
+    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
+    return kind

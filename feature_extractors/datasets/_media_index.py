@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from feature_extractors.media.file_names import is_system_file
+
 
 class MediaIndex:
     """Files below some sub-folders of `root`, by name.
@@ -22,7 +24,12 @@ class MediaIndex:
         self._folders = {m: [root / f for f in folders if (root / f).is_dir()] for m, (folders, _) in kinds.items()}
         self._files = {m: _files(folders) for m, folders in self._folders.items()}
         frames = [root / f for f in frame_folders if (root / f).is_dir()]
-        self._frames = {entry.name: Path(entry.path) for folder in frames for entry in os.scandir(folder) if entry.is_dir()}
+        self._frames = {
+            entry.name: Path(entry.path)
+            for folder in frames
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not is_system_file(entry.name)
+        }
         if frames and "vision" in self._folders:
             self._folders["vision"] += frames
 
@@ -49,8 +56,8 @@ def _files(folders: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
         for place, inner, names in os.walk(folder):
-            inner.sort()
-            for name in sorted(names):
+            inner[:] = sorted(name for name in inner if not is_system_file(name))
+            for name in sorted(name for name in names if not is_system_file(name)):
                 found.setdefault(name, Path(place) / name)
     # Cameras write .MP4 and .MOV.
     for name in list(found):

@@ -11,14 +11,14 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 from feature_extractors.datasets._annotation_file import Annotation, Split, read_annotations
 from feature_extractors.datasets._media_index import MediaIndex
+from feature_extractors.media.file_names import SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
 VIDEO_FOLDERS = ("videos", "video", "videos_train", "videos_test", "videos_validation")
 AUDIO_FOLDERS = ("audios", "audio", "audios_train", "audios_test", "audios_validation")
 FRAME_FOLDERS = ("frames",)
-# The released code looks for the first four (and the first three of sound) only; the originals of DiDeMo come in others too.
-VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp")
-AUDIO_ENDINGS = (".wav", ".mp3", ".mkv", ".flac", ".m4a", ".ogg")
+# The released code looks for the first four of each only, with the sound in .mkv third; the originals of DiDeMo come in others too.
+AUDIO_ENDINGS = (".wav", ".mp3", ".mkv", *(ending for ending in SOUND_ENDINGS if ending not in (".wav", ".mp3")))
 
 
 class AnnotatedDataset:

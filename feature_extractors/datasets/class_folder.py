@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import presets, refuse_unknown
+from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS, is_system_file
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
-_VIDEO = {".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"}
-_AUDIO = {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus"}
-_IMAGE = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -51,9 +51,14 @@ class ClassFolder:
     def manifest(self) -> Manifest:
         """Items sorted by path; an item's id is its path below the folder.
 
-        Vision, audio and caption are always there; choose fewer with --encoders where no file gives one of them.
+        Vision, audio and caption are always there; choose fewer with --encoders where no file gives one of them. Files of other endings are
+        left out and counted; what operating systems leave in folders is not.
         """
-        items = [item for split, root in self._parts() for item in self._items(split, root)]
+        left_out: Counter[str] = Counter()
+        items = [item for split, root in self._parts() for item in self._items(split, root, left_out)]
+        if left_out:
+            listed = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+            console.note(f"class-folder: {left_out.total()} files are left out as no known media: {listed}")
         if not items:
             raise CalmrlError(
                 f"dataset 'class-folder': no media file in '{self.media}'",
@@ -65,28 +70,37 @@ class ClassFolder:
         )
 
     def _parts(self) -> list[tuple[str, Path]]:
-        folders = sorted(p for p in self.media.iterdir() if p.is_dir() and not p.name.startswith("."))
+        folders = sorted(p for p in self.media.iterdir() if p.is_dir() and not _is_hidden(p.name))
         if folders and all(p.name.lower() in _SPLITS for p in folders):
             return [(_SPLITS[p.name.lower()], p) for p in folders]
         return [("test", self.media)]
 
-    def _items(self, split: str, root: Path) -> list[Item]:
+    def _items(self, split: str, root: Path, left_out: Counter[str]) -> list[Item]:
         items = []
-        for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        for folder in sorted(p for p in root.iterdir() if p.is_dir() and not _is_hidden(p.name)):
             name = folder.name.replace("_", " ")
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                if media := _media(path):
+                if any(is_system_file(part) for part in path.relative_to(folder).parts):
+                    continue
+                media = _media(path)
+                if not media:
+                    left_out[path.suffix.lower()] += 1
+                else:
                     caption: dict[str, Sequence[Medium]] = {"caption": (Text(self.template.format(name)),)}
                     items.append(Item(path.relative_to(self.media).as_posix(), split, media | caption, labels={"class": name}))
         return items
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or is_system_file(name)
 
 
 def _media(path: Path) -> dict[str, Sequence[Medium]]:
     """The modalities a file may hold, by its ending; what it really holds shows when it is decoded."""
     ending = path.suffix.lower()
     medium = (File(path),)
-    if ending in _VIDEO:
+    if ending in VIDEO_ENDINGS:
         return {"vision": medium, "audio": medium}
-    if ending in _IMAGE:
+    if ending in IMAGE_ENDINGS:
         return {"vision": medium}
-    return {"audio": medium} if ending in _AUDIO else {}
+    return {"audio": medium} if ending in SOUND_ENDINGS else {}

@@ -15,15 +15,13 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.splits import assign_splits, split_apart
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import refuse_unknown
+from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text, Vector
 
 _SPLITS = {name: name for name in ("train", "validation", "test")} | {
     "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
 }  # fmt: skip
-_ENDINGS = (
-    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus", ".jpg",
-    ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-)  # fmt: skip
+_ENDINGS = (*VIDEO_ENDINGS, *SOUND_ENDINGS, *IMAGE_ENDINGS)
 # Entries of a column that are looked at to tell paths from texts.
 _LOOKED_AT = 100
 _EXAMPLE = """a table like this:

@@ -7,7 +7,7 @@ pytest.importorskip("av", reason="the media extra is not installed")
 
 from extraction.zoo import clip, numbers_of
 
-from feature_extractors.media import decode as media
+from feature_extractors.media import video as media
 from feature_extractors.media.gops import Packet, Stretch, stretches
 from feature_extractors.media.sampling import middle_of_segments
 
@@ -87,7 +87,7 @@ def test_leaving_groups_out_changes_no_pixel(tmp_path, name, monkeypatch):
         *(sorted(generator.choice(120, 3, replace=False).tolist()) for _ in range(6)),
     ]
     for wanted in choices:
-        quick = media.video_frames(path, lambda _, wanted=wanted: wanted)
+        quick = media.clip_frames(path, lambda _, wanted=wanted: wanted)
         slow, _ = media._decode_all(path, wanted)
         assert numbers_of(quick) == wanted
         assert np.array_equal(quick, np.stack([slow[index] for index in wanted]))
@@ -95,5 +95,5 @@ def test_leaving_groups_out_changes_no_pixel(tmp_path, name, monkeypatch):
 
 
 def read_packets(path):
-    with media._opened(path) as container:
+    with media.opened(path) as container:
         return media._packets(container)

@@ -65,6 +65,8 @@ def clip(
         if sound is not None:
             values = wave(1, rate, frames / 25) if samples is None else samples
             audio = container.add_stream(sound, rate=rate, layout={1: "mono", 2: "stereo"}[len(values)])
+            if sound.startswith("wma"):
+                audio.bit_rate = 128_000
         if codec is not None:
             for number in range(frames):
                 frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24").reformat(format=video.pix_fmt)
@@ -82,12 +84,16 @@ def clip(
 
 
 def turned(path: Path, source: Path, clockwise: bool = True) -> Path:
-    """A copy of an MP4 whose header asks players to turn it by 90 degrees (the matrix of its first track)."""
+    """A copy of an MP4 whose header asks players to turn it by 90 degrees."""
+    return displayed(path, source, (0, 1, -1, 0) if clockwise else (0, -1, 1, 0))
+
+
+def displayed(path: Path, source: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """A copy of an MP4 with the display matrix (a, b, c, d) in the header of its first track: (x, y) is shown at (a x + c y, b x + d y)."""
     data = bytearray(source.read_bytes())
     start = data.index(b"tkhd") + 4 + 40
-    one = 1 << 16
-    matrix = (0, one, 0, -one, 0, 0, 0, 0, 1 << 30) if clockwise else (0, -one, 0, one, 0, 0, 0, 0, 1 << 30)
-    data[start : start + 36] = struct.pack(">9i", *matrix)
+    a, b, c, d = (value << 16 for value in matrix)
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     return path
 

@@ -15,7 +15,20 @@ SMALL_MODELS = {
     "ppca-student": {"latent_dim": 2},
     "ppca-mixture": {"latent_dim": 2, "components": 2},
 }
-SMALL = {"ppca": {"latent_dim": 2}, "ppca-auto": {"latent_dim": 2}, "autoencoder": {"epochs": 5}, **SMALL_MODELS}
+SMALL_NETWORKS = {
+    "autoencoder": {"epochs": 5},
+    "mvae": {"epochs": 5, "hidden": 16, "latent_dim": 4},
+    "mopoe": {"epochs": 5, "hidden": 16, "latent_dim": 4},
+    "context": {"epochs": 5, "hidden": 16},
+    "attention": {"epochs": 5, "hidden": 16},
+}
+SMALL = {
+    "ppca": {"latent_dim": 2},
+    "ppca-auto": {"latent_dim": 2},
+    "ppca-gradient": {"latent_dim": 2, "steps": 20},
+    **SMALL_NETWORKS,
+    **SMALL_MODELS,
+}
 
 
 def example(n=60, seed=0):
@@ -110,6 +123,13 @@ class TestEveryImputer:
         ("iterative-ridge", {"rounds": 0}, "rounds is 0"),
         ("iterative-ridge", {"strength": "auto"}, "strength is 'auto'"),
         ("autoencoder", {"hidden": 2.5}, "hidden is 2.5"),
+        ("mvae", {"latent_dim": 0}, "latent_dim is 0"),
+        ("mopoe", {"dropout": -0.1}, "dropout is -0.1"),
+        ("context", {"epochs": 0}, "epochs is 0"),
+        ("attention", {"hidden": 10}, "hidden is 10, expected a multiple of 4"),
+        ("ppca-gradient", {"steps": 0}, "steps is 0"),
+        ("ppca-gradient", {"latent_dim": "auto"}, "has no latent_dim 'auto'"),
+        ("ppca-gradient", {"ridge": 2.0}, "ridge is an option of EM"),
         ("autoencoder", {"learning_rate": 0}, "learning_rate is 0, expected a number above 0"),
         ("autoencoder", {"dropout": 1.0}, "dropout is 1.0, expected a number of at least 0 and below 1"),
         ("group-mean", {"clusters": 0}, "clusters is 0"),

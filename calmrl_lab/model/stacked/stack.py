@@ -1,0 +1,97 @@
+"""Similarities of several kinds as one sum: which count, and how much, for which pairs of modalities."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.model.selection import mean_over_directions
+from calmrl_lab.model.similarity import Similarity, Sum
+from calmrl_lab.model.stacked.pair_weighted import PairWeighted
+from calmrl_lab.model.stacked.weights import MOST_ITEMS, logistic_weights
+
+
+def stack(
+    parts: Mapping[str, Similarity],
+    validation: FeatureTable,
+    embeddings: Sequence[Float[Tensor, "n d"]],
+    groups: Sequence[tuple[int, ...]] = (),
+) -> tuple[Sum, dict[str, Any]]:
+    """The sum of `parts` whose weights make the matches of `validation` most likely (`logistic_weights`), and what was chosen.
+
+    `parts` have names for the record; `embeddings` are those of the first row of each validation item, one [n, d] per modality. The
+    modalities of one of `groups` share a feature space: the pairs inside each group have weights of their own, and all other pairs have
+    weights in common. A part that counts nowhere is left out. Pairs without two validation items take the weights of all pairs
+    together; where nothing tells matches from others, the first part stands alone.
+    """
+    names, k = validation.modalities, len(validation.modalities)
+    scores = _scores(parts, validation, embeddings)
+    kinds = _kinds(k, groups)
+    together = _positive(list(scores.values()), len(parts))
+    table = torch.zeros(len(parts), k, k, dtype=torch.float64)
+    records = []
+    for pairs in kinds:
+        own = [scores[pair] for pair in pairs if pair in scores]
+        weights = _positive(own, len(parts), otherwise=together)
+        for a, b in pairs:
+            table[:, a, b] = torch.from_numpy(weights)
+        records.append({"pairs": _named(pairs, names), "weights": dict(zip(parts, weights.tolist(), strict=True))})
+    counted = [number for number in range(len(parts)) if bool((table[number] > 0).any())]
+    chosen = list(parts.values())
+    total = Sum(tuple((PairWeighted(chosen[number], names, table[number]), 1.0) for number in counted))
+    return total, {"weights": records, **_reached(scores, table)}
+
+
+def _kinds(k: int, groups: Sequence[tuple[int, ...]]) -> list[list[tuple[int, int]]]:
+    """Directions that have weights in common."""
+    inside = [list(itertools.permutations(group, 2)) for group in groups]
+    known = {pair for pairs in inside for pair in pairs}
+    outside = [pair for pair in itertools.permutations(range(k), 2) if pair not in known]
+    return [*inside, outside] if outside else inside
+
+
+def _named(pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> list[str]:
+    return [f"{names[a]}-{names[b]}" for a, b in pairs if a < b]
+
+
+def _positive(
+    scores: Sequence[Float[Tensor, "c n n"]], count: int, otherwise: np.ndarray | None = None
+) -> Float[np.ndarray, " c"]:
+    weights = logistic_weights(scores) if scores else np.zeros(count)
+    if weights.any():
+        return weights
+    return np.eye(count)[0] if otherwise is None else otherwise
+
+
+@torch.no_grad()
+def _scores(
+    parts: Mapping[str, Similarity], validation: FeatureTable, embeddings: Sequence[Tensor]
+) -> dict[tuple[int, int], Float[Tensor, "c n n"]]:
+    """Scores of every part for every direction, among at most `MOST_ITEMS` items that have both modalities."""
+    owned, rows, names = validation.natural_mask(), validation.first_rows(), validation.modalities
+    vectors = [
+        [part.vectors(name, features, own) for name, features, own in zip(names, rows, embeddings, strict=True)]
+        for part in parts.values()
+    ]
+    scores = {}
+    for a, b in itertools.permutations(range(len(names)), 2):
+        items = (owned[:, a] & owned[:, b]).nonzero().squeeze(1)[:MOST_ITEMS]
+        if len(items) < 2:
+            continue
+        pairs = (
+            part.pair_vectors(names[a], names[b], own[a][items], own[b][items])
+            for part, own in zip(parts.values(), vectors, strict=True)
+        )
+        scores[a, b] = torch.stack([(left.double() @ right.double().T).cpu() for left, right in pairs])
+    return scores
+
+
+def _reached(scores: Mapping[tuple[int, int], Float[Tensor, "c n n"]], table: Float[Tensor, "c k k"]) -> dict[str, float]:
+    return mean_over_directions(torch.einsum("c,cij->ij", table[:, a, b], part) for (a, b), part in scores.items())

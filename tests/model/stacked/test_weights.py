@@ -1,0 +1,61 @@
+"""Weights of a sum of similarities: the best on a grid, zero for what is noise."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calmrl_lab.model.stacked.weights import logistic_weights
+
+
+def _scores(seed: int, n: int, qualities: list[float]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([q * torch.eye(n) + torch.randn(n, n, generator=generator) for q in qualities]).double()
+
+
+def _loss(weights: np.ndarray, scores: torch.Tensor) -> float:
+    """Written out, query by query, on scores of unit deviation, with the same ridge."""
+    scaled = [part / part.std(correction=0) for part in scores]
+    total = 0.0
+    for i in range(scores.shape[1]):
+        logits = [sum(w * float(part[i, j]) for w, part in zip(weights, scaled, strict=True)) for j in range(scores.shape[1])]
+        total -= logits[i] - float(np.log(np.sum(np.exp(logits))))
+    return total / scores.shape[1] + 1e-3 * float(np.sum(np.square(weights)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_no_weights_of_a_grid_are_better(seed: int) -> None:
+    scores = _scores(seed, 12, [2.0, 1.0])
+    found = logistic_weights([scores]) * np.array([float(part.std(correction=0)) for part in scores])
+    best = min(_loss(np.array(point), scores) for point in itertools.product(np.linspace(0, 5, 11), repeat=2))
+    assert _loss(found, scores) <= best + 1e-4
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 100.0))
+def test_scale_of_a_similarity_does_not_matter(seed: int, factor: float) -> None:
+    scores = _scores(seed, 30, [3.0, 1.0])
+    changed = scores * torch.tensor([factor, 1.0], dtype=torch.float64)[:, None, None]
+    plain, scaled = logistic_weights([scores]), logistic_weights([changed])
+    np.testing.assert_allclose(plain[0], scaled[0] * factor, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(plain[1], scaled[1], rtol=1e-3, atol=1e-3)
+
+
+def test_what_points_away_and_what_is_constant_get_nothing() -> None:
+    scores = _scores(0, 40, [3.0, -3.0])
+    scores = torch.cat([scores, torch.full((1, 40, 40), 7.0, dtype=torch.float64)])
+    found = logistic_weights([scores, scores])
+    assert found[0] > 0
+    assert found[1] == 0.0
+    assert found[2] == 0.0
+
+
+def test_perfect_scores_have_finite_weights() -> None:
+    found = logistic_weights([torch.eye(5, dtype=torch.float64)[None]])
+    assert np.isfinite(found).all()
+    assert found[0] > 0
