@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
@@ -21,10 +21,26 @@ Vectors = Sequence[Float[Tensor, "n r"]]
 
 
 def validation_score(similarity: Similarity, vectors: Vectors, table: FeatureTable) -> dict[str, float]:
+    """`mean_ranks` under `similarity`; `vectors` are what it compares of the first row of every item, k tensors."""
+    names = table.modalities
+
+    def one_way(a: int, b: int, both: Tensor) -> Tensor:
+        left, right = similarity.pair_vectors(names[a], names[b], vectors[a][both], vectors[b][both])
+        return left @ right.T
+
+    def compared(a: int, b: int, both: Tensor) -> tuple[Tensor, Tensor]:
+        scores = one_way(a, b, both)
+        return scores, scores.T if similarity.symmetric else one_way(b, a, both)
+
+    return mean_ranks(compared, table)
+
+
+def mean_ranks(compared: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], table: FeatureTable) -> dict[str, float]:
     """Means over all ordered pairs of modalities of reciprocal rank and Recall@1 (fraction), ties counted as expected rank.
 
-    `vectors` are what `similarity` compares of the first row of every item, k tensors. Each direction ranks among the items that own both
-    modalities; directions with fewer than two such items are left out.
+    `compared(a, b, items)` are scores [n, n] of queries of modality a with candidates of modality b, both of the items under the mask
+    `items` [N], and those of the opposite direction. Each direction ranks among the items that own both modalities; directions with fewer
+    than two such items are left out.
     """
     owned = table.natural_mask()
 
@@ -32,7 +48,7 @@ def validation_score(similarity: Similarity, vectors: Vectors, table: FeatureTab
         for a, b in itertools.combinations(range(len(table.modalities)), 2):
             both = owned[:, a] & owned[:, b]
             if int(both.sum()) > 1:
-                yield from _both_directions(similarity, vectors, table.modalities, a, b, both)
+                yield from compared(a, b, both)
 
     return mean_over_directions(directions())
 
@@ -53,19 +69,6 @@ def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, fl
         "validation_mrr": float(torch.stack(reciprocal).mean()),
         "validation_recall_at_1": float(torch.stack(first).mean()),
     }
-
-
-def _both_directions(
-    similarity: Similarity, vectors: Vectors, names: Sequence[str], a: int, b: int, both: Bool[Tensor, " n"]
-) -> Iterator[Float[Tensor, "m m"]]:
-    left, right = similarity.pair_vectors(names[a], names[b], vectors[a][both], vectors[b][both])
-    scores = left @ right.T
-    yield scores
-    if similarity.symmetric:
-        yield scores.T
-    else:
-        left, right = similarity.pair_vectors(names[b], names[a], vectors[b][both], vectors[a][both])
-        yield left @ right.T
 
 
 def choose_weights(

@@ -25,6 +25,16 @@ from calmrl_lab.ppca.latent_maps import LatentMaps
 Patterns = Sequence[Sequence[str]]
 
 
+_KINDS: dict[str, Any] = {}
+Kind = TypeVar("Kind", bound=type)
+
+
+def similarity_kind(kind: Kind) -> Kind:
+    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
+    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
+    return kind
+
+
 class Similarity(Protocol):
     """How rows of features are compared. Modalities are given by name; `dim` is the length r of the vectors that stand for rows."""
 
@@ -72,6 +82,7 @@ class Similarity(Protocol):
         """What `read` needs: a description that fits into JSON, and tensors by name, all names beginning with `prefix`."""
 
 
+@similarity_kind
 @dataclass(frozen=True)
 class Cosine:
     """Cosine of embeddings of `dim` dimensions; an item that shows several modalities is their normalised sum."""
@@ -108,7 +119,13 @@ class Cosine:
         """The dimension."""
         return {"kind": self.name, "dim": self.dim}, {}
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        return cls(int(description["dim"]))
 
+
+@similarity_kind
 @dataclass(frozen=True)
 class LikelihoodRatio:
     """log p(x, y) - log p(x) - log p(y) under PPCA of the features: how much likelier x and y belong to one item than to two (nats).
@@ -196,7 +213,16 @@ class LikelihoodRatio:
             tensors |= found
         return {"kind": self.name, "modalities": list(self.latent.modalities), "feature_maps": maps}, tensors
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        start = f"{prefix}latent/"
+        state = {key.removeprefix(start): value.numpy() for key, value in tensors.items() if key.startswith(start)}
+        maps = (feature_map.read(one, tensors, f"{prefix}maps/{j}/") for j, one in enumerate(description["feature_maps"]))
+        return cls(LatentMaps.from_state(state, description["modalities"]), tuple(maps))
 
+
+@similarity_kind
 @dataclass(frozen=True)
 class Sum:
     """Weighted sum of any number of similarities, as a product of experts: each part is (similarity, weight).
@@ -270,6 +296,12 @@ class Sum:
             tensors |= found
         return {"kind": self.name, "parts": parts}, tensors
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        parts = enumerate(description["parts"])
+        return cls(tuple((read(part, tensors, f"{prefix}{number}/"), float(part["weight"])) for number, part in parts))
+
     def _split(self, vectors: Tensor) -> tuple[Tensor, ...]:
         return vectors.split([part.dim for part, _ in self.parts], dim=-1)
 
@@ -283,37 +315,7 @@ def weights_of(similarity: Similarity) -> dict[str, float]:
 def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> Similarity:
     """The similarity that `described` described. Raises CalmrlError for a kind that is not known here, KeyError for a tensor that is missing."""
     kind = description["kind"]
-    if kind == Cosine.name:
-        return Cosine(int(description["dim"]))
-    if kind == LikelihoodRatio.name:
-        state = {
-            key.removeprefix(f"{prefix}latent/"): value.numpy()
-            for key, value in tensors.items()
-            if key.startswith(f"{prefix}latent/")
-        }
-        latent = LatentMaps.from_state(state, description["modalities"])
-        maps = (
-            feature_map.read(one, tensors, f"{prefix}maps/{number}/") for number, one in enumerate(description["feature_maps"])
-        )
-        return LikelihoodRatio(latent, tuple(maps))
-    if kind == Sum.name:
-        parts = (
-            (read(part, tensors, f"{prefix}{number}/"), float(part["weight"]))
-            for number, part in enumerate(description["parts"])
-        )
-        return Sum(tuple(parts))
-    if kind in _KINDS:
-        made: Similarity = _KINDS[kind].read(description, tensors, prefix)
-        return made
-    known_kinds = [Cosine.name, LikelihoodRatio.name, Sum.name, *_KINDS]
-    raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(known_kinds)}")
-
-
-_KINDS: dict[str, Any] = {}
-Kind = TypeVar("Kind", bound=type)
-
-
-def similarity_kind(kind: Kind) -> Kind:
-    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
-    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
-    return kind
+    if kind not in _KINDS:
+        raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(_KINDS)}")
+    made: Similarity = _KINDS[kind].read(description, tensors, prefix)
+    return made
