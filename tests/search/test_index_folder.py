@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from calmrl_lab.evaluation.run_space import RunSpace
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.run_space import RunSpace
 from calmrl_lab.search.index_folder import Gallery, build_gallery
 
 pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
