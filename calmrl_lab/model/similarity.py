@@ -20,6 +20,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.model import feature_map
 from calmrl_lab.model.feature_map import FeatureMap
 from calmrl_lab.ppca.latent_maps import LatentMaps
+from calmrl_lab.registry import known
 
 # What an item may show, as names of modalities: the items of one index show one of these each.
 Patterns = Sequence[Sequence[str]]
@@ -147,19 +148,19 @@ class LikelihoodRatio:
 
     def vectors(self, modality: str, features: Tensor, embeddings: Tensor) -> Float[Tensor, "n q"]:
         """The information vectors of the features."""
-        place = self.latent.modalities.index(modality)
+        (place,) = self._places(modality)
         return self.latent.information_vector(place, self.feature_maps[place](features))
 
     def pair_vectors(self, query: str, gallery: str, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """[V h, 1] and [g, the term of the candidate], V being the posterior covariance given both modalities."""
-        a, b = (self.latent.modalities.index(name) for name in (query, gallery))
+        a, b = self._places(query, gallery)
         both = self.latent.covariance(a, b).to(queries.device)
         own = self.latent.item_term(a, [b], candidates).unsqueeze(1)
         return torch.cat([queries @ both, torch.ones_like(queries[:, :1])], dim=1), torch.cat([candidates, own], dim=1)
 
     def set_scores(self, query: str, shown: Sequence[str], queries: Tensor, items: Tensor, mask: Tensor) -> Tensor:
         """The ratio for all that an item shows: its information vectors add up, so that gaps need no filling."""
-        asking, *columns = (self.latent.modalities.index(name) for name in (query, *shown))
+        asking, *columns = self._places(query, *shown)
         scores = queries.new_empty(len(queries), len(items))
         patterns, which = torch.unique(mask, dim=0, return_inverse=True)
         for index, pattern in enumerate(patterns.tolist()):
@@ -179,7 +180,7 @@ class LikelihoodRatio:
         for number, pattern in enumerate(patterns):
             kind = torch.tensor([name in pattern for name in shown], device=mask.device)
             rows = (mask == kind).all(dim=1).nonzero().squeeze(1)
-            total, places = items[rows].double().sum(dim=1), [modalities.index(name) for name in pattern]
+            total, places = items[rows].double().sum(dim=1), self._places(*pattern)
             for asking in range(len(modalities)):
                 both = self.latent.covariance(asking, *places).to(total.device)
                 vectors[rows, asking * q : (asking + 1) * q] = total @ both
@@ -190,14 +191,17 @@ class LikelihoodRatio:
     def query_vectors(self, shown: Sequence[str], patterns: Patterns, query: str, queries: Tensor) -> Tensor:
         """h and a one at the places of the query's modality, and its term c_P(h) for every pattern."""
         modalities, q, asked = self.latent.modalities, self.dim, queries.double()
-        asking = modalities.index(query)
+        (asking,) = self._places(query)
         vectors = asked.new_zeros(len(asked), len(modalities) * (q + 1) + len(patterns))
         vectors[:, asking * q : (asking + 1) * q] = asked
         vectors[:, len(modalities) * q + asking] = 1.0
         for number, pattern in enumerate(patterns):
-            places = [modalities.index(name) for name in pattern]
-            vectors[:, len(modalities) * (q + 1) + number] = self.latent.query_term(asking, places, asked)
+            own = self.latent.query_term(asking, self._places(*pattern), asked)
+            vectors[:, len(modalities) * (q + 1) + number] = own
         return vectors
+
+    def _places(self, *names: str) -> list[int]:
+        return [known(name, self.latent.modalities, "the PPCA of the features has no modality") for name in names]
 
     def to(self, device: torch.device | str) -> Self:
         """The same similarity on another device; the maps of the latent model follow their input by themselves."""
