@@ -111,7 +111,9 @@ class OnlineImputer:
         held_out = encode(heads, self.held_out)
         self.noise_scaled, logged = self.imputer, {"imputer_noise_scale": 1.0}
         if self.scale_noise:
-            self.noise_scaled, logged["imputer_noise_scale"] = scale_noise(self.imputer, held_out, self.held_out.mask, table.mask)
+            self.noise_scaled, logged["imputer_noise_scale"] = scale_noise(
+                self.imputer, held_out, self.held_out.mask, table.mask
+            )
         if self.gate is not None:
             logged |= self.gate.set_on(self.noise_scaled, held_out, self.held_out.mask, table.mask)
         return logged
@@ -166,9 +168,7 @@ class OnlineImputer:
 
 
 @torch.no_grad()
-def summed_statistics(
-    heads: Projection, tables: Sequence[Table], modalities: Sequence[str]
-) -> Statistics:
+def summed_statistics(heads: Projection, tables: Sequence[Table], modalities: Sequence[str]) -> Statistics:
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:

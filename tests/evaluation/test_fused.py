@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs.resealing import reseal
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError

@@ -27,7 +27,10 @@ def test_recall_chance_and_median_by_hand(tmp_path):
         "positives": 1,
     }
     for seed, greater in ((0, [0, 0, 1, 3]), (1, [0, 2, 1, 3])):
-        rows = [{**base, "item": str(i), "group": str(i), "greater": g, "equal": 0, "best_positives": 1} for i, g in enumerate(greater)]
+        rows = [
+            {**base, "item": str(i), "group": str(i), "greater": g, "equal": 0, "best_positives": 1}
+            for i, g in enumerate(greater)
+        ]
         Run(folder / f"pmrl-s{seed}").write_frame("scores.parquet", pd.DataFrame(rows))
     found = recalls(gather(folder))["pmrl"].directions["a", "b"]
     assert found.recalls[1].value == pytest.approx((2 / 4 + 1 / 4) / 2)
