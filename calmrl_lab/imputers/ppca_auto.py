@@ -21,6 +21,7 @@ from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
 from calmrl_lab.ppca.initialisation import pairwise_start
+from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
 
@@ -120,17 +121,21 @@ class AutoPPCA(PPCA):
         """`fit` from the statistics of the folds, accumulated elsewhere in the same coordinates (`split_by_group` draws the folds)."""
         everything = merged(parts)
         refuse_unconnected(everything, self.name, self.modalities)
+        if start is None and (bases := row_span(everything, 1 if self.latent_dim == "auto" else self.latent_dim)) is not None:
+            parts = [part.along(bases) for part in parts]
+            everything = everything.along(bases)
         counts = {observed: sums.count for observed, sums in everything.patterns.items()}
         weights = self._targets(counts, len(everything.dims))
         iterations = whole(iterations, "iterations", 0)
-        going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == everything.dims
+        going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == everything.sizes
         lent = start.choice if going_on else None
         folds = [part for part in (self._fold(parts, index) for index in range(len(parts))) if part is not None]
         searched = folds[: 1 if sum(counts.values()) >= _ITEMS_FOR_ONE_FOLD else _SEARCH_FOLDS]
         self.choice = lent or self._choose(searched, everything, weights, iterations)
         self._fit_chosen(everything, self.choice, iterations if start is not None else self.choice.iterations, start)
         totals = Totals.of(everything)
-        means = [t / n + shift for t, n, shift in zip(totals.total, totals.count, everything.shift, strict=True)]
+        centred = everything.features([t / n for t, n in zip(totals.total, totals.count, strict=True)])
+        means = [mean + shift for mean, shift in zip(centred, everything.shift, strict=True)]
         self.references = [mean.cpu().numpy() for mean in means]
         self._estimate_gains(folds, *self._checked_targets(weights, len(everything.dims)), everything, totals)
         return self
@@ -166,16 +171,16 @@ class AutoPPCA(PPCA):
 
     def _choose(self, folds: list[Fold], everything: Statistics, weights: dict[Target, float], iterations: int) -> Choice:
         items = sum(sums.count for sums in everything.patterns.values())
-        most = max(1, min(sum(everything.dims) - 1, int(items // 2), _MOST_LATENT_DIMS))
+        most = max(1, min(sum(everything.sizes) - 1, int(items // 2), _MOST_LATENT_DIMS))
         dims = (
             sorted({most, *(q for q in _LATENT_DIMS if q < most)}, reverse=True)
             if self.latent_dim == "auto"
             else [self.latent_dim]
         )
-        if dims[0] >= sum(everything.dims):
+        if dims[0] >= sum(everything.sizes):
             raise CalmrlError(
-                f"latent_dim is {dims[0]}, but the modalities have only {sum(everything.dims)} dimensions together",
-                hint=f"use at most {sum(everything.dims) - 1}",
+                f"latent_dim is {dims[0]}, but the modalities have only {sum(everything.sizes)} dimensions together",
+                hint=f"use at most {sum(everything.sizes) - 1}",
             )
         if not folds:
             return Choice(dims[-1], 1.0, iterations, float("inf"))
