@@ -45,7 +45,7 @@ def _carry_out(experiment: Experiment, folder: Path, jobs: int, engine: str) -> 
         if method.name not in chosen:
             continue
         for seed in experiment.seeds:
-            config = run_config(experiment, chosen[method.name], seed, method.name)
+            config = run_config(experiment, method, chosen[method.name], seed, method.name)
             last.append(final(experiment, folder, method, config))
     failures += make_runs(last, jobs, experiment.title, engine)
     return _write_record(experiment, folder, store, chosen, tried, failures, finished=True)
@@ -74,6 +74,7 @@ def _write_record(
                 "name": method.name,
                 "label": method.label or method.name,
                 "role": method.role,
+                "method": method.method,
                 "settings": chosen.get(method.name, method.settings),
                 "tuning": tried.get(method.name, []),
                 "runs": [f"{method.name}-s{seed}" for seed in experiment.seeds],
@@ -137,7 +138,7 @@ def final(experiment: Experiment, folder: Path, method: Method, config: TrainCon
 
 def trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
     key = hashlib.md5(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    config = run_config(experiment, settings, seed, method.name)
+    config = run_config(experiment, method, settings, seed, method.name)
     return Job(folder / "tuning" / f"{method.name}-{key}-s{seed}", config, method.label or method.name, None)
 
 

@@ -173,8 +173,8 @@ class ArtifactFolder:
         self.write_bytes(name, _json_bytes(values))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The mapping in a JSON file; empty if there is none. Raises CalmrlError if it is damaged."""
-        return self._mapping(name, self.read_bytes(name)) if self.has(name) else {}
+        """The mapping in a JSON file. Raises CalmrlError if it is absent or damaged."""
+        return self._mapping(name, self.read_bytes(name))
 
     def _mapping(self, name: str, data: bytes) -> dict[str, Any]:
         try:

@@ -108,6 +108,10 @@ class RunFolder(ArtifactFolder):
     def record_of(self, name: str) -> str:
         return self.EVALUATION if name.endswith(".parquet") else self.SUMMARY
 
+    def vouched(self, record: str) -> dict[str, str] | None:
+        # A table that no evaluation.json vouches for was left by an evaluation that was killed.
+        return super().vouched(record) or ({} if record == self.EVALUATION else None)
+
     def hint(self, name: str) -> str:
         commands = {self.CURVES: "curves", self.CLASSIFICATION: "classify", self.RERANK: "evaluate --rerank itm"}
         if name.endswith(".parquet") or name == self.EVALUATION:
@@ -154,13 +158,20 @@ class RunFolder(ArtifactFolder):
     @property
     def environment(self) -> dict[str, Any]:
         """environment.json: versions and platform of the training; empty if there is none."""
-        return self.read_json(self.ENVIRONMENT)
+        return self.read_json(self.ENVIRONMENT) if self._expects(self.ENVIRONMENT) else {}
+
+    def _expects(self, name: str) -> bool:
+        """Whether the file `name` should be there: summary.json vouches for it, or it was written by a run that has not finished."""
+        vouched = self.vouched(self.SUMMARY)
+        return (self.path / name).is_file() if vouched is None else name in vouched
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one an epoch; a last line that a killed process did not finish is left out."""
         lines = []
-        for line in (self.read_bytes(self.METRICS).decode("utf-8", "replace") if self.has(self.METRICS) else "").splitlines():
+        for line in (
+            self.read_bytes(self.METRICS).decode("utf-8", "replace") if self._expects(self.METRICS) else ""
+        ).splitlines():
             with suppress(ValueError):
                 lines.append(json.loads(line))
         return [line for line in lines if isinstance(line, dict)]

@@ -10,12 +10,13 @@ from pathlib import Path
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.methods.resolve import label, resolve
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.joined import JoinedHeads
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.model.similarity import choose_weights
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import processes
 from calmrl_lab.store import FeatureStore
 
@@ -26,7 +27,8 @@ SHARED = (
 
 
 def member_configs(config: TrainConfig) -> list[TrainConfig]:
-    """The settings of every member: those of the run with the member's own laid over them. A member is scored by cosine unless it says overlap itself.
+    """The settings of every member: those of the run, or of the method that it names, with the member's own over them. A member is scored by cosine
+    unless it says overlap itself.
 
     Raises CalmrlError for settings that make no sense, members of members, and members that see other data than the run.
     """
@@ -35,7 +37,8 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
             "an ensemble has at least two members, and no gate",
             hint="--set members=[{objective: none, init: ppca}, {objective: clip}]",
         )
-    shared = {**config.model_dump(mode="json", exclude={"members"}), "score": "cosine"}
+    run = config.model_dump(mode="json", exclude={"members", "changed"})
+    shared = {**run, "score": "cosine"}
     found = []
     for number, changes in enumerate(config.members):
         where = f"member {number + 1}"
@@ -44,7 +47,10 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
                 raise CalmrlError(
                     f"{where}: '{key}' is that of the whole run and cannot differ", hint=f"so are {', '.join(SHARED)}"
                 )
-        found.append(build(TrainConfig, {**shared, **changes}, where))
+        if "method" in changes:
+            found.append(resolve({**{key: run[key] for key in (*SHARED, "device") if key in run}, **changes}, where))
+        else:
+            found.append(build(TrainConfig, {**shared, **changes}, where))
     overlaps = [number for number, member in enumerate(found, 1) if member.score != "cosine"]
     if (
         config.score == "overlap"
@@ -81,7 +87,7 @@ def _join(config: TrainConfig, run: Run, trained: Sequence[Run], started: float)
     maps = next((part.load_latent() for part in trained if part.config.score == "overlap"), None)
     loaded = [part.load_heads() for part in trained if part.config.score == "cosine"]
     heads = [part for part in loaded if isinstance(part, Heads)]
-    data = open_data(config, str(resolve(config.device)))
+    data = open_data(config, str(resolve_device(config.device)))
     weights, score = choose_weights([encode(part, data.validation) for part in heads], data.validation, maps)
     run.write_bytes(run.METRICS, json.dumps({"epoch": 0, "phase": "join", "step": 0, **score}).encode() + b"\n")
     run.save_heads(JoinedHeads(heads, weights) if len(heads) > 1 else heads[0])
@@ -89,7 +95,7 @@ def _join(config: TrainConfig, run: Run, trained: Sequence[Run], started: float)
         run.save_latent(maps)
     mask = data.train.mask
     summary = {
-        "name": run.name, "method": "ensemble", "objective": "+".join(part.config.objective for part in trained), "imputer": "none",
+        "name": run.name, "method": label(config), "objective": "+".join(part.config.objective for part in trained), "imputer": "none",
         "scenario": config.scenario, "seed": config.seed,
         "store": {"path": str(config.store), "dataset": data.store.dataset, "digest": data.store.digest},
         "modalities": list(data.train.modalities), "dim": sum(part.dim for part in heads), "weights": weights,

@@ -32,7 +32,8 @@ class OnlineImputer:
 
     `held_out` are the validation items that decide how far to trust a generative imputer. `replay` are tables of complete items (a
     warm-up store) whose embeddings are encoded anew at every refresh and stay in the imputer's statistics; without them its parameters for
-    modalities that training no longer shows go stale; without `sees_training` they are all that it is fitted on. With a `gate`, items whose calibration promises too little stay as they are.
+    modalities that training no longer shows go stale; without `sees_training` they are all that it is fitted on. Without `scale_noise` a generative
+    imputer fills with the noise that it was fitted with. With a `gate`, items whose calibration promises too little stay as they are.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class OnlineImputer:
         replay: Sequence[FeatureTable] = (),
         gate: Gate | None = None,
         sees_training: bool = True,
+        scale_noise: bool = True,
     ) -> None:
         self.name = name
         self.options = dict(options)
@@ -52,6 +54,7 @@ class OnlineImputer:
         self.replay = list(replay)
         self.gate = gate
         self.sees_training = sees_training
+        self.scale_noise = scale_noise
         self.imputer = self._make()
         # What fills: the fitted imputer, its noise scaled by what held-out items say. EM itself goes on from the fitted one.
         self.tempered = self.imputer
@@ -101,8 +104,14 @@ class OnlineImputer:
         if processes() > 1:
             # Machines may round differently: all go on with the parameters of the first.
             self.imputer = self._restored(first_says(self.imputer.state()))
+        return {**logged, **self.settle(heads, table)}
+
+    def settle(self, heads: AnyHeads, table: Table) -> dict[str, float]:
+        """Make what fills out of the imputer as it is fitted, by held-out items under these `heads`; returns what is worth logging."""
         held_out = encode(heads, self.held_out)
-        self.tempered, logged["imputer_noise_scale"] = temper(self.imputer, held_out, self.held_out.mask, table.mask)
+        self.tempered, logged = self.imputer, {"imputer_noise_scale": 1.0}
+        if self.scale_noise:
+            self.tempered, logged["imputer_noise_scale"] = temper(self.imputer, held_out, self.held_out.mask, table.mask)
         if self.gate is not None:
             logged |= self.gate.set_on(self.tempered, held_out, self.held_out.mask, table.mask)
         return logged

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_heads
 from calmrl_lab.model.selection import validation_score
 from calmrl_lab.model.similarity import choose_weights, overlap_score
+from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 _STATE = (
     "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
-    "metrics_lines",
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 50_000
@@ -73,6 +74,7 @@ class _Session:
             replay,
             gate,
             config.imputer_data != "warm-up",
+            config.scale_noise,
         )
         if gate is not None:
             gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
@@ -149,8 +151,9 @@ class _Session:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
                 fill = self.filler.fills and self.epoch >= first_train + config.impute_from and not bool(table.mask.all())
-                if fill and (self.epoch - first_train - config.impute_from) % config.refresh == 0:
-                    first = self.epoch == first_train + config.impute_from
+                since = self.epoch - first_train - config.impute_from
+                if fill and (since % config.refresh == 0 if config.refresh else since == 0):
+                    first = since == 0
                     rounds = config.first_iterations if first else config.refresh_iterations
                     logged |= self.filler.refresh(self.heads, table, rounds)
                 logged |= self._one_epoch(run, table, fill, total)
@@ -252,8 +255,6 @@ class _Session:
         self.best_objective = {key: value.detach().clone() for key, value in self.objective.state_dict().items()}
 
     def _checkpoint(self, run: Run) -> None:
-        import io
-
         if rank() > 0:
             return
         state = {
@@ -269,30 +270,16 @@ class _Session:
             "generator": self.generator.get_state(),
             "objective_generator": _generator_state(self.objective),
             "imputer": {key: torch.from_numpy(np.array(value)) for key, value in self.filler.state().items()},
-            "metrics_lines": self.epoch + 1,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        run.write_bytes(run.CHECKPOINT, buffer.getvalue())
+        write_checkpoint(run, state, self.data.store.digest)
 
     def restore(self, run: Run) -> None:
-        """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
-        path = run.path / run.CHECKPOINT
-        if not path.exists():
-            if rank() == 0:
-                (run.path / run.METRICS).unlink(missing_ok=True)
+        """Go on from the checkpoint of `run`; a run without one starts at the beginning."""
+        state = read_checkpoint(run, _STATE, self.data.store.digest, self.device)
+        if rank() == 0:
+            rewind_metrics(run, state)
+        if state is None:
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise CalmrlError(
-                f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again"
-            ) from None
-        lacking = [key for key in _STATE if key not in state]
-        if lacking:
-            raise CalmrlError(
-                f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
-            )
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_objective = state["best"], state["best_objective"]
         self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
@@ -306,10 +293,6 @@ class _Session:
             generator.set_state(state["objective_generator"].cpu())
         if state["imputer"]:
             self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
-        if rank() > 0:
-            return
-        lines = (run.path / run.METRICS).read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
-        run.write_bytes(run.METRICS, ("\n".join(lines) + "\n").encode())
 
     def _stop_if(self, run: Run, table: Table, broken: NonFiniteStep | None) -> None:
         if broken is None:
@@ -330,7 +313,9 @@ class _Session:
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
+            frozen = config.refresh == 0 and self.filler.imputer.fitted
+            refit = self.filler.settle if frozen else partial(self.filler.refresh, iterations=config.first_iterations)
+            logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             if leads:
                 run.save_imputer(config.impute, self.filler.tempered.state())
@@ -351,7 +336,7 @@ class _Session:
         mask = self.train_table.mask
         summary = {
             "name": run.name,
-            "method": f"{config.objective}+{config.impute}" if self.filler.fills else config.objective,
+            "method": label(config),
             "objective": config.objective,
             "imputer": config.impute,
             "scenario": config.scenario,

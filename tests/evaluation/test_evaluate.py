@@ -27,7 +27,13 @@ FOUR = ["vision", "audio", "caption", "subtitle"]
 def run(small_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return train_heads(
-        small_store, scenario="pairs:0.25", run=folder / "r", modalities=FOUR, impute_options={"latent_dim": 4}, **QUICK
+        small_store,
+        "calmrl",
+        scenario="pairs:0.25",
+        run=folder / "r",
+        modalities=FOUR,
+        impute_options={"latent_dim": 4},
+        **QUICK,
     )
 
 
@@ -62,9 +68,7 @@ def test_ranks_equal_a_plain_sort(run, evaluation, small_store):
 
 
 def test_a_direction_counts_only_items_that_have_both(run, small_store, tmp_path):
-    keywords = train_heads(
-        small_store, objective="clip", imputer="none", run=tmp_path / "k", modalities=["caption", "keywords"], **QUICK
-    )
+    keywords = train_heads(small_store, method="clip", run=tmp_path / "k", modalities=["caption", "keywords"], **QUICK)
     table = evaluate(keywords).table().set_index(["query", "gallery"])
     store = FeatureStore.open(small_store)
     with_keywords = int((store.mask[:, store.modalities.index("keywords")] & (store.split == "test")).sum())
@@ -95,7 +99,7 @@ def gappy(tmp_path_factory):
         offsets={m: np.concatenate([[0], np.cumsum(mask[:, j])]) for j, m in enumerate(names)},
         reason=np.where(mask, 0, 2).astype(np.uint8), licence="none", attribution="none", provenance={},
     )  # fmt: skip
-    return train_heads(path, objective="clip", imputer="none", run=tmp_path_factory.mktemp("runs") / "gappy", **QUICK)
+    return train_heads(path, method="clip", run=tmp_path_factory.mktemp("runs") / "gappy", **QUICK)
 
 
 class TestNaturalGaps:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from calmrl_lab.methods.resolve import resolve
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runs.run_folder import FORMAT
 
@@ -35,6 +36,11 @@ class Recipe:
     error: dict[str, float] = field(default_factory=dict)
     gain: float = 0.12
     more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The method file with this objective and nothing else."""
+        return "closed-form" if self.objective == "none" else self.objective
 
 
 RECIPES = (
@@ -84,11 +90,11 @@ def write_experiment(
 def write_run(folder: Path, recipe: Recipe, seed: int, items: int = 120, modalities: Sequence[str] = MODALITIES) -> Path:
     """One finished, evaluated run."""
     folder.mkdir(parents=True)
-    config = {
-        "format": FORMAT, "store": "stores/invented.zarr", "modalities": list(modalities), "objective": recipe.objective,
-        "impute": recipe.impute, "scenario": recipe.scenario, "seed": seed, "dim": 64, "epochs": 40, "learning_rate": 0.001,
-        **recipe.more,
+    asked = {
+        "store": "stores/invented.zarr", "method": recipe.method, "modalities": list(modalities), "impute": recipe.impute,
+        "scenario": recipe.scenario, "seed": seed, "dim": 64, **recipe.more,
     }  # fmt: skip
+    config = {"format": FORMAT, **resolve(asked, "synthetic runs").model_dump(mode="json")}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     environment = {"calmrl_lab": "0.1.0", "python": "3.11.9", "platform": "Linux x86_64", "packages": {"torch": "2.13.0"}}
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
@@ -228,7 +234,7 @@ def _record(
         "methods": [
             {
                 "name": r.name, "label": r.label, "role": r.role,
-                "settings": {"objective": r.objective, "impute": r.impute, "scenario": r.scenario, **r.more},
+                "method": r.method, "settings": {"impute": r.impute, "scenario": r.scenario, **r.more},
                 "tuning": [], "runs": [f"{r.name}-s{seed}" for seed in seeds],
             }
             for r in recipes

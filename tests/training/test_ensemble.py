@@ -120,10 +120,8 @@ def test_the_command_line_takes_members(small_store, tmp_path, cli):
         small_store,
         "--scenario",
         "pairs:0.25",
-        "--objective",
-        "clip",
-        "--impute",
-        "none",
+        "--method",
+        "ensemble",
         "--epochs",
         "1",
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from calmrl_lab.config import TrainConfig, laid_over
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.methods.resolve import resolve
 from calmrl_lab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -279,11 +280,16 @@ def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[P
         values = {
             "store": (record.get("store") or {}).get("path"),
             **laid_over(record.get("common") or {}, entry.get("settings") or {}),
+            "method": entry.get("method"),
         }
+        try:
+            asked = resolve(values, "experiment.json").model_dump(mode="json")
+        except CalmrlError:
+            asked = {}
         for name in entry.get("runs") or []:
             if name not in found:
                 continue
-            differing = _differing(found[name].config, values)
+            differing = _differing(found[name].config, asked)
             ranked = (_read_json(found[name].path / "evaluation.json") or {}).get("split")
             if ranked not in (None, record.get("split")):
                 differing = [*differing, f"split {ranked}, not {record.get('split')}"]
@@ -321,7 +327,8 @@ def _differing(config: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Settings of a run that are not those asked for, seeds apart; none where the two cannot be compared (of other versions)."""
     try:
         own, wanted = (
-            TrainConfig(**{k: v for k, v in c.items() if k != "format"}).model_dump(mode="json") for c in (config, asked)
+            TrainConfig(**{k: v for k, v in c.items() if k != "format"}).model_dump(mode="json", exclude={"changed"})
+            for c in (config, asked)
         )
     except (TypeError, ValueError):
         return []
