@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime import console
 
 _ID_KEYS = ("clip_id", "video_id", "image_id", "image", "id")
 _TEXT_KEYS = ("desc", "caption", "vast_cap")
@@ -45,10 +46,11 @@ def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | N
 
     The id is the first of clip_id, video_id, image_id, image, id, with HTML entities resolved; the text the first of desc,
     caption, vast_cap, a string or a list. A subtitle of white space counts as none. `extra_keys` maps a further text modality to
-    its key. Raises CalmrlError for a broken file, a row without id or text, an empty caption, a repeated id or a subtitle that is no
-    string.
+    its key. Empty captions are left out and counted; an item of which none is left has no caption. Raises CalmrlError for a broken file, a row without id
+    or text, a repeated id or a subtitle that is no string.
     """
     found: dict[str, Annotation] = {}
+    empty = 0
     for number, row in enumerate(_rows(path)):
         where = f"row {number} of '{path}'"
         if not isinstance(row, dict):
@@ -57,6 +59,8 @@ def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | N
             )
         raw = _id(row, where)
         captions = _texts(next((row[key] for key in _TEXT_KEYS if key in row), None), f"the caption of '{raw}'", where)
+        empty += sum(not caption.strip() for caption in captions)
+        captions = [caption for caption in captions if caption.strip()]
         name = html.unescape(raw)
         known = found.get(name)
         if known is None:
@@ -66,6 +70,8 @@ def read_annotations(path: Path, split: Split, extra_keys: Mapping[str, str] | N
             known.captions += [caption for caption in captions if caption not in known.captions]
         else:
             raise CalmrlError(f"the id '{raw}' comes twice in '{path}' ({where})", hint="remove one of the two rows")
+    if empty:
+        console.note(f"'{path}': {empty} empty captions are left out")
     return list(found.values())
 
 
@@ -116,6 +122,4 @@ def _texts(value: Any, what: str, where: str) -> list[str]:
         raise CalmrlError(
             f"{what} is no text ({where})", hint=f"expected a string or a list of strings under {', '.join(_TEXT_KEYS)}"
         )
-    if any(not text.strip() for text in texts):
-        raise CalmrlError(f"{what} is empty ({where})", hint="remove the empty caption, or the row")
     return texts
