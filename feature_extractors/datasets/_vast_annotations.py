@@ -133,7 +133,7 @@ class AnnotatedDataset:
             if lacking:
                 what, folder = ("sound", AUDIO_FOLDERS[0]) if lacking[0] == "audio" else ("video", VIDEO_FOLDERS[0])
                 raise CalmrlError(
-                    f"dataset '{self.name}': only items with a {what} file are asked for, and there is no folder '{self.media / folder}'",
+                    f"dataset '{self.name}': only items with a {what} file are asked for, and there is no folder '{folder}' in '{self.media}'",
                     hint=f"extract the {what} into it, as the preset's released code needs it, or keep all items: --set require_{lacking[0]}=false",
                 )
             raise CalmrlError(

@@ -305,7 +305,9 @@ class TestPresets:
         write(media, "descs_ret_test.json", [{"video_id": "a", "desc": "x"}])
         touch(media, "videos/a.mp4")
         (media / "audios").rmdir() if (media / "audios").is_dir() else None
-        with pytest.raises(CalmrlError, match="only items with a sound file are asked for, and there is no folder") as caught:
+        with pytest.raises(
+            CalmrlError, match="only items with a sound file are asked for, and there is no folder 'audios'"
+        ) as caught:
             datasets.get("msrvtt")(media, **datasets.get("msrvtt").preset_options["gram-compat"]).manifest()
         assert "require_audio=false" in caught.value.hint
 
@@ -342,10 +344,6 @@ class TestRefusing:
             ('[{"video_id": "a"}]', "the caption of 'a' is no text"),
             ('[{"video_id": "a", "desc": 3}]', "the caption of 'a' is no text"),
             ('[{"video_id": "a", "desc": []}]', "the caption of 'a' is no text"),
-<<<<<<< HEAD
-            ('[{"video_id": "a", "desc": "x"}, {"video_id": "a", "desc": "y"}]', "the id 'a' comes twice"),
-=======
->>>>>>> main
         ],
     )
     def test_a_broken_annotation_file(self, media, content, sentence):
