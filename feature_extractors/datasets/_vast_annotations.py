@@ -53,6 +53,7 @@ class AnnotatedDataset:
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gram-compat": {"captions": "first", "require_audio": True},
         "pmrl-compat": {"captions": "first", "require_audio": True},
+        "calmrl-released": {"captions": "first", "require_audio": True},
     }
     # Names of files in other forms that circulate, by split; a file that says the splits itself may stand under several.
     other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -331,10 +332,10 @@ def refuse_unknown(dataset: str, unknown: Mapping[str, Any], known: Sequence[str
 def presets(
     vision: Mapping[str, str] | str, audio: str, caption: str = "vast/bert-caption", **more: str
 ) -> dict[str, dict[str, str]]:
-    """The presets of a dataset: VAST as its paper, GRAM and PMRL run it, and `open` for people without its weights.
+    """The presets of a dataset: VAST as its paper, GRAM, PMRL and CalMRL run it, and `open` for people without its weights.
 
-    `vision` maps `vast` and `gram` to an encoder (one name: the same for both); GRAM's `audio` is the `-mono` variant; `more` holds
-    the encoders of further text modalities.
+    `vision` maps `vast`, `gram` and, where it is another than the first, `calmrl` to an encoder (one name: the same for all); GRAM's `audio` is the
+    `-mono` variant, CalMRL's captions have 40 tokens everywhere; `more` holds the encoders of further text modalities.
     """
     given = {"vast": vision, "gram": vision} if isinstance(vision, str) else vision
     base = {"vision": given["vast"], "audio": audio, "caption": caption, **more}
@@ -342,6 +343,7 @@ def presets(
         "vast-paper": base,
         "gram-compat": {**base, "vision": given["gram"], "audio": f"{audio}-mono"},
         "pmrl-compat": dict(base),
+        "calmrl-released": {**base, "vision": given.get("calmrl", given["vast"]), "caption": "vast/bert-caption"},
         "open": {"vision": "clip/image", "audio": "clap/audio", **dict.fromkeys(("caption", *more), "sentence/text")},
     }
 
