@@ -29,6 +29,7 @@ class Calmrl(SpectralObjective):
     """
 
     name = "calmrl"
+    uses_imputed = True
 
     def __init__(
         self,

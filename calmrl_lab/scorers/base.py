@@ -91,7 +91,4 @@ def make_scorer(name: str, query: str, modalities: Sequence[str], **options: Any
     kind, _, argument = name.partition(":")
     if argument:
         options["modality"] = argument
-    try:
-        return scorers.get(kind)(query, modalities, **options)
-    except TypeError as error:
-        raise CalmrlError(f"scorer '{name}': {error}", hint="see calmrl-lab list scorers") from None
+    return scorers.create(kind, query, modalities, **options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.methods.resolve import label, resolve
+from calmrl_lab.methods.resolve import CUSTOM, label, resolve
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.joined import JoinedHeads
 from calmrl_lab.model.projection import Heads
@@ -19,6 +19,7 @@ from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import processes
 from calmrl_lab.store import FeatureStore
+from calmrl_lab.training.requirements import check_settings
 
 # What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
 SHARED = (
@@ -50,7 +51,8 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
         if "method" in changes:
             found.append(resolve({**{key: run[key] for key in (*SHARED, "device") if key in run}, **changes}, where))
         else:
-            found.append(build(TrainConfig, {**shared, **changes}, where))
+            found.append(build(TrainConfig, {**shared, "method": CUSTOM, **changes}, where))
+        check_settings(found[-1])
     overlaps = [number for number, member in enumerate(found, 1) if member.score != "cosine"]
     if (
         config.score == "overlap"

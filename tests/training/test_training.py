@@ -86,7 +86,7 @@ def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
 
 
 def test_training_stops_when_validation_stops_rising_and_keeps_the_best_heads(small_store, tmp_path):
-    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=30, patience=3, learning_rate=1e30)
+    asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=30, patience=3, learning_rate=100)
     run = train(asked, tmp_path / "r")
     start = _Session(asked, torch.device("cpu")).heads.state_dict()
     scores = [line["validation_mrr"] for line in lines_of(run)]
