@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from feature_extractors.annotations.annotation import Split
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._annotation_file import Split
 from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets, with_video
 
 
@@ -23,7 +23,6 @@ class VAST150K(AnnotatedDataset):
     presets = presets(
         {"vast": "vast/eva-g-crop", "gram": "vast/eva-g-crop-gram"},
         "vast/beats64",
-        "vast/bert-caption-70",
         subtitle="vast/bert-subtitle",
     )
     preset_options = with_video("gram-compat", "pmrl-compat")
@@ -38,7 +37,6 @@ class VAST150KCaptions(VAST150K):
     presets = presets(
         {"vast": "vast/eva-g-crop", "gram": "vast/eva-g-crop-gram"},
         "vast/beats64",
-        "vast/bert-caption-70",
         subtitle="vast/bert-subtitle",
         vision_caption="vast/bert-caption",
         audio_caption="vast/bert-caption",
