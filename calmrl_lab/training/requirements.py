@@ -66,15 +66,19 @@ def _check_start(config: TrainConfig) -> None:
             f"features '{config.features}' is what heads that start at random see, and init is 'ppca'",
             hint="leave features out, or use --set init_options.kernel=rbf, or --init random",
         )
-    if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE) and not config.members:
+    if (
+        config.similarity == "likelihood-ratio"
+        and (config.init != "ppca" or config.objective != NO_OBJECTIVE)
+        and not config.members
+    ):
         raise CalmrlError(
-            "score 'overlap' compares by the PPCA that heads start from, which no training changes",
-            hint="use --method likelihood-ratio, or --score both, or --score cosine",
+            "similarity 'likelihood-ratio' compares by the PPCA that heads start from, which no training changes",
+            hint="use --method likelihood-ratio, or --similarity sum, or --similarity cosine",
         )
-    if config.score == "both" and config.init != "ppca" and not config.members:
+    if config.similarity == "sum" and config.init != "ppca" and not config.members:
         raise CalmrlError(
-            f"score 'both' adds the cosine of heads to the overlap under the PPCA that they start from, and init is '{config.init}'",
-            hint="use --init ppca or --score cosine with it, or another --method",
+            f"similarity 'sum' adds the cosine of heads to the likelihood ratio under the PPCA that they start from, and init is '{config.init}'",
+            hint="use --init ppca or --similarity cosine with it, or another --method",
         )
 
 

@@ -12,7 +12,7 @@ from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.methods import describe, load, names
 from calmrl_lab.methods.resolve import default_run_path, in_words, label, request, resolve
 from calmrl_lab.objectives import objectives
-from calmrl_lab.runs.run import HEADS, Run
+from calmrl_lab.runs.run import Run
 from calmrl_lab.store import FeatureStore, write_store
 from calmrl_lab.training.train import train_heads
 
@@ -92,7 +92,7 @@ def test_python_and_the_command_line_train_the_same(cli, small_store, tmp_path, 
     python = train_heads(small_store, *([method] if method else []), scenario="pairs:0.5", run=tmp_path / "b", **quick)
     command = Run.open(tmp_path / "a")
     assert command.config == python.config
-    first, second = (run.read_tensors(HEADS)[0] for run in (command, python))
+    first, second = (run.read_tensors("model/model.safetensors")[0] for run in (command, python))
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
