@@ -7,7 +7,7 @@ from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.runner import best_of
 from calmrl_lab.methods.resolve import resolve
-from calmrl_lab.model.selection import validation_score
+from calmrl_lab.model.selection import mean_over_directions
 from calmrl_lab.training.requirements import check_settings, uses_imputed
 
 
@@ -57,15 +57,11 @@ def test_an_imputer_is_wanted_only_where_the_loss_sees_it():
 
 
 def test_a_model_of_no_numbers_is_scored_last():
-    from calmrl_lab.data.table import FeatureTable
-
-    rows = [torch.full((5, 3), float("nan")), torch.randn(5, 3)]
-    mask = torch.ones(5, 2, dtype=torch.bool)
-    table = FeatureTable.__new__(FeatureTable)
-    object.__setattr__(table, "modalities", ("a", "b"))
-    object.__setattr__(table, "mask", mask)
-    object.__setattr__(table, "natural_mask", lambda: mask)
-    assert 0 < validation_score(rows, table)["validation_mrr"] < 0.2
+    for scores in (torch.full((5, 5), float("nan")), torch.eye(5).log() * 0):
+        found = mean_over_directions([scores])
+        assert 0 <= found["validation_mrr"] <= 1
+        assert found["validation_recall_at_1"] == 0
+    assert mean_over_directions([torch.full((5, 5), float("nan"))])["validation_mrr"] < 0.2
 
 
 def test_a_score_that_is_no_number_wins_no_grid():
