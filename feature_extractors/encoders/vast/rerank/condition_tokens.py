@@ -16,7 +16,8 @@ from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.rerank.matching import TOP, Matcher, rerank
 from feature_extractors.encoders.vast.rerank.token_file import TokenFile, writing_tokens
-from feature_extractors.protocols import AbsentError, Encoder, File, Item, Manifest, MediaError
+from feature_extractors.protocols import Encoder, File, Item, Manifest, bare
+from feature_extractors.workers.prepare import attempt
 
 _CONDITIONS = ("vision", "audio", "subtitle")
 
@@ -85,12 +86,14 @@ def _prepare(made: Mapping[str, VastEncoder], item: Item, media: Path | None) ->
     """The prepared media of one item, by modality; what is absent, fails or lies outside `media` is not in it."""
     prepared = {}
     for modality in _CONDITIONS:
-        for medium in item.media.get(modality, ()) if modality in made else ():
-            if isinstance(medium, File) and media is not None and not medium.path.resolve().is_relative_to(media.resolve()):
-                break
-            with suppress(AbsentError, MediaError, OSError):
-                prepared[modality] = made[modality].prepare(medium)
-            break
+        for medium in item.media.get(modality, ())[:1] if modality in made else ():
+            file = bare(medium)
+            if isinstance(file, File) and media is not None and not file.path.resolve().is_relative_to(media.resolve()):
+                continue
+            with suppress(OSError):
+                outcome = attempt(made[modality], medium, None)
+                if isinstance(outcome, np.ndarray):
+                    prepared[modality] = outcome
     return prepared
 
 
