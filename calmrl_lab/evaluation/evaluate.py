@@ -19,8 +19,8 @@ from calmrl_lab.anchors.gate import achieved, gated_columns
 from calmrl_lab.config import Score, TrainConfig
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.data.patterns import Patterns
-from calmrl_lab.data.table import FeatureTable, Table, joined
-from calmrl_lab.data.training_data import open_data, training_items
+from calmrl_lab.data.table import BLOCK, FeatureTable, Table, joined
+from calmrl_lab.data.training_data import VALIDATION_ITEMS, open_data, training_items
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
 from calmrl_lab.evaluation.run_space import RunSpace, pair_model
@@ -33,7 +33,6 @@ from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import nearest
 from calmrl_lab.runs.run import IMPUTER, Run
 from calmrl_lab.runtime.devices import resolve
-from calmrl_lab.training.online_imputer import SAMPLED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
 
 # Imputers compared on the embeddings of every calibrated run, beside its own.
 CONTROLS = ("mean", "random")
+# Complete items of the split that are shown under every pattern of training, and training items whose hidden entries are looked at: of more,
+# a sample. There is a row for each of them, each pattern, modality and imputer.
+CALIBRATED, CALIBRATED_TRAINING = 5_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ def evaluate(
     if store is None and imputers.get(run.summary["imputer"]).fills:
         train_table, validation, replay = _seen(table, space.splits, config, device)
         if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split, replay)
+            imputation, anchors = _calibration(
+                run, heads, train_table.sample(CALIBRATED_TRAINING), validation, held_out, split, replay
+            )
     scored_on = {"dataset": space.store.dataset, "digest": space.store.digest}
     coverage = {"score": score, "store": scored_on, **_coverage(held_out, split, asked, unserved)}
     if config.gate and anchors is not None and len(anchors):
@@ -134,7 +138,11 @@ def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) ->
     if config.mix or config.warm_up:
         data = open_data(config, str(resolve(device)))
         return data.train, data.validation, [] if data.warm_up is None else [data.warm_up]
-    return training_items(table, splits, config), table.select(np.flatnonzero(splits == "validation")).in_memory(), []
+    return (
+        training_items(table, splits, config),
+        table.select(np.flatnonzero(splits == "validation")).sample(VALIDATION_ITEMS),
+        [],
+    )
 
 
 def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
@@ -201,7 +209,11 @@ def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str,
     """Ranks of every query row with a positive; both directions of a pair come from the same scores."""
     import pandas as pd
 
-    rows = [heads.project(index, features) for index, features in enumerate(table.rows)]
+    asked = {name for direction in directions for name in direction}
+    rows = [
+        _projected(heads, j, table.rows[j]) if name in asked else torch.zeros(0, heads.dim)
+        for j, name in enumerate(table.modalities)
+    ]
     owners = [_owners(offsets) for offsets in table.offsets]
     done: dict[tuple[str, str], pd.DataFrame] = {}
     for query, gallery in directions:
@@ -245,6 +257,11 @@ def _ranked(table: FeatureTable, query: str, gallery: str, scorer: str, owner: T
     columns |= {"item": table.ids[item], "group": table.group[item], "pattern": patterns[item]}
     columns |= {c: np.asarray(getattr(ranks, c))[asked] for c in ("greater", "equal", "candidates", "positives")}
     return pd.DataFrame(columns)
+
+
+def _projected(heads: AnyHeads, index: int, features: Tensor) -> Float[Tensor, "n d"]:
+    """Embeddings of `features`, projected a block at a time: what a feature map makes of all of them at once may be large."""
+    return torch.cat([heads.project(index, block) for block in features.split(BLOCK)])
 
 
 def _owners(offsets: Tensor) -> Tensor:
@@ -312,7 +329,7 @@ def _masked(
 ) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
     """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
     yield "train", train_table, train_table.mask
-    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
+    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy())).sample(CALIBRATED)
     if len(complete):
         patterns = Patterns.of(train_table.mask).shown
         for pattern in patterns[~patterns.all(dim=1)]:

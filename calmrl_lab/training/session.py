@@ -40,7 +40,7 @@ _STATE = (
     "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
-STARTING_ITEMS = 50_000
+STARTING_ITEMS = 20_000
 
 
 class _Session:
