@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,13 +28,15 @@ _MOST_BYTES = 1_500_000_000
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """A `Table` of the items at ascending positions `items` [N] of a store; `mask` [N, k] is in memory, as ids and groups are."""
+    """A `Table` of the items at ascending positions `items` [N] of a store; `mask` [N, k] is in memory, as ids and groups are; `maps` are applied to
+    the rows of each modality when they are read (`mapped`)."""
 
     store: FeatureStore
     modalities: tuple[str, ...]
     items: Int[np.ndarray, " n"]
     mask: Bool[Tensor, "n k"]
     device: str = "cpu"
+    maps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -62,6 +64,10 @@ class StreamedTable:
         require_hiding(mask, self.natural_mask(), self.modalities)
         return replace(self, mask=mask)
 
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> StreamedTable:
+        """The same items with what `maps`, one per modality, make of their rows, block by block as they are read."""
+        return replace(self, maps=tuple(maps))
+
     def select(self, items: np.ndarray) -> StreamedTable:
         """The items at positions `items` [n] of this table, in the order of the store."""
         chosen = np.sort(items)
@@ -69,7 +75,8 @@ class StreamedTable:
 
     def in_memory(self) -> FeatureTable:
         """All items with their rows."""
-        return load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+        table = load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+        return table.mapped(self.maps) if self.maps else table
 
     def sample(self, count: int) -> FeatureTable:
         """At most `count` items, in memory; which ones depends on nothing but the number of items."""
@@ -103,6 +110,8 @@ class StreamedTable:
             chosen = torch.from_numpy(place[streamed.items])
             items = send(chosen, device)
             features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
+            if self.maps:
+                features = [one(rows) for one, rows in zip(self.maps, features, strict=True)]
             batch = FeatureBatch(items, features, self.mask[items], mask[chosen])
             if waiting is not None and len(items) == 1:
                 # As in memory: a last batch of one item is joined to the one before it.
