@@ -73,6 +73,10 @@ class Table(Protocol):
         """The items at positions `items` [n] of this table."""
         ...
 
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Self:
+        """The same items with what `maps`, one per modality, make of their rows."""
+        ...
+
     def in_memory(self) -> FeatureTable:
         """The same items with their rows in memory."""
         ...
