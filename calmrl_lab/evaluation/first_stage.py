@@ -21,12 +21,15 @@ _HEADS = {
     ("audio", "subtitle"): "contra_head_a",
 }  # fmt: skip
 _ORDER = ("vision", "audio", "subtitle")
-_BY_OBJECTIVE = {"gram": "volume", "triangle": "area", "vast": "fused", "symile": "multilinear"}
+_BY_OBJECTIVE = {
+    "gram": "volume", "triangle": "area", "vast": "fused", "symile": "multilinear",
+    "comm": "objective", "confu": "objective", "gated-symile": "objective",
+}  # fmt: skip
 
 
 def first_stage(objective: str, others: Sequence[str], heads: Mapping[str, np.ndarray], dim: int) -> str:
     """The score that a run's system takes before matching: volume for GRAM, area for TRIANGLE (two modalities beside the caption), its own
-    fusion for VAST trained here, the multilinear product for Symile; for the others, as PMRL and CalMRL do, VAST's fused heads (`joint`) where the
+    fusion for VAST trained here, the multilinear product for Symile, what they train for CoMM, ConFu and Gated Symile; for the others, as PMRL and CalMRL do, VAST's fused heads (`joint`) where the
     store brings them and the embeddings of captions are of their dimension, and the centroid elsewhere."""
     name = _BY_OBJECTIVE.get(objective)
     if name is not None and not (name == "area" and len(others) != 2):

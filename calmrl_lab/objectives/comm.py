@@ -56,6 +56,20 @@ class CoMM(Objective):
         used = able & (able.sum() > 1)
         return {"loss": whole + parts, "whole": whole, "parts": parts, "skipped": skipped(used, whole)}
 
+    @torch.no_grad()
+    def item_scores(
+        self, query: int, queries: Float[Tensor, "q d"], items: Float[Tensor, "g k d"], shown: Bool[Tensor, "g k"]
+    ) -> Float[Tensor, "q g"]:
+        """Cosine of the fusion of every query of modality `query` alone with that of everything else that an item shows, as trained."""
+        others = shown.clone()
+        others[:, query] = False
+        alone = torch.zeros(len(queries), items.shape[1], dtype=torch.bool, device=items.device)
+        alone[:, query] = True
+        placed = items.new_zeros(len(queries), *items.shape[1:])
+        placed[:, query] = queries
+        asked, fused = (self.fusion(self.fusion.mapped(z), seen) for z, seen in ((placed, alone), (items, others)))
+        return asked @ fused.mT
+
     def _augmented(self, shown: Tensor) -> Tensor:
         if not self.noise:
             return shown
