@@ -11,15 +11,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import nearest, renamed_hint
 
-Score = Literal["cosine", "overlap", "both"]
+SimilarityName = Literal["cosine", "likelihood-ratio", "sum"]
 # What a pair is compared by, in a sentence that begins with "compared by".
-SCORE_WORDS: dict[str, str] = {
+SIMILARITY_WORDS: dict[str, str] = {
     "cosine": "the cosine of their embeddings",
-    "overlap": "the overlap of their posteriors under PPCA",
-    "both": "the overlap of their posteriors under PPCA plus the cosine of their embeddings",
+    "likelihood-ratio": "their likelihood ratio under PPCA (PLDA scoring)",
+    "sum": "their likelihood ratio under PPCA plus the cosine of their embeddings",
 }
+# Settings that were called otherwise once, and their names today.
+RENAMED = {"score": "similarity"}
 
 
 class TrainConfig(BaseModel):
@@ -69,10 +71,10 @@ class TrainConfig(BaseModel):
         default_factory=dict,
         description="options of a start by PPCA (kernel, latent_dim, components, whitening, noise_scale, iterations, embedding)",
     )
-    score: Score = Field(
+    similarity: SimilarityName = Field(
         "cosine",
-        description="how a query and a candidate are compared: by the cosine of their embeddings, by the overlap of their posteriors under "
-        "the PPCA that the heads start from (init: ppca), or by both, the cosine with a weight that validation chooses",
+        description="how a query and a candidate are compared: by the cosine of their embeddings, by their likelihood ratio under the PPCA "
+        "that the heads start from (init: ppca), or by the sum of both, the cosine with a weight that validation chooses",
     )
     features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",
@@ -140,11 +142,15 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
         if first["type"] == "extra_forbidden":
             known = list(_fields_at(model, first["loc"][:-1]))
+            renamed = RENAMED.get(str(first["loc"][-1]))
+            if renamed in known:
+                raise CalmrlError(f"{source}: {key}: unknown key", hint=f"it is now called '{renamed}'") from None
             raise CalmrlError(
                 f"{source}: {key}: unknown key{nearest(str(first['loc'][-1]), known)}", hint=f"known keys: {', '.join(known)}"
             ) from None
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+        hint = renamed_hint(str(first["input"])) if first["type"] == "literal_error" else None
+        raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}", hint=hint) from None
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,15 @@ _SHARE = 0.5
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """`items` [N]: ascending positions in the store; `mask` [N, k]: what may be shown, in memory, as ids and groups are."""
+    """`items` [N]: ascending positions in the store; `mask` [N, k]: what may be shown, in memory, as ids and groups are; `maps`: what is made of
+    the rows of each modality when they are read (`mapped`)."""
 
     store: FeatureStore
     modalities: tuple[str, ...]
     items: Int[np.ndarray, " n"]
     mask: Bool[Tensor, "n k"]
     device: str = "cpu"
+    maps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -54,6 +56,10 @@ class StreamedTable:
         """The same items under another mask (never wider than the rows that exist)."""
         return replace(self, mask=torch.as_tensor(mask, device=self.mask.device))
 
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> StreamedTable:
+        """The same items with what `maps`, one per modality, make of their rows, block by block as they are read."""
+        return replace(self, maps=tuple(maps))
+
     def select(self, items: np.ndarray) -> StreamedTable:
         """The items at positions `items` [n] of this table, in the order of the store."""
         chosen = np.sort(items)
@@ -61,7 +67,8 @@ class StreamedTable:
 
     def in_memory(self) -> FeatureTable:
         """All items with their rows."""
-        return load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+        table = load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+        return table.mapped(self.maps) if self.maps else table
 
     def sample(self, count: int) -> FeatureTable:
         """At most `count` items, in memory; which ones depends on nothing but the number of items."""
@@ -95,6 +102,8 @@ class StreamedTable:
             chosen = torch.from_numpy(place[streamed.items])
             items = send(chosen, device)
             features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
+            if self.maps:
+                features = [one(rows) for one, rows in zip(self.maps, features, strict=True)]
             batch = FeatureBatch(items, features, self.mask[items], mask[chosen])
             if waiting is not None and len(items) == 1:
                 # As in memory: a last batch of one item is joined to the one before it.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,6 +83,10 @@ class FeatureTable:
             rows.append(all_rows[base + torch.arange(int(ends[-1]), device=base.device)])
             offsets.append(ends)
         return FeatureTable(self.modalities, self.ids[items], self.group[items], tuple(rows), tuple(offsets), self.mask[picked])
+
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> FeatureTable:
+        """The same items with what `maps`, one per modality, make of their rows."""
+        return replace(self, rows=tuple(one(rows) for one, rows in zip(maps, self.rows, strict=True)))
 
     def first_rows(self) -> list[Tensor]:
         """Each item's first row of each modality, zeros where it has none: k of [N, d_m]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -47,6 +47,11 @@ class Data:
         whole = self.weights.floor()
         extra = torch.rand(len(whole), generator=generator, dtype=torch.float64) < self.weights - whole
         return (whole + extra).long()
+
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Data:
+        """The same items with what `maps`, one per modality, make of their rows."""
+        warm_up = None if self.warm_up is None else self.warm_up.mapped(maps)
+        return replace(self, train=self.train.mapped(maps), validation=self.validation.mapped(maps), warm_up=warm_up)
 
     def shown(self, count: int) -> FeatureTable:
         """Items that decide where heads start: those of training, at most `count`, after those of the warm-up."""

@@ -24,14 +24,14 @@ def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[s
 
 # What is trained when nobody says how: the best single model of docs/beyond.md.
 RECOMMENDED: dict[str, Any] = {
-    "objective": "clip", "impute": "none", "init": "ppca", "init_options": {"kernel": "heads"}, "score": "both", "epochs": 30,
+    "objective": "clip", "impute": "none", "init": "ppca", "init_options": {"kernel": "heads"}, "similarity": "sum", "epochs": 30,
     "learning_rate": 3e-4, "objective_options": {"temperature": 0.15},
 }  # fmt: skip
 
 
 # A word on any of these is a choice of method.
 _CHOICES = (
-    "objective", "objective_options", "impute", "impute_options", "impute_as_observed", "init", "features", "head", "members", "score", "gate",
+    "objective", "objective_options", "impute", "impute_options", "impute_as_observed", "init", "features", "head", "members", "similarity", "gate",
     "warm_up",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ def recommended(values: dict[str, Any]) -> dict[str, Any]:
         if FeatureStore.open(values["store"]).heads:
             return values
     console.note(
-        "no method was named: heads from PPCA of kernel features, then CLIP, beside the overlap of posteriors; --impute ppca is the paper's method"
+        "no method was named: heads from PPCA of kernel features, then CLIP, beside a likelihood ratio; --impute ppca is the paper's method"
     )
     # Heads from PPCA have the dimension of its latent vector.
     latent = {"latent_dim": values["dim"]} if "dim" in values else {}

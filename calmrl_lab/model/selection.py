@@ -1,53 +1,55 @@
-"""The score that selects a model: mean reciprocal rank over all directions on validation items."""
+"""The score that selects a model, mean reciprocal rank over all directions on validation items, and the weights that it chooses."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.model.similarity import LikelihoodRatio, Similarity, Sum
+
+# Weights of a cosine beside a likelihood ratio (nats) that validation chooses among: inverse temperatures, down to one that changes little.
+BESIDE_LIKELIHOOD_RATIO: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
+# Weights of a cosine beside the cosine of the first member, which has 1.
+BESIDE_COSINE: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+Vectors = Sequence[Float[Tensor, "n r"]]
 
 
-def validation_score(embeddings: Sequence[Float[Tensor, "n d"]], table: FeatureTable) -> dict[str, float]:
-    """`mean_ranks` of the inner products of `embeddings`."""
-
-    def compared(a: int, b: int, both: Tensor) -> tuple[Tensor, Tensor]:
-        scores = embeddings[a][both] @ embeddings[b][both].T
-        return scores, scores.T
-
-    return mean_ranks(compared, table)
-
-
-def mean_ranks(compared: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], table: FeatureTable) -> dict[str, float]:
+def validation_score(similarity: Similarity, vectors: Vectors, table: FeatureTable) -> dict[str, float]:
     """Means over all ordered pairs of modalities of reciprocal rank and Recall@1 (fraction), ties counted as expected rank.
 
-    `compared(a, b, items)` are scores [n, n] of queries of modality a with candidates of modality b, both of the items under the mask
-    `items` [N], and those of the opposite direction.
-    Each direction ranks among the items that own both modalities; directions with fewer than two such items are left out.
+    `vectors` are what `similarity` compares of the first row of every item, k tensors. Each direction ranks among the items that own both
+    modalities; directions with fewer than two such items are left out.
     """
+    return mean_over_directions(
+        scores
+        for a, b, both in pairs_of_modalities(table)
+        for scores in _both_directions(similarity, vectors, table.modalities, a, b, both)
+    )
+
+
+def pairs_of_modalities(table: FeatureTable) -> Iterator[tuple[int, int, Bool[Tensor, " n"]]]:
+    """Pairs a < b of modalities that at least two items of `table` own, and which items [N] those are."""
     owned = table.natural_mask()
-
-    def directions() -> Iterator[Tensor]:
-        for a, b in itertools.combinations(range(len(table.modalities)), 2):
-            both = owned[:, a] & owned[:, b]
-            if int(both.sum()) > 1:
-                yield from compared(a, b, both)
-
-    return mean_over_directions(directions())
+    for a, b in itertools.combinations(range(len(table.modalities)), 2):
+        both = owned[:, a] & owned[:, b]
+        if int(both.sum()) > 1:
+            yield a, b, both
 
 
-def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:
-    """Reciprocal rank and Recall@1 (fraction) of the match on the diagonal, means over queries and then over the directions `scores`; zeros
-    for no directions."""
+def mean_over_directions(directions: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:
+    """Reciprocal rank and Recall@1 (fraction) of the match, which is on the diagonal of the scores of each direction: means over queries and
+    then over `directions`; zeros for none."""
     reciprocal, first = [], []
-    for part in scores:
-        positive = part.diagonal().unsqueeze(1)
-        greater = (part > positive).sum(dim=1).double()
-        equal = (part == positive).sum(dim=1).double() - 1
+    for scores in directions:
+        positive = scores.diagonal().unsqueeze(1)
+        greater = (scores > positive).sum(dim=1).double()
+        equal = (scores == positive).sum(dim=1).double() - 1
         reciprocal.append((1 / (1 + greater + equal / 2)).mean())
         first.append((torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean())
     if not reciprocal:
@@ -56,3 +58,37 @@ def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, fl
         "validation_mrr": float(torch.stack(reciprocal).mean()),
         "validation_recall_at_1": float(torch.stack(first).mean()),
     }
+
+
+def _both_directions(
+    similarity: Similarity, vectors: Vectors, names: Sequence[str], a: int, b: int, both: Bool[Tensor, " n"]
+) -> Iterator[Float[Tensor, "m m"]]:
+    left, right = similarity.pair_vectors(names[a], names[b], vectors[a][both], vectors[b][both])
+    scores = left @ right.T
+    yield scores
+    if similarity.symmetric:
+        yield scores.T
+    else:
+        left, right = similarity.pair_vectors(names[b], names[a], vectors[b][both], vectors[a][both])
+        yield left @ right.T
+
+
+def choose_weights(
+    members: Sequence[tuple[Similarity, Vectors]], validation: FeatureTable
+) -> tuple[tuple[float, ...], dict[str, float]]:
+    """Weights of similarities whose vectors of the validation items are given, and the score of their weighted sum.
+
+    The first has weight 1; the others are weighed one after the other, each by mean reciprocal rank beside those before it.
+    """
+    first, vectors = members[0]
+    parts: list[tuple[Similarity, float]] = [(first, 1.0)]
+    tried = BESIDE_LIKELIHOOD_RATIO if isinstance(first, LikelihoodRatio) else BESIDE_COSINE
+    score = validation_score(first, vectors, validation)
+    for member, own in members[1:]:
+        vectors = [torch.cat([before.double(), added.double()], dim=1) for before, added in zip(vectors, own, strict=True)]
+        sums = {weight: Sum((*parts, (member, weight))) for weight in tried}
+        scores = {weight: validation_score(one, vectors, validation) for weight, one in sums.items()}
+        best = max(tried, key=lambda weight: scores[weight]["validation_mrr"])
+        parts.append((member, best))
+        score = scores[best]
+    return tuple(weight for _, weight in parts), score

@@ -24,14 +24,14 @@ NO_OBJECTIVE = "none"
 
 def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> torch.nn.Module:
     """The objective of a run over embeddings of `modalities` of dimension `dim`, on the CPU. Raises CalmrlError for options, modalities and scores that do not fit together."""
-    if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
+    if config.similarity == "likelihood-ratio" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
         raise CalmrlError(
-            "score 'overlap' compares by the PPCA that heads start from, which no training changes",
-            hint="use --init ppca --objective none with it, --init ppca --score both, or --score cosine",
+            "similarity 'likelihood-ratio' compares by the PPCA that heads start from, which no training changes",
+            hint="use --init ppca --objective none with it, --init ppca --similarity sum, or --similarity cosine",
         )
-    if config.score == "both" and config.init != "ppca":
+    if config.similarity == "sum" and config.init != "ppca":
         raise CalmrlError(
-            "score 'both' adds the cosine of heads to the overlap under the PPCA that they start from",
+            "similarity 'sum' adds the cosine of heads to the likelihood ratio under the PPCA that they start from",
             hint="use --init ppca with it",
         )
     if config.objective == NO_OBJECTIVE:

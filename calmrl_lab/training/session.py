@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,11 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureBatch, FeatureTable, group_numbers
 from calmrl_lab.data.training_data import Table, open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
 from calmrl_lab.model.encode import encode
-from calmrl_lab.model.initialisation import start_heads
-from calmrl_lab.model.selection import validation_score
-from calmrl_lab.model.similarity import choose_weights, overlap_score
+from calmrl_lab.model.initialisation import start_model
+from calmrl_lab.model.selection import choose_weights, validation_score
+from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
@@ -51,20 +51,18 @@ class _Session:
         self.started = time.monotonic()
         self.device = device
         self.data = open_data(config, str(self.device))
-        self.train_table, self.validation_table = self.data.train, self.data.validation
-        modalities = self.train_table.modalities
-        replay = self._replay()
+        modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
+        self._replay()
         make_objective(config, modalities, config.dim)
-        shown = self.data.shown(STARTING_ITEMS)
-        heads, self.start = start_heads(config, self.data.released, shown, self.validation_table)
-        self.heads = heads.to(self.device)
-        # What the overlap of posteriors looks at, which has kernels of its own or none.
-        self.plain_validation = self.validation_table
-        if heads.kernels and isinstance(self.train_table, FeatureTable):
-            self._lift(self.train_table)
-            replay = self._replay()
-        self.objective = make_objective(config, modalities, heads.dim).to(self.device)
+        self.start = start_model(config, self.data.released, self.data.shown(STARTING_ITEMS), self.data.validation)
+        self.heads = self.start.heads.to(self.device)
+        self.ratio_vectors = self._ratio_vectors()
+        # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
+        self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
+        self.train_table, self.validation_table = self.data.train, self.data.validation
+        replay = self._replay()
+        self.objective = make_objective(config, modalities, self.heads.dim).to(self.device)
         gate = Gate(config.gate_level) if config.gate else None
         self.filler = OnlineImputer(
             config.impute,
@@ -91,17 +89,13 @@ class _Session:
         self.silent: list[str] = []
 
     @torch.no_grad()
-    def _lift(self, train: FeatureTable) -> None:
-        """Kernels do not learn: tables in memory are turned into their components once, not once a pass."""
-        lift, warm_up = self.heads.lift, self.data.warm_up
-        self.data = replace(
-            self.data,
-            train=lift(train),
-            validation=lift(self.data.validation),
-            warm_up=None if warm_up is None else lift(warm_up),
-        )
-        self.train_table, self.validation_table = self.data.train, self.data.validation
-        self.heads.lifted = True
+    def _ratio_vectors(self) -> list[Tensor]:
+        """What the likelihood ratio of a start by PPCA, which no training changes, compares of the validation items."""
+        ratio, table = self.start.likelihood_ratio, self.data.validation
+        if ratio is None or self.config.similarity == Cosine.name:
+            return []
+        ratio = ratio.to(self.device)
+        return [ratio.vectors(name, rows, rows) for name, rows in zip(table.modalities, table.first_rows(), strict=True)]
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
@@ -231,10 +225,12 @@ class _Session:
     def _validate(self, run: Run, phase: str, logged: Mapping[str, Any] | None = None) -> float:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
-        if self.config.score == "overlap" and self.start is not None:
-            score = overlap_score(self.start.overlap, self.plain_validation.first_rows(), self.plain_validation)
+        ratio = self.start.likelihood_ratio
+        if ratio is not None and self.config.similarity == LikelihoodRatio.name:
+            score = validation_score(ratio, self.ratio_vectors, self.validation_table)
         else:
-            score = validation_score(encode(self.heads, self.validation_table), self.validation_table)
+            cosine = Cosine(self.heads.dim)
+            score = validation_score(cosine, encode(self.heads, self.validation_table), self.validation_table)
         self.heads.train()
         score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
@@ -327,28 +323,23 @@ class _Session:
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
         self.objective.load_state_dict(self.best_objective)
-        noise_scale, gate = 1.0, None
+        noise_scale, gate, imputer = 1.0, None, None
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
             logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
-            if leads:
-                run.save_imputer(config.impute, self.filler.tempered.state())
+            imputer = self.filler.tempered
             if self.filler.gate is not None:
                 gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
         if not leads:
             return
-        run.save_heads(self.heads)
-        run.save_objective(self.objective)
-        score, cosine_weight = self.best["score"], None
-        if self.start is not None:
-            run.save_latent(self.start.overlap)
-        if self.start is not None and config.score == "both":
-            embeddings = encode(self.heads, self.validation_table)
-            (cosine_weight,), found = choose_weights([embeddings], self.plain_validation, self.start.overlap)
-            score = found["validation_mrr"]
+        similarity, alternatives, score = self._similarities()
+        objective = TrainedObjective.of(config.objective, config.objective_options, self.objective)
+        AlignmentModel(
+            self.dims, self.start.feature_maps, self.heads, similarity, alternatives, imputer, objective
+        ).save(run)  # fmt: skip
         mask = self.train_table.mask
         summary = {
             "name": run.name,
@@ -360,11 +351,11 @@ class _Session:
             "store": {"path": str(config.store), "dataset": self.data.store.dataset, "digest": self.data.store.digest},
             "modalities": list(self.train_table.modalities),
             "dim": self.heads.dim,
-            "start": None if self.start is None else self.start.chosen,
+            "start": self.start.chosen,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
             "validation_mrr": score,
-            "cosine_weight": cosine_weight,
+            "cosine_weight": similarity.parts[1][1] if isinstance(similarity, Sum) else None,
             "silent_terms": self.silent,
             "imputer_noise_scale": noise_scale,
             "gate": gate,
@@ -385,6 +376,19 @@ class _Session:
             )
         run.write_json("summary.json", summary)
         run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+
+    def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
+        """How the trained model compares, how it could compare otherwise, and its validation score."""
+        ratio, cosine, score = self.start.likelihood_ratio, Cosine(self.heads.dim), self.best["score"]
+        if ratio is None:
+            return cosine, (), score
+        if self.config.similarity == Cosine.name:
+            return cosine, (ratio,), score
+        if self.config.similarity == LikelihoodRatio.name:
+            return ratio, (), score
+        embeddings = encode(self.heads, self.validation_table)
+        weights, found = choose_weights([(ratio, self.ratio_vectors), (cosine, embeddings)], self.validation_table)
+        return Sum(tuple(zip((ratio, cosine), weights, strict=True))), (), found["validation_mrr"]
 
 
 def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tuple[Tensor, Tensor]:

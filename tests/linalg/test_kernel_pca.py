@@ -100,7 +100,7 @@ def test_kernels_can_be_for_the_heads_alone(score):
     of_heads, of_overlap = (beside if score == "overlap" else heads).maps, (heads if score == "cosine" else beside).overlap
     for index, rows in enumerate(held_out.first_rows()):
         assert torch.equal(apart.maps.information_vector(index, rows), of_heads.information_vector(index, rows))
-        assert torch.equal(apart.overlap.evidence(index, rows), of_overlap.information_vector(index, rows))
+        assert torch.equal(apart.overlap.information_vector(index, rows), of_overlap.information_vector(index, rows))
     if score == "both":
         assert apart.chosen["candidates"] == heads.chosen["candidates"] + beside.chosen["candidates"]
         assert apart.chosen["overlap_noise_scale"] == beside.chosen["overlap_noise_scale"]
