@@ -11,6 +11,7 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.model.stacked.fit import FROM_FEATURES
 from calmrl_lab.objectives import objectives
 from calmrl_lab.runtime.distributed import Batch
 
@@ -28,6 +29,11 @@ def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> 
         raise CalmrlError(
             "similarity 'likelihood-ratio' compares by the PPCA that heads start from, which no training changes",
             hint="use --init ppca --objective none with it, --init ppca --similarity sum, or --similarity cosine",
+        )
+    if config.similarity in FROM_FEATURES and config.objective != NO_OBJECTIVE:
+        raise CalmrlError(
+            f"similarity '{config.similarity}' compares features, which no training changes",
+            hint="use --objective none with it, or --similarity stacked, which adds trained heads",
         )
     if config.similarity == "sum" and config.init != "ppca":
         raise CalmrlError(
