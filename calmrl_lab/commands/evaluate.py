@@ -21,8 +21,8 @@ def evaluate(
     direction: list[str] = typer.Option(
         [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
-    score_by: str | None = typer.Option(
-        None, "--score", metavar="cosine|overlap|both", help="How pairs are compared. (default: as the run was trained for)"
+    similarity: str | None = typer.Option(
+        None, metavar="cosine|likelihood-ratio|sum", help="How pairs are compared. (default: as the run was trained for)"
     ),
     rerank: str | None = typer.Option(
         None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
@@ -36,9 +36,10 @@ def evaluate(
 
     Example: calmrl-lab evaluate --run runs/demo/calmrl-ppca-s0 --direction caption:vision
     """
-    from calmrl_lab.config import Score
+    from calmrl_lab.config import SimilarityName
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.evaluation.evaluate import evaluate as score
+    from calmrl_lab.registry import known
 
     pairs = [text.partition(":")[::2] for text in direction]
     for text, pair in zip(direction, pairs, strict=True):
@@ -51,10 +52,9 @@ def evaluate(
     if rerank is not None:
         # What is wrong with the request shows before anything is ranked.
         match = _matching(run, rerank, store, weights, top, device)
-    known = get_args(Score)
-    if score_by not in (None, *known):
-        raise CalmrlError(f"unknown score '{score_by}'", hint=f"known: {', '.join(known)}")
-    scored = score(run, pairs or None, store=store, split=split, device=device, score=score_by)  # type: ignore[arg-type]
+    if similarity is not None:
+        known(similarity, get_args(SimilarityName), "there is no similarity")
+    scored = score(run, pairs or None, store=store, split=split, device=device, similarity=similarity)  # type: ignore[arg-type]
     table, warning = scored.table(), chance_warning(scored.scores)
     if rerank is None:
         console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
@@ -96,7 +96,7 @@ def _print_rerank(table: Any) -> None:
         shown.add_column(heading, justify="left" if heading in ("query", "gallery", "scorer") else "right")
     for row in table.itertuples(index=False):
         later = (f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", str(row.queries))
-        shown.add_row(row.query, row.gallery, row.scorer, _with_interval(row.recall_at_1, row.low, row.high), *later)
+        shown.add_row(row.query, row.gallery, row.scorer, _with_interval(row.recall_at_1, row.low_1, row.high_1), *later)
     console.out.print()
     console.show(shown)
 
@@ -108,7 +108,7 @@ def _with_interval(value: float, low: float, high: float) -> str:
 def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> None:
     from rich.table import Table
 
-    from calmrl_lab.config import SCORE_WORDS
+    from calmrl_lab.config import SIMILARITY_WORDS
 
     shown = Table(box=None, pad_edge=False)
     ranks = ("median", "mean", "MRR", "nDCG")
@@ -122,7 +122,7 @@ def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> No
         )  # fmt: skip
     console.show(shown)
     console.out.print(
-        f"pairs compared by {SCORE_WORDS[coverage['score']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
+        f"pairs compared by {SIMILARITY_WORDS[coverage['similarity']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
         "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order",
         soft_wrap=True,
     )

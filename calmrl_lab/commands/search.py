@@ -29,7 +29,7 @@ def index(
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
     scorer: str | None = typer.Option(
         None,
-        help="How items are compared: centroid, anchor, fused, cosine:MODALITY, overlap or both. (default: as the run compares pairs)",
+        help="How items are compared: centroid, anchor, fused, cosine:MODALITY, likelihood-ratio or sum. (default: as the run compares pairs)",
     ),
     calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
     kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
@@ -150,22 +150,20 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
 
 def _score_of(facts: dict[str, Any]) -> str:
     """What the scores of the index are."""
-    from calmrl_lab.scorers._names import OF_EVIDENCE
-
     kind, _, modality = facts["scorer"].partition(":")
-    if kind not in OF_EVIDENCE:
+    if not facts["weights"]:
         maker = modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
         return f"cosine with the {maker}"
-    weight = facts["cosine_weight"]
-    nats = "overlap of posteriors (nats)" + ("" if weight is None else f" plus {weight:g} times the cosine")
-    return f"{nats} with what an item shows of {', '.join(facts['modalities'])}"
+    words = {"likelihood-ratio": "likelihood ratio (nats)"}
+    parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["weights"].items()]
+    return f"{' plus '.join(parts)} with what an item shows of {', '.join(facts['modalities'])}"
 
 
 def _by_other_means(facts: dict[str, Any]) -> bool:
     """Whether the index compares otherwise than its run does."""
     from calmrl_lab.scorers._names import family
 
-    return bool(facts["run_score"] != family(facts["scorer"]))
+    return bool(facts["run_similarity"] != family(facts["scorer"]))
 
 
 def _draw_recall(gallery: Gallery) -> None:
@@ -183,7 +181,7 @@ def _draw_recall(gallery: Gallery) -> None:
 
 
 def _print_facts(gallery: Gallery) -> None:
-    from calmrl_lab.config import SCORE_WORDS
+    from calmrl_lab.config import SIMILARITY_WORDS
 
     facts = gallery.facts
     console.out.print(
@@ -192,7 +190,7 @@ def _print_facts(gallery: Gallery) -> None:
         soft_wrap=True,
     )
     if _by_other_means(facts):
-        console.out.print(f"the run itself compares pairs by {SCORE_WORDS[facts['run_score']]}", soft_wrap=True)
+        console.out.print(f"the run itself compares pairs by {SIMILARITY_WORDS[facts['run_similarity']]}", soft_wrap=True)
     if facts["left_out"]:
         console.out.print(f"{facts['left_out']} items show none of these and were left out")
     if facts["recall_against_exact"] is not None:

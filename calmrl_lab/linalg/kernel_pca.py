@@ -78,7 +78,7 @@ class KernelPCA:
 
     def to(self, device: torch.device | str) -> Self:
         """The same map on another device."""
-        return type(self)(**{name: value.to(device) for name, value in self.state().items()})
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def _squared_distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:

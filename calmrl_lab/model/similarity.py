@@ -274,6 +274,12 @@ class Sum:
         return vectors.split([part.dim for part, _ in self.parts], dim=-1)
 
 
+def weights_of(similarity: Similarity) -> dict[str, float]:
+    """The weights of the parts of a sum, by the name of each; 1 for any other similarity."""
+    parts = similarity.parts if isinstance(similarity, Sum) else ((similarity, 1.0),)
+    return {part.name: weight for part, weight in parts}
+
+
 def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> Similarity:
     """The similarity that `described` described. Raises CalmrlError for a kind that is not known here, KeyError for a tensor that is missing."""
     kind = description["kind"]

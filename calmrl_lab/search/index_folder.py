@@ -1,10 +1,10 @@
-"""A searchable gallery: the items of a store under the heads of a run, in an index folder that stands alone."""
+"""A searchable gallery: the items of a store as the model of a run sees them, in an index folder that needs neither run nor store."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +14,33 @@ from jaxtyping import Float
 
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.run_space import RunSpace
-from calmrl_lab.registry import nearest
+from calmrl_lab.evaluation.run_items import open_run
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.similarity import weights_of
+from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.atomic_files import is_temporary, write_atomically
-from calmrl_lab.scorers._names import OF_EVIDENCE, family
+from calmrl_lab.scorers._names import family
 from calmrl_lab.search.faiss_index import Index, Kind, build_index, recall_against_exact
-from calmrl_lab.search.item_vectors import of_embeddings, of_evidence
-from calmrl_lab.search.overlap_vectors import EvidenceVectors, InnerProductTransform
+from calmrl_lab.search.inner_product_transform import InnerProductTransform
+from calmrl_lab.search.item_vectors import by_embeddings, by_similarity
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from calmrl_lab.store import FeatureStore
 
-FORMAT = 1
+FORMAT = 2
 PROBED = 10
 # What an index folder may hold: one with nothing else is an index, also if its writer was killed before gallery.json.
-_OF_OVERLAPS = ("latent.safetensors", "balance.safetensors")
-_FILES = frozenset(
-    {"gallery.json", "index.faiss", "items.parquet", "heads.safetensors", *_OF_OVERLAPS, "recall.csv", "recall.svg"}
-)
+_TRANSFORM = "transform.safetensors"
+_FILES = frozenset({"gallery.json", "index.faiss", "items.parquet", "model", _TRANSFORM, "recall.csv", "recall.svg"})
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, heads.safetensors, and
-    latent.safetensors and balance.safetensors where items are compared by overlap."""
+    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, the model that makes query
+    vectors, and transform.safetensors where items are compared by another similarity than the cosine."""
 
     path: Path
     facts: dict[str, Any]
@@ -76,42 +76,29 @@ class Gallery:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities a query may have: all those of the heads, whatever the items were made of."""
+        """Modalities a query may have: all those of the model, whatever the items were made of."""
         return tuple(self.facts["encoders"])
 
     def embed(self, modality: str, features: Float[np.ndarray, "q d_m"]) -> Float[np.ndarray, "q d"]:
         """Query vectors (float32) of cached or freshly encoded features. Raises CalmrlError for an unknown modality or another dimension."""
-        if modality not in self.modalities:
-            raise CalmrlError(
-                f"index '{self.path}' has no heads for '{modality}'{nearest(modality, list(self.modalities))}",
-                hint=f"it has: {', '.join(self.modalities)}",
-            )
-        heads = Run(self.path).load_heads()
+        known(modality, self.modalities, f"index '{self.path}' has no modality")
+        model = AlignmentModel.load(Run(self.path))
         given = np.asarray(features)
         if given.dtype.kind not in "fiu":
             raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
         wide = np.atleast_2d(given.astype(np.float32))
-        if wide.ndim != 2 or wide.shape[1] != heads.dims[modality]:
+        if wide.ndim != 2 or wide.shape[1] != model.dims[modality]:
             raise CalmrlError(
-                f"features of '{modality}' have {heads.dims[modality]} values, got an array of shape {list(wide.shape)}"
+                f"features of '{modality}' have {model.dims[modality]} values, got an array of shape {list(wide.shape)}"
             )
         if not np.isfinite(wide).all():
             raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
-        rows, place = torch.from_numpy(wide), heads.modalities.index(modality)
         with torch.no_grad():
-            embeddings = heads.project(place, rows)
-            if family(self.facts["scorer"]) not in OF_EVIDENCE:
-                return embeddings.numpy()
-            maker = self._evidence_vectors()
-            asked = maker.queries(place, maker.maps.information_vector(place, rows), embeddings)
-        return InnerProductTransform(Run(self.path).read_tensors("balance.safetensors")[0]["scale"]).queries(asked.numpy())
-
-    def _evidence_vectors(self) -> EvidenceVectors:
-        maps = Run(self.path).load_latent()
-        places = {name: place for place, name in enumerate(maps.modalities)}
-        shown = tuple(places[name] for name in self.facts["modalities"])
-        patterns = tuple(tuple(places[name] for name in pattern) for pattern in self.facts["patterns"])
-        return EvidenceVectors(maps, self.facts["cosine_weight"], shown, patterns)
+            if family(self.facts["scorer"]) == "cosine":
+                return model.project(modality, torch.from_numpy(wide)).numpy()
+            vectors = model.vectors(modality, torch.from_numpy(wide))
+            asked = model.similarity.query_vectors(self.facts["modalities"], self.facts["patterns"], modality, vectors)
+        return InnerProductTransform(Run(self.path).read_tensors(_TRANSFORM)[0]["scale"]).queries(asked.numpy())
 
     def search(self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None) -> pd.DataFrame:
         """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
@@ -136,33 +123,33 @@ def build_gallery(
     gpus: int = 0,
     device: str = "auto",
 ) -> Gallery:
-    """Index the items of a store (default: all of the run's own) under the heads of `run`, and write the folder `out`.
+    """Index the items of a store (default: all of the run's own) as the model of `run` sees them, and write the folder `out`.
 
     An item is the vector `scorer` makes of what it shows of `modalities` (default: all); the scorer is the run's own: the centroid for
-    runs that compare pairs by cosine, overlap or both for the others. `calibrate` fills its gaps with the run's imputer first. Items that
+    runs that compare pairs by cosine, likelihood-ratio or sum for the others. `calibrate` fills its gaps with the run's imputer first. Items that
     show none of the modalities are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the true ten
     nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 of the store's own rows as queries; recall.csv
     holds it for more and for less effort, on the CPU. `gpus` are used to build the index; the folder is the same.
     Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `calibrate` with a run without imputer or
-    a scorer that needs no gap filled, an overlap for a run without PPCA, and an existing folder that is no index.
+    a scorer that needs no gap filled, a likelihood ratio for a run without PPCA, and an existing folder that is no index.
     """
     import pandas as pd
 
     out = Path(out)
     _check_folder(out)
-    space = RunSpace.open(run, store, device)
-    score = space.run.config.score
-    scorer = scorer or ("centroid" if score == "cosine" else score)
-    by_overlap = family(scorer) in OF_EVIDENCE
-    if by_overlap and calibrate:
+    run, model, found = open_run(run, store, device)
+    scorer = scorer or ("centroid" if model.similarity.name == "cosine" else model.similarity.name)
+    by_cosine = family(scorer) == "cosine"
+    if calibrate and not by_cosine:
         raise CalmrlError(
             f"scorer '{scorer}' adds up what an item shows, so there are no gaps to fill",
             hint="index without --calibrate, or with --scorer centroid",
         )
-    if by_overlap:
-        made = of_evidence(space, split, modalities, scorer)
+    table = found.of(split)
+    if by_cosine:
+        made = by_embeddings(model, table, modalities, scorer, calibrate)
     else:
-        made = of_embeddings(space, split, modalities, scorer, calibrate)
+        made = by_similarity(model, table, modalities, scorer)
     embedded, vectors, shown = made.embedded, made.vectors, made.rows
     # Built on GPUs or not: what is measured below is what a search will open.
     index = build_index(vectors, kind, options, gpus).on_cpu()
@@ -173,20 +160,21 @@ def build_gallery(
         raise CalmrlError(f"the index folder '{out}' cannot be made: {error.strerror or error}") from None
     patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
     items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
-    labels = {f"label.{name}": values[shown] for name, values in embedded.labels.items()}
+    labels = {f"label.{name}": values[shown] for name, values in found.labels(split).items()}
     facts = {
         "format": FORMAT,
-        "run": space.run.name,
-        "store": {"path": str(space.store.path), "dataset": space.store.dataset, "digest": space.store.digest},
+        "run": run.name,
+        "store": {"path": str(found.store.path), "dataset": found.store.dataset, "digest": found.store.digest},
         "split": split or "all",
         "kind": kind,
         "options": dict(options or {}),
         "scorer": scorer,
-        "run_score": score,
+        "run_similarity": model.similarity.name,
+        "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
         "calibrated": calibrate,
         "modalities": list(made.modalities),
         **made.facts,
-        "encoders": {m: encoder_of(space.store, m) for m in embedded.modalities},
+        "encoders": {m: encoder_of(found.store, m) for m in embedded.modalities},
         "dim": vectors.shape[1],
         "items": len(shown),
         "left_out": len(embedded) - len(shown),
@@ -199,13 +187,12 @@ def build_gallery(
         facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, PROBED), exact).mean())
     # gallery.json goes last: a folder without it is no index.
     (out / "gallery.json").unlink(missing_ok=True)
-    folder.save_heads(space.heads)
-    if made.balance is not None and made.maps is not None:
-        folder.save_latent(made.maps)
-        folder.write_tensors("balance.safetensors", {"scale": made.balance.scale}, {})
+    # What makes query vectors, and nothing else of the run.
+    replace(model.compared_by(family(scorer)), alternatives=(), imputer=None, objective=None).save(folder)
+    if made.transform is not None:
+        folder.write_tensors(_TRANSFORM, {"scale": made.transform.scale}, {})
     else:
-        for name in _OF_OVERLAPS:
-            (out / name).unlink(missing_ok=True)
+        (out / _TRANSFORM).unlink(missing_ok=True)
     folder.write_frame("items.parquet", pd.DataFrame({**items, **labels}))
     index.save(out / "index.faiss")
     _write_recall(out, index, vectors, probes)

@@ -344,7 +344,7 @@ class _Session:
         if self.filler.fills and not bool(self.train_table.mask.all()):
             logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
-            imputer = self.filler.tempered
+            imputer = self.filler.noise_scaled
             if self.filler.gate is not None:
                 gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}

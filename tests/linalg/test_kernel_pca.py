@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from calmrl_lab.evaluation.run_space import RunSpace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +11,6 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
-from calmrl_lab.evaluation.run_space import RunSpace
 from calmrl_lab.linalg import kernel_pca as kernel_map
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import start_by_ppca

@@ -58,7 +58,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", ["items.parquet", "index.faiss", "recall.csv", "gallery.json"])
 def test_an_index_whose_writer_was_killed_is_none_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
     from calmrl_lab.runs import run as runs
-    from calmrl_lab.search import index_folder as module
+    from calmrl_lab.runtime import atomic_files
+    from calmrl_lab.search import index_folder
 
     out = tmp_path / "index"
     build_gallery(trained, out, kind="hnsw")
@@ -71,8 +72,8 @@ def test_an_index_whose_writer_was_killed_is_none_and_can_be_written_again(train
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_atomically", killed)
-        patch.setattr(module, "write_atomically", killed)
+        for module in (runs, index_folder, atomic_files):
+            patch.setattr(module, "write_atomically", killed)
         with pytest.raises(Killed):
             build_gallery(trained, out, kind="hnsw", split="test")
     with pytest.raises(CalmrlError, match="no finished index"):

@@ -140,7 +140,7 @@ def test_a_writer_killed_while_it_replaces_a_store_loses_neither(store_path, tmp
 
 def test_what_a_killed_export_left_is_removed_by_the_next(store_path, tmp_path):
     killed = (
-        "import os, signal, sys\nfrom calmrl_lab.store import FeatureStore, exporting\n"
+        "import os, signal, sys\nfrom calmrl_lab.store import FeatureStore\nfrom calmrl_lab.store.convert import export as exporting\n"
         "exporting._small_arrays = lambda store: os.kill(os.getpid(), signal.SIGKILL)\n"
         "exporting.export_store(FeatureStore.open(sys.argv[1]), sys.argv[2])"
     )

@@ -61,7 +61,7 @@ def test_replay_keeps_modalities_that_training_no_longer_shows(tables):
     old, new = heads_of(pairs, 0), heads_of(pairs, 1)
     kept = filler(tables)
     kept.refresh(old, pairs, 30)
-    stale = kept.tempered
+    stale = kept.noise_scaled
     kept.refresh(new, pairs, 30)
     truth = encode(new, validation)
     shown = torch.tensor([True, False, True, False]).expand(len(validation), -1)
@@ -71,7 +71,7 @@ def test_replay_keeps_modalities_that_training_no_longer_shows(tables):
         filled = imputer.impute(truth, shown)
         return float((stack(filled) - stack(truth)).square().sum(dim=2)[hidden].mean())
 
-    assert error(kept.tempered) < 0.9 * error(stale)
+    assert error(kept.noise_scaled) < 0.9 * error(stale)
 
 
 def test_near_duplicates_stay_together_where_the_imputer_holds_items_out(tables, monkeypatch):

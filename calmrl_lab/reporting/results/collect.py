@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from calmrl_lab.config import TrainConfig, laid_over
+from calmrl_lab.evaluation.score_rows import COUNTS
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runs.run import Run
 
@@ -242,12 +243,12 @@ def _local(sentence: str, path: Path) -> str:
 
 # The columns that the report computes with; a table without one of them is of another version.
 _NEEDED = {
-    "scores": ("query", "gallery", "item", "group", "pattern", "greater", "equal", "candidates", "positives"),
+    "scores": ("query", "gallery", "item", "group", "pattern", *COUNTS),
     "imputation": ("imputer", "modality", "pattern", "split", "item", "group", "squared_error"),
     "anchors": ("imputer", "pattern", "split", "item", "group", "shift_observed", "shift_calibrated", "lower", "upper"),
     "classification": ("kind", "modality", "item", "group", "label", "correct"),
-    "rerank": ("query", "gallery", "scorer", "group", "greater", "equal"),
-    "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", "greater", "equal"),
+    "rerank": ("query", "gallery", "scorer", "group", *COUNTS),
+    "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", *COUNTS),
 }
 # Tables of this many rows a run are read with the needed columns only.
 _LARGE = frozenset({"curves"})
