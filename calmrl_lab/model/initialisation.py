@@ -45,7 +45,9 @@ def start_model(
     """
     if config.init == "ppca":
         # What is stacked adds the cosine of the heads and the likelihood ratio, as a sum does.
-        judged = {"stacked": "sum", "canonical-cosine": "cosine", "shared-space": "cosine"}.get(config.similarity, config.similarity)
+        judged = {"stacked": "sum", "canonical-cosine": "cosine", "shared-space": "cosine"}.get(
+            config.similarity, config.similarity
+        )
         return ppca_start(start_by_ppca(table, validation, config.init_options, judged), table)
     if config.init == "identity":
         return identity_start(config, table)
