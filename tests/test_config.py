@@ -84,7 +84,7 @@ def test_without_a_method_the_recommended_one_is_trained_and_any_word_on_it_is_o
     from calmrl_lab.methods.resolve import RECOMMENDED, request
 
     asked = request(None, {"store": str(small_store), "scenario": "pairs:0.25"}, ["epochs=3"])
-    assert (asked.objective, asked.init, asked.score, asked.impute, asked.epochs) == ("clip", "ppca", "both", "none", 3)
+    assert (asked.objective, asked.init, asked.similarity, asked.impute, asked.epochs) == ("clip", "ppca", "sum", "none", 3)
     assert asked.learning_rate == RECOMMENDED["learning_rate"]
     assert "no method was named" in capfd.readouterr().err
     assert request(None, {"store": str(small_store)}, ["dim=5"]).init_options == {"kernel": "heads", "latent_dim": 5}

@@ -76,7 +76,7 @@ def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dic
         facts = diagnostics.with_anchor_facts(scores, anchors)
     if (run / "imputation.parquet").is_file():
         errors = opened.read_frame("imputation.parquet")
-        tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == space.run.config.impute], bins=5)
+        tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == opened.config.impute], bins=5)
     for cut in cuts:
         tables[f"recall_by_{cut}"] = diagnostics.slices(facts, cut, np.random.default_rng(0))
     return tables, scores

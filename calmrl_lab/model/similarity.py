@@ -20,9 +20,20 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.model import feature_map
 from calmrl_lab.model.feature_map import FeatureMap
 from calmrl_lab.ppca.latent_maps import LatentMaps
+from calmrl_lab.registry import known
 
 # What an item may show, as names of modalities: the items of one index show one of these each.
 Patterns = Sequence[Sequence[str]]
+
+
+_KINDS: dict[str, Any] = {}
+Kind = TypeVar("Kind", bound=type)
+
+
+def similarity_kind(kind: Kind) -> Kind:
+    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
+    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
+    return kind
 
 
 class Similarity(Protocol):
@@ -72,6 +83,7 @@ class Similarity(Protocol):
         """What `read` needs: a description that fits into JSON, and tensors by name, all names beginning with `prefix`."""
 
 
+@similarity_kind
 @dataclass(frozen=True)
 class Cosine:
     """Cosine of embeddings of `dim` dimensions; an item that shows several modalities is their normalised sum."""
@@ -108,7 +120,13 @@ class Cosine:
         """The dimension."""
         return {"kind": self.name, "dim": self.dim}, {}
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        return cls(int(description["dim"]))
 
+
+@similarity_kind
 @dataclass(frozen=True)
 class LikelihoodRatio:
     """log p(x, y) - log p(x) - log p(y) under PPCA of the features: how much likelier x and y belong to one item than to two (nats).
@@ -130,19 +148,19 @@ class LikelihoodRatio:
 
     def vectors(self, modality: str, features: Tensor, embeddings: Tensor) -> Float[Tensor, "n q"]:
         """The information vectors of the features."""
-        place = self.latent.modalities.index(modality)
+        (place,) = self._places(modality)
         return self.latent.information_vector(place, self.feature_maps[place](features))
 
     def pair_vectors(self, query: str, gallery: str, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """[V h, 1] and [g, the term of the candidate], V being the posterior covariance given both modalities."""
-        a, b = (self.latent.modalities.index(name) for name in (query, gallery))
+        a, b = self._places(query, gallery)
         both = self.latent.covariance(a, b).to(queries.device)
         own = self.latent.item_term(a, [b], candidates).unsqueeze(1)
         return torch.cat([queries @ both, torch.ones_like(queries[:, :1])], dim=1), torch.cat([candidates, own], dim=1)
 
     def set_scores(self, query: str, shown: Sequence[str], queries: Tensor, items: Tensor, mask: Tensor) -> Tensor:
         """The ratio for all that an item shows: its information vectors add up, so that gaps need no filling."""
-        asking, *columns = (self.latent.modalities.index(name) for name in (query, *shown))
+        asking, *columns = self._places(query, *shown)
         scores = queries.new_empty(len(queries), len(items))
         patterns, which = torch.unique(mask, dim=0, return_inverse=True)
         for index, pattern in enumerate(patterns.tolist()):
@@ -162,7 +180,7 @@ class LikelihoodRatio:
         for number, pattern in enumerate(patterns):
             kind = torch.tensor([name in pattern for name in shown], device=mask.device)
             rows = (mask == kind).all(dim=1).nonzero().squeeze(1)
-            total, places = items[rows].double().sum(dim=1), [modalities.index(name) for name in pattern]
+            total, places = items[rows].double().sum(dim=1), self._places(*pattern)
             for asking in range(len(modalities)):
                 both = self.latent.covariance(asking, *places).to(total.device)
                 vectors[rows, asking * q : (asking + 1) * q] = total @ both
@@ -173,14 +191,17 @@ class LikelihoodRatio:
     def query_vectors(self, shown: Sequence[str], patterns: Patterns, query: str, queries: Tensor) -> Tensor:
         """h and a one at the places of the query's modality, and its term c_P(h) for every pattern."""
         modalities, q, asked = self.latent.modalities, self.dim, queries.double()
-        asking = modalities.index(query)
+        (asking,) = self._places(query)
         vectors = asked.new_zeros(len(asked), len(modalities) * (q + 1) + len(patterns))
         vectors[:, asking * q : (asking + 1) * q] = asked
         vectors[:, len(modalities) * q + asking] = 1.0
         for number, pattern in enumerate(patterns):
-            places = [modalities.index(name) for name in pattern]
-            vectors[:, len(modalities) * (q + 1) + number] = self.latent.query_term(asking, places, asked)
+            own = self.latent.query_term(asking, self._places(*pattern), asked)
+            vectors[:, len(modalities) * (q + 1) + number] = own
         return vectors
+
+    def _places(self, *names: str) -> list[int]:
+        return [known(name, self.latent.modalities, "the PPCA of the features has no modality") for name in names]
 
     def to(self, device: torch.device | str) -> Self:
         """The same similarity on another device; the maps of the latent model follow their input by themselves."""
@@ -196,7 +217,16 @@ class LikelihoodRatio:
             tensors |= found
         return {"kind": self.name, "modalities": list(self.latent.modalities), "feature_maps": maps}, tensors
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        start = f"{prefix}latent/"
+        state = {key.removeprefix(start): value.numpy() for key, value in tensors.items() if key.startswith(start)}
+        maps = (feature_map.read(one, tensors, f"{prefix}maps/{j}/") for j, one in enumerate(description["feature_maps"]))
+        return cls(LatentMaps.from_state(state, description["modalities"]), tuple(maps))
 
+
+@similarity_kind
 @dataclass(frozen=True)
 class Sum:
     """Weighted sum of any number of similarities, as a product of experts: each part is (similarity, weight).
@@ -270,6 +300,12 @@ class Sum:
             tensors |= found
         return {"kind": self.name, "parts": parts}, tensors
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        parts = enumerate(description["parts"])
+        return cls(tuple((read(part, tensors, f"{prefix}{number}/"), float(part["weight"])) for number, part in parts))
+
     def _split(self, vectors: Tensor) -> tuple[Tensor, ...]:
         return vectors.split([part.dim for part, _ in self.parts], dim=-1)
 
@@ -283,37 +319,7 @@ def weights_of(similarity: Similarity) -> dict[str, float]:
 def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> Similarity:
     """The similarity that `described` described. Raises CalmrlError for a kind that is not known here, KeyError for a tensor that is missing."""
     kind = description["kind"]
-    if kind == Cosine.name:
-        return Cosine(int(description["dim"]))
-    if kind == LikelihoodRatio.name:
-        state = {
-            key.removeprefix(f"{prefix}latent/"): value.numpy()
-            for key, value in tensors.items()
-            if key.startswith(f"{prefix}latent/")
-        }
-        latent = LatentMaps.from_state(state, description["modalities"])
-        maps = (
-            feature_map.read(one, tensors, f"{prefix}maps/{number}/") for number, one in enumerate(description["feature_maps"])
-        )
-        return LikelihoodRatio(latent, tuple(maps))
-    if kind == Sum.name:
-        parts = (
-            (read(part, tensors, f"{prefix}{number}/"), float(part["weight"]))
-            for number, part in enumerate(description["parts"])
-        )
-        return Sum(tuple(parts))
-    if kind in _KINDS:
-        made: Similarity = _KINDS[kind].read(description, tensors, prefix)
-        return made
-    known_kinds = [Cosine.name, LikelihoodRatio.name, Sum.name, *_KINDS]
-    raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(known_kinds)}")
-
-
-_KINDS: dict[str, Any] = {}
-Kind = TypeVar("Kind", bound=type)
-
-
-def similarity_kind(kind: Kind) -> Kind:
-    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
-    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
-    return kind
+    if kind not in _KINDS:
+        raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(_KINDS)}")
+    made: Similarity = _KINDS[kind].read(description, tensors, prefix)
+    return made

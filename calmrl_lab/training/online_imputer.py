@@ -158,7 +158,9 @@ class OnlineImputer:
 
 
 @torch.no_grad()
-def summed_statistics(heads: Projection, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]) -> Statistics:
+def summed_statistics(
+    heads: Projection, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]
+) -> Statistics:
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:

@@ -8,6 +8,7 @@ from calmrl_lab.data.table import load_table
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_auto import AutoPPCA
 from calmrl_lab.model.encode import encode, stack
+from calmrl_lab.model.feature_map import fit_scaling
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.online_imputer import OnlineImputer
@@ -20,6 +21,7 @@ def tables(small_store):
     """Complete training items, the same items as a vision-caption source shows them, and validation items."""
     store = FeatureStore.open(small_store)
     table = load_table(store, FOUR)
+    table = table.mapped([fit_scaling(rows, "scaled") for rows in table.rows])
     train = table.select(np.flatnonzero(store.split == "train"))
     half = len(train) // 2
     complete, pairs = train.select(np.arange(half)), train.select(np.arange(half, len(train)))
@@ -29,10 +31,7 @@ def tables(small_store):
 
 
 def heads_of(table, seed=0):
-    heads = Heads(table.dims, 16, seed=seed)
-    for index, rows in enumerate(table.rows):
-        heads.rescale(index, rows, "scaled")
-    return heads.eval()
+    return Heads(table.dims, 16, seed=seed).eval()
 
 
 def filler(tables, **options):

@@ -23,7 +23,7 @@ def config(store, **changes):
 
 
 def tensors(run):
-    return run.read_tensors("heads.safetensors")[0]
+    return run.read_tensors("model/model.safetensors")[0]
 
 
 def lines_of(run):
@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_numbers(small_store, tmp_path, objective):
     impute = "ppca" if objective == "calmrl" else "none"
     options = {"impute_options": {"latent_dim": 4} if impute == "ppca" else {}, "objective": objective, "impute": impute}
     runs = [train(config(small_store, **options), tmp_path / name) for name in "ab"]
-    for name in ("heads.safetensors", "metrics.jsonl"):
+    for name in ("model/model.safetensors", "metrics.jsonl"):
         assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
     other = train(config(small_store, seed=1, **options), tmp_path / "c")
     assert not same(tensors(runs[0]), tensors(other))
@@ -70,7 +70,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(small_store, tmp_path, monkeypa
     assert same(tensors(whole), tensors(halved))
     assert (whole.path / "metrics.jsonl").read_text() == (halved.path / "metrics.jsonl").read_text()
     if objective == "calmrl":
-        assert same(whole.read_tensors("imputer.safetensors")[0], halved.read_tensors("imputer.safetensors")[0])
+        assert same(whole.model().imputer.state(), halved.model().imputer.state())
 
 
 def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
@@ -104,7 +104,7 @@ def test_the_learning_rate_rises_and_falls(small_store):
 
 def test_the_python_api_takes_an_unfitted_imputer(small_store, tmp_path):
     run = train_heads(small_store, imputer=PPCA(latent_dim=3), scenario="pairs", run=tmp_path / "r", modalities=FOUR, **QUICK)
-    assert run.load_imputer().weights[0].shape == (16, 3)
+    assert run.model().imputer.weights[0].shape == (16, 3)
     assert run.summary["counts"]["complete"] < run.summary["counts"]["train_items"]
 
 

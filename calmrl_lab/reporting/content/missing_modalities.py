@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calmrl_lab.evaluation.score_rows import hits
 from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.axes import seeds_in_words
 from calmrl_lab.reporting.output.drawing import Drawing, Figure, canvas
@@ -16,7 +17,6 @@ from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
-from calmrl_lab.evaluation.score_rows import hits
 from calmrl_lab.scorers._names import family, is_single
 
 if TYPE_CHECKING:

@@ -42,7 +42,17 @@ def rerank_table(gathered: Gathered, inks: dict[str, Ink]) -> Table | None:
             queries, direction = row["queries"] // len(found), f"{row['query']} → {row['gallery']}"
             rows.append([name, Cell(direction), Cell(row["scorer"]), *numbers, Cell(str(queries))])
             first, later = estimates[0], [one.value for one in estimates[1:]]
-            values = (row["query"], row["gallery"], row["scorer"], first.value, first.low, first.high, *later, len(found), queries)
+            values = (
+                row["query"],
+                row["gallery"],
+                row["scorer"],
+                first.value,
+                first.low,
+                first.high,
+                *later,
+                len(found),
+                queries,
+            )
             records.append(dict(zip(FIELDS, (method.label, *values), strict=True)))
     if not rows:
         return None

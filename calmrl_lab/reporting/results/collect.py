@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from calmrl_lab.config import TrainConfig, laid_over
-from calmrl_lab.evaluation.score_rows import COUNTS
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.score_rows import COUNTS
 from calmrl_lab.runs.run import Run
 
 if TYPE_CHECKING:
