@@ -21,9 +21,9 @@ from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.data.table import FeatureTable, joined
 from calmrl_lab.data.training_data import Table, open_data, training_items
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
 from calmrl_lab.evaluation.run_items import RunItems, open_run
-from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
 from calmrl_lab.evaluation.score_rows import recall_table, score_rows
 from calmrl_lab.imputers import imputers
 from calmrl_lab.model.alignment_model import AlignmentModel
@@ -102,7 +102,13 @@ def evaluate(
             imputation, anchors = _calibration(run, model, train_table.sample(SAMPLED), validation, held_out, split, replay)
     scored_on = {"dataset": items.store.dataset, "digest": items.store.digest}
     name = similarity or config.similarity
-    coverage = {"similarity": name, "features": beside, "incomparable": incomparable, "store": scored_on, **_coverage(held_out, split, served, unserved)}
+    coverage = {
+        "similarity": name,
+        "features": beside,
+        "incomparable": incomparable,
+        "store": scored_on,
+        **_coverage(held_out, split, served, unserved),
+    }
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)

@@ -17,7 +17,7 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.model import feature_map, similarity, stacked
+from calmrl_lab.model import feature_map, similarity
 from calmrl_lab.model.embeddings import Embeddings, owners_of
 from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.feature_map import FeatureMap

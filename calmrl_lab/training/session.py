@@ -24,7 +24,7 @@ from calmrl_lab.model.initialisation import start_model
 from calmrl_lab.model.selection import choose_weights, validation_score
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
-from calmrl_lab.model.stacked.stack import stack
+from calmrl_lab.model.stacked.stack import said, stack
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
@@ -410,6 +410,7 @@ class _Session:
             embeddings = encode(self.heads, self.validation_table)
             total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
             self.compared = {"parts": dict(self.of_features.chosen), **record}
+            console.note(f"pairs are compared by (shares of the sum): {said(record)}")
             return total, () if ratio is None else (ratio,), record["validation_mrr"]
         if ratio is None:
             return cosine, (), score

@@ -41,11 +41,37 @@ def stack(
         weights = _positive(scores, items, pairs, len(parts), otherwise=together)
         for a, b in pairs:
             table[:, a, b] = torch.from_numpy(weights)
-        records.append({"pairs": _named(pairs, names), "weights": dict(zip(parts, weights.tolist(), strict=True))})
+        shares = _shares(weights, [scores[pair] for pair in pairs if pair in scores])
+        records.append({
+            "pairs": _named(pairs, names),
+            "weights": dict(zip(parts, weights.tolist(), strict=True)),
+            "shares": dict(zip(parts, shares.tolist(), strict=True)),
+        })  # fmt: skip
     counted = [number for number in range(len(parts)) if bool((table[number] > 0).any())]
     chosen = list(parts.values())
     total = Sum(tuple((PairWeighted(chosen[number], names, table[number]), 1.0) for number in counted))
     return total, {"weights": records, **_reached(scores, table)}
+
+
+def said(record: Mapping[str, Any]) -> str:
+    """What `stack` chose, in words: for every kind of pairs the parts that count, each with its share of the deviation of the sum."""
+    sentences = []
+    for part in record["weights"]:
+        counted = sorted(((share, name) for name, share in part["shares"].items() if share >= 0.005), reverse=True)
+        listed = ", ".join(f"{name} {100 * share:.0f} %" for share, name in counted) or next(iter(part["weights"]))
+        pairs = part["pairs"]
+        shown = ", ".join(pairs) if len(pairs) < 5 else f"{len(pairs)} pairs ({pairs[0]}, {pairs[1]}, ...)"
+        sentences.append(f"{shown}: {listed}")
+    return "; ".join(sentences)
+
+
+def _shares(weights: Float[np.ndarray, " c"], scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarray, " c"]:
+    """How much of the sum each part is: weight times deviation within a query, as shares of one."""
+    if not scores:
+        return weights / max(float(weights.sum()), 1e-300)
+    spread = torch.stack([part.double().std(dim=2, correction=0).mean(dim=1) for part in scores]).mean(dim=0).numpy()
+    found: np.ndarray = weights * spread
+    return found / max(float(found.sum()), 1e-300)
 
 
 def _kinds(k: int, groups: Sequence[tuple[int, ...]]) -> list[list[tuple[int, int]]]:
