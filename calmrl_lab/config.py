@@ -53,11 +53,15 @@ class TrainConfig(BaseModel):
     modalities: tuple[str, ...] | None = Field(
         None, description="modalities to align, in this order; default: all of the store"
     )
-    objective: str = Field("calmrl", description="name of the alignment objective")
+    method: str = Field("custom", description="method that the settings come from; custom: they were put together by hand")
+    changed: tuple[str, ...] = Field(
+        (), description="settings that are not those of the method, by name; filled in, never asked for"
+    )
+    objective: str = Field(description="name of the alignment objective, or none: heads as they start")
     objective_options: dict[str, Any] = Field(
         default_factory=dict, description="options of the objective (temperatures, weights)"
     )
-    impute: str = Field("ppca", description="name of the imputer that fills missing modalities during training")
+    impute: str = Field("none", description="name of the imputer that fills missing modalities during training")
     impute_options: dict[str, Any] = Field(default_factory=dict, description="options of the imputer (latent_dim, ...)")
     scenario: str = Field("full", description="which observed modalities training may see")
     seed: int = Field(0, ge=0, description="seed of masks, initialisation and batch order")
@@ -104,8 +108,15 @@ class TrainConfig(BaseModel):
     warm_up_share: float = Field(
         0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)"
     )
-    clip_norm: float = Field(2.0, gt=0, description="largest gradient norm (VAST recipe)")
-    refresh: int = Field(1, ge=1, description="epochs between two updates of the imputer")
+    clip_norm: float | None = Field(2.0, gt=0, description="largest gradient norm (VAST recipe); null clips nothing")
+    refresh: int = Field(
+        1,
+        ge=0,
+        description="epochs between two updates of the imputer; 0: fitted once, on the embeddings after the warm-up, and kept as it is",
+    )
+    scale_noise: bool = Field(
+        True, description="scale the noise of a generative imputer by what held-out items say, after every fit"
+    )
     first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
     refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
     members: tuple[dict[str, Any], ...] = Field(
@@ -142,7 +153,8 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that is misspelt is also one that is lacking: the misspelling says more.
+        first = min(error.errors(), key=lambda found: found["type"] == "missing")
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
         if first["type"] == "extra_forbidden":
             known = list(_fields_at(model, first["loc"][:-1]))

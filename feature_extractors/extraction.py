@@ -20,10 +20,11 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.registry import nearest
 from calmrl_lab.runtime import console
+from calmrl_lab.runtime.atomic_folders import may_take, recover
 from calmrl_lab.runtime.ray_cluster import check_cluster
 from calmrl_lab.runtime.signals import stopping_gently
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
-from calmrl_lab.store.disk.atomic import may_take, recover
+from calmrl_lab.store.disk.files import looks_like_store
 from feature_extractors import request_checks as planning
 from feature_extractors import retry_failed as retrying
 from feature_extractors.encoder_setup import EncoderFacts, Equipment, facts
@@ -203,7 +204,7 @@ def _existing(out: Path, overwrite: bool, retry_failed: bool) -> FeatureStore | 
         raise CalmrlError(f"'{out}' is not the name of a store", hint="--out stores/NAME.zarr")
     recover(out)
     if overwrite or retry_failed:
-        may_take(out, overwrite=True)
+        may_take(out, overwrite=True, replaceable=looks_like_store)
     if retry_failed:
         return FeatureStore.open(out)
     # A run that was killed after the store was complete has left its parts: then it is for the plan to decide.

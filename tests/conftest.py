@@ -41,7 +41,7 @@ def trained(small_store, tmp_path_factory):
     from calmrl_lab.training.train import train_heads
 
     folder = tmp_path_factory.mktemp("runs") / "short"
-    return train_heads(small_store, objective="calmrl", imputer="ppca", scenario="pairs:0.5", run=folder, epochs=2, dim=32)
+    return train_heads(small_store, method="calmrl", scenario="pairs:0.5", run=folder, epochs=2, dim=32)
 
 
 @pytest.fixture

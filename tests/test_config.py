@@ -77,34 +77,3 @@ def test_an_unreadable_file_is_one_sentence(tmp_path, content, said):
 def test_no_store_named():
     with pytest.raises(CalmrlError, match="no feature store"):
         request(None, {}, [])
-
-
-def test_without_a_method_the_recommended_one_is_trained_and_any_word_on_it_is_obeyed(small_store, capfd):
-    from calmrl_lab.config import TrainConfig
-    from calmrl_lab.methods.resolve import RECOMMENDED, request
-
-    asked = request(None, {"store": str(small_store), "scenario": "pairs:0.25"}, ["epochs=3"])
-    assert (asked.objective, asked.init, asked.similarity, asked.impute, asked.epochs) == ("clip", "ppca", "sum", "none", 3)
-    assert asked.learning_rate == RECOMMENDED["learning_rate"]
-    assert "no method was named" in capfd.readouterr().err
-    assert request(None, {"store": str(small_store)}, ["dim=5"]).init_options == {"kernel": "heads", "latent_dim": 5}
-    capfd.readouterr()
-    for words in (["impute=ppca"], ["objective=calmrl"], ["init=random"], ["impute_options.latent_dim=4"]):
-        config = request(None, {"store": str(small_store)}, words)
-        assert (config.objective, config.learning_rate) == ("calmrl", TrainConfig(store="x").learning_rate)
-    assert capfd.readouterr().err == ""
-
-
-def test_a_store_with_projection_weights_of_its_own_starts_from_them(small_store, tmp_path):
-    import numpy as np
-
-    from calmrl_lab.methods.resolve import request
-    from calmrl_lab.store import FeatureStore, write_store
-
-    store = FeatureStore.open(small_store)
-    write_store(
-        tmp_path / "s.zarr", dataset="d", modalities=list(store.specs), ids=store.ids, split=store.split, group=store.group, labels={},
-        features={m: store.features(m) for m in store.modalities}, offsets={m: store.offsets(m) for m in store.modalities},
-        reason=store.reason, licence="", attribution="", provenance={}, heads={"contra_head_v": np.zeros((4, 1280), np.float32)},
-    )  # fmt: skip
-    assert request(None, {"store": str(tmp_path / "s.zarr")}, []).objective == "calmrl"

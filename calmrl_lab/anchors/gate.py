@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.anchors.bayes import calibration_gain, conformal_threshold
+from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.linalg.spectrum import spectrum
@@ -55,7 +56,8 @@ class Gate:
         `imputer` must not have been fitted on them. Returns the threshold and the share harmed at it, for the log.
         """
         rows = torch.nonzero(held_out.all(dim=1)).squeeze(1)
-        patterns, counts = torch.unique(mask, dim=0, return_counts=True)
+        found = Patterns.of(mask)
+        patterns, counts = found.shown, found.counts
         gaps = ~patterns.all(dim=1) & patterns.any(dim=1)
         patterns, shares = patterns[gaps], (counts[gaps] / counts[gaps].sum()).cpu().numpy()
         if not len(patterns):

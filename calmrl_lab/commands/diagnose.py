@@ -57,25 +57,25 @@ def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dic
         "modalities": diagnostics.modality_table(embedded),
         "spectrum": diagnostics.spectrum_by_pattern(embedded),
     }
-    if not (run / "scores.parquet").is_file():
+    if not opened.has(opened.SCORES):
         return tables, None
-    scored = opened.read_json("evaluation.json")
+    scored = opened.evaluation
     digest = (scored.get("store") or {}).get("digest", items.store.digest)
     if (scored.get("split"), digest) != (split, items.store.digest):
         console.note(
             f"run '{run.name}' was evaluated on other items than those of split '{split}': its ranks and errors are left out"
         )
         return tables, None
-    scores = facts = opened.read_frame("scores.parquet")
-    anchors = opened.read_frame("anchors.parquet") if (run / "anchors.parquet").is_file() else None
+    scores = facts = opened.read_frame(opened.SCORES)
+    anchors = opened.read_frame(opened.ANCHORS) if opened.has(opened.ANCHORS) else None
     if anchors is not None and len(anchors):
         tables["anchors"] = diagnostics.shifts_by_pattern(anchors)
         if model.imputer is not None:
             anchors = diagnostics.with_predicted_gain(anchors, embedded, model.imputer)
             tables["gain"] = diagnostics.shifts_by_gain(anchors)
         facts = diagnostics.with_anchor_facts(scores, anchors)
-    if (run / "imputation.parquet").is_file():
-        errors = opened.read_frame("imputation.parquet")
+    if opened.has(opened.IMPUTATION):
+        errors = opened.read_frame(opened.IMPUTATION)
         tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == opened.config.impute], bins=5)
     for cut in cuts:
         tables[f"recall_by_{cut}"] = diagnostics.slices(facts, cut, np.random.default_rng(0))

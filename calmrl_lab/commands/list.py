@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from importlib import import_module
 
@@ -9,23 +10,16 @@ import typer
 
 from calmrl_lab.runtime import console
 
+# Where the description of each kind is found: a registry, or a function.
 _HOME = {
-    "objectives": "calmrl_lab.objectives",
-    "imputers": "calmrl_lab.imputers",
-    "scorers": "calmrl_lab.scorers",
-    "encoders": "feature_extractors.encoders",
-    "datasets": "feature_extractors.datasets",
+    "methods": ("calmrl_lab.methods", "describe"),
+    "objectives": ("calmrl_lab.objectives", "objectives"),
+    "imputers": ("calmrl_lab.imputers", "imputers"),
+    "scorers": ("calmrl_lab.scorers", "scorers"),
+    "encoders": ("feature_extractors.encoders", "encoders"),
+    "datasets": ("feature_extractors.datasets", "datasets"),
 }
-
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    objectives = "objectives"
-    imputers = "imputers"
-    scorers = "scorers"
-    encoders = "encoders"
-    datasets = "datasets"
+Kind = StrEnum("Kind", {name: name for name in _HOME})
 
 
 def register(app: typer.Typer) -> None:
@@ -33,17 +27,39 @@ def register(app: typer.Typer) -> None:
 
 
 def list_plugins(
-    kind: Kind = typer.Argument(..., help="What to list."),
+    kind: Kind | None = typer.Argument(None, help="What to list. (default: everything)"),
     as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
 ) -> None:
-    """List objectives, imputers, scorers, encoders or datasets, those of other packages included.
+    """List methods, objectives, imputers, scorers, encoders or datasets, those of other packages included.
 
-    Example: calmrl-lab list objectives
+    Example: calmrl-lab list methods
     """
+    if kind is not None:
+        lines = _described(kind.value)
+        console.emit(lines, as_json, lambda: _print(lines))
+        return
+    every = {name: _described(name) for name in _HOME}
+    console.emit(every, as_json, lambda: _print_all(every))
+
+
+def _described(kind: str) -> dict[str, str]:
+    module, name = _HOME[kind]
+    found = getattr(import_module(module), name)
+    describe: Callable[[], dict[str, str]] = found if callable(found) else found.describe
+    return describe()
+
+
+def _print_all(every: dict[str, dict[str, str]]) -> None:
+    for name, lines in every.items():
+        console.out.print(f"[bold underline]{name}[/bold underline]")
+        _print(lines)
+        console.out.print()
+
+
+def _print(lines: dict[str, str]) -> None:
     from rich.table import Table
 
-    described = getattr(import_module(_HOME[kind.value]), kind.value).describe()
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, line in described.items():
+    for name, line in lines.items():
         table.add_row(f"[bold]{name}[/bold]", line)
-    console.emit(described, as_json, lambda: console.out.print(table))
+    console.out.print(table)

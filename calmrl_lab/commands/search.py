@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +172,14 @@ def _draw_recall(gallery: Gallery) -> None:
     import pandas as pd
 
     from calmrl_lab.reporting.content.ann_recall import effort_figure
-    from calmrl_lab.runtime.atomic_files import write_atomically
-    from calmrl_lab.search.index_folder import PROBED
+    from calmrl_lab.search.index_folder import PROBED, IndexFolder
 
-    if (gallery.path / "recall.csv").is_file():
-        facts, curve = gallery.facts, pd.read_csv(gallery.path / "recall.csv")
+    folder = IndexFolder(gallery.path)
+    if folder.has(folder.RECALL):
+        facts, curve = gallery.facts, pd.read_csv(io.BytesIO(folder.read_bytes(folder.RECALL)))
         figure = effort_figure(curve, facts["kind"], facts["items"], facts["recall_queries"], PROBED)
-        write_atomically(gallery.path / "recall.svg", figure.svg().encode())
+        with folder.writing():
+            folder.write_bytes(folder.FIGURE, figure.svg().encode())
 
 
 def _print_facts(gallery: Gallery) -> None:

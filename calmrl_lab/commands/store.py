@@ -64,14 +64,26 @@ def import_(
     export: Path | None = typer.Argument(None, help="What `store export` wrote, to make a store of it again."),
     out: Path = _OUT,
     modality: list[str] = typer.Option(
-        [], metavar="NAME=FILE[:KEY]", help="Features: .npy, .npz, .h5, .parquet, .safetensors, .pt."
+        [], metavar="NAME=FILE[:KEY]", help="Features: a file or folder in any form that docs/import.md lists."
     ),
     ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one a line, for files that hold none."),
+    id_column: list[str] = typer.Option(
+        [], metavar="[NAME=]COLUMN", help="The array or column that names the rows, where a file leaves it open."
+    ),
+    by_position: bool = typer.Option(
+        False, "--by-position", help="Match rows by their number, though a file holds texts beside them."
+    ),
+    normalise_ids: bool = typer.Option(
+        False, "--normalise-ids", help="Match ids whatever their folder, ending, case, spaces and Unicode form."
+    ),
+    min_shared: float = typer.Option(0.5, min=0, max=1, help="Share of their ids that two modalities must have in common."),
+    pool: str | None = typer.Option(None, help="Several rows an item (frames): mean, or rows to keep them all."),
+    zero_is_missing: bool = typer.Option(False, "--zero-is-missing", help="Rows that are zero throughout are missing."),
     mask: list[str] = typer.Option(
         [], metavar="NAME=FILE", help="True where a row is observed (default: rows of NaN are missing)."
     ),
     table: Path | None = typer.Option(
-        None, help="Items: columns id, split, group; all others are labels (.csv, .jsonl, .parquet)."
+        None, help="Items: columns id, split, group; all others are labels (.csv, .tsv, .json, .jsonl, .parquet)."
     ),
     encoder: list[str] = typer.Option(
         [], metavar="NAME=TEXT", help="What made the features; needed to merge such stores later."
@@ -90,7 +102,7 @@ def import_(
 
     Example: calmrl-lab store import --out mine.zarr --modality vision=clip.npy --modality text=text.parquet --ids ids.txt
     """
-    from calmrl_lab.commands.store import assignments, ids_options
+    from calmrl_lab.commands.store import assignments, for_all_or_one
     from calmrl_lab.store.convert.import_arrays import import_features
     from calmrl_lab.store.convert.restore import nothing_beside, restore
 
@@ -98,9 +110,11 @@ def import_(
         nothing_beside(export, modality, ids, mask, table)
         _report(restore(export, out, overwrite), as_json)
         return
-    shared, ids_of = ids_options(ids)
+    shared, ids_of = for_all_or_one("ids", ids)
+    id_for_all, id_columns = for_all_or_one("id-column", id_column)
     path = import_features(
-        out, assignments("modality", modality), ids=shared, ids_of=ids_of, masks=assignments("mask", mask), table=table,
+        out, assignments("modality", modality), ids=shared, ids_of=ids_of, id_columns={**id_columns, **({"": id_for_all} if id_for_all else {})},
+        by_position=by_position, normalise_ids=normalise_ids, min_shared=min_shared, pool=pool, zero_is_missing=zero_is_missing, masks=assignments("mask", mask), table=table,
         encoders=assignments("encoder", encoder), dataset=dataset, licence=licence, attribution=attribution, dtype=dtype,
         normalise=normalise, drop_empty=drop_empty, split_seed=split_seed, overwrite=overwrite,
     )  # fmt: skip
@@ -169,12 +183,14 @@ def assignments(option: str, words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def ids_options(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """The words of --ids: at most one plain FILE for all modalities, and NAME=FILE for single ones."""
+def for_all_or_one(option: str, words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The words of an option: at most one plain VALUE for all modalities, and NAME=VALUE for single ones."""
     plain = [word for word in words if "=" not in word]
     if len(plain) > 1:
-        raise CalmrlError(f"--ids is given twice for all modalities: {plain[0]} and {plain[1]}", hint="use --ids NAME=FILE")
-    return (plain[0] if plain else None), assignments("ids", [word for word in words if "=" in word])
+        raise CalmrlError(
+            f"--{option} is given twice for all modalities: {plain[0]} and {plain[1]}", hint=f"use --{option} NAME=VALUE"
+        )
+    return (plain[0] if plain else None), assignments(option, [word for word in words if "=" in word])
 
 
 # More patterns than a screen has lines are counted together.

@@ -16,11 +16,15 @@ def register(app: typer.Typer) -> None:
 
 def train_heads(
     store: Path | None = typer.Option(None, help="Feature store to train on."),
-    objective: str | None = typer.Option(
-        None,
-        help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: calmrl where --impute or --init is named)",
+    method: str | None = typer.Option(
+        None, help="Named set of settings (calmrl-lab list methods). (default: recommended; calmrl where --impute is named)"
     ),
-    impute: str | None = typer.Option(None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: ppca)"),
+    objective: str | None = typer.Option(
+        None, help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: the method's)"
+    ),
+    impute: str | None = typer.Option(
+        None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: the method's)"
+    ),
     scenario: str | None = typer.Option(
         None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. (default: full)"
     ),
@@ -46,35 +50,39 @@ def train_heads(
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
     run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
     resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished run in the run directory."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
-    """Train projection heads together with the imputer and the alignment loss.
+    """Train projection heads over the cached features of a store.
 
-    Where nothing names a method, heads start from PPCA in closed form and are trained gently by CLIP, which docs/beyond.md never saw behind
-    plain training; --impute ppca is the paper's method.
+    --method names what is trained; every other setting that is given changes that setting of the method and nothing else. Without --method it is the
+    method recommended, and with --impute ppca alone the paper's method, calmrl. What is trained and what was changed in it is always printed.
 
-    Example: calmrl-lab train-heads --store stores/openmoji.zarr --objective calmrl --impute ppca --scenario pairs:0.25
+    Example: calmrl-lab train-heads --store stores/openmoji.zarr --impute ppca --scenario pairs:0.25
     """
     import torch
 
-    from calmrl_lab.methods.resolve import request
+    from calmrl_lab.methods.resolve import default_run_path, in_words, request
     from calmrl_lab.runs.run import Run
     from calmrl_lab.runtime.distributed import leads
-    from calmrl_lab.training.train import default_run_path, train
+    from calmrl_lab.training.train import train
 
     torch.set_num_threads(threads)
     console.err.quiet = not leads()
     if resume is not None:
-        finished = train(Run.open(resume).config, resume, resume=True)
+        config_of_run = Run.open(resume).config
+        console.note(in_words(config_of_run))
+        finished = train(config_of_run, resume, resume=True)
     else:
         flags: dict[str, Any] = {
-            "store": store and str(store), "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
+            "store": store and str(store), "method": method, "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
             "similarity": similarity,
             "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
             "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
-        finished = train(asked, run or default_run_path(asked))
+        console.note(in_words(asked))
+        finished = train(asked, run or default_run_path(asked), overwrite=overwrite)
     if leads():
         console.emit(finished.summary, as_json, lambda: _print(finished))
 

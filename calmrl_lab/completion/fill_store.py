@@ -15,8 +15,9 @@ from calmrl_lab._version import __version__
 from calmrl_lab.completion.fitted_store import predicted_errors, predicts, prepare
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.runtime.atomic_folders import may_take
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
-from calmrl_lab.store.disk.atomic import may_take
+from calmrl_lab.store.disk.files import looks_like_store
 
 if TYPE_CHECKING:
     from calmrl_lab.completion.held_out_check import Check
@@ -72,7 +73,7 @@ def complete_store(
     CalmrlError for an unknown imputer or modality, one that fills nothing or never saw what it is to fill, and an `out` that
     exists.
     """
-    may_take(Path(os.path.abspath(out)), overwrite)
+    may_take(Path(os.path.abspath(out)), overwrite, looks_like_store)
     ready = prepare(store, imputer, options or {}, modalities, fit_on, standardise)
     store, names, mask, chosen = ready.store, ready.names, ready.mask, ready.imputer
     checked = None

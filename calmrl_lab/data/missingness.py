@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
@@ -54,9 +55,9 @@ def apply_scenario(
 
 def pattern_names(mask: Mask, modalities: Sequence[str]) -> list[str]:
     """The observed modalities of every item joined by '+', in the order given; 'none' for an item that shows nothing."""
-    rows, inverse = np.unique(np.asarray(mask, dtype=bool), axis=0, return_inverse=True)
-    names = ["+".join(m for m, shown in zip(modalities, row, strict=True) if shown) or "none" for row in rows]
-    return [names[index] for index in np.ravel(inverse)]
+    patterns = Patterns.of(np.asarray(mask, dtype=bool))
+    names = patterns.names(modalities)
+    return [names[index] for index in patterns.which.tolist()]
 
 
 def uniform(seed: int, ids: np.ndarray, purpose: str) -> np.ndarray:

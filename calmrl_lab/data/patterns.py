@@ -1,8 +1,8 @@
-"""Embeddings with gaps, checked once and grouped by pattern: k arrays [N, d_m] and a mask [N, k] become `Observations`."""
+"""Items with gaps, grouped by what they show (`Patterns`), and checked embeddings of them (`Observations`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -32,6 +32,67 @@ class Pattern:
     observed: tuple[int, ...]
     missing: tuple[int, ...]
     rows: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """The distinct rows of a mask [N, k], and which of them every item has.
+
+    `shown` [p, k] bool are the patterns, ordered by their bits with modality 0 as the lowest, whatever the order of the items; item i shows
+    `shown[which[i]]`; `counts` [p] says how many items show each. All are on the device of the mask.
+
+    >>> found = Patterns.of(np.array([[True, True], [True, False], [True, True]]))
+    >>> found.shown.tolist(), found.which.tolist(), found.counts.tolist()
+    ([[True, False], [True, True]], [1, 0, 1], [1, 2])
+    """
+
+    shown: Bool[Tensor, "p k"]
+    which: Int[Tensor, " n"]
+    counts: Int[Tensor, " p"]
+
+    @classmethod
+    def of(cls, mask: Array) -> Patterns:
+        """The patterns of `mask` [N, k] (bool, True = observed, NumPy or torch)."""
+        columns = torch.as_tensor(mask)
+        k = columns.shape[1]
+        codes = torch.zeros(len(columns), dtype=torch.int64, device=columns.device)
+        # Column by column: shifting the whole mask at once would take eight bytes per entry.
+        for j in range(k):
+            codes += columns[:, j].long() << j
+        distinct, which, counts = torch.unique(codes, return_inverse=True, return_counts=True)
+        shown = (distinct.unsqueeze(1) >> torch.arange(k, device=columns.device) & 1).bool()
+        return cls(shown, which, counts)
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def __iter__(self) -> Iterator[Pattern]:
+        """The patterns with the positions of their items."""
+        groups = torch.split(torch.argsort(self.which, stable=True), self.counts.tolist())
+        for row, rows in zip(self.shown.tolist(), groups, strict=True):
+            yield Pattern(places(row), places([not seen for seen in row]), rows)
+
+    def names(self, modalities: Sequence[str]) -> list[str]:
+        """The observed modalities of each pattern joined by '+', in the order given; 'none' for the pattern that shows nothing."""
+        return ["+".join(modalities[j] for j in places(row)) or "none" for row in self.shown.tolist()]
+
+
+def places(row: Sequence[bool]) -> tuple[int, ...]:
+    """The positions at which `row` is True: the observed modalities of a pattern."""
+    return tuple(j for j, seen in enumerate(row) if seen)
+
+
+def require_hiding(shown: Bool[Tensor, "n k"], known: Bool[Tensor, "n k"], modalities: Sequence[str] | None = None) -> None:
+    """CalmrlError if the mask `shown` shows anything that `known` does not: a mask may hide what is there and never un-hide what is not."""
+    if shown.shape != known.shape:
+        raise CalmrlError(f"the mask has shape {list(shown.shape)}, the items have {list(known.shape)}")
+    wider = shown & ~known
+    if bool(wider.any()):
+        item, place = (int(index[0]) for index in wider.nonzero(as_tuple=True))
+        raise CalmrlError(
+            f"the mask shows {modality_name(modalities, place)} of item {item}, which that item does not have",
+            hint="a mask may hide what is there, and never show what is not",
+        )
 
 
 @dataclass(frozen=True)
@@ -65,31 +126,21 @@ class Observations:
 
     def patterns(self) -> list[Pattern]:
         """The patterns that occur, ordered by their bits (modality 0 is the lowest), whatever the order of the items."""
-        mask = self.mask if self.host_mask is None else self.host_mask
-        k = mask.shape[1]
-        bits = (mask.long() << torch.arange(k, device=mask.device)).sum(dim=1)
-        order = torch.argsort(bits, stable=True)
-        codes, counts = torch.unique_consecutive(bits[order], return_counts=True)
-        groups = torch.split(order, counts.tolist())
-        return [_pattern(code, k, send(rows, self.device)) for code, rows in zip(codes.tolist(), groups, strict=True)]
+        found = Patterns.of(self.mask if self.host_mask is None else self.host_mask)
+        return [Pattern(pattern.observed, pattern.missing, send(pattern.rows, self.device)) for pattern in found]
 
     def take(self, rows: Tensor) -> Observations:
         """The items at `rows`, in that order."""
         return Observations([value[rows] for value in self.values], self.mask[rows], self.numpy, self.modalities)
 
     def with_mask(self, mask: Bool[Tensor, "n k"]) -> Observations:
-        """The same items showing less (`mask` must not show what was hidden)."""
-        assert not bool((mask & ~self.mask).any()), "a mask can only hide"
+        """The same items showing less. Raises CalmrlError for a mask that shows what was hidden."""
+        require_hiding(mask, self.mask, self.modalities)
         return Observations(self.values, mask, self.numpy, self.modalities)
 
     def returned(self, result: Tensor) -> Array:
         """`result` as the kind of array that came in."""
         return result.cpu().numpy() if self.numpy else result
-
-
-def _pattern(code: int, k: int, rows: Tensor) -> Pattern:
-    shown = [bool(code >> j & 1) for j in range(k)]
-    return Pattern(tuple(j for j in range(k) if shown[j]), tuple(j for j in range(k) if not shown[j]), rows)
 
 
 def observe(

@@ -1,4 +1,4 @@
-"""The items of a store that does not fit into memory, as training sees a table: batches, blocks and samples are read when they are needed."""
+"""The table of a store whose features stay on the disk: batches, blocks and samples of rows are read when they are needed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from calmrl_lab.data.table import FeatureBatch, FeatureTable, chosen_modalities, load_table
+from calmrl_lab.data.patterns import require_hiding
+from calmrl_lab.data.table import BLOCK, FeatureBatch, FeatureTable, Table, chosen_modalities, load_table, sampled
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime.devices import send
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
-# Items of a block that is read whole: 64 MB a modality of 512 float16 values are 128 MB as float32.
-BLOCK = 65_536
 # A store is kept in memory if its float32 features take at most this share of what is free.
 _SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """`items` [N]: ascending positions in the store; `mask` [N, k]: what may be shown, in memory, as ids and groups are; `maps`: what is made of
+    """A `Table` of the items at ascending positions `items` [N] of a store; `mask` [N, k] is in memory, as ids and groups are; `maps` are applied to
     the rows of each modality when they are read (`mapped`)."""
 
     store: FeatureStore
@@ -52,9 +51,16 @@ class StreamedTable:
     def dims(self) -> dict[str, int]:
         return {name: self.store.dims[name] for name in self.modalities}
 
+    def natural_mask(self) -> Bool[Tensor, "n k"]:
+        """True where an item owns at least one row, whatever a scenario hides."""
+        columns = [self.store.modalities.index(name) for name in self.modalities]
+        return torch.from_numpy(np.ascontiguousarray(self.store.mask[self.items][:, columns])).to(self.mask.device)
+
     def with_mask(self, mask: np.ndarray | Tensor) -> StreamedTable:
-        """The same items under another mask (never wider than the rows that exist)."""
-        return replace(self, mask=torch.as_tensor(mask, device=self.mask.device))
+        """The same items under another mask. Raises CalmrlError for one that shows what an item does not own."""
+        mask = torch.as_tensor(mask, device=self.mask.device)
+        require_hiding(mask, self.natural_mask(), self.modalities)
+        return replace(self, mask=mask)
 
     def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> StreamedTable:
         """The same items with what `maps`, one per modality, make of their rows, block by block as they are read."""
@@ -74,7 +80,7 @@ class StreamedTable:
         """At most `count` items, in memory; which ones depends on nothing but the number of items."""
         if len(self) <= count:
             return self.in_memory()
-        return self.select(np.random.default_rng(0).permutation(len(self))[:count]).in_memory()
+        return self.select(sampled(len(self), count)).in_memory()
 
     def blocks(self) -> Iterator[FeatureTable]:
         """All items in order, in parts of neighbours that are in memory one at a time."""
@@ -121,9 +127,7 @@ class StreamedTable:
             yield waiting
 
 
-def open_table(
-    store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto"
-) -> FeatureTable | StreamedTable:
+def open_table(store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto") -> Table:
     """All items of `store`: in memory (`table`), read as they are needed (`stream`), or whichever the free memory allows (`auto`)."""
     names = chosen_modalities(store, modalities)
     if memory == "table" or (memory == "auto" and needed_bytes(store, names) <= _SHARE * free_bytes()):
@@ -133,7 +137,7 @@ def open_table(
     return StreamedTable(store, names, np.arange(len(store)), mask, device)
 
 
-def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory: str = "auto") -> FeatureTable | StreamedTable:
+def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory: str = "auto") -> Table:
     """All items of `store` for heads that take `dims`; a modality that the store lacks is shown by no item.
 
     Raises CalmrlError for other dimensions, and for a store that has none of these modalities.

@@ -1,17 +1,18 @@
-"""Items to padded batches: cached features in memory, gathered by index, [B, d_m] a modality with a mask [B, k]."""
+"""Tables of items with gaps: what training, imputers and evaluation read features from, in memory (`FeatureTable`) or not (`StreamedTable`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Patterns, require_hiding
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime.devices import send
 
@@ -30,12 +31,77 @@ class FeatureBatch(NamedTuple):
     host_mask: Bool[Tensor, "b k"]
 
 
+# Items whose rows are turned into float32, embedded or read from a store at once.
+BLOCK = 16_384
+
+
+class Table(Protocol):
+    """N items of k modalities with gaps. Their rows are in memory, or read when they are needed; ids, groups and the mask are in memory.
+
+    `mask` [N, k] (bool, True = observed) is what may be shown: a scenario can hide a modality whose rows are there, and they serve
+    evaluation. Results do not depend on which kind of table holds the items, up to the rounding of sums and the order of batches.
+    """
+
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+
+    @property
+    def ids(self) -> np.ndarray: ...
+
+    @property
+    def group(self) -> np.ndarray: ...
+
+    @property
+    def mask(self) -> Bool[Tensor, "n k"]: ...
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """d_m of every modality."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def natural_mask(self) -> Bool[Tensor, "n k"]:
+        """True where an item owns at least one row, whatever a scenario hides."""
+        ...
+
+    def with_mask(self, mask: np.ndarray | Tensor) -> Self:
+        """The same items showing less. Raises CalmrlError for a mask that shows what an item does not own."""
+        ...
+
+    def select(self, items: np.ndarray) -> Self:
+        """The items at positions `items` [n] of this table."""
+        ...
+
+    def in_memory(self) -> FeatureTable:
+        """The same items with their rows in memory."""
+        ...
+
+    def sample(self, count: int) -> FeatureTable:
+        """At most `count` items, in memory, in the order of the table; which ones depends on nothing but the number of items."""
+        ...
+
+    def blocks(self) -> Iterator[FeatureTable]:
+        """All items in order, in parts of at most `BLOCK` neighbours that are in memory one at a time."""
+        ...
+
+    def batches(
+        self, size: int, generator: torch.Generator, by_pattern: bool = False, repeats: Tensor | None = None
+    ) -> Iterator[FeatureBatch]:
+        """One pass in random order, `size` items at a time; a last batch of one item is joined to the one before it.
+
+        `by_pattern`: every batch is of items that show the same modalities, in random order of the batches. `repeats` [N]: how often each
+        item comes in this pass (default: once).
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class FeatureTable:
     """The features of some items and modalities of a store, in memory on one device.
 
-    `rows[j]` [R_j, d_j] float32 are all rows of modality j; item i owns rows `offsets[j][i]:offsets[j][i+1]`. `mask` [N, k] is what
-    may be shown: a scenario can hide a modality whose rows are still here (they serve evaluation).
+    `rows[j]` [R_j, d_j] are all rows of modality j, float32, or float16 as they were stored: batches, first rows and blocks of rows are
+    float32. Item i owns rows `offsets[j][i]:offsets[j][i+1]`. `mask` and methods: see `Table`.
     """
 
     modalities: tuple[str, ...]
@@ -62,9 +128,9 @@ class FeatureTable:
         return torch.stack([offsets.diff() > 0 for offsets in self.offsets], dim=1)
 
     def with_mask(self, mask: np.ndarray | Tensor) -> FeatureTable:
-        """The same rows under another mask (never wider than the rows that exist)."""
+        """The same rows under another mask. Raises CalmrlError for one that shows what an item does not own."""
         mask = torch.as_tensor(mask, device=self.mask.device)
-        assert not bool((mask & ~self.natural_mask()).any()), "a mask may hide, never un-hide"
+        require_hiding(mask, self.natural_mask(), self.modalities)
         return FeatureTable(self.modalities, self.ids, self.group, self.rows, self.offsets, mask)
 
     def on(self, device: torch.device | str) -> FeatureTable:
@@ -104,9 +170,9 @@ class FeatureTable:
                 draw = send(torch.rand(len(items), generator=generator, dtype=torch.float64), start.device)
                 chosen = start + (draw * count).floor().long().clamp_max((count - 1).clamp_min(0))
             if rows.shape[0] == 0:
-                features.append(rows.new_zeros(len(items), rows.shape[1]))
+                features.append(rows.new_zeros(len(items), rows.shape[1], dtype=torch.float32))
                 continue
-            picked = rows[chosen.clamp_max(rows.shape[0] - 1)]
+            picked = rows[chosen.clamp_max(rows.shape[0] - 1)].float()
             features.append(picked.masked_fill((count == 0).unsqueeze(1), 0.0))
         return features
 
@@ -126,16 +192,25 @@ class FeatureTable:
             yield FeatureBatch(items, self.gather(items, generator), self.mask[items], mask[chosen])
 
     def blocks(self) -> Iterator[FeatureTable]:
-        """The table in parts that are in memory: itself."""
-        yield self
+        """The items in order, in parts of at most `BLOCK` neighbours; a table that is no larger is its own and only part."""
+        if len(self) <= BLOCK:
+            yield self
+            return
+        for start in range(0, len(self), BLOCK):
+            yield self.select(np.arange(start, min(start + BLOCK, len(self))))
 
     def in_memory(self) -> FeatureTable:
         """The table with its rows in memory: itself."""
         return self
 
     def sample(self, count: int) -> FeatureTable:
-        """At most `count` items, in memory: all of them, for they are there already."""
-        return self
+        """At most `count` items in the order of the table; which ones depends on nothing but the number of items."""
+        return self if len(self) <= count else self.select(sampled(len(self), count))
+
+
+def sampled(items: int, count: int) -> Int[np.ndarray, " count"]:
+    """Positions of `count` of `items` items, ascending: always the same ones."""
+    return np.sort(np.random.default_rng(0).permutation(items)[:count])
 
 
 def _cut(order: Int[Tensor, " n"], size: int) -> list[Int[Tensor, " b"]]:
@@ -148,8 +223,7 @@ def _cut(order: Int[Tensor, " n"], size: int) -> list[Int[Tensor, " b"]]:
 def _by_pattern(
     order: Int[Tensor, " n"], mask: Bool[Tensor, "m k"], size: int, generator: torch.Generator
 ) -> list[Int[Tensor, " b"]]:
-    codes = (mask[order].long() << torch.arange(mask.shape[1])).sum(dim=1)
-    batches = [part for code in torch.unique(codes) for part in _cut(order[codes == code], size)]
+    batches = [part for pattern in Patterns.of(mask[order]) for part in _cut(order[pattern.rows], size)]
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
@@ -198,7 +272,8 @@ def load_table(
     items: Int[np.ndarray, " n"] | None = None,
     dims: Mapping[str, int] | None = None,
 ) -> FeatureTable:
-    """Items of `store` (default: all) with the given modalities (default: all), float32 on `device`; only their rows are read.
+    """Items of `store` (default: all) with the given modalities (default: all) on `device`, float32, or float16 where stored so; only their
+    rows are read.
 
     `dims`: modalities, with their dimensions, of which the store may lack some: then no item shows them. Raises CalmrlError as
     `chosen_modalities`, and for a dimension other than that in `dims`.
@@ -218,13 +293,14 @@ def load_table(
             continue
         starts = np.asarray(store.offsets(name), dtype=np.int64)
         if items is None:
-            values = np.asarray(store.features(name), dtype=np.float32)
+            values = store.features(name)
         else:
             lengths = np.diff(starts)[items]
             ends = np.concatenate([[0], np.cumsum(lengths)])
             inside = np.repeat(starts[:-1][items] - ends[:-1], lengths) + np.arange(ends[-1])
-            values, starts = np.asarray(store.rows(name, inside), dtype=np.float32), ends
-        rows.append(torch.from_numpy(values).to(device))
+            values, starts = store.rows(name, inside), ends
+        kept = np.float16 if values.dtype == np.float16 else np.float32
+        rows.append(torch.from_numpy(np.asarray(values, dtype=kept)).to(device))
         offsets.append(torch.from_numpy(starts).to(device))
     chosen = slice(None) if items is None else items
     shown = np.zeros((count, len(names)), dtype=bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +13,14 @@ from torch import Tensor
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.missingness import apply_scenario
-from calmrl_lab.data.streaming_table import StreamedTable, open_table
-from calmrl_lab.data.table import FeatureTable, joined, load_table
+from calmrl_lab.data.streaming_table import open_table
+from calmrl_lab.data.table import FeatureTable, Table, joined, load_table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
-Table = FeatureTable | StreamedTable
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
@@ -164,4 +163,4 @@ def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path:
     keep &= mask.any(axis=1)
     if not keep.any():
         raise CalmrlError(f"scenario '{scenario}' leaves no training item of store '{store}'")
-    return cast(AnyTable, table.with_mask(mask).select(np.flatnonzero(keep)))
+    return table.with_mask(mask).select(np.flatnonzero(keep))

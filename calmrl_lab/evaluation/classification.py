@@ -114,7 +114,8 @@ def classify_run(
     _check(train, test, label, kinds or KINDS, text)
     vectors = None if encode is None else _encoded_classes(model, items.store, label, text, encode)
     frame = classify(train, test, label, kinds, text, vectors, model.imputer)
-    run.write_frame("classification.parquet", frame)
+    with run.writing():
+        run.write_frame(run.CLASSIFICATION, frame)
     return frame
 
 

@@ -91,7 +91,7 @@ def _paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[pd.DataFrame, 
         raise CalmrlError(f"the runs share no seed: {sorted(by_seed[0])} and {sorted(by_seed[1])}")
     frames, lost = [], 0
     for seed, one, other in pairs:
-        tables = [_numbered(run.read_frame("scores.parquet")) for run in (one, other)]
+        tables = [_numbered(run.read_frame(run.SCORES)) for run in (one, other)]
         joined = tables[0].merge(tables[1], on=[*_QUERY, "group"], suffixes=("_first", "_second"))
         lost += len(tables[0]) + len(tables[1]) - 2 * len(joined)
         frames.append(joined.assign(seed=seed))
@@ -103,11 +103,11 @@ def _paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[pd.DataFrame, 
 
 def _scored_on(run: Run) -> str:
     """The digest of the store whose items were ranked, which need not be that of the training."""
-    return str((run.read_json("evaluation.json").get("store") or run.summary["store"])["digest"])
+    return str((run.evaluation.get("store") or run.summary["store"])["digest"])
 
 
 def _similarity(runs: Sequence[Run]) -> str:
-    found = sorted({str(run.read_frame("scores.parquet")["scorer"].iloc[0]) for run in runs})
+    found = sorted({str(run.read_frame(run.SCORES)["scorer"].iloc[0]) for run in runs})
     if len(found) > 1:
         raise CalmrlError(
             f"runs {', '.join(run.name for run in runs)} were scored differently: {' and '.join(found)}",

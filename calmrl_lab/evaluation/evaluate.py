@@ -18,8 +18,9 @@ from calmrl_lab.anchors.bounds import anchor_report
 from calmrl_lab.anchors.gate import achieved, gated_columns
 from calmrl_lab.config import SimilarityName, TrainConfig
 from calmrl_lab.data.missingness import pattern_names
-from calmrl_lab.data.table import FeatureTable, joined
-from calmrl_lab.data.training_data import Table, open_data, training_items
+from calmrl_lab.data.patterns import Patterns
+from calmrl_lab.data.table import FeatureTable, Table, joined
+from calmrl_lab.data.training_data import open_data, training_items
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
@@ -112,15 +113,8 @@ def evaluate(
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
-    # What an earlier evaluation left must not be taken for part of this one, also if this one is killed here.
-    for name in ("scores.parquet", "imputation.parquet", "anchors.parquet"):
-        (run.path / name).unlink(missing_ok=True)
-    for name, frame in (("imputation.parquet", imputation), ("anchors.parquet", anchors)):
-        if frame is not None:
-            run.write_frame(name, frame)
-    run.write_json("evaluation.json", coverage)
-    # Last: a run that has scores was evaluated to the end, whenever it was killed.
-    run.write_frame("scores.parquet", scores)
+    with run.writing():
+        run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
 
@@ -304,7 +298,7 @@ def _masked(
     yield "train", train_table, train_table.mask
     complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
     if len(complete):
-        patterns = torch.unique(train_table.mask, dim=0)
+        patterns = Patterns.of(train_table.mask).shown
         for pattern in patterns[~patterns.all(dim=1)]:
             yield split, complete, pattern.expand(len(complete), -1).clone()
 

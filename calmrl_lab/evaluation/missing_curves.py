@@ -105,7 +105,8 @@ def run_curves(
     objective = model.trained_objective() if "fused" in scorers else None
     imputer = imputer_of(run, model, items, impute)
     frame = missing_curves(model.embed(table), imputer, scorers, scenarios, queries, run.config.seed, objective, compared)
-    run.write_frame("curves.parquet", frame)
+    with run.writing():
+        run.write_frame(run.CURVES, frame)
     return frame
 
 

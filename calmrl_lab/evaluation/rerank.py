@@ -65,7 +65,8 @@ def rerank_run(
             about = {"query": query, "gallery": gallery, "scorer": name}
             parts.append(score_rows(ranks, owner, embedded.ids, embedded.group, patterns, **about))
     frame = pd.concat(parts, ignore_index=True)
-    run.write_frame("rerank.parquet", frame)
+    with run.writing():
+        run.write_frame(run.RERANK, frame)
     return frame
 
 

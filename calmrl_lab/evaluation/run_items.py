@@ -11,8 +11,8 @@ from jaxtyping import Int
 
 from calmrl_lab.config import SIMILARITY_WORDS
 from calmrl_lab.data.streaming_table import table_for
-from calmrl_lab.data.table import FeatureTable
-from calmrl_lab.data.training_data import Table, splits_of, training_items
+from calmrl_lab.data.table import FeatureTable, Table
+from calmrl_lab.data.training_data import splits_of, training_items
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.runs.run import Run

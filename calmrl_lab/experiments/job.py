@@ -38,10 +38,10 @@ class Job:
 
     def _files(self) -> list[str]:
         """What evaluation leaves in the run directory."""
-        names = ["scores.parquet"] if self.split is not None else []
+        names = [Run.SCORES] if self.split is not None else []
         if self.probes is not None:
-            names += ["curves.parquet"] if self.probes.queries else []
-            names += ["classification.parquet"] if self.probes.label is not None else []
+            names += [Run.CURVES] if self.probes.queries else []
+            names += [Run.CLASSIFICATION] if self.probes.label is not None else []
         return names
 
     def asked(self) -> dict[str, Any]:
@@ -63,15 +63,9 @@ class Job:
             ranked = run.summary.get("evaluated")
         except CalmrlError:
             return False
-        return all((self.path / name).is_file() for name in self._files()) and ranked == _evaluated(self.path)
-
-
-def _evaluated(path: Path) -> Any:
-    """What was ranked: `calmrl-lab evaluate` may have scored the run in another way since. None where nothing was."""
-    try:
-        return json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return ranked == run.read_record(run.EVALUATION) and all(
+            run.whole(name) for name in [*self._files(), *run.vouched(run.SUMMARY)]
+        )
 
 
 def _digest(store: str) -> str:
@@ -101,17 +95,20 @@ def perform(job: Job) -> Outcome:
     from calmrl_lab.training.train import train
 
     started = time.monotonic()
-    (job.path / "error.json").unlink(missing_ok=True)
+    (job.path / Run.ERROR).unlink(missing_ok=True)
     try:
         asked = job.asked()
-        run = train(job.config, job.path)
+        run = train(job.config, job.path, overwrite=True)
         if job.split is not None:
-            run.write_json("summary.json", {**run.summary, "method": job.label})
+            with run.writing():
+                run.amend_summary(method=job.label)
             evaluate(run, list(job.directions) or None, split=job.split)
             _probe(run, job.probes, job.split)
         # Last: a run that says what it was asked has been made to the end. The seconds are what the next plan counts with.
-        known = {"asked": asked, "evaluated": _evaluated(job.path), "seconds_in_all": round(time.monotonic() - started, 2)}
-        run.write_json("summary.json", {**run.summary, **known})
+        with run.writing():
+            run.amend_summary(
+                asked=asked, evaluated=run.read_record(run.EVALUATION), seconds_in_all=round(time.monotonic() - started, 2)
+            )
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report
         message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"

@@ -27,7 +27,7 @@ def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | Non
     for method in experiment.methods:
         where = f"{path}: method '{method.name}'"
         for settings in candidates(method):
-            refuse_impossible(run_config(experiment, settings, experiment.seeds[0], where), where)
+            refuse_impossible(run_config(experiment, method, settings, experiment.seeds[0], where), where)
     refuse_unanswerable(experiment, path)
     return experiment
 

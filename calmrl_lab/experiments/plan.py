@@ -52,7 +52,7 @@ def plan(experiment: Experiment, folder: Path) -> list[Planned]:
             rows += [Planned(name, "train with the chosen settings, and evaluate", seconds, measured) for name in names]
             continue
         for seed in experiment.seeds:
-            job = final(experiment, folder, method, run_config(experiment, chosen, seed, method.name))
+            job = final(experiment, folder, method, run_config(experiment, method, chosen, seed, method.name))
             rows.append(_planned(job, "train and evaluate", seconds, measured))
     return rows
 
@@ -84,7 +84,7 @@ def _cost(experiment: Experiment, folder: Path, method: Method) -> tuple[float |
             continue
     if taken:
         return sum(taken) / len(taken), True
-    config = run_config(experiment, candidates(method)[0], experiment.seeds[0], method.name)
+    config = run_config(experiment, method, candidates(method)[0], experiment.seeds[0], method.name)
     return _guess(config), False
 
 

@@ -17,7 +17,7 @@ def absent_stores(experiment: Experiment) -> list[str]:
     named: dict[str, None] = {}
     for method in experiment.methods:
         for settings in candidates(method):
-            config = run_config(experiment, settings, experiment.seeds[0], method.name)
+            config = run_config(experiment, method, settings, experiment.seeds[0], method.name)
             named |= dict.fromkeys([config.store, *([config.warm_up] if config.warm_up else []), *config.mix])
     return [store for store in named if not Path(store).exists()]
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.job import Job
 from calmrl_lab.experiments.make_runs import check_engine, make_runs
 from calmrl_lab.experiments.required_stores import refuse_absent_stores
 from calmrl_lab.experiments.spec import Experiment, Method, asked_directions, candidates, run_config
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.atomic_files import write_atomically
+from calmrl_lab.runtime.atomic_folders import writing_errors
+from calmrl_lab.runtime.locks import claimed
 
 
 def run_experiment(experiment: Experiment, folder: Path, jobs: int, engine: str = "local") -> dict[str, Any]:
@@ -30,33 +28,8 @@ def run_experiment(experiment: Experiment, folder: Path, jobs: int, engine: str 
     """
     check_engine(engine)
     refuse_absent_stores(experiment)
-    with _alone(folder):
+    with writing_errors(folder), claimed(folder):
         return _carry_out(experiment, folder, jobs, engine)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds `folder`, made if need be, against other experiments; given up by the system however this process ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise CalmrlError(
-            f"the folder '{folder}' cannot be made: {error.strerror or error}", hint="choose another --runs"
-        ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise CalmrlError(
-            f"another experiment is writing into '{folder}'", hint="wait for its end, or choose another folder with --runs"
-        ) from None
-    except OSError:
-        pass  # a file system that knows no locks
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _carry_out(experiment: Experiment, folder: Path, jobs: int, engine: str) -> dict[str, Any]:
@@ -72,7 +45,7 @@ def _carry_out(experiment: Experiment, folder: Path, jobs: int, engine: str) -> 
         if method.name not in chosen:
             continue
         for seed in experiment.seeds:
-            config = run_config(experiment, chosen[method.name], seed, method.name)
+            config = run_config(experiment, method, chosen[method.name], seed, method.name)
             last.append(final(experiment, folder, method, config))
     failures += make_runs(last, jobs, experiment.title, engine)
     return _write_record(experiment, folder, store, chosen, tried, failures, finished=True)
@@ -101,6 +74,7 @@ def _write_record(
                 "name": method.name,
                 "label": method.label or method.name,
                 "role": method.role,
+                "method": method.method,
                 "settings": chosen.get(method.name, method.settings),
                 "tuning": tried.get(method.name, []),
                 "runs": [f"{method.name}-s{seed}" for seed in experiment.seeds],
@@ -164,7 +138,7 @@ def final(experiment: Experiment, folder: Path, method: Method, config: TrainCon
 
 def trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:
     key = hashlib.md5(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    config = run_config(experiment, settings, seed, method.name)
+    config = run_config(experiment, method, settings, seed, method.name)
     return Job(folder / "tuning" / f"{method.name}-{key}-s{seed}", config, method.label or method.name, None)
 
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calmrl_lab.config import TrainConfig, build, laid_over, override
+from calmrl_lab.config import TrainConfig, laid_over, override
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.methods.resolve import resolve
 
 
 class Method(BaseModel):
@@ -20,7 +21,12 @@ class Method(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$", description="short name, also the folder")
     label: str | None = Field(None, description="name in tables and figures")
     role: Literal["oracle", "baseline", "calibrated", "control"] = Field("baseline", description="what the row is for")
-    settings: dict[str, Any] = Field(default_factory=dict, description="training settings of this method")
+    method: str | None = Field(
+        None, description="named set of settings below all others (calmrl-lab list methods); default: that of train-heads"
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="training settings of this row, over those of its method"
+    )
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="settings to choose among, on validation only; every combination is tried"
     )
@@ -94,8 +100,9 @@ def candidates(method: Method) -> list[dict[str, Any]]:
     return [override(method.settings, [f"{key}={json.dumps(value)}" for key, value in chosen]) for chosen in combinations]
 
 
-def run_config(experiment: Experiment, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
+def run_config(experiment: Experiment, method: Method, settings: dict[str, Any], seed: int, source: str) -> TrainConfig:
+    """The configuration of one run: the settings of `method`, those common to the file over them, and `settings` over both."""
     values = {"store": experiment.store, **laid_over(experiment.common, settings)}
     if experiment.split_by_seed:
         values["split_seed"] = seed
-    return build(TrainConfig, {**values, "seed": seed}, source)
+    return resolve({**values, "method": method.method, "seed": seed}, source)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Patterns
+
 # From the fitted noise to nearly the mean; each step doubles it.
 SCALES = tuple(2.0**power for power in range(13))
 
@@ -41,7 +43,7 @@ def held_out_masks(
 ) -> Iterator[tuple[Tensor, Bool[Tensor, "c k"]]]:
     """(positions of the complete held-out items, mask) for each incomplete pattern that training shows."""
     complete = torch.nonzero(held_out.all(dim=1)).squeeze(1)
-    patterns = torch.unique(training_mask, dim=0)
+    patterns = Patterns.of(training_mask).shown
     patterns = patterns[~patterns.all(dim=1) & patterns.any(dim=1)]
     if len(complete):
         for pattern in patterns:

@@ -232,10 +232,6 @@ class Statistics:
             result.patterns[observed] = sums.moved(torch.cat([self.shift[j] - result.shift[j] for j in observed]))
         return result
 
-    def count_of(self, index: int) -> float:
-        """How many items show modality `index`."""
-        return sum(sums.count for observed, sums in self.patterns.items() if index in observed)
-
     def co_observed(self) -> Float[np.ndarray, "k k"]:
         """How many items show both modalities of every pair (the diagonal: how many show the modality)."""
         k = len(self.dims)

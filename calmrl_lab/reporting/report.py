@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.reporting.content import published as quoted
@@ -28,14 +29,46 @@ from calmrl_lab.reporting.page.narrative import Narrative, narrate
 from calmrl_lab.reporting.page.other_data import elsewhere
 from calmrl_lab.reporting.page.page import page
 from calmrl_lab.reporting.results.anchor_shifts import Shifts, shifts
-from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.reporting.results.collect import Gathered, gather
 from calmrl_lab.reporting.results.comparisons import comparisons
 from calmrl_lab.reporting.results.imputation_errors import Imputations, imputations
 from calmrl_lab.reporting.results.recalls import recalls
-from calmrl_lab.runtime.atomic_files import write_atomically
+from calmrl_lab.runs.artifact_folder import ArtifactFolder
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
+
+
+# Endings of the tables and figures of a report.
+_SUFFIXES = frozenset({".csv", ".md", ".tex", ".svg", ".pdf"})
+
+
+class ReportFolder(ArtifactFolder):
+    """The folder of a report: a page, tables and figures."""
+
+    kind: ClassVar[str] = "report"
+    PAGE: ClassVar[str] = "index.html"
+    TABLES: ClassVar[str] = "tables"
+    FIGURES: ClassVar[str] = "figures"
+
+    @classmethod
+    def refuse_foreign(cls, path: Path) -> None:
+        """CalmrlError if `path` holds folders of another kind, or a page that is not ours; single files of others are kept (`keep`)."""
+        page = path / cls.PAGE
+        if page.is_file() and b'content="calmrl-lab ' not in page.read_bytes()[:4000]:
+            raise CalmrlError(f"'{page}' is not a report of calmrl-lab and would be overwritten", hint="choose another --out")
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir() and entry.name not in (cls.TABLES, cls.FIGURES):
+                raise CalmrlError(f"'{path}' holds the folder '{entry.name}', so it is no report", hint="choose another --out")
+
+    def keep(self, old: Path) -> None:
+        """Copy what somebody else has put into the report folder `old`: everything but tables, figures and the page."""
+        for path in (*old.glob("*"), *old.glob(f"{self.TABLES}/*"), *old.glob(f"{self.FIGURES}/*")):
+            name = path.relative_to(old)
+            ours = path.name == self.PAGE if path.parent == old else path.suffix in _SUFFIXES
+            if path.is_file() and not ours:
+                (self.path / name).parent.mkdir(exist_ok=True)
+                shutil.copy2(path, self.path / name)
 
 
 @dataclass(frozen=True)
@@ -77,7 +110,14 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
     """
     gathered = gather(runs)
     folder = Path(out) if out is not None else Path("reports") / gathered.folder.resolve().name
-    _refuse_foreign(folder / "index.html")
+    with ReportFolder.replacing(folder) as new:
+        report = _written(new, gathered, also)
+        new.keep(folder)
+    return replace(report, folder=folder)
+
+
+def _written(folder: ReportFolder, gathered: Gathered, also: Sequence[Path | str]) -> Report:
+    """The report of `gathered` in `folder`."""
     found = recalls(gathered)
     compared = comparisons(gathered, found)
     errors, moved = imputations(gathered), shifts(gathered)
@@ -134,10 +174,11 @@ def write_report(runs: Path | str, out: Path | str | None = None, also: Sequence
         gathered, found, compared, errors, moved, narrative, colours, tables, figures, footnotes(), chosen, first, items, others
     )
     html = page(findings, sorted(contents))
-    _write(folder, {**contents, "index.html": html.encode()})
+    for name, data in {**contents, folder.PAGE: html.encode()}.items():
+        folder.write_bytes(name, data)
     every = [*gathered.problems, *(problem for other in others for problem in other.gathered.problems)]
     problems = tuple(f"{problem.run}: {problem.sentence}" for problem in every)
-    return Report(folder, gathered.title, narrative, tables, tuple(sorted(contents)), problems)
+    return Report(folder.path, gathered.title, narrative, tables, tuple(sorted(contents)), problems)
 
 
 def _first(store: FeatureStore | None, chosen: Cases | None, split: str) -> dict[str, dict[str, list[str]]]:
@@ -183,23 +224,3 @@ def _figure_files(figures: dict[str, Figure]) -> dict[str, bytes]:
         files[f"figures/{name}.svg"] = figure.svg().encode()
         files[f"figures/{name}.pdf"] = figure.pdf()
     return files
-
-
-def _refuse_foreign(page_path: Path) -> None:
-    if page_path.exists() and b'content="calmrl-lab ' not in page_path.read_bytes()[:4000]:
-        raise CalmrlError(f"'{page_path}' is not a report of calmrl-lab and would be overwritten", hint="choose another --out")
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """All files, the page last; tables and figures of an earlier report that this one has not go away."""
-    try:
-        for name in ("tables", "figures"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalmrlError(f"the report folder '{folder}' cannot be made: {error.strerror or error}") from None
-    (folder / "index.html").unlink(missing_ok=True)
-    for old in (*folder.glob("tables/*"), *folder.glob("figures/*")):
-        if f"{old.parent.name}/{old.name}" not in files and old.suffix in {".csv", ".md", ".tex", ".svg", ".pdf"}:
-            old.unlink()
-    for name, data in files.items():
-        write_atomically(folder / name, data)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.ppca.posterior import Posterior
 from calmrl_lab.registry import known
@@ -52,10 +53,8 @@ class Likelihood(Scorer):
         own = queries - self._means[self._query].to(queries.device)
         prior = self._density(own, own.new_zeros(1, own.shape[1]), ())
         scores = own.new_empty(len(queries), len(items))
-        patterns, which = torch.unique(mask, dim=0, return_inverse=True)
-        for index, pattern in enumerate(patterns.tolist()):
-            rows = (which == index).nonzero().squeeze(1)
-            shown = [j for j, seen in enumerate(pattern) if seen]
+        for pattern in Patterns.of(mask):
+            shown, rows = pattern.observed, pattern.rows
             if not shown:
                 scores[:, rows] = 0.0
                 continue

@@ -104,26 +104,22 @@ class Index:
         """The same index on the CPU."""
         return replace(self, faiss_index=_faiss().index_gpu_to_cpu(self.faiss_index), gpus=0) if self.gpus else self
 
-    def save(self, path: Path | str) -> None:
-        """Write the index to one file (replacing it whole or not at all)."""
-        from calmrl_lab.runtime.atomic_files import write_atomically
-
-        write_atomically(Path(path), _faiss().serialize_index(self.on_cpu().faiss_index).tobytes())
+    def to_bytes(self) -> bytes:
+        """The index as the content of a file."""
+        return bytes(_faiss().serialize_index(self.on_cpu().faiss_index).tobytes())
 
     @classmethod
-    def load(cls, path: Path | str, kind: Kind) -> Index:
-        """An index that `save` wrote. Raises CalmrlError if it is absent or damaged."""
+    def from_bytes(cls, data: bytes, kind: Kind, source: Path | str) -> Index:
+        """The index that `to_bytes` gave, read from `source`. Raises CalmrlError if it is damaged, or not of this kind."""
         faiss = _faiss()
         try:
-            found = faiss.deserialize_index(np.fromfile(path, dtype=np.uint8))
-        except FileNotFoundError:
-            raise CalmrlError(f"there is no index '{path}'", hint="calmrl-lab index writes one") from None
-        except (OSError, RuntimeError) as error:
+            found = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+        except RuntimeError as error:
             raise CalmrlError(
-                f"index '{path}' is damaged: {str(error).splitlines()[0]}", hint="calmrl-lab index writes it anew"
+                f"index '{source}' is damaged: {str(error).splitlines()[0]}", hint="calmrl-lab index writes it anew"
             ) from None
         if hasattr(found, "nlist") != (kind == "ivf"):
-            raise CalmrlError(f"index '{path}' is not of kind '{kind}'", hint="calmrl-lab index writes it anew")
+            raise CalmrlError(f"index '{source}' is not of kind '{kind}'", hint="calmrl-lab index writes it anew")
         return cls(kind, found, int(found.nlist) if kind == "ivf" else 0)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.similarity import weights_of
 from calmrl_lab.registry import known
+from calmrl_lab.runs.artifact_folder import digest, parquet_bytes
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.atomic_files import is_temporary, write_atomically
+from calmrl_lab.runtime.atomic_folders import settled
 from calmrl_lab.scorers._names import family
 from calmrl_lab.search.faiss_index import Index, Kind, build_index, recall_against_exact
 from calmrl_lab.search.inner_product_transform import InnerProductTransform
@@ -32,20 +33,69 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 PROBED = 10
-# What an index folder may hold: one with nothing else is an index, also if its writer was killed before gallery.json.
-_TRANSFORM = "transform.safetensors"
-_FILES = frozenset({"gallery.json", "index.faiss", "items.parquet", "model", _TRANSFORM, "recall.csv", "recall.svg"})
+# How often a reader begins again when the folder is replaced under its hands.
+_ATTEMPTS = 5
+
+
+class IndexFolder(Run):
+    """The folder of an index: the names of its files. gallery.json, written last, vouches for all others."""
+
+    kind: ClassVar[str] = "index"
+    GALLERY: ClassVar[str] = "gallery.json"
+    INDEX: ClassVar[str] = "index.faiss"
+    ITEMS: ClassVar[str] = "items.parquet"
+    TRANSFORM: ClassVar[str] = f"{Run.MODEL}/transform.safetensors"
+    RECALL: ClassVar[str] = "recall.csv"
+    FIGURE: ClassVar[str] = "recall.svg"
+    RECORD: ClassVar[str] = GALLERY
+
+    def record_of(self, name: str) -> str:
+        return self.GALLERY
+
+    def hint(self, name: str) -> str:
+        return "calmrl-lab index writes it anew"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """gallery.json as it was when it was first looked at, so that all files are those of one index."""
+        if not (self.path / self.GALLERY).is_file():
+            raise CalmrlError(
+                f"'{self.path}' is no finished index: it has no {self.GALLERY}", hint="calmrl-lab index writes one"
+            )
+        values = self._mapping(self.GALLERY, self._read(self.GALLERY))
+        if values.get("format") != FORMAT:
+            raise CalmrlError(
+                f"index '{self.path}' is of format {values.get('format')}, this version reads {FORMAT}", hint="build it again"
+            )
+        return self.read_record(self.GALLERY) or {}
+
+    def vouched(self, record: str) -> dict[str, str] | None:
+        return self.record["files"] if (self.path / self.GALLERY).is_file() else None
+
+    def unchanged(self) -> bool:
+        """Whether the index is still the one that was looked at first."""
+        try:
+            return IndexFolder(self.path).record == self.record
+        except CalmrlError:
+            return True
+
+    def seal(self, facts: Mapping[str, Any]) -> None:
+        """Write gallery.json, which vouches for all that was written before."""
+        found = sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
+        self.write_record(self.GALLERY, {**facts, "files": {name: digest(self._read(name)) for name in found}})
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """An index folder: index.faiss, items.parquet (id, group, pattern, labels; the order of the index), gallery.json, the model that makes query
-    vectors, and transform.safetensors where items are compared by another similarity than the cosine."""
+    """An index in memory: the vectors, the items in the order of the vectors (id, group, pattern, labels), the model that makes query vectors, and
+    what changes these where items are compared by another similarity than the cosine."""
 
     path: Path
     facts: dict[str, Any]
     index: Index
     items: pd.DataFrame
+    model: AlignmentModel
+    transform: InnerProductTransform | None
 
     @classmethod
     def open(cls, path: Path | str, gpus: int = 0) -> Gallery:
@@ -53,26 +103,27 @@ class Gallery:
 
         Raises CalmrlError if it is none, damaged, or of another version, and for GPUs that FAISS does not see.
         """
-        path = Path(path)
-        try:
-            facts = json.loads((path / "gallery.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CalmrlError(
-                f"'{path}' is no finished index: it has no gallery.json", hint="calmrl-lab index writes one"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise CalmrlError(
-                f"'{path / 'gallery.json'}' is damaged: {error}", hint="calmrl-lab index writes it anew"
-            ) from None
-        if facts.get("format") != FORMAT:
-            raise CalmrlError(
-                f"index '{path}' is of format {facts.get('format')}, this version reads {FORMAT}", hint="build it again"
-            )
-        index = Index.load(path / "index.faiss", facts["kind"])
-        items = Run(path).read_frame("items.parquet")
+        for _ in range(_ATTEMPTS):
+            folder = IndexFolder(settled(Path(path)))
+            try:
+                return cls._read(folder, gpus)
+            except CalmrlError:
+                if folder.unchanged():
+                    raise
+        raise CalmrlError(f"index '{path}' is replaced again and again", hint="search it when nothing writes it")
+
+    @classmethod
+    def _read(cls, folder: IndexFolder, gpus: int) -> Gallery:
+        facts = folder.record
+        index = Index.from_bytes(folder.read_bytes(folder.INDEX), facts["kind"], folder.path / folder.INDEX)
+        items = folder.read_frame(folder.ITEMS)
         if len(items) != len(index):
-            raise CalmrlError(f"index '{path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
-        return cls(path, facts, index.on_gpus(gpus) if gpus else index, items)
+            raise CalmrlError(f"index '{folder.path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
+        transform = None
+        if family(facts["scorer"]) != "cosine":
+            transform = InnerProductTransform(folder.read_tensors(folder.TRANSFORM)[0]["scale"])
+        model = AlignmentModel.load(folder)
+        return cls(folder.path, facts, index.on_gpus(gpus) if gpus else index, items, model, transform)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -82,7 +133,7 @@ class Gallery:
     def embed(self, modality: str, features: Float[np.ndarray, "q d_m"]) -> Float[np.ndarray, "q d"]:
         """Query vectors (float32) of cached or freshly encoded features. Raises CalmrlError for an unknown modality or another dimension."""
         known(modality, self.modalities, f"index '{self.path}' has no modality")
-        model = AlignmentModel.load(Run(self.path))
+        model = self.model
         given = np.asarray(features)
         if given.dtype.kind not in "fiu":
             raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
@@ -94,11 +145,11 @@ class Gallery:
         if not np.isfinite(wide).all():
             raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
         with torch.no_grad():
-            if family(self.facts["scorer"]) == "cosine":
+            if self.transform is None:
                 return model.project(modality, torch.from_numpy(wide)).numpy()
             vectors = model.vectors(modality, torch.from_numpy(wide))
             asked = model.similarity.query_vectors(self.facts["modalities"], self.facts["patterns"], modality, vectors)
-        return InnerProductTransform(Run(self.path).read_tensors(_TRANSFORM)[0]["scale"]).queries(asked.numpy())
+        return self.transform.queries(asked.numpy())
 
     def search(self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None) -> pd.DataFrame:
         """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
@@ -133,10 +184,27 @@ def build_gallery(
     Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `calibrate` with a run without imputer or
     a scorer that needs no gap filled, a likelihood ratio for a run without PPCA, and an existing folder that is no index.
     """
+    with IndexFolder.replacing(out) as folder:
+        _fill(folder, run, store, split, modalities, scorer, calibrate, kind, options, gpus, device)
+    return Gallery.open(out)
+
+
+def _fill(
+    folder: IndexFolder,
+    run: Run | Path | str,
+    store: FeatureStore | Path | str | None,
+    split: str | None,
+    modalities: Sequence[str] | None,
+    scorer: str | None,
+    calibrate: bool,
+    kind: Kind,
+    options: Mapping[str, int] | None,
+    gpus: int,
+    device: str,
+) -> None:
+    """Everything that an index folder holds, gallery.json last."""
     import pandas as pd
 
-    out = Path(out)
-    _check_folder(out)
     run, model, found = open_run(run, store, device)
     scorer = scorer or ("centroid" if model.similarity.name == "cosine" else model.similarity.name)
     by_cosine = family(scorer) == "cosine"
@@ -153,11 +221,6 @@ def build_gallery(
     embedded, vectors, shown = made.embedded, made.vectors, made.rows
     # Built on GPUs or not: what is measured below is what a search will open.
     index = build_index(vectors, kind, options, gpus).on_cpu()
-    folder = Run(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalmrlError(f"the index folder '{out}' cannot be made: {error.strerror or error}") from None
     patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
     items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
     labels = {f"label.{name}": values[shown] for name, values in found.labels(split).items()}
@@ -185,30 +248,15 @@ def build_gallery(
     if kind != "flat":
         exact = build_index(vectors).search(probes, PROBED)
         facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, PROBED), exact).mean())
-    # gallery.json goes last: a folder without it is no index.
-    (out / "gallery.json").unlink(missing_ok=True)
     # What makes query vectors, and nothing else of the run.
     replace(model.compared_by(family(scorer)), alternatives=(), imputer=None, objective=None).save(folder)
     if made.transform is not None:
-        folder.write_tensors(_TRANSFORM, {"scale": made.transform.scale}, {})
-    else:
-        (out / _TRANSFORM).unlink(missing_ok=True)
-    folder.write_frame("items.parquet", pd.DataFrame({**items, **labels}))
-    index.save(out / "index.faiss")
-    _write_recall(out, index, vectors, probes)
-    folder.write_json("gallery.json", facts)
-    return Gallery.open(out)
-
-
-def _check_folder(out: Path) -> None:
-    """CalmrlError if `out` is there and is no index, whole or unfinished."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise CalmrlError(f"'{out}' exists and is not a folder", hint="choose another --out")
-    others = [inner.name for inner in out.iterdir() if inner.name not in _FILES and not is_temporary(inner.name)]
-    if others and not (out / "gallery.json").is_file():
-        raise CalmrlError(f"'{out}' exists and is not an index: it holds {others[0]}", hint="choose another --out")
+        folder.write_tensors(folder.TRANSFORM, {"scale": made.transform.scale}, {})
+    folder.write_bytes(folder.ITEMS, parquet_bytes(pd.DataFrame({**items, **labels})))
+    folder.write_bytes(folder.INDEX, index.to_bytes())
+    if kind != "flat":
+        _write_recall(folder, index, vectors, probes)
+    folder.seal(facts)
 
 
 def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
@@ -217,11 +265,9 @@ def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
     return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
 
 
-def _write_recall(out: Path, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:
-    """recall.csv of an approximate index; none of an exact one. A figure of an earlier index goes: the command that builds one draws it anew."""
+def _write_recall(folder: IndexFolder, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:
+    """recall.csv of an approximate index."""
     from calmrl_lab.search.ann_recall import effort_curve
 
-    for name in ("recall.csv", "recall.svg"):
-        (out / name).unlink(missing_ok=True)
-    if index.kind != "flat":
-        write_atomically(out / "recall.csv", effort_curve(index, vectors, probes, PROBED).to_csv(index=False).encode())
+    curve = effort_curve(index, vectors, probes, PROBED)
+    folder.write_bytes(folder.RECALL, curve.to_csv(index=False).encode())

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime.atomic_folders import retired
 from calmrl_lab.store.disk.arrays import StoredArray, read_json
-from calmrl_lab.store.disk.atomic import retired
 from calmrl_lab.store.disk.integrity import WHOLE_CHECK_BYTES, Checksums, size_of
 from calmrl_lab.store.schema import FAILURES_FILE, FORMAT, PROVENANCE_FILE, ModalitySpec, Reason, parse_attributes
 

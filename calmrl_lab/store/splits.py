@@ -12,6 +12,22 @@ from jaxtyping import Int, Shaped
 from calmrl_lab.errors import CalmrlError
 
 FRACTIONS = {"train": 0.6, "validation": 0.15, "test": 0.25}
+# What people call the splits, in small letters.
+_SPELLINGS = {
+    "train": ("train", "training", "trn", "tr"),
+    "validation": ("validation", "validate", "valid", "val", "dev", "devel"),
+    "test": ("test", "testing", "tst", "te"),
+}
+_SPLITS = {word: split for split, words in _SPELLINGS.items() for word in words}
+
+
+def split_named(text: str) -> str | None:
+    """The split that people mean by a name (`Train`, `val`, `dev`), or None if it is none of theirs.
+
+    >>> split_named("Dev"), split_named("holdout")
+    ('validation', None)
+    """
+    return _SPLITS.get(text.strip().lower())
 
 
 def assign_splits(

@@ -11,7 +11,7 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.disk.arrays import read_json
-from calmrl_lab.store.disk.atomic import looks_like_store
+from calmrl_lab.store.disk.files import looks_like_store
 from calmrl_lab.store.disk.integrity import Checksums, size_of
 from calmrl_lab.store.reader import FeatureStore
 from calmrl_lab.store.schema import CHUNK_ROWS, PROVENANCE_FILE, SPLITS

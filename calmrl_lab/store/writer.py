@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime.atomic_folders import new_directory
 from calmrl_lab.store.disk.array_writer import write_array, write_group, write_rows, write_strings
-from calmrl_lab.store.disk.atomic import new_directory
-from calmrl_lab.store.disk.files import FileTree, encode_json, json_bytes
+from calmrl_lab.store.disk.files import FileTree, encode_json, json_bytes, looks_like_store
 from calmrl_lab.store.schema import (
     CHUNK_ROWS,
     FAILURES_FILE,
@@ -83,7 +83,7 @@ def write_store(
     mask = np.stack([np.diff(starts[name]) > 0 for name in names], axis=1)
     reasons = _check_reason(reason, mask, id_array, names)
 
-    with new_directory(path, overwrite) as partial:
+    with new_directory(path, overwrite, looks_like_store) as partial:
         tree = FileTree(partial)
         write_group(tree, "", root_attributes(dataset, specs, licence, attribution, attributes or {}))
         write_strings(tree, "ids", id_array)

@@ -12,6 +12,7 @@ from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.methods.resolve import label, resolve
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.feature_map import SideBySide
 from calmrl_lab.model.joined import JoinedHeads
@@ -19,8 +20,9 @@ from calmrl_lab.model.projection import Heads
 from calmrl_lab.model.selection import choose_weights
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import processes
+from calmrl_lab.store import FeatureStore
 
 # What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
 SHARED = (
@@ -29,7 +31,8 @@ SHARED = (
 
 
 def member_configs(config: TrainConfig) -> list[TrainConfig]:
-    """The settings of every member: those of the run with the member's own laid over them. A member compares by cosine unless it says otherwise itself.
+    """The settings of every member: those of the run, or of the method that it names, with the member's own over them. A member compares by cosine
+    unless it says otherwise itself.
 
     Raises CalmrlError for settings that make no sense, members of members, and members that see other data than the run.
     """
@@ -38,7 +41,8 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
             "an ensemble has at least two members, and no gate",
             hint="--set members=[{objective: none, init: ppca}, {objective: clip}]",
         )
-    shared = {**config.model_dump(mode="json", exclude={"members"}), "similarity": "cosine"}
+    run = config.model_dump(mode="json", exclude={"members", "changed"})
+    shared = {**run, "similarity": "cosine"}
     found = []
     for number, changes in enumerate(config.members):
         where = f"member {number + 1}"
@@ -47,7 +51,10 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
                 raise CalmrlError(
                     f"{where}: '{key}' is that of the whole run and cannot differ", hint=f"so are {', '.join(SHARED)}"
                 )
-        found.append(build(TrainConfig, {**shared, **changes}, where))
+        if "method" in changes:
+            found.append(resolve({**{key: run[key] for key in (*SHARED, "device") if key in run}, **changes}, where))
+        else:
+            found.append(build(TrainConfig, {**shared, **changes}, where))
     others = [number for number, member in enumerate(found, 1) if member.similarity != "cosine"]
     if (
         config.similarity == "likelihood-ratio"
@@ -63,26 +70,32 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
     return found
 
 
-def train_members(config: TrainConfig, path: Path) -> Run:
-    """Train the members of `config` under `path`/members and join them (`choose_weights`); finished members are taken as they are."""
-    from calmrl_lab.training.train import train
+def train_members(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train the members of `config` under `path`/members and join them (`choose_weights`); with `resume`, finished members are taken as they are."""
+    from calmrl_lab.training.train import opened_for_training, train
 
     if processes() > 1:
         raise CalmrlError("an ensemble is trained by one process", hint="train its members one by one under torchrun")
     started = time.monotonic()
     members = member_configs(config)
-    run = Run.create(path, config)
-    trained = []
-    for number, member in enumerate(members):
-        place = path / "members" / str(number)
-        trained.append(_finished(place, member) or train(member, place))
-    data = open_data(config, str(resolve(config.device)))
+    with opened_for_training(config, path, resume, overwrite) as run:
+        trained = []
+        for number, member in enumerate(members):
+            place = path / run.MEMBERS / str(number)
+            trained.append(_finished(place, member) or train(member, place))
+        _join(config, run, trained, started)
+    return Run(path)
+
+
+def _join(config: TrainConfig, run: Run, trained: Sequence[Run], started: float) -> None:
+    """Choose the weights of the members on validation, and write what makes the ensemble a run."""
+    data = open_data(config, str(resolve_device(config.device)))
     model, weights, score = join([part.model() for part in trained], data.validation.on("cpu"))
-    run.append("metrics.jsonl", json.dumps({"epoch": 0, "phase": "join", "step": 0, **score}))
+    run.write_bytes(run.METRICS, json.dumps({"epoch": 0, "phase": "join", "step": 0, **score}).encode() + b"\n")
     model.save(run)
     mask = data.train.mask
     summary = {
-        "name": run.name, "method": "ensemble", "objective": "+".join(member.objective for member in members), "imputer": "none",
+        "name": run.name, "method": label(config), "objective": "+".join(part.config.objective for part in trained), "imputer": "none",
         "scenario": config.scenario, "seed": config.seed,
         "store": {"path": str(config.store), "dataset": data.store.dataset, "digest": data.store.digest},
         "modalities": list(data.train.modalities), "dim": model.projection.dim, "weights": weights,
@@ -94,9 +107,8 @@ def train_members(config: TrainConfig, path: Path) -> Run:
             "observed": {m: int(mask[:, j].sum()) for j, m in enumerate(data.train.modalities)}, "validation_items": len(data.validation),
         },
     }  # fmt: skip
-    run.write_json("summary.json", summary)
-    run.append("log.txt", f"joined {len(trained)} members with weights {weights}")
-    return run
+    run.append(run.LOG, f"joined {len(trained)} members with weights {weights}")
+    run.finish(summary)
 
 
 def join(members: Sequence[AlignmentModel], validation: FeatureTable) -> tuple[AlignmentModel, list[float], dict[str, float]]:
@@ -125,6 +137,8 @@ def _side_by_side(models: Sequence[AlignmentModel], weights: Sequence[float]) ->
 def _finished(path: Path, config: TrainConfig) -> Run | None:
     try:
         run = Run.open(path)
-        return run if run.finished() and run.config == config else None
+        return (
+            run if run.summary["store"]["digest"] == FeatureStore.open(config.store).digest and run.config == config else None
+        )
     except CalmrlError:
         return None

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.data.patterns import Observations, observe
-from calmrl_lab.data.streaming_table import StreamedTable
-from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.data.table import BLOCK, FeatureTable, Table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
@@ -33,7 +32,8 @@ class OnlineImputer:
 
     `held_out` are the validation items that decide how far to trust a generative imputer. `replay` are tables of complete items (a
     warm-up store) whose embeddings are encoded anew at every refresh and stay in the imputer's statistics; without them its parameters for
-    modalities that training no longer shows go stale; without `sees_training` they are all that it is fitted on. With a `gate`, items whose calibration promises too little stay as they are.
+    modalities that training no longer shows go stale; without `sees_training` they are all that it is fitted on. Without `scale_noise` a generative
+    imputer fills with the noise that it was fitted with. With a `gate`, items whose calibration promises too little stay as they are.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class OnlineImputer:
         replay: Sequence[FeatureTable] = (),
         gate: Gate | None = None,
         sees_training: bool = True,
+        scale_noise: bool = True,
     ) -> None:
         self.name = name
         self.options = dict(options)
@@ -53,6 +54,7 @@ class OnlineImputer:
         self.replay = list(replay)
         self.gate = gate
         self.sees_training = sees_training
+        self.scale_noise = scale_noise
         self.imputer = self._make()
         # What fills: the fitted imputer, its noise scaled by what held-out items say. EM itself goes on from the fitted one.
         self.noise_scaled = self.imputer
@@ -69,11 +71,11 @@ class OnlineImputer:
     def fills(self) -> bool:
         return bool(self.imputer.fills)
 
-    def refresh(self, heads: Projection, table: FeatureTable | StreamedTable, iterations: int) -> dict[str, float]:
+    def refresh(self, heads: Projection, table: Table, iterations: int) -> dict[str, float]:
         """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging.
 
-        Where not all items are in memory, or several processes train together, PPCA is fitted on statistics that are summed block by block,
-        each process its share; other imputers see a sample of the items.
+        Where there are more items than a block holds, or several processes train together, PPCA is fitted on statistics that are summed block by
+        block, each process its share; other imputers see a sample of the items.
         """
         if not self.fills:
             return {}
@@ -82,7 +84,7 @@ class OnlineImputer:
         start = floor_noise(self.imputer) if self.imputer.fitted else None
         shown = [table] if self.sees_training else []
         count = sum(map(len, [*self.replay, *shown]))
-        if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or isinstance(table, StreamedTable)):
+        if getattr(self.imputer, "fits_on_statistics", False) and (processes() > 1 or count > BLOCK):
             statistics = summed_statistics(heads, [*self.replay, *shown], self.modalities)
             self.imputer.fit_statistics(statistics, iterations=iterations, start=start)
         else:
@@ -102,8 +104,16 @@ class OnlineImputer:
         if processes() > 1:
             # Machines may round differently: all go on with the parameters of the first.
             self.imputer = self._restored(first_says(self.imputer.state()))
+        return {**logged, **self.settle(heads, table)}
+
+    def settle(self, heads: Projection, table: Table) -> dict[str, float]:
+        """Make what fills out of the imputer as it is fitted, by held-out items under these `heads`; returns what is worth logging."""
         held_out = encode(heads, self.held_out)
-        self.noise_scaled, logged["imputer_noise_scale"] = scale_noise(self.imputer, held_out, self.held_out.mask, table.mask)
+        self.noise_scaled, logged = self.imputer, {"imputer_noise_scale": 1.0}
+        if self.scale_noise:
+            self.noise_scaled, logged["imputer_noise_scale"] = scale_noise(
+                self.imputer, held_out, self.held_out.mask, table.mask
+            )
         if self.gate is not None:
             logged |= self.gate.set_on(self.noise_scaled, held_out, self.held_out.mask, table.mask)
         return logged
@@ -130,7 +140,7 @@ class OnlineImputer:
         return filled
 
     @torch.no_grad()
-    def gated(self, heads: Projection, table: FeatureTable | StreamedTable) -> dict[str, int]:
+    def gated(self, heads: Projection, table: Table) -> dict[str, int]:
         """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
         shut = 0
         for block in table.blocks():
@@ -158,9 +168,7 @@ class OnlineImputer:
 
 
 @torch.no_grad()
-def summed_statistics(
-    heads: Projection, tables: Sequence[FeatureTable | StreamedTable], modalities: Sequence[str]
-) -> Statistics:
+def summed_statistics(heads: Projection, tables: Sequence[Table], modalities: Sequence[str]) -> Statistics:
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -34,9 +35,9 @@ def make_optimiser(parameters: Iterable[nn.Parameter], learning_rate: float, wei
 
 
 def update(
-    loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float
+    loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float | None
 ) -> Float[Tensor, ""]:
-    """One step of `optimiser` down the gradient of `loss`, clipped to `clip_norm`; returns the norm it had.
+    """One step of `optimiser` down the gradient of `loss`, clipped to `clip_norm` (None: not at all); returns the norm it had.
 
     Parameters, moments and weight decay stay as they are where the gradient is zero everywhere, as it is for a batch without a valid
     term, and where it is not finite. Under torchrun gradients are averaged over the processes first.
@@ -46,7 +47,7 @@ def update(
         return torch.zeros_like(loss)
     loss.backward()
     average_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
     still = (norm == 0) | ~torch.isfinite(norm)
     if optimiser.param_groups[0].get("fused"):
         # What torch.amp does for a step whose gradients overflowed: the kernels read the flag, the host does not.

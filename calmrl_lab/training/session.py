@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch.nn.functional import normalize
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.data.table import FeatureBatch, FeatureTable, group_numbers
-from calmrl_lab.data.training_data import Table, open_data
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
+from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_model
@@ -25,9 +26,9 @@ from calmrl_lab.model.selection import choose_weights, validation_score
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
 from calmrl_lab.model.stacked.stack import said, stack
+from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
-from calmrl_lab.runtime.atomic_files import write_atomically
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
 from calmrl_lab.training.gradient_health import liveness, saturated
 from calmrl_lab.training.online_imputer import OnlineImputer
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 _STATE = (
     "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
-    "metrics_lines",
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 50_000
@@ -76,6 +76,7 @@ class _Session:
             replay,
             gate,
             config.imputer_data != "warm-up",
+            config.scale_noise,
         )
         if gate is not None:
             gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
@@ -159,8 +160,9 @@ class _Session:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
                 fill = self.filler.fills and self.epoch >= first_train + config.impute_from and not bool(table.mask.all())
-                if fill and (self.epoch - first_train - config.impute_from) % config.refresh == 0:
-                    first = self.epoch == first_train + config.impute_from
+                since = self.epoch - first_train - config.impute_from
+                if fill and (since % config.refresh == 0 if config.refresh else since == 0):
+                    first = since == 0
                     rounds = config.first_iterations if first else config.refresh_iterations
                     logged |= self.filler.refresh(self.heads, table, rounds)
                 logged |= self._one_epoch(run, table, fill, total)
@@ -250,7 +252,7 @@ class _Session:
         score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
         if rank() == 0:
-            run.append("metrics.jsonl", json.dumps({**line, "step": self.step, **score}))
+            run.append(run.METRICS, json.dumps({**line, "step": self.step, **score}))
         if logged is None:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
@@ -264,8 +266,6 @@ class _Session:
         self.best_objective = {key: value.detach().clone() for key, value in self.objective.state_dict().items()}
 
     def _checkpoint(self, run: Run) -> None:
-        import io
-
         if rank() > 0:
             return
         state = {
@@ -281,30 +281,16 @@ class _Session:
             "generator": self.generator.get_state(),
             "objective_generator": _generator_state(self.objective),
             "imputer": {key: torch.from_numpy(np.array(value)) for key, value in self.filler.state().items()},
-            "metrics_lines": self.epoch + 1,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(run.path / "state.pt", buffer.getvalue())
+        write_checkpoint(run, state, self.data.store.digest)
 
     def restore(self, run: Run) -> None:
-        """Go on from state.pt; a run without one starts at the beginning. Nothing in the file is executed."""
-        path = run.path / "state.pt"
-        if not path.exists():
-            if rank() == 0:
-                (run.path / "metrics.jsonl").unlink(missing_ok=True)
+        """Go on from the checkpoint of `run`; a run without one starts at the beginning."""
+        state = read_checkpoint(run, _STATE, self.data.store.digest, self.device)
+        if rank() == 0:
+            rewind_metrics(run, state)
+        if state is None:
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise CalmrlError(
-                f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}", hint="train the run again"
-            ) from None
-        lacking = [key for key in _STATE if key not in state]
-        if lacking:
-            raise CalmrlError(
-                f"checkpoint '{path}' is of another version: it has no '{lacking[0]}'", hint="train the run again"
-            )
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_objective = state["best"], state["best_objective"]
         self.skipped_batches, self.silent = state["skipped_batches"], state["silent"]
@@ -318,10 +304,6 @@ class _Session:
             generator.set_state(state["objective_generator"].cpu())
         if state["imputer"]:
             self.filler.load({key: value.cpu().numpy() for key, value in state["imputer"].items()})
-        if rank() > 0:
-            return
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[: state["metrics_lines"]]
-        write_atomically(run.path / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
     def _stop_if(self, run: Run, table: Table, broken: NonFiniteStep | None) -> None:
         if broken is None:
@@ -342,7 +324,9 @@ class _Session:
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            logged = self.filler.refresh(self.heads, self.train_table, config.first_iterations)
+            frozen = config.refresh == 0 and self.filler.imputer.fitted
+            refit = self.filler.settle if frozen else partial(self.filler.refresh, iterations=config.first_iterations)
+            logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled
             if self.filler.gate is not None:
@@ -358,7 +342,7 @@ class _Session:
         mask = self.train_table.mask
         summary = {
             "name": run.name,
-            "method": f"{config.objective}+{config.impute}" if self.filler.fills else config.objective,
+            "method": label(config),
             "objective": config.objective,
             "imputer": config.impute,
             "scenario": config.scenario,
@@ -390,8 +374,8 @@ class _Session:
                 f"objective '{config.objective}' had nothing to teach in any of {self.step} batches (no item shows what a term of it needs, "
                 "or no term has a gradient left): the heads are as they started"
             )
-        run.write_json("summary.json", summary)
-        run.append("log.txt", f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+        run.append(run.LOG, f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
+        run.finish(summary)
 
     def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
         """How the trained model compares, how it could compare otherwise, and its validation score."""

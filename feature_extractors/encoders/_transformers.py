@@ -18,7 +18,7 @@ from feature_extractors.fingerprints import fingerprint
 from feature_extractors.protocols import AbsentError, Medium
 
 # Raised whenever a change here changes the features of unchanged weights and settings; part of every fingerprint.
-REVISION = 2
+REVISION = 3
 _BUCKET = 8
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders._transformers import OpenEncoder, TextTower, from_pretrained, unit
-from feature_extractors.encoders.vast.preprocessing import sources
-from feature_extractors.encoders.vast.preprocessing.resample import resample
+from feature_extractors.encoders.vast.preprocessing.resample import resample_span, resampled_length, source_span
+from feature_extractors.media.decode import spans_of
 from feature_extractors.protocols import MediaError, Medium
 
 
@@ -45,12 +45,19 @@ class ClapAudio(OpenEncoder):
 
     def prepare(self, medium: Medium) -> Float32[np.ndarray, "1 frames bins"]:
         """Mel spectrogram of the mean of the channels; longer sounds give their middle, where CLAP's own rule would pick at random."""
-        samples, rate = sources.sound(medium)
-        mono = resample(samples.mean(axis=0), rate, self.processor.sampling_rate)
-        if len(mono) == 0:
+        target, most = self.processor.sampling_rate, self.processor.nb_max_samples
+        chosen: list[int] = []
+
+        def choose(length: int, rate: int) -> list[tuple[int, int]]:
+            total = resampled_length(length, rate, target)
+            start = max(0, (total - most) // 2)
+            chosen[:] = [start, min(start + most, total)]
+            return [source_span(*chosen, rate, target)]
+
+        (samples,), rate = spans_of(medium, choose)
+        middle = resample_span(samples.mean(axis=0), *chosen, rate, target)
+        if len(middle) == 0:
             raise MediaError("too_short", "no samples")
-        start = max(0, (len(mono) - self.processor.nb_max_samples) // 2)
-        middle = mono[start : start + self.processor.nb_max_samples]
         made = self.processor(
             middle,
             sampling_rate=self.processor.sampling_rate,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from jaxtyping import Float32
 
 from feature_extractors.encoders import encoders
 from feature_extractors.fingerprints import file_digest, fingerprint
-from feature_extractors.media.decode import sound_of
+from feature_extractors.media.decode import chunks_of
 from feature_extractors.package_files import package_folder, weight_file
 from feature_extractors.protocols import Medium
 
 _RATE = 16_000
 _WINDOW, _STEP = 76, 8  # mel frames (10 ms each) a window of the embedding model, and between windows
 _SEGMENTS = 4
+# Samples a mel frame, and from one to the next; mel frames made at once.
+_FRAME, _HOP, _FRAMES = 512, 160, 10_000
+# Samples that are resampled at once: an hour of sound needs no more memory than its 16 kHz.
+_BLOCK = 1 << 20
 
 
 @encoders.register("speech-embedding")
@@ -53,33 +58,65 @@ class SpeechEmbedding:
 
     def prepare(self, medium: Medium) -> np.ndarray:
         """Samples float32 [time] at 16 kHz in the int16 range, padded to one window. MediaError if the medium does not sound."""
-        from math import gcd
-
-        from scipy.signal import resample_poly
-
-        sound = sound_of(medium)
-        mono = sound.samples.mean(axis=0, dtype=np.float64)
-        common = gcd(_RATE, sound.rate)
-        samples = resample_poly(mono, _RATE // common, sound.rate // common) if sound.rate != _RATE else mono
+        samples = np.concatenate(list(_resampled(chunks_of(medium))))
         shortest = (_WINDOW + 3) * _RATE // 100
         samples = np.pad(samples, (0, max(0, shortest - len(samples))))
-        return (np.clip(samples, -1, 1) * 32767.0).astype(np.float32)
+        return samples
 
     def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "batch 576"]:
         """One sound at a time, so that a result never depends on its batch."""
         return np.stack([self._one(samples) for samples in batch])
 
     def _one(self, samples: np.ndarray) -> np.ndarray:
-        mel = np.squeeze(self._session("melspectrogram").run(None, {"input": samples[None]})[0]) / 10.0 + 2.0
-        starts = range(0, len(mel) - _WINDOW + 1, _STEP)
-        windows = np.stack([mel[start : start + _WINDOW] for start in starts])[..., None].astype(np.float32)
+        mel = self._mel(samples) / 10.0 + 2.0
         session = self._session("embedding_model")
+        name = session.get_inputs()[0].name
         # Window by window: the number of windows differs between sounds, and no result may depend on it.
-        frames = np.concatenate([session.run(None, {session.get_inputs()[0].name: w[None]})[0].reshape(1, 96) for w in windows])
+        windows = (mel[None, start : start + _WINDOW, :, None] for start in range(0, len(mel) - _WINDOW + 1, _STEP))
+        frames = np.concatenate(
+            [session.run(None, {name: np.ascontiguousarray(window)})[0].reshape(1, 96) for window in windows]
+        )
         # A sound of fewer windows than segments shows some of them in two segments.
         edges = np.linspace(0, len(frames), _SEGMENTS + 1)
         segments = [frames[int(lo) : max(int(np.ceil(hi)), int(lo) + 1)].mean(axis=0) for lo, hi in pairwise(edges)]
         return np.concatenate([frames.mean(axis=0), frames.std(axis=0), *segments]).astype(np.float32)
 
+    def _mel(self, samples: np.ndarray) -> Float32[np.ndarray, "frames 32"]:
+        """Decibels by mel frame, so many frames at once that a long sound needs little memory; the same bits as of the whole."""
+        session = self._session("melspectrogram")
+        frames = max(1, -(-len(samples) // _HOP) - 3)
+        spans = [samples[_HOP * start : _HOP * (start + _FRAMES) + _FRAME - _HOP] for start in range(0, frames, _FRAMES)]
+        parts = [session.run(None, {"input": span[None]})[0][0, 0, :_FRAMES] for span in spans]
+        mel = np.concatenate(parts)
+        # The model cuts off what is 80 dB below the loudest value that it sees.
+        return np.maximum(mel, mel.max() - np.float32(80))
+
     def heads(self) -> Mapping[str, np.ndarray]:
         return {}
+
+
+def _resampled(chunks: Iterator[tuple[np.ndarray, int]]) -> Iterator[Float32[np.ndarray, " time"]]:
+    """The mean of the channels at 16 kHz in the range of 16-bit integers, piece by piece: the same bits as `resample_poly` of the whole."""
+    from scipy.signal import resample_poly
+
+    waiting: list[np.ndarray] = []
+    held, up, down = 0, 1, 1
+    before = 0  # samples at the beginning of what is held that are there for the filter only
+
+    def made(samples: np.ndarray, start: int, stop: int | None) -> np.ndarray:
+        out = resample_poly(samples, up, down) if up != down else samples
+        return (np.clip(out[start:stop], -1, 1) * 32767.0).astype(np.float32)
+
+    for samples, rate in chunks:
+        up, down = _RATE // gcd(_RATE, rate), rate // gcd(_RATE, rate)
+        waiting.append(samples.mean(axis=0, dtype=np.float64))
+        held += len(waiting[-1])
+        # The filter reaches ten samples of the slower rate to either side.
+        margin = down * (10 * max(up, down) // (up * down) + 2)
+        ready = (held - before - margin) // down * down
+        if ready >= _BLOCK:
+            whole = np.concatenate(waiting)
+            yield made(whole, before * up // down, (before + ready) * up // down)
+            waiting = [whole[before + ready - margin :]]
+            held, before = len(waiting[0]), margin
+    yield made(np.concatenate(waiting), before * up // down, None)

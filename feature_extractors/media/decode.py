@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from feature_extractors.media.images import UnknownImage, frame_folder, image_frames, is_image
-from feature_extractors.media.sound import AS_IT_IS, Hearing, SpanChoice, spans, waveform
+from feature_extractors.media.sound import AS_IT_IS, Hearing, SpanChoice, sound_chunks, spans, waveform
 from feature_extractors.media.video import Choice, clip_frames
 from feature_extractors.protocols import File, Image, MediaError, Medium, Waveform
 
-__all__ = ["Choice", "frame_folder", "image_of", "sound_of", "spans_of", "video_frames", "waveform"]
+__all__ = ["Choice", "chunks_of", "frame_folder", "image_of", "sound_of", "spans_of", "video_frames", "waveform"]
 
 
 def video_frames(path: Path, choose: Choice) -> UInt8[np.ndarray, "n height width 3"]:
@@ -55,3 +56,12 @@ def spans_of(medium: Medium, choose: SpanChoice, hearing: Hearing = AS_IT_IS) ->
         return spans(medium.path, choose, hearing)
     sound = sound_of(medium)
     return [sound.samples[:, start:stop] for start, stop in choose(sound.samples.shape[1], sound.rate)], sound.rate
+
+
+def chunks_of(medium: Medium, hearing: Hearing = AS_IT_IS) -> Iterator[tuple[np.ndarray, int]]:
+    """Samples [channels, time] of whatever sounds, piece by piece, each with the rate in Hz."""
+    if isinstance(medium, File):
+        yield from sound_chunks(medium.path, hearing)
+    else:
+        sound = sound_of(medium)
+        yield sound.samples, sound.rate

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
 
 def segments(count: int, parts: int) -> list[tuple[int, int]]:
     """`parts` contiguous half-open ranges over 0..count-1, the first `count % parts` of them one longer.
@@ -26,12 +24,6 @@ def middle_of_segments(count: int, parts: int) -> list[int]:
     """
     places = _filled(count, parts)
     return [places[start + (stop - start + 1) // 2 - 1] for start, stop in segments(len(places), parts)]
-
-
-def random_of_segments(count: int, parts: int, generator: np.random.Generator) -> list[int]:
-    """A random element of each segment, as the released code draws them while it trains encoders; filled up as above."""
-    places = _filled(count, parts)
-    return [places[int(generator.integers(start, stop))] for start, stop in segments(len(places), parts)]
 
 
 def _filled(count: int, least: int) -> Sequence[int]:

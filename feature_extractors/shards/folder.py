@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.disk.atomic import writing_errors
+from calmrl_lab.runtime.atomic_folders import writing_errors
 
 # Raised when parts of an earlier version can no longer be joined.
 PART_FORMAT = "2"

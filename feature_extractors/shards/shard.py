@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from calmrl_lab.store.disk.atomic import writing_errors
+from calmrl_lab.runtime.atomic_folders import writing_errors
 
 
 @dataclass

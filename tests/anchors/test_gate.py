@@ -172,7 +172,7 @@ def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, monkeypatch):
     from calmrl_lab.training.train import train
 
     asked = TrainConfig(
-        store=str(small_store), modalities=FOUR, scenario="pairs:0.25", gate=True, impute_options={"latent_dim": 4},
+        store=str(small_store), modalities=FOUR, scenario="pairs:0.25", gate=True, objective="calmrl", impute="ppca", impute_options={"latent_dim": 4},
         **{**QUICK, "epochs": 3, "checkpoint_every": 1, "refresh": 2},
     )  # fmt: skip
     whole, original = train(asked, tmp_path / "whole"), _Session._one_epoch
@@ -192,7 +192,18 @@ def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, monkeypatch):
 
 
 def test_the_command_prints_the_gate(cli, small_store, tmp_path):
-    asked = ["--store", small_store, "--modalities", ",".join(FOUR), "--scenario", "pairs:0.25", "--epochs", 1]
+    asked = [
+        "--store",
+        small_store,
+        "--method",
+        "calmrl",
+        "--modalities",
+        ",".join(FOUR),
+        "--scenario",
+        "pairs:0.25",
+        "--epochs",
+        1,
+    ]
     code, out, _ = cli("train-heads", *asked, "--gate", "--set", "dim=16", "--run", tmp_path / "r")
     assert code == 0
     assert "gate:" in out
@@ -205,7 +216,17 @@ def test_the_command_prints_the_gate(cli, small_store, tmp_path):
 def test_too_few_complete_validation_items_are_one_sentence(cli, small_store, tmp_path):
     with pytest.raises(CalmrlError, match=r"store 'a' has 0 \(at least 19 are needed"):
         Gate.refuse_unless_possible(torch.zeros(40, 3, dtype=torch.bool), 0.05, "a")
-    asked = ["--store", small_store, "--modalities", ",".join(FOUR), "--gate", "--set", "gate_level=0.001"]
+    asked = [
+        "--store",
+        small_store,
+        "--method",
+        "calmrl",
+        "--modalities",
+        ",".join(FOUR),
+        "--gate",
+        "--set",
+        "gate_level=0.001",
+    ]
     code, _, err = cli("train-heads", *asked, "--run", tmp_path / "r")
     assert code == 2
     assert "at least 999 are needed" in err

@@ -19,12 +19,13 @@ from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
 from calmrl_lab.training.session import _Session
 from calmrl_lab.training.train import train
 
+CALMRL = {"objective": "calmrl", "impute": "ppca", "impute_options": {"latent_dim": 4}}
 FOUR = ("vision", "audio", "caption", "subtitle")
 QUICK = {"epochs": 3, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 1}
 
 
 def config(store, **changes):
-    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute_options": {"latent_dim": 4}, **QUICK}
+    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", **CALMRL, **QUICK}
     return TrainConfig(**{**values, **changes})
 
 
@@ -151,7 +152,7 @@ def test_a_store_larger_than_the_memory_it_may_use_trains(tmp_path):
 import re, sys
 from pathlib import Path
 from calmrl_lab.training import train_heads
-import calmrl_lab.data.streaming_table, calmrl_lab.training.session, torch
+import calmrl_lab.data.streaming_table, calmrl_lab.data.table, calmrl_lab.training.session, torch
 torch.set_num_threads(1)
 
 # Not getrusage: a child begins with the peak of the process that started it.
@@ -159,8 +160,8 @@ def peak():
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 before = peak()
-calmrl_lab.data.streaming_table.BLOCK, calmrl_lab.training.session.STARTING_ITEMS = 8192, 8192
-train_heads(sys.argv[1], objective="pmrl", imputer="none", run=sys.argv[2], epochs=1, dim=16, batch_size=512, memory=sys.argv[3])
+calmrl_lab.data.streaming_table.BLOCK = calmrl_lab.data.table.BLOCK = calmrl_lab.training.session.STARTING_ITEMS = 8192
+train_heads(sys.argv[1], method="pmrl", run=sys.argv[2], epochs=1, dim=16, batch_size=512, memory=sys.argv[3])
 print(peak() - before)
 """
     grown = {}

@@ -1,11 +1,14 @@
 """Padded batches from ragged rows: the right row, the right mask, every item once an epoch."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.data.table import FeatureTable, load_table
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store import FeatureStore
 
 
 def table_of(counts):
@@ -72,3 +75,43 @@ def test_batches_show_every_item_once_and_never_one_alone(n, size):
     batches = list(table.batches(size, torch.Generator().manual_seed(n)))
     assert sorted(torch.cat([batch.items for batch in batches]).tolist()) == list(range(n))
     assert all(len(batch.items) > 1 for batch in batches)
+
+
+def test_float16_rows_stay_float16_and_are_used_as_float32(small_store):
+    store = FeatureStore.open(small_store)
+    table = load_table(store)
+    assert all(rows.dtype == torch.float16 for rows in table.rows)
+    first = table.first_rows()
+    assert all(rows.dtype == torch.float32 for rows in first)
+    batch = next(table.batches(32, torch.Generator().manual_seed(0)))
+    for j in range(len(store.modalities)):
+        shown = batch.mask[:, j]
+        assert torch.equal(batch.features[j][shown], first[j][batch.items][shown]) or (table.offsets[j].diff() > 1).any()
+
+
+def test_a_sample_and_the_blocks_of_a_table_are_the_same_in_memory_and_streamed(small_store, monkeypatch):
+    from calmrl_lab.data import streaming_table
+    from calmrl_lab.data import table as tables
+
+    monkeypatch.setattr(tables, "BLOCK", 70)
+    monkeypatch.setattr(streaming_table, "BLOCK", 70)
+    store = FeatureStore.open(small_store)
+    kinds = load_table(store), streaming_table.open_table(store, None, "cpu", "stream")
+    for a, b in [[kind.sample(50) for kind in kinds], *zip(*(kind.blocks() for kind in kinds), strict=True)]:
+        assert list(a.ids) == list(b.ids)
+        assert all(torch.equal(x, y) for x, y in zip(a.rows, b.rows, strict=True))
+
+
+def test_every_table_refuses_a_mask_that_shows_what_an_item_lacks(small_store):
+    from calmrl_lab.data.streaming_table import open_table
+
+    store = FeatureStore.open(small_store)
+    for memory in ("table", "stream"):
+        table = open_table(store, None, "cpu", memory)
+        hidden = table.mask.clone()
+        hidden[:, 0] = False
+        assert not table.with_mask(hidden).mask[:, 0].any()
+        lacking = table.select(np.flatnonzero(~table.natural_mask()[:, -1].numpy()))
+        if len(lacking):
+            with pytest.raises(CalmrlError, match="which that item does not have"):
+                lacking.with_mask(np.ones((len(lacking), len(table.modalities)), dtype=bool))

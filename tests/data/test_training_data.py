@@ -41,7 +41,14 @@ def two(small_store, tmp_path_factory):
 
 
 def config(two, **changes):
-    values = {"store": str(two[0]), "mix": {str(two[1]): 1.0}, "impute_options": {"latent_dim": 4}, **QUICK}
+    values = {
+        "store": str(two[0]),
+        "mix": {str(two[1]): 1.0},
+        "objective": "calmrl",
+        "impute": "ppca",
+        "impute_options": {"latent_dim": 4},
+        **QUICK,
+    }
     return TrainConfig(**{**values, **changes})
 
 

@@ -9,7 +9,8 @@ import pytest
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.comparison import compare_runs, runs_at
 from calmrl_lab.evaluation.score_rows import hits
-from calmrl_lab.runs.run import FORMAT, Run
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run_folder import FORMAT
 
 
 def rng():
@@ -24,8 +25,7 @@ def written(tmp_path):
         folder = tmp_path / f"{name}-s{seed}"
         folder.mkdir()
         (folder / "config.yaml").write_text(f"format: {FORMAT}\nstore: s\n")
-        (folder / "summary.json").write_text(json.dumps({"seed": seed, "store": {"digest": "training"}}))
-        (folder / "evaluation.json").write_text(json.dumps({"store": {"digest": digest}}))
+        Run(folder).finish({"seed": seed, "store": {"digest": "training"}})
         frames = []
         for direction, (query, gallery) in enumerate((("a", "b"), ("b", "a"))):
             ease = np.random.default_rng(direction).random(items).repeat(captions)
@@ -41,7 +41,8 @@ def written(tmp_path):
                 )
             )  # fmt: skip
         frame = pd.concat(frames, ignore_index=True)
-        Run(folder).write_frame("scores.parquet", frame.sample(frac=1, random_state=seed) if captions == 1 else frame)
+        ranks = frame.sample(frac=1, random_state=seed) if captions == 1 else frame
+        Run(folder).write_evaluation({Run.SCORES: ranks}, {"store": {"digest": digest}})
         return Run(folder)
 
     return write

@@ -49,7 +49,7 @@ def strange(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("strange")
     store = strange_store(folder / "strange.zarr", **CASES[request.param])
     quick = {"epochs": 2, "dim": 8, "impute_options": {"latent_dim": 3}, "scenario": "random:0.3"}
-    return request.param, train_heads(store, run=folder / "run", **quick)
+    return request.param, train_heads(store, "calmrl", run=folder / "run", **quick)
 
 
 def strictly(text):

@@ -1,6 +1,7 @@
 """Evaluation of a run: what is ranked, what is imputed, what is refused."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -26,7 +27,13 @@ FOUR = ["vision", "audio", "caption", "subtitle"]
 def run(small_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return train_heads(
-        small_store, scenario="pairs:0.25", run=folder / "r", modalities=FOUR, impute_options={"latent_dim": 4}, **QUICK
+        small_store,
+        "calmrl",
+        scenario="pairs:0.25",
+        run=folder / "r",
+        modalities=FOUR,
+        impute_options={"latent_dim": 4},
+        **QUICK,
     )
 
 
@@ -61,9 +68,7 @@ def test_ranks_equal_a_plain_sort(run, evaluation, small_store):
 
 
 def test_a_direction_counts_only_items_that_have_both(run, small_store, tmp_path):
-    keywords = train_heads(
-        small_store, objective="clip", imputer="none", run=tmp_path / "k", modalities=["caption", "keywords"], **QUICK
-    )
+    keywords = train_heads(small_store, method="clip", run=tmp_path / "k", modalities=["caption", "keywords"], **QUICK)
     table = evaluate(keywords).table().set_index(["query", "gallery"])
     store = FeatureStore.open(small_store)
     with_keywords = int((store.mask[:, store.modalities.index("keywords")] & (store.split == "test")).sum())
@@ -94,7 +99,7 @@ def gappy(tmp_path_factory):
         offsets={m: np.concatenate([[0], np.cumsum(mask[:, j])]) for j, m in enumerate(names)},
         reason=np.where(mask, 0, 2).astype(np.uint8), licence="none", attribution="none", provenance={},
     )  # fmt: skip
-    return train_heads(path, objective="clip", imputer="none", run=tmp_path_factory.mktemp("runs") / "gappy", **QUICK)
+    return train_heads(path, method="clip", run=tmp_path_factory.mktemp("runs") / "gappy", **QUICK)
 
 
 class TestNaturalGaps:
@@ -111,7 +116,7 @@ class TestNaturalGaps:
         table = found.table().set_index(["query", "gallery"])
         assert table.loc[("b", "a"), "queries"] == 10
         assert table.loc[("b", "a"), "without_positive"] == 9
-        assert json.loads((gappy.path / "evaluation.json").read_text()) == found.coverage
+        assert gappy.evaluation == found.coverage
 
     def test_a_direction_that_was_asked_for_is_refused(self, gappy):
         with pytest.raises(CalmrlError, match="a->c: no item of the split has both"):
@@ -160,16 +165,17 @@ class Killed(BaseException):
     """A process that ends in the middle."""
 
 
-def test_an_evaluation_that_is_killed_leaves_no_scores(run, evaluation, tmp_path, monkeypatch):
+def test_an_evaluation_that_is_killed_leaves_the_scores_of_the_one_before(run, evaluation, tmp_path, monkeypatch):
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
 
     def killed(*_):
         raise Killed
 
-    monkeypatch.setattr(Run, "write_json", killed)
+    monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(Killed):
         evaluate(copy, split="validation")
-    assert not (copy.path / "scores.parquet").exists()
+    assert copy.evaluation == run.evaluation
+    assert copy.read_frame("scores.parquet").equals(run.read_frame("scores.parquet"))
 
 
 def test_nothing_of_an_earlier_evaluation_stays(evaluation, run, tmp_path, small_store):
@@ -184,7 +190,7 @@ def test_nothing_of_an_earlier_evaluation_stays(evaluation, run, tmp_path, small
 def test_a_store_that_has_changed_since_training_is_refused(run, tmp_path, ask):
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     summary = copy.summary
-    copy.write_json("summary.json", {**summary, "store": {**summary["store"], "digest": "another"}})
+    copy.amend_summary(store={**summary["store"], "digest": "another"})
     with pytest.raises(CalmrlError, match="has changed since run"):
         ask(copy)
 
@@ -212,7 +218,8 @@ def test_an_unknown_split(run):
 
 
 def test_an_unfinished_run(run, tmp_path):
-    unfinished = Run.create(tmp_path / "u", run.config)
+    with Run.create(tmp_path / "u", run.config) as unfinished:
+        pass
     with pytest.raises(CalmrlError, match="has not finished"):
         evaluate(unfinished)
 

@@ -146,7 +146,7 @@ def test_the_commands_of_an_index_say_how_it_compares(made, tmp_path, cli, kind)
     # Over the first one, which knew a PPCA.
     code, said, _ = cli(*words, "--scorer", "centroid")
     assert code == 0
-    assert not (tmp_path / "index" / "transform.safetensors").exists()
+    assert not (tmp_path / "index" / "model" / "transform.safetensors").exists()
     assert "cosine with the centroid of vision, caption, subtitle" in said
     assert "the run itself compares pairs by their likelihood ratio" in said
     code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")

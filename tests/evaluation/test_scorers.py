@@ -62,7 +62,7 @@ def vast():
 LATENT = DIM // 2
 TESTED = (
     "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood", "fused", "likelihood-ratio",
-    "likelihood-ratio:audio", "sum",
+    "likelihood-ratio:audio", "sum", "multilinear",
 )  # fmt: skip
 
 
@@ -371,3 +371,28 @@ def test_a_sum_adds_the_weighted_cosine_with_the_mean_of_what_is_shown():
 def test_likelihood_ratios_that_make_no_sense_are_one_sentence(name, options, said):
     with pytest.raises(CalmrlError, match=said):
         make_scorer(name, "caption", NAMES, **options)
+
+
+def test_multilinear_product_against_loops():
+    """Symile's score of queries and items that show any subset of three modalities: a product coordinate by coordinate."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.nn.functional.normalize(torch.randn(4, 6, generator=generator, dtype=torch.float64), dim=1)
+    items = torch.nn.functional.normalize(torch.randn(9, 3, 6, generator=generator, dtype=torch.float64), dim=2)
+    mask = torch.tensor([[bool(n >> m & 1) for m in range(3)] for n in range(8)] + [[True, True, True]])
+    scorer = make_scorer("multilinear", "caption", ("vision", "audio", "subtitle"))
+    found, vectors = scorer.score(queries, items, mask), scorer.vectors(items, mask)
+    for i, query in enumerate(queries):
+        for j, (item, shown) in enumerate(zip(items, mask, strict=True)):
+            if not shown.any():
+                assert found[i, j] == -torch.inf
+                continue
+            total = 0.0
+            for c in range(6):
+                product = float(query[c])
+                for m in range(3):
+                    product *= float(item[m, c]) if shown[m] else 1.0
+                total += product
+            total *= 6 ** ((int(shown.sum()) - 1) / 2)
+            assert float(found[i, j]) == pytest.approx(total, abs=1e-12)
+            assert float(query @ vectors[j]) == pytest.approx(total, abs=1e-12)
+    assert (vectors[~mask.any(dim=1)] == 0).all()

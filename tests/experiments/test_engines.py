@@ -17,7 +17,7 @@ from calmrl_lab.experiments.runner import run_experiment
 
 COMMON = {"modalities": ["vision", "caption", "subtitle"], "scenario": "pairs:0.25", "dim": 16, "epochs": 2, "batch_size": 64}
 METHODS = [
-    {"name": "clip", "settings": {"objective": "clip", "impute": "none"}},
+    {"name": "clip", "method": "clip"},
     {"name": "calmrl", "role": "calibrated", "settings": {"impute": "mean"}},
 ]
 

@@ -20,7 +20,7 @@ def experiment(tmp_path, store, **changes):
         "seeds": [0, 1],
         "common": COMMON,
         "methods": [
-            {"name": "clip", "settings": {"objective": "clip", "impute": "none"}},
+            {"name": "clip", "method": "clip"},
             {"name": "calmrl", "role": "calibrated", "settings": {"impute": "mean"}},
         ],
     }
@@ -56,7 +56,7 @@ def test_an_experiment_runs_skips_and_repeats(tmp_path, small_store):
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, small_store):
     methods = [
         {"name": "bad", "settings": {"impute": "ppca", "impute_options": {"latent_dim": 9999}}},
-        {"name": "clip", "settings": {"objective": "clip", "impute": "none"}},
+        {"name": "clip", "method": "clip"},
     ]
     record = run_experiment(experiment(tmp_path, small_store, methods=methods, seeds=[0]), tmp_path / "a", jobs=1)
     (failure,) = record["failed"]
@@ -68,7 +68,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, small_store):
 
 @pytest.mark.slow
 def test_a_grid_is_chosen_on_validation(tmp_path, small_store):
-    methods = [{"name": "clip", "settings": {"objective": "clip", "impute": "none"}, "grid": {"learning_rate": [1e-7, 1e-3]}}]
+    methods = [{"name": "clip", "method": "clip", "grid": {"learning_rate": [1e-7, 1e-3]}}]
     asked = experiment(tmp_path, small_store, methods=methods, seeds=[0], tuning_seeds=[5])
     record = run_experiment(asked, tmp_path / "a", jobs=1)
     (method,) = record["methods"]
@@ -86,7 +86,7 @@ def test_the_plan_names_every_run(tmp_path, small_store):
 
 def test_the_plan_of_a_grid_says_what_each_candidate_changes(tmp_path, small_store):
     grid = {"learning_rate": [0.1, 0.2], "objective_options.temperature": [0.3]}
-    methods = [{"name": "clip", "settings": {"objective": "clip", "impute": "none"}, "grid": grid}]
+    methods = [{"name": "clip", "method": "clip", "grid": grid}]
     rows = plan(experiment(tmp_path, small_store, methods=methods), tmp_path / "a")
     assert rows[0].what == "choose: learning_rate=0.1, objective_options.temperature=0.3"
     assert [row.what for row in rows[-2:]] == ["train with the chosen settings, and evaluate"] * 2
@@ -205,7 +205,10 @@ def test_a_killed_experiment_can_be_reported_and_goes_on_to_the_same_tables(tmp_
             },
             "method 't': .*triangle",
         ),
-        ({"methods": [{"name": "n", "settings": {"impute": "none"}}]}, "method 'n': objective 'calmrl' needs the gaps filled"),
+        (
+            {"methods": [{"name": "n", "method": "calmrl", "settings": {"impute": "none"}}]},
+            "method 'n': objective 'calmrl' needs the gaps filled",
+        ),
         (
             {"methods": [{"name": "o", "settings": {"objective": "clip", "similarity": "likelihood-ratio"}}]},
             "method 'o': similarity 'likelihood-ratio'",

@@ -20,7 +20,7 @@ def test_a_file_makes_sense_on_each_of_its_data(path, data):
     experiment = read_experiment(path, data=data)
     for method in experiment.methods:
         for settings in candidates(method):
-            run_config(experiment, settings, 0, method.name)
+            run_config(experiment, method, settings, 0, method.name)
 
 
 def test_there_is_a_file_for_every_table_and_figure():
@@ -43,6 +43,6 @@ def test_the_stand_in_warms_up_on_items_that_training_does_not_see():
     for path in PAPER:
         experiment = read_experiment(path, data="openmoji")
         for method in experiment.methods:
-            config = run_config(experiment, method.settings, 0, method.name)
+            config = run_config(experiment, method, method.settings, 0, method.name)
             assert config.warm_up_scenario == "share:0.5"
             assert config.scenario.startswith("rest:0.5")

@@ -10,8 +10,8 @@ import pytest
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.job import Job, perform
-from calmrl_lab.experiments.runner import _alone
 from calmrl_lab.experiments.spec import Probes
+from calmrl_lab.runtime.locks import claimed
 from calmrl_lab.store import ModalitySpec, write_store
 
 
@@ -102,12 +102,12 @@ def test_a_run_killed_before_its_end_is_not_finished(made, tmp_path):
 
 
 def test_two_experiments_do_not_write_into_one_folder(tmp_path):
-    with _alone(tmp_path / "x"):
+    with claimed(tmp_path / "x"):
         said = []
 
         def second():
             try:
-                with _alone(tmp_path / "x"):
+                with claimed(tmp_path / "x"):
                     said.append(None)
             except CalmrlError as error:
                 said.append(error.message)
@@ -115,12 +115,6 @@ def test_two_experiments_do_not_write_into_one_folder(tmp_path):
         other = threading.Thread(target=second)
         other.start()
         other.join()
-    assert said == [f"another experiment is writing into '{tmp_path / 'x'}'"]
-    with _alone(tmp_path / "x"):
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
-    (tmp_path / "x").write_text("a file")
-    with pytest.raises(CalmrlError, match="the folder '.*x' cannot be made: File exists"), _alone(tmp_path / "x"):
+    assert said == [f"another process is writing into '{tmp_path / 'x'}'"]
+    with claimed(tmp_path / "x"):
         pass

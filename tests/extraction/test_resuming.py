@@ -16,8 +16,8 @@ import pytest
 from extraction.stores import contents, failures, parts, signalled
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.runtime.atomic_folders import recover
 from calmrl_lab.store import FeatureStore
-from calmrl_lab.store.disk.atomic import recover
 from feature_extractors.extraction import extract
 
 

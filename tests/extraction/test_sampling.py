@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from feature_extractors.media.sampling import middle_of_segments, random_of_segments, segments
+from feature_extractors.media.sampling import middle_of_segments, segments
 
 
 @pytest.mark.parametrize(
@@ -40,13 +39,3 @@ def test_one_from_each_segment_as_the_rule_is_written(count, parts):
 def test_segments_cover_everything_in_order():
     assert segments(10, 4) == [(0, 3), (3, 6), (6, 8), (8, 10)]
     assert segments(3, 3) == [(0, 1), (1, 2), (2, 3)]
-
-
-def test_a_random_element_comes_from_its_own_segment():
-    generator = np.random.default_rng(0)
-    drawn = np.array([random_of_segments(10, 4, generator) for _ in range(200)])
-    for column, (start, stop) in enumerate(segments(10, 4)):
-        assert set(drawn[:, column]) == set(range(start, stop))
-    assert random_of_segments(10, 4, np.random.default_rng(5)) == random_of_segments(10, 4, np.random.default_rng(5))
-    # Three frames for four segments: the last frame stands in twice, in whichever segment it falls.
-    assert random_of_segments(3, 4, generator) == [0, 1, 2, 2]

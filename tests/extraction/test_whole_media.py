@@ -362,3 +362,26 @@ def test_the_cases():
     assert all(np.array_equal(song, songs["plain"]) for song in songs.values())
     photos = [image_of(File(path)).pixels for path in (cases / "06" / "photos" / "dog").iterdir()]
     assert all(np.array_equal(photo, photos[0]) for photo in photos)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
+def test_speech_is_embedded_piece_by_piece_with_the_bits_of_the_whole(monkeypatch, rate):
+    pytest.importorskip("onnxruntime", reason="the demo extra is not installed")
+    from feature_extractors.encoders import speech_embedding
+
+    try:
+        encoder = speech_embedding.SpeechEmbedding()
+    except Exception as error:
+        pytest.skip(f"no speech model: {error}")
+    samples = np.random.default_rng(rate).uniform(-1.1, 1.1, (2, rate * 5 + 17)).astype(np.float32)
+    samples[:, rate : 2 * rate] *= 1e-5
+    sound = Waveform(samples, rate)
+    whole = encoder.prepare(sound)
+    mel = encoder._session("melspectrogram").run(None, {"input": whole[None]})[0][0, 0]
+    monkeypatch.setattr(speech_embedding, "_BLOCK", 9000)
+    monkeypatch.setattr(speech_embedding, "_FRAMES", 130)
+    monkeypatch.setattr(
+        speech_embedding, "chunks_of", lambda _: ((samples[:, at : at + 1152], rate) for at in range(0, samples.shape[1], 1152))
+    )
+    assert np.array_equal(encoder.prepare(sound), whole)
+    assert np.array_equal(encoder._mel(whole), mel)

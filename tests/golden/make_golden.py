@@ -21,9 +21,9 @@ from threadpoolctl import threadpool_limits
 
 # ---- The only place that knows modules, file names and words below the public interface: adapt it when they change. ----
 from calmrl_lab import FeatureStore, evaluate, train_heads
+from calmrl_lab.config import TrainConfig
 from calmrl_lab.evaluation.missing_curves import curve_table, run_curves
 from calmrl_lab.imputers import imputers
-from calmrl_lab.methods.resolve import request
 from calmrl_lab.objectives import objectives
 from calmrl_lab.scorers import scorers
 from calmrl_lab.training.train import train
@@ -34,12 +34,12 @@ SIMILARITY, RATIO, SUM = "similarity", "likelihood-ratio", "sum"
 
 def train_recommended(store: Path, run: Path, **settings: Any) -> Any:
     """The run that `train-heads` makes when no method is named."""
-    return train(request(None, {"store": str(store), **settings}, []), run)
+    return train_heads(store, run=run, **settings)
 
 
 def train_method(store: Path, run: Path, objective: str, impute: str, **settings: Any) -> Any:
     """The run with this objective and imputer, all other settings at their defaults."""
-    return train_heads(store, objective, impute, run=run, **settings)
+    return train(TrainConfig(store=str(store), objective=objective, impute=impute, **settings), run)
 
 
 def metrics(run: Any) -> list[dict[str, float]]:

@@ -361,3 +361,68 @@ def comm(z, mask, fusion, temperature, noise, generator, groups=None):
         there, back = (nt_xent(alone[v], wholes[1 - v], taking, temperature, groups) for v in (0, 1))
         total = total + (there + back) / 2
     return total
+
+
+def gated_symile(z, mask, gate, factor, distillation, groups=None):
+    """(contrast, distillation) against all other items: one product for each item, target modality and candidate."""
+    contrasts, distances = [], []
+    for t in range(z.shape[1]):
+        losses, apart = [], []
+        for i in range(len(z)):
+            others = [m for m in range(z.shape[1]) if m != t and mask[i, m]]
+            if not mask[i, t] or not others:
+                continue
+
+            def gated(candidate, i=i, t=t, others=others):
+                temperature = functional.softplus(gate.log_temperature) + 0.1
+                asked = unit(candidate @ gate.asking[t])
+                logits = [asked @ unit(z[i, m] @ gate.keys[m]) for m in others]
+                inner = torch.relu(functional.layer_norm(candidate, candidate.shape) @ gate.null_inner)
+                logits.append((inner @ gate.null_outer).squeeze() + gate.null_bias[t])
+                trust = torch.softmax(torch.stack(logits) / temperature, dim=0)
+                a = torch.sigmoid(gate.strength)
+                return {
+                    m: unit((1 - a) * z[i, m] + a * (w * z[i, m] + (1 - w) * unit(gate.neutral[m])))
+                    for m, w in zip(others, trust, strict=False)
+                }
+
+            def logit(candidate, others=others, gated=gated):
+                product, made = candidate, gated(candidate)
+                for m in others:
+                    product = product * made[m]
+                return factor * product.sum() * z.shape[2] ** (len(others) / 2)
+
+            akin = mates(groups, i, len(z))
+            negatives = [logit(z[j, t]) for j in range(len(z)) if mask[j, t] and j not in akin]
+            right = logit(z[i, t])
+            losses.append(torch.logsumexp(torch.stack([right, *negatives]), dim=0) - right)
+            teacher = gated(z[i, t])
+            apart.append(sum((z[i, m] - teacher[m].detach()).square().mean() for m in others) / mask[i].sum())
+        if len(losses) > 1:
+            contrasts.append(mean(losses))
+            distances.append(mean(apart))
+    return mean(contrasts) + distillation * mean(distances)
+
+
+def pair_fusion(head, x, y):
+    hidden = torch.relu(torch.cat([x, y]) @ head.inner + head.inner_bias)
+    return unit(functional.leaky_relu(hidden @ head.outer + head.outer_bias, 0.2))
+
+
+def confu(z, mask, heads, temperature, fused_share, groups=None):
+    """`heads`: (a, b) -> fusion head of the pair."""
+    pairs = pairs_mean(z, mask, list(heads), [1 / temperature] * len(heads), groups)
+    if z.shape[1] < 3:
+        return pairs
+    terms = []
+    for (a, b), head in heads.items():
+        both = mask[:, a] & mask[:, b]
+        nothing = torch.zeros_like(z[0, 0])
+        joint = torch.stack([pair_fusion(head, item[a], item[b]) if ok else nothing for item, ok in zip(z, both, strict=True)])
+        for third in range(z.shape[1]):
+            if third not in (a, b):
+                side = torch.where(mask[:, third, None], z[:, third], 0.0)
+                term, asked = both_ways(joint @ side.T / temperature, both, mask[:, third], 0.0, groups)
+                if len(asked) > 1:
+                    terms.append(term)
+    return ((1 - fused_share) * pairs + fused_share * mean(terms)) / 2

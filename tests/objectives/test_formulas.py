@@ -110,12 +110,23 @@ def comm(o, z, mask, imputed, groups, generator):
     return references.comm(z, mask, o.fusion, o.temperature, o.noise, generator, groups)
 
 
+def gated_symile(o, z, mask, imputed, groups, generator):
+    return references.gated_symile(z, mask, o.gate, o.scale(), o.distillation, groups)
+
+
+def confu(o, z, mask, imputed, groups, generator):
+    heads = dict(zip(o.pairs, o.heads, strict=True))
+    return references.confu(z, mask, heads, o.temperature, o.fused_share, groups)
+
+
 # Every objective as it is by default, matching, consistency, augmentation and random negatives included, but for temperatures at which
 # gradients are of ordinary size; and its other forms.
 FORMS = {
     "calmrl": (calmrl, [{}, {"spectrum": "lambda"}, {"sign": "squared"}]),
     "clip": (clip, [{"temperature": 0.5}]),
     "comm": (comm, [{}, {"noise": 0.0}]),
+    "confu": (confu, [{"temperature": 0.3, "dropout": 0.0}]),
+    "gated-symile": (gated_symile, [{"temperature": 0.5, "negatives": "all"}]),
     "gram": (gram, [{"temperature": 0.25, "epsilon": 1e-6}]),
     "imagebind": (imagebind, [{"temperature": 0.5}]),
     "languagebind": (languagebind, [{"temperature": 0.5}]),

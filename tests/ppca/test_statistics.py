@@ -230,7 +230,6 @@ def test_co_observation_counts():
     mask = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 0, 0]], dtype=bool)
     statistics = Statistics.of(observe(example(4)[0], mask))
     assert statistics.co_observed().tolist() == [[3, 2, 2], [2, 2, 1], [2, 1, 2]]
-    assert statistics.count_of(1) == 2
 
 
 class TestHeldOut:

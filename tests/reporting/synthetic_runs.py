@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from calmrl_lab.runs.run import FORMAT
+from calmrl_lab.methods.resolve import resolve
+from calmrl_lab.runs.run import Run
+from calmrl_lab.runs.run_folder import FORMAT
 
 MODALITIES = ("vision", "audio", "caption", "subtitle")
 PATTERNS = ("vision+audio", "vision+caption", "audio+caption", "audio+subtitle")
@@ -34,6 +36,11 @@ class Recipe:
     error: dict[str, float] = field(default_factory=dict)
     gain: float = 0.12
     more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The method file with this objective and nothing else."""
+        return "closed-form" if self.objective == "none" else self.objective
 
 
 RECIPES = (
@@ -70,9 +77,9 @@ def write_experiment(
         for seed in seeds:
             run = write_run(folder / f"{recipe.name}-s{seed}", recipe, seed, items, modalities)
             if extras:
-                classification(recipe, seed, items).to_parquet(run / "classification.parquet", index=False)
+                Run(run).write_frame("classification.parquet", classification(recipe, seed, items))
             if extras and recipe.name in {"pmrl", "calmrl-ppca", "clip"}:
-                curves(recipe, seed, items, modalities).to_parquet(run / "curves.parquet", index=False)
+                Run(run).write_frame("curves.parquet", curves(recipe, seed, items, modalities))
     if record:
         (folder / "experiment.json").write_text(
             json.dumps(_record(recipes, seeds, items, modalities, failed)), encoding="utf-8"
@@ -83,28 +90,29 @@ def write_experiment(
 def write_run(folder: Path, recipe: Recipe, seed: int, items: int = 120, modalities: Sequence[str] = MODALITIES) -> Path:
     """One finished, evaluated run."""
     folder.mkdir(parents=True)
-    config = {
-        "format": FORMAT, "store": "stores/invented.zarr", "modalities": list(modalities), "objective": recipe.objective,
-        "impute": recipe.impute, "scenario": recipe.scenario, "seed": seed, "dim": 64, "epochs": 40, "learning_rate": 0.001,
-        **recipe.more,
+    asked = {
+        "store": "stores/invented.zarr", "method": recipe.method, "modalities": list(modalities), "impute": recipe.impute,
+        "scenario": recipe.scenario, "seed": seed, "dim": 64, **recipe.more,
     }  # fmt: skip
+    config = {"format": FORMAT, **resolve(asked, "synthetic runs").model_dump(mode="json")}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     environment = {"calmrl_lab": "0.1.0", "python": "3.11.9", "platform": "Linux x86_64", "packages": {"torch": "2.13.0"}}
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     lines = [{"epoch": e, "phase": "train", "validation_mrr": recipe.skill * (1 - 0.7**e) + 0.02} for e in range(8)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     generator = np.random.default_rng([seed, sum(recipe.name.encode())])
-    scores(recipe, seed, items, modalities).to_parquet(folder / "scores.parquet", index=False)
+    run = Run(folder)
+    run.write_frame("scores.parquet", scores(recipe, seed, items, modalities))
     if recipe.error:
-        imputation(recipe, generator, items, modalities).to_parquet(folder / "imputation.parquet", index=False)
-        anchors(recipe, generator, items).to_parquet(folder / "anchors.parquet", index=False)
+        run.write_frame("imputation.parquet", imputation(recipe, generator, items, modalities))
+        run.write_frame("anchors.parquet", anchors(recipe, generator, items))
     summary = {
         "name": folder.name, "method": recipe.label, "objective": recipe.objective, "imputer": recipe.impute,
         "scenario": recipe.scenario, "seed": seed, "modalities": list(modalities), "epochs": 40, "best_epoch": 31,
         "store": {"path": "stores/invented.zarr", "dataset": "invented", "digest": DIGEST}, "validation_mrr": recipe.skill + 0.02,
         "seconds": 4.2, "counts": {"train_items": 600, "complete": 150, "observed": dict.fromkeys(modalities, 375)},
     }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    run.finish(summary)
     return folder
 
 
@@ -227,7 +235,7 @@ def _record(
         "methods": [
             {
                 "name": r.name, "label": r.label, "role": r.role,
-                "settings": {"objective": r.objective, "impute": r.impute, "scenario": r.scenario, **r.more},
+                "method": r.method, "settings": {"impute": r.impute, "scenario": r.scenario, **r.more},
                 "tuning": [], "runs": [f"{r.name}-s{seed}" for seed in seeds],
             }
             for r in recipes

@@ -5,10 +5,12 @@ import json
 import pandas as pd
 import pytest
 import yaml
+from runs.resealing import reseal
 from synthetic_runs import RECIPES, write_experiment, write_run
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.runs.run import Run
 
 
 def kinds(gathered):
@@ -37,6 +39,7 @@ def test_every_bad_state_is_one_sentence(tmp_path):
     pd.read_parquet(folder / "pmrl-s5" / "scores.parquet").drop(columns="equal").to_parquet(
         folder / "pmrl-s5" / "scores.parquet"
     )
+    reseal(folder / "pmrl-s5")
     found = gather(folder)
     assert kinds(found) == {
         "pmrl-s0": "unfinished", "pmrl-s1": "not evaluated", "pmrl-s2": "damaged", "pmrl-s3": "other version", "pmrl-s4": "failed",
@@ -96,9 +99,7 @@ def test_nothing_to_report(tmp_path):
 
 def test_a_run_on_another_version_of_the_store_is_marked(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0, 1), items=10)
-    path = folder / "pmrl-s1" / "summary.json"
-    summary = json.loads(path.read_text())
-    path.write_text(json.dumps({**summary, "store": {"digest": "other"}}))
+    reseal(folder / "pmrl-s1", store={"digest": "other"})
     assert kinds(gather(folder)) == {"pmrl-s1": "other store"}
 
 
@@ -106,6 +107,7 @@ def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0,), items=10)
     with open(folder / "pmrl-s0" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 9, "validat')
+    reseal(folder / "pmrl-s0")
     assert len(gather(folder).methods[0].runs[0].metrics) == 8
 
 
@@ -114,7 +116,9 @@ def test_a_run_of_an_earlier_form_of_the_experiment_is_not_in_its_tables(tmp_pat
     folder = write_experiment(tmp_path / "x", RECIPES[2:3], seeds=(0, 1, 2), items=10)
     path = folder / "pmrl-s1" / "config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "epochs": 5, "objective_options": {"a": 1}}))
-    (folder / "pmrl-s2" / "evaluation.json").write_text(json.dumps({"split": "validation"}))
+    reseal(folder / "pmrl-s1")
+    run = Run(folder / "pmrl-s2")
+    run.write_record(run.EVALUATION, {**run.read_record(run.EVALUATION), "split": "validation"})
     found = gather(folder)
     assert kinds(found) == {"pmrl-s1": "other settings", "pmrl-s2": "other settings"}
     assert found.methods[0].seeds == (0,)
@@ -128,6 +132,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_seeds_of_one_method(tmp_p
         write_run(tmp_path / f"pmrl-s{seed}", RECIPES[2], seed, items=10)
     path = tmp_path / "pmrl-s1" / "config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "learning_rate": 0.1}))
+    reseal(tmp_path / "pmrl-s1")
     found = gather(tmp_path)
     assert kinds(found) == {"pmrl-s1": "other settings"}
     assert "run 'pmrl-s1' is no further seed of 'pmrl-s0': learning_rate 0.1, not 0.001" in found.problems[0].sentence

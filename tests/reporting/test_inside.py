@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from runs.resealing import reseal
 from synthetic_runs import RECIPES, write_experiment
 
 from calmrl_lab.model.alignment_model import AlignmentModel
@@ -36,8 +37,10 @@ def real(small_store, tmp_path_factory):
         config = yaml.safe_load((run / "config.yaml").read_text())
         (run / "config.yaml").write_text(yaml.safe_dump({**config, "store": str(small_store)}))
         dims = {m: store.dims[m] for m in MODALITIES}
-        AlignmentModel(dims, identities(list(dims.values())), Heads(dims, 32, seed=index), Cosine(32)).save(Run.open(run))
+        AlignmentModel(dims, identities(list(dims.values())), Heads(dims, 32, seed=index), Cosine(32)).save(Run(run))
+        reseal(run)
         ranks(run, store).to_parquet(run / "scores.parquet")
+        reseal(run)
     record = json.loads((folder / "experiment.json").read_text())
     record["store"] |= {"path": str(small_store), "digest": store.digest, "dataset": "openmoji"}
     (folder / "experiment.json").write_text(json.dumps(record))

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from runs.resealing import reseal
 from synthetic_runs import RECIPES, Recipe, with_skills, write_experiment
 
 from calmrl_lab.reporting.page.narrative import narrate
@@ -138,6 +139,7 @@ def test_a_run_at_chance_is_said_loudly(tmp_path):
         frame = pd.read_parquet(path)
         frame["greater"] = np.random.default_rng(3).integers(0, 60, len(frame))
         frame.assign(equal=0).to_parquet(path)
+        reseal(path.parent)
     told = story(folder)
     assert told.headline.startswith("CalMRL, PPCA is at chance: whether filling in missing modalities helps cannot be judged")
     assert any(sentence.startswith("At chance in Recall@10: CalMRL, PPCA (") for sentence in told.cautions)

@@ -9,6 +9,7 @@ from calmrl_lab.reporting.content.accuracies import accuracy_table, classificati
 from calmrl_lab.reporting.content.missing_modalities import curve_table, gain_table, robustness
 from calmrl_lab.reporting.output.palette import inks
 from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_accuracy_by_hand(tmp_path):
             "correct_at_5": np.nan,
         }
     )  # fmt: skip
-    frame.to_parquet(folder / "pmrl-s0" / "classification.parquet")
+    Run(folder / "pmrl-s0").write_frame("classification.parquet", frame)
     found = classifications(gather(folder))
     (row,) = found.rows
     assert row.top.value == pytest.approx(3 / 4)
@@ -90,7 +91,7 @@ def test_runs_without_them_have_none(tmp_path):
 
 def test_a_table_without_rows_is_the_same_as_none(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES[3:4], seeds=(0,), items=10)
-    pd.DataFrame().to_parquet(folder / "calmrl-ppca-s0" / "anchors.parquet")
+    Run(folder / "calmrl-ppca-s0").write_frame("anchors.parquet", pd.DataFrame())
     gathered = gather(folder)
     assert gathered.problems == ()
     assert "anchors" not in gathered.methods[0].runs[0].frames

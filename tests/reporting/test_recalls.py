@@ -7,6 +7,7 @@ from synthetic_runs import RECIPES, scores, with_skills, write_experiment
 
 from calmrl_lab.reporting.results.collect import gather
 from calmrl_lab.reporting.results.recalls import recalls
+from calmrl_lab.runs.run import Run
 
 
 def _rewrite(folder, change):
@@ -30,7 +31,7 @@ def test_recall_chance_and_median_by_hand(tmp_path):
             {**base, "item": str(i), "group": str(i), "greater": g, "equal": 0, "best_positives": 1}
             for i, g in enumerate(greater)
         ]
-        pd.DataFrame(rows).to_parquet(folder / f"pmrl-s{seed}" / "scores.parquet")
+        Run(folder / f"pmrl-s{seed}").write_frame("scores.parquet", pd.DataFrame(rows))
     found = recalls(gather(folder))["pmrl"].directions["a", "b"]
     assert found.recalls[1].value == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert found.recalls[5].value == pytest.approx(1.0)
@@ -47,7 +48,7 @@ def test_only_the_plain_gallery_and_the_first_scorer_count(tmp_path):
         frame = pd.read_parquet(path)
         hidden = frame.assign(gallery_scenario="drop:audio", greater=19)
         other = frame.assign(scorer="volume", greater=19)
-        pd.concat([frame, hidden, other]).to_parquet(path)
+        Run(path.parent).write_frame(path.name, pd.concat([frame, hidden, other]))
 
     before = recalls(gather(folder))["pmrl"].means[1].value
     _rewrite(folder, add)
@@ -58,7 +59,7 @@ def test_means_are_over_the_directions_that_all_methods_have(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0,), items=30)
     path = folder / "pmrl-s0" / "scores.parquet"
     frame = pd.read_parquet(path)
-    frame[(frame["query"] != "audio") & (frame["gallery"] != "audio")].to_parquet(path)
+    Run(path.parent).write_frame(path.name, frame[(frame["query"] != "audio") & (frame["gallery"] != "audio")])
     found = recalls(gather(folder))
     assert len(found.directions) == 6
     assert len(found.all_directions) == 12
@@ -77,7 +78,7 @@ def test_a_method_at_chance_is_found(tmp_path):
         path = folder / f"clip-s{seed}" / "scores.parquet"
         frame = pd.read_parquet(path)
         frame["greater"] = np.random.default_rng(seed).integers(0, 60, len(frame))
-        frame.assign(equal=0).to_parquet(path)
+        Run(path.parent).write_frame(path.name, frame.assign(equal=0))
     found = recalls(gather(folder))
     assert found["clip"].at_chance
     assert not found["pmrl"].at_chance

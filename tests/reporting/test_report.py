@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from runs.resealing import reseal
 from synthetic_runs import RECIPES, write_experiment
 
 from calmrl_lab.errors import CalmrlError
@@ -130,6 +131,7 @@ def test_optional_parts_are_left_out_with_their_old_files(tmp_path, without_pdf)
     assert (first.folder / "figures" / "fig4_anchor_shift.svg").exists()
     for name in ("imputation.parquet", "anchors.parquet"):
         (folder / "calmrl-ppca-s0" / name).unlink()
+    reseal(folder / "calmrl-ppca-s0")
     (first.folder / "tables" / "mine.txt").write_text("kept")
     second = write_report(folder, tmp_path / "out")
     assert not (second.folder / "figures" / "fig4_anchor_shift.svg").exists()

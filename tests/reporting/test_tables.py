@@ -41,12 +41,6 @@ def test_markdown_escapes_pipes_and_marks_the_best(table):
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
-def test_text_is_aligned(table):
-    lines = table.to_text().splitlines()
-    assert "12.0 [11.0, 13.0]*" in lines[4]
-    assert lines[2].index("R@5") > lines[2].index("R@1")
-
-
 def test_html_escapes_scrolls_and_explains(table):
     html = table.to_html()
     assert "A &amp; B" in html

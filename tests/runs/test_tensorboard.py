@@ -11,7 +11,8 @@ from calmrl_lab.runs.run import Run
 @pytest.fixture
 def runs(tmp_path):
     for name in ("a", "b"):
-        run = Run.create(tmp_path / "runs" / name, TrainConfig(store="x"))
+        with Run.create(tmp_path / "runs" / name, TrainConfig(store="x", objective="clip")) as run:
+            pass
         for step in (0, 3):
             run.append(
                 "metrics.jsonl",

@@ -25,11 +25,10 @@ def test_flat_search_is_a_plain_sort():
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_an_index_comes_back_from_its_file(tmp_path, kind):
+def test_an_index_comes_back_from_its_file(kind):
     gallery, queries = unit(500, 16, 0), unit(20, 16, 1)
     index = build_index(gallery, kind)
-    index.save(tmp_path / "index.faiss")
-    again = Index.load(tmp_path / "index.faiss", kind)
+    again = Index.from_bytes(index.to_bytes(), kind, "index.faiss")
     assert (len(again), again.dim) == (500, 16)
     for one, other in zip(again.search(queries, 10), index.search(queries, 10), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -78,7 +77,6 @@ def test_recall_against_exact_by_hand():
         (lambda: build_index(unit(5, 4, 0), "hnsw", gpus=1), "CPU only"),
         (lambda: build_index(unit(5, 4, 0), gpus=99), "FAISS sees [0-9]+ GPUs, and 99 were asked for"),
         (lambda: build_index(unit(5, 4, 0)).on_gpus(99), "FAISS sees [0-9]+ GPUs, and 99 were asked for"),
-        (lambda: Index.load("nowhere.faiss", "flat"), "there is no index"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(call, said):
@@ -86,16 +84,14 @@ def test_what_makes_no_sense_is_one_sentence(call, said):
         call()
 
 
-def test_a_damaged_file_is_refused(tmp_path):
-    (tmp_path / "index.faiss").write_bytes(b"nothing of the kind")
+def test_a_damaged_file_is_refused():
     with pytest.raises(CalmrlError, match="damaged"):
-        Index.load(tmp_path / "index.faiss", "flat")
+        Index.from_bytes(b"nothing of the kind", "flat", "index.faiss")
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    build_index(unit(50, 4, 0)).save(tmp_path / "index.faiss")
+def test_a_file_of_another_kind_is_refused():
     with pytest.raises(CalmrlError, match="not of kind 'ivf'"):
-        Index.load(tmp_path / "index.faiss", "ivf")
+        Index.from_bytes(build_index(unit(50, 4, 0)).to_bytes(), "ivf", "index.faiss")
 
 
 @pytest.fixture
@@ -159,8 +155,7 @@ class TestOnGpus:
         assert (there.gpus, there.lists, len(there), there.dim) == (gpus, here.lists, 900, 16)
         for effort in (3, 12) if kind == "ivf" else (None,):
             np.testing.assert_array_equal(there.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)
-        there.save(tmp_path / "index.faiss")
-        back = Index.load(tmp_path / "index.faiss", kind)
+        back = Index.from_bytes(there.to_bytes(), kind, "index.faiss")
         assert (back.gpus, back.lists) == (0, here.lists)
         for index in (back, there.on_cpu(), back.on_gpus(gpus)):
             np.testing.assert_array_equal(index.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)

@@ -1,7 +1,9 @@
 """A trained run as a search engine: index folders that stand alone, items with gaps, queries of every kind."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_items import open_run
-from calmrl_lab.search.index_folder import Gallery, build_gallery
+from calmrl_lab.search.index_folder import Gallery, IndexFolder, build_gallery
 
 pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
 
@@ -61,37 +63,31 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", ["items.parquet", "index.faiss", "recall.csv", "gallery.json"])
-def test_an_index_whose_writer_was_killed_is_none_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
-    from calmrl_lab.runs import run as runs
-    from calmrl_lab.runtime import atomic_files
-    from calmrl_lab.search import index_folder
-
+def test_an_index_whose_writer_was_killed_is_still_the_old_one_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
     out = tmp_path / "index"
     build_gallery(trained, out, kind="hnsw")
-    write = runs.write_atomically
+    replace = os.replace
 
-    def killed(path, data):
-        if path.name == at:
-            path.with_name(f".{path.name}.tmp").write_bytes(data[:10])
+    def killed(source, target):
+        if Path(target).name == at:
             raise Killed
-        write(path, data)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        for module in (runs, index_folder, atomic_files):
-            patch.setattr(module, "write_atomically", killed)
+        patch.setattr(os, "replace", killed)
         with pytest.raises(Killed):
             build_gallery(trained, out, kind="hnsw", split="test")
-    with pytest.raises(CalmrlError, match="no finished index"):
-        Gallery.open(out)
+    assert Gallery.open(out).facts["split"] == "all"
     assert len(build_gallery(trained, out, kind="hnsw", split="test").items) == 75
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
 def test_a_query_comes_from_the_encoder_of_the_gallery(trained, tmp_path, cli, small_store):
     out = tmp_path / "index"
     build_gallery(trained, out, split="test")
-    facts = json.loads((out / "gallery.json").read_text())
-    facts["encoders"]["caption"]["fingerprint"] = "another"
-    (out / "gallery.json").write_text(json.dumps(facts))
+    folder = IndexFolder(out)
+    folder.record["encoders"]["caption"]["fingerprint"] = "another"
+    folder.write_record(folder.GALLERY, folder.record)
     code, _, err = cli("search", "--index", out, "--item", "2615", "--store", small_store)
     assert code == 2
     assert "comes from another encoder" in err.replace("\n", " ")
@@ -120,7 +116,7 @@ def test_what_makes_no_sense_is_one_sentence(trained, tmp_path):
         build_gallery(trained, tmp_path / "a", modalities=["visoin"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
-    with pytest.raises(CalmrlError, match=r"is not an index: it holds thesis\.txt"):
+    with pytest.raises(CalmrlError, match=r"holds 'thesis.txt', which belongs to no index"):
         build_gallery(trained, tmp_path / "mine")
     for names in ([], ["vision", "vision"]):
         with pytest.raises(CalmrlError, match="one modality or several different ones"):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from calmrl_lab.cli import app
-from calmrl_lab.commands.store import assignments, ids_options
+from calmrl_lab.commands.store import assignments, for_all_or_one
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore
 
@@ -116,12 +116,12 @@ def test_every_command_has_an_example(command):
 
 def test_words_of_the_command_line():
     assert assignments("x", ["a=b=c"]) == {"a": "b=c"}
-    assert ids_options(["f.txt", "v=g.txt"]) == ("f.txt", {"v": "g.txt"})
+    assert for_all_or_one("ids", ["f.txt", "v=g.txt"]) == ("f.txt", {"v": "g.txt"})
     for words, message in ((["a"], "not of the form"), (["a="], "not of the form"), (["a=1", "a=2"], "names 'a' twice")):
         with pytest.raises(CalmrlError, match=message):
             assignments("x", words)
     with pytest.raises(CalmrlError, match="given twice for all"):
-        ids_options(["a", "b"])
+        for_all_or_one("ids", ["a", "b"])
 
 
 def test_naming_the_store_imports_nothing_heavy():

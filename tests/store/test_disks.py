@@ -59,7 +59,7 @@ def test_a_small_disk_that_fills_up(tmp_path):
 
 def test_a_read_only_disk(tmp_path):
     said = write_in_namespace(tmp_path, "ro")
-    assert "CalmrlError: " in said
+    assert "WorkFailedError: " in said
     assert "read-only file system" in said
 
 

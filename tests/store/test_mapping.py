@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.convert.array_files import read_source
+from calmrl_lab.store.convert.feature_files import read_source
 
 ROWS = np.random.default_rng(0).standard_normal((40, 6))
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
+from calmrl_lab.runtime import atomic_folders as placing
+from calmrl_lab.runtime import locks
 from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
-from calmrl_lab.store.disk import atomic as placing
 from calmrl_lab.store.disk import files
 
 from .conftest import parts
@@ -134,7 +135,7 @@ def test_a_disk_that_fails_midway_leaves_nothing(tmp_path, five, monkeypatch, nu
 @pytest.mark.parametrize("late", [False, True])
 def test_a_writer_whose_new_directory_another_took_for_abandoned_makes_a_new_one(tmp_path, five, monkeypatch, late):
     """Between its creation and its lock a directory looks like one that a killed writer left."""
-    made, mkdtemp, flock = [], placing.tempfile.mkdtemp, placing.fcntl.flock
+    made, mkdtemp, flock = [], placing.tempfile.mkdtemp, locks.fcntl.flock
 
     def taken(**options):
         made.append(mkdtemp(**options))
@@ -148,15 +149,19 @@ def test_a_writer_whose_new_directory_another_took_for_abandoned_makes_a_new_one
         flock(handle, how)
 
     monkeypatch.setattr(placing.tempfile, "mkdtemp", taken)
-    monkeypatch.setattr(placing.fcntl, "flock", lock)
+    monkeypatch.setattr(locks.fcntl, "flock", lock)
     write_store(tmp_path / "s.zarr", **five)
     assert len(made) == 2
     assert os.listdir(tmp_path) == ["s.zarr"]
 
 
+def writing_anew(path):
+    return placing.new_directory(path, False, files.looks_like_store)
+
+
 def test_what_a_killed_writer_left_is_removed_but_not_what_a_live_one_writes(tmp_path, five):
     (tmp_path / ".s.zarr.dead.partial" / "features").mkdir(parents=True)
-    with pytest.raises(CalmrlError, match="exists already"), placing.new_directory(tmp_path / "s.zarr") as live:  # noqa: PT012
+    with pytest.raises(CalmrlError, match="exists already"), writing_anew(tmp_path / "s.zarr") as live:  # noqa: PT012
         (live / "zarr.json").write_text("{}")
         # A second writer of the same target is quicker; the first must not replace what it wrote.
         write_store(tmp_path / "s.zarr", **five)

@@ -1,5 +1,6 @@
 """Training runs: repeatable, resumable bit for bit, stopped with a sentence when a loss is not finite."""
 
+import io
 import json
 
 import numpy as np
@@ -9,16 +10,20 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.runs.artifact_folder import digest
 from calmrl_lab.runs.run import Run
+from calmrl_lab.training.online_imputer import OnlineImputer
+from calmrl_lab.training.optimiser import update
 from calmrl_lab.training.session import _Session
 from calmrl_lab.training.train import train, train_heads
 
 QUICK = {"epochs": 4, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 2}
+CALMRL = {"objective": "calmrl", "impute": "ppca", "impute_options": {"latent_dim": 4}}
 FOUR = ["vision", "audio", "caption", "subtitle"]
 
 
 def config(store, **changes):
-    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", "impute_options": {"latent_dim": 4}, **QUICK}
+    values = {"store": str(store), "modalities": FOUR, "scenario": "pairs:0.25", **CALMRL, **QUICK}
     return TrainConfig(**{**values, **changes})
 
 
@@ -126,8 +131,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
     asked = config(small_store, objective="clip", impute="none", impute_options={})
     session = _Session(asked, torch.device("cpu"))
     session.objective = NonFiniteStep(tuple(FOUR), 16)
-    with pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "):
-        session.learn(Run.create(tmp_path / "r", asked))
+    with (
+        Run.create(tmp_path / "r", asked) as run,
+        pytest.raises(WorkFailedError, match=r"not finite at step 0 \(epoch 1, term .*items "),
+    ):
+        session.learn(run)
     assert not Run.open(tmp_path / "r").finished()
 
 
@@ -160,7 +168,8 @@ def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_p
     asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=1)
     session = _Session(asked, torch.device("cpu"))
     session.objective.forward = lambda *batch: {"loss": torch.zeros(()), "skipped": torch.tensor(float(len(batch[0])))}
-    session.learn(constant := Run.create(tmp_path / "constant", asked))
+    with Run.create(tmp_path / "constant", asked) as constant:
+        session.learn(constant)
     assert constant.summary["counts"]["skipped_batches"] == lines_of(constant)[-1]["step"] > 0
     pairs = train(asked, tmp_path / "pairs")
     assert pairs.summary["counts"]["skipped_batches"] == 0
@@ -169,11 +178,15 @@ def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_p
 def test_a_run_killed_at_its_first_file_can_be_made_again(small_store, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / ".config.yaml.tmp").write_text("half")
-    assert Run.create(tmp_path / "r", config(small_store)).config == config(small_store)
+    with Run.create(tmp_path / "r", config(small_store)) as run:
+        assert run.config == config(small_store)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
-    with pytest.raises(CalmrlError, match="exists and is not a run"):
-        Run.create(tmp_path / "other", config(small_store))
+    with (
+        pytest.raises(CalmrlError, match="holds 'thesis.tex', which belongs to no run"),
+        Run.create(tmp_path / "other", config(small_store)),
+    ):
+        pass
 
 
 def test_a_warm_up_store_is_replayed(small_store, tmp_path):
@@ -259,8 +272,38 @@ def test_a_hostile_checkpoint_is_not_executed(small_store, tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'owned'}",)
 
-    run = Run.create(tmp_path / "r", config(small_store))
-    torch.save({"epoch": Payload()}, run.path / "state.pt")
+    with Run.create(tmp_path / "r", config(small_store)) as run:
+        pass
+    buffer = io.BytesIO()
+    torch.save({"epoch": Payload()}, buffer)
+    (run.path / "state.pt").write_bytes(buffer.getvalue() + b"\nsha256:" + digest(buffer.getvalue()).encode())
     with pytest.raises(CalmrlError, match="checkpoint .* cannot be read"):
         train(run.config, run.path, resume=True)
     assert not (tmp_path / "owned").exists()
+
+
+def test_parameters_that_are_frozen_are_those_of_the_embeddings_after_the_warm_up(small_store, tmp_path, monkeypatch):
+    """As CalMRL is released: one fit on the warm-up's items, no scaling of the noise, no clipping."""
+    fits = []
+    monkeypatch.setattr(
+        OnlineImputer,
+        "refresh",
+        lambda self, *given, fit=OnlineImputer.refresh, **named: fits.append(1) or fit(self, *given, **named),
+    )
+    settings = {
+        "warm_up": str(small_store), "warm_up_scenario": "share:0.4", "warm_up_epochs": 1, "imputer_data": "warm-up",
+        "scenario": "rest:0.4+pattern:vision+caption", "refresh": 0, "scale_noise": False, "clip_norm": None, "epochs": 3, "checkpoint_every": 1,
+    }  # fmt: skip
+    run = train(config(small_store, **settings), tmp_path / "run")
+    assert len(fits) == 1
+    assert run.summary["imputer_noise_scale"] == 1.0
+    assert sum("imputer_log_likelihood" in line for line in lines_of(run)) == 1
+
+
+def test_without_a_limit_gradients_are_not_clipped():
+    for limit, expected in ((None, 100.0), (2.0, 2.0)):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimiser = torch.optim.SGD([parameter], lr=1.0)
+        norm = update((100.0 * parameter).sum(), optimiser, [parameter], limit)
+        assert float(norm) == 100.0
+        assert float(-parameter.detach()) == pytest.approx(expected, rel=1e-4)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from vast.slices import cut
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoders import encoders
 from feature_extractors.encoders.vast.batching import Pieces, Runs
-from feature_extractors.encoders.vast.preprocessing.fbank import cut, mel_filterbank, normalise
+from feature_extractors.encoders.vast.preprocessing.fbank import mel_filterbank, normalise
 from feature_extractors.encoders.vast.preprocessing.resample import resample
-from feature_extractors.protocols import AbsentError, Image, MediaError, Text, Vector, Waveform
+from feature_extractors.protocols import AbsentError, File, Image, MediaError, Text, Vector, Waveform
 
 NAMES = ("vast/eva-g", "vast/beats64", "vast/bert-caption", "vast/bert-subtitle")
 
@@ -175,6 +176,32 @@ def test_the_channel_rule(weights, sounds):
     assert np.abs(first - mono).max() > 0.05
     with pytest.raises(CalmrlError, match="unknown channel rule"):
         encoders.get("vast/beats64")(weights=weights, channel="left")
+
+
+@pytest.mark.parametrize("name", ["vast/beats64", "vast/beats64-2", "vast/beats64-3-mono"])
+@pytest.mark.parametrize(("seconds", "rate"), [(3, 44_100), (10.265, 16_000), (20.505, 16_000), (61, 22_050), (200, 16_000)])
+def test_slices_of_a_long_sound_are_those_of_the_whole(weights, tmp_path, monkeypatch, name, seconds, rate):
+    pytest.importorskip("av", reason="decoding needs the extra 'media'")
+    import av
+
+    from feature_extractors.media import sound as sound_module
+
+    monkeypatch.setattr(sound_module, "_KEPT_VALUES", 100_000)
+    samples = np.random.default_rng(3).integers(-20_000, 20_000, (2, round(seconds * rate)), dtype=np.int16)
+    with av.open(str(tmp_path / "a.flac"), "w") as container:
+        stream = container.add_stream("flac", rate=rate, layout="stereo")
+        for start in range(0, samples.shape[1], 1 << 14):
+            piece = np.ascontiguousarray(samples[:, start : start + (1 << 14)].T.reshape(1, -1))
+            frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = rate, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    encoder = encoders.get(name)(weights=weights)
+    heard = samples.astype(np.float32) / 32768
+    mono = heard.mean(axis=0) if "mono" in name else heard[0]
+    expected = cut(normalise(mel_filterbank(resample(mono, rate))), encoder.slice_count)
+    assert_array_equal(encoder.prepare(File(tmp_path / "a.flac")), expected)
+    assert_array_equal(encoder.prepare(Waveform(heard, rate)), expected)
 
 
 def test_less_than_a_frame_of_sound_is_a_failure_not_a_vector(weights):

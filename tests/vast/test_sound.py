@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from vast.golden import PATH, RATES, signal
+from vast.slices import cut
 
-from feature_extractors.encoders.vast.preprocessing.fbank import cut, mel_filterbank, normalise, padding
-from feature_extractors.encoders.vast.preprocessing.resample import resample
+from feature_extractors.encoders.vast.preprocessing.fbank import chosen_frames, mel_filterbank, normalise, padding
+from feature_extractors.encoders.vast.preprocessing.resample import resample, resample_span, resampled_length, source_span
 
 EPSILON = 1.1920928955078125e-07
 # The first frame of a 440 Hz tone of amplitude .5 in 8 mel bins, log units.
@@ -104,6 +107,7 @@ def test_slices_follow_the_released_rule(frames, slices, rows, picked):
     got = cut(features, slices)
     padded = np.concatenate([features, np.zeros((rows, 4), np.float32)])
     assert_array_equal(got, np.stack([padded[i * 1024 : (i + 1) * 1024] for i in picked]))
+    assert chosen_frames(frames, slices) == [(min(i * 1024, frames), min((i + 1) * 1024, frames)) for i in picked]
 
 
 def reference_resample(samples, rate, target):
@@ -129,3 +133,14 @@ def test_channels_are_resampled_alone_and_the_same_rate_changes_nothing():
     assert_allclose(both[1], resample(stereo[1], 44100), atol=1e-7)
     assert_array_equal(resample(stereo, 16000), stereo)
     assert resample(np.zeros((2, 0), np.float32), 44100).shape == (2, 0)
+
+
+@given(st.integers(0, 4000), st.integers(1, 6000), st.sampled_from([8000, 11_127, 16_000, 22_050, 32_000, 44_100, 48_000]))
+@settings(max_examples=60, deadline=None)
+def test_a_span_of_a_resampled_sound_has_the_bits_of_the_whole(start, length, rate):
+    samples = np.random.default_rng(rate).standard_normal(rate // 2).astype(np.float32)
+    whole = resample(samples, rate)
+    assert len(whole) == resampled_length(len(samples), rate)
+    stop = min(start + length, len(whole))
+    first, last = source_span(start, stop, rate)
+    assert_array_equal(resample_span(samples[first:last], start, stop, rate), whole[start:stop])

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_extractors.encoders.vast.preprocessing.sources import frames, sound, text
+from feature_extractors.encoders.vast.preprocessing.sources import frames, text
+from feature_extractors.media.decode import sound_of
 from feature_extractors.protocols import File, MediaError, Text, Vector
 
 av = pytest.importorskip("av", reason="decoding needs the extra 'media'")
@@ -88,7 +89,7 @@ def test_a_damaged_image_in_a_folder(tmp_path, content, code):
 
 
 def test_media_of_another_kind_are_named():
-    for reader in (lambda m: frames(m, 8), sound, text):
+    for reader in (lambda m: frames(m, 8), sound_of, text):
         with pytest.raises(MediaError, match="needed, got vector"):
             reader(Vector(np.zeros(2, np.float32)))
     assert text(Text("a dog")) == "a dog"

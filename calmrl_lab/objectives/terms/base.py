@@ -120,6 +120,13 @@ def share(objective: str, option: str, value: float) -> float:
     return float(value)
 
 
+def whole(objective: str, option: str, value: int, least: int = 1) -> int:
+    """`value` if it is a whole number of at least `least`; CalmrlError naming the option otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise CalmrlError(f"objective '{objective}': {option} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
 def flag(objective: str, option: str, value: bool) -> bool:
     """`value` if it is true or false; CalmrlError naming the option otherwise."""
     if not isinstance(value, bool):

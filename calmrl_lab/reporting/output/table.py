@@ -126,17 +126,6 @@ class Table:
             lines += ["", *(f"- {_inline(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
-    def to_text(self) -> str:
-        """Aligned columns for a terminal; the best are marked by a star."""
-        heads = self._heads()
-        body = [[f"{cell}*" if cell.bold else str(cell) for cell in row] for row in self.rows]
-        widths = [max(len(line[index]) for line in [heads, *body]) for index in range(len(heads))]
-        lines = []
-        for line in [heads, ["-" * width for width in widths], *body]:
-            cells = [t.rjust(w) if c.numeric else t.ljust(w) for t, w, c in zip(line, widths, self.columns, strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([self.caption, "", *lines, *(f"  {note}" for note in self.notes)]) + "\n"
-
     def to_latex(self) -> str:
         """A float that needs only \\usepackage{booktabs}; a table longer than a page needs longtable too, and says so in its first line."""
         align = "".join("r" if column.numeric else "l" for column in self.columns)

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from calmrl_lab.config import TrainConfig, laid_over
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.score_rows import COUNTS
+from calmrl_lab.methods.resolve import resolve
 from calmrl_lab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -214,22 +213,20 @@ def _load(path: Path) -> RunRecord | Problem:
         return Problem(
             path.name, "unfinished", f"run '{path.name}' has not finished; calmrl-lab train-heads --resume goes on with it"
         )
-    if not (path / "scores.parquet").is_file():
+    if not run.has(run.SCORES):
         return Problem(path.name, "not evaluated", f"run '{path.name}' has no scores; calmrl-lab evaluate --run computes them")
     try:
-        read = {file.stem: _readable(run, file.stem) for file in sorted(path.glob("*.parquet"))}
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
-        summary = run.summary
-    except (CalmrlError, yaml.YAMLError, OSError) as error:
-        sentence = error.message if isinstance(error, CalmrlError) else f"run '{path.name}': {error}"
-        return Problem(path.name, "damaged", _local(sentence, path))
+        read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.vouched(run.EVALUATION) or {})}
+        config, summary, environment, metrics = run.settings, run.summary, run.environment, run.metrics
+    except CalmrlError as error:
+        return Problem(path.name, "damaged", _local(error.message, path))
     return RunRecord(
         name=path.name,
         seed=int(summary.get("seed", config.get("seed", 0))),
         config=config,
         summary=summary,
-        environment=_read_json(path / "environment.json") or {},
-        metrics=_lines(path / "metrics.jsonl"),
+        environment=environment,
+        metrics=metrics,
         # Nothing to say about (no gap whose truth is known, for example) is the same as not there.
         frames={name: frame for name, frame in read.items() if len(frame)},
         path=path,
@@ -254,42 +251,17 @@ _NEEDED = {
 _LARGE = frozenset({"curves"})
 
 
-def _readable(run: Run, stem: str) -> pd.DataFrame:
-    frame = _columns(run.path / f"{stem}.parquet", _NEEDED[stem]) if stem in _LARGE else run.read_frame(f"{stem}.parquet")
+def _readable(run: Run, name: str) -> pd.DataFrame:
+    stem = name.removesuffix(".parquet")
+    frame = run.read_frame(name, list(_NEEDED[stem]) if stem in _LARGE else None)
     if not len(frame.columns):
         return frame
     lacking = [column for column in _NEEDED.get(stem, ()) if column not in frame.columns]
     if lacking:
-        raise CalmrlError(f"'{run.path / stem}.parquet' has no column '{lacking[0]}'; evaluate the run again with this version")
+        raise CalmrlError(f"'{run.path / name}' has no column '{lacking[0]}'; evaluate the run again with this version")
     if stem == "scores" and frame.empty:
-        raise CalmrlError(f"'{run.path / stem}.parquet' has no rows")
+        raise CalmrlError(f"'{run.path / name}' has no rows")
     return frame
-
-
-def _columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path, columns=list(names))
-    except (OSError, ValueError) as error:
-        raise CalmrlError(f"'{path}' is damaged, or of another version: {str(error).splitlines()[0]}") from None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last line cut off by a kill is left out."""
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _failures(record: dict[str, Any], known: Sequence[Problem], found: dict[str, RunRecord]) -> list[Problem]:
@@ -309,11 +281,16 @@ def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[P
         values = {
             "store": (record.get("store") or {}).get("path"),
             **laid_over(record.get("common") or {}, entry.get("settings") or {}),
+            "method": entry.get("method"),
         }
+        try:
+            asked = resolve(values, "experiment.json").model_dump(mode="json")
+        except CalmrlError:
+            asked = {}
         for name in entry.get("runs") or []:
             if name not in found:
                 continue
-            differing = _differing(found[name].config, values)
+            differing = _differing(found[name].config, asked)
             ranked = (_read_json(found[name].path / "evaluation.json") or {}).get("split")
             if ranked not in (None, record.get("split")):
                 differing = [*differing, f"split {ranked}, not {record.get('split')}"]
@@ -351,7 +328,8 @@ def _differing(config: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Settings of a run that are not those asked for, seeds apart; none where the two cannot be compared (of other versions)."""
     try:
         own, wanted = (
-            TrainConfig(**{k: v for k, v in c.items() if k != "format"}).model_dump(mode="json") for c in (config, asked)
+            TrainConfig(**{k: v for k, v in c.items() if k != "format"}).model_dump(mode="json", exclude={"changed"})
+            for c in (config, asked)
         )
     except (TypeError, ValueError):
         return []

@@ -44,10 +44,6 @@ class MethodResult:
         """True if Recall@10 over all directions cannot be told from that of a random order."""
         return self.means[10].low <= self.chance[10]
 
-    @property
-    def chance_directions(self) -> list[Direction]:
-        return [name for name, found in self.directions.items() if found.recalls[10].low <= found.chance[10]]
-
 
 @dataclass(frozen=True)
 class Recalls:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.disk.atomic import new_directory, new_file
+from calmrl_lab.runtime.atomic_folders import new_directory, new_file
 from calmrl_lab.store.disk.files import encode_json
 from calmrl_lab.store.reader import FeatureStore
 from calmrl_lab.store.schema import CHUNK_ROWS

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt8
 
 from calmrl_lab._version import __version__
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.convert.array_files import Source, as_mask, read_source, reading_errors, split_key
-from calmrl_lab.store.convert.item_tables import read_ids, read_table
+from calmrl_lab.runtime import console
+from calmrl_lab.store.convert.feature_files import read_source, split_key
+from calmrl_lab.store.convert.item_ids import check_meeting, normalised, quoted
+from calmrl_lab.store.convert.item_tables import ItemTable, columns_of, known_splits, read_ids, read_table
+from calmrl_lab.store.convert.reading.choose import as_mask, numbered
+from calmrl_lab.store.convert.reading.reading_errors import reading_errors
+from calmrl_lab.store.convert.reading.source import Pool, ReadOptions, Source
 from calmrl_lab.store.disk.integrity import sha256_of
 from calmrl_lab.store.schema import CHUNK_ROWS, DTYPES, ModalitySpec, Reason, offsets_of
 from calmrl_lab.store.splits import FRACTIONS, assign_splits, split_apart
 from calmrl_lab.store.writer import write_store
+
+# Where a modality has no id column of its own: that of all files.
+_ALL = ""
 
 
 def import_features(
@@ -26,7 +36,13 @@ def import_features(
     *,
     ids: str | Path | Sequence[str] | None = None,
     ids_of: Mapping[str, str | Path] | None = None,
+    id_columns: Mapping[str, str] | str | None = None,
+    by_position: bool = False,
+    normalise_ids: bool = False,
+    min_shared: float = 0.5,
+    pool: str | None = None,
     masks: Mapping[str, str | Path] | None = None,
+    zero_is_missing: bool = False,
     table: str | Path | None = None,
     encoders: Mapping[str, str] | None = None,
     dataset: str = "imported",
@@ -39,14 +55,19 @@ def import_features(
     split_seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Write a store at `out` from one file a modality, and return that path.
+    """Write a store at `out` from one file or folder a modality, and return that path.
 
-    modalities: name -> FILE or FILE:KEY (see `calmrl_lab.store.convert.array_files`). An id that a file repeats is an item with several
+    modalities: name -> FILE or FILE:KEY (docs/import.md says which forms are read). An id that a file repeats is an item with several
     rows. ids: the ids of the rows of files that hold none (a list, or a file with one a line); ids_of: the same for single
-    modalities.
-        Without any ids, files of equal length are matched row by row and items are numbered.
+    modalities. id_columns: the array or column that names the rows, for all files or by modality, where a file leaves that open.
+        Without any ids, files of equal length are matched row by row and items are numbered. That is refused while a file holds
+        texts that could name its rows, unless by_position says that they do not.
+    normalise_ids: spell ids alike (without folders, endings, case, outer spaces, in one Unicode form). min_shared: the share of the ids of
+        the smaller of two modalities that must be ids of the other as well.
+    pool: what becomes of several rows an item in files of one array an item: their `mean`, or all `rows`.
     masks: name -> file with True where a row is observed; without a mask, rows that are NaN throughout are missing.
-    table: a file with a column 'id', optionally 'split' and 'group', all others labels. It then names the items and their
+    zero_is_missing: rows that are zero throughout are missing too.
+    table: a file with a column of ids, optionally 'split' and 'group', all others labels. It then names the items and their
     order;
         otherwise the store has every item that any file has. Without splits, whole groups are drawn by `fractions`,
         `split_seed`.
@@ -55,26 +76,55 @@ def import_features(
     norm.
 
     Gaps: 'absent by nature' where a file has the item but marks it missing, 'not extracted' where it does not have it. An item
-    that every file marks as missing is refused, or left out with `drop_empty`. Raises CalmrlError, before anything is
+    that every file marks as missing is refused, or left out with `drop_empty`. What was taken of each file, what was left out and how many
+    ids modalities share is written to standard error. Raises CalmrlError, before anything is
     written, if files are unreadable, lengths differ, ids do not fit, or features are not finite.
     """
     if not modalities:
         raise CalmrlError("nothing to import", hint="name at least one file as --modality NAME=FILE")
-    for what, given in (("ids", ids_of), ("a mask", masks), ("an encoder", encoders)):
+    columns = {_ALL: id_columns} if isinstance(id_columns, str) else dict(id_columns or {})
+    for what, given in (("ids", ids_of), ("a mask", masks), ("an encoder", encoders), ("an id column", {**columns, _ALL: ""})):
         for name in given or {}:
-            if name not in modalities:
+            if name and name not in modalities:
                 raise CalmrlError(f"{what} is given for '{name}', but no such modality is imported")
     if dtype != "keep" and dtype not in DTYPES:
         raise CalmrlError(f"dtype '{dtype}' is unknown", hint=f"keep, {', '.join(DTYPES)}")
-    shared = read_ids(ids) if isinstance(ids, (str, Path)) else None if ids is None else np.array(list(ids), dtype=np.str_)
-    sources = {name: _complete(name, file, shared, ids_of or {}, masks or {}) for name, file in modalities.items()}
-    row_ids = _ids_a_source(sources)
-    items = read_table(table) if table is not None else None
+    if pool not in (None, "mean", "rows"):
+        raise CalmrlError(f"pool '{pool}' is unknown", hint="mean takes the mean of an item's rows, rows keeps them all")
+    sources = {
+        name: _complete(
+            name,
+            file,
+            ids,
+            ids_of or {},
+            masks or {},
+            ReadOptions(None, columns.get(name), columns.get(_ALL), cast(Pool | None, pool)),
+        )
+        for name, file in modalities.items()
+    }
+    row_ids = _ids_a_source(sources, by_position)
+    in_table = table is not None and _ALL in columns and columns[_ALL] in columns_of(table)
+    items = read_table(table, columns[_ALL] if in_table else None) if table is not None else None
+    if _ALL in columns and not in_table and all(source.named != columns[_ALL] for source in sources.values()):
+        raise CalmrlError(
+            f"no file has an array or column '{columns[_ALL]}' to take the ids from",
+            hint="--id-column NAME, or --id-column MODALITY=NAME",
+        )
+    said = [f"{name}: {source.path.name}: {source.told}" for name, source in sources.items()]
+    said += items.said if items is not None else []
+    if normalise_ids:
+        row_ids, items, notes = _spelled_alike(row_ids, items)
+        said += notes
+    said += check_meeting(row_ids, min_shared)
     universe = _universe(row_ids, items, table)
-    placed = {name: _Placed(source, row_ids[name], universe) for name, source in sources.items()}
+    placed = {name: _Placed(name, source, row_ids[name], universe, zero_is_missing) for name, source in sources.items()}
+    for line in (*said, *(line for part in placed.values() for line in part.said)):
+        console.note(line)
     reason = np.stack([part.reason for part in placed.values()], axis=1)
     keep = _kept(reason, universe, drop_empty)
-    split, group, labels = _about(items, universe, keep, fractions, split_seed)
+    split, group, labels = _about(
+        _splits_of_files(sources, row_ids, items, universe), items, universe, keep, fractions, split_seed
+    )
     specs = [
         _spec(name, sources[name], str(modalities[name]), (encoders or {}).get(name), dtype, normalise) for name in modalities
     ]
@@ -103,11 +153,23 @@ def import_features(
 class _Placed:
     """Where the rows of one source belong: `counts` [N] rows an item, `reason` [N], and the rows themselves in item order."""
 
-    def __init__(self, source: Source, ids: np.ndarray, universe: np.ndarray) -> None:
+    def __init__(self, name: str, source: Source, ids: np.ndarray, universe: np.ndarray, zero_is_missing: bool) -> None:
         order = np.argsort(universe, kind="stable")
         position = order[np.searchsorted(universe, ids, sorter=order)] if len(ids) else np.empty(0, dtype=np.int64)
         self.source = source
-        observed = _observed(source)
+        self.ids = ids
+        observed, zero = _observed(source)
+        zero &= observed
+        self.said = []
+        if zero.any():
+            what = (
+                "count as missing"
+                if zero_is_missing
+                else "are stored as features; if they mark what is missing: --zero-is-missing"
+            )
+            self.said.append(f"{name}: {int(zero.sum())} of {len(ids)} rows are zero throughout and {what}")
+        if zero_is_missing:
+            observed &= ~zero
         self._rows = np.flatnonzero(observed)[np.argsort(position[observed], kind="stable")]
         self.counts: Int[np.ndarray, " n"] = np.bincount(position[observed], minlength=len(universe))
         known = np.zeros(len(universe), dtype=bool)
@@ -117,29 +179,37 @@ class _Placed:
 
     def blocks(self, spec: ModalitySpec, normalise: bool) -> Iterator[np.ndarray]:
         for start in range(0, len(self._rows), CHUNK_ROWS):
-            block = np.asarray(self.source.rows[self._rows[start : start + CHUNK_ROWS]])
+            numbers = self._rows[start : start + CHUNK_ROWS]
+            block = np.asarray(self.source.rows[numbers])
             if normalise:
                 block = block.astype(np.float64)
                 norms = np.linalg.norm(block, axis=1, keepdims=True)
                 if not norms.all():
+                    row = int(numbers[np.argmin(norms != 0)])
                     raise CalmrlError(
-                        f"'{self.source.path}': a row of '{spec.name}' is zero throughout and cannot be normalised"
+                        f"'{self.source.path}': row {row} of '{spec.name}' (item {str(self.ids[row])!r}) is zero throughout and cannot be normalised",
+                        hint="--zero-is-missing leaves such rows out",
                     )
                 block /= norms
             yield block
 
 
 def _complete(
-    name: str, file: str | Path, shared: np.ndarray | None, ids_of: Mapping[str, str | Path], masks: Mapping[str, str | Path]
+    name: str,
+    file: str | Path,
+    shared: str | Path | Sequence[str] | None,
+    ids_of: Mapping[str, str | Path],
+    masks: Mapping[str, str | Path],
+    options: ReadOptions,
 ) -> Source:
     """The source of a modality with the ids and the mask that were given beside it."""
     path, key = split_key(str(file))
-    source = read_source(path, name, key)
+    source = read_source(path, name, key, options)
     ids, observed = source.ids, source.observed
     if name in ids_of:
-        ids = read_ids(ids_of[name])
-    elif ids is None:
-        ids = shared
+        ids = read_ids(ids_of[name], len(source.rows))
+    elif ids is None and shared is not None:
+        ids = read_ids(shared, len(source.rows)) if isinstance(shared, (str, Path)) else np.array(list(shared), dtype=np.str_)
     if ids is not None and len(ids) != len(source.rows):
         raise CalmrlError(f"'{path}' has {len(source.rows)} rows of '{name}', but {len(ids)} ids are given for them")
     if name in masks:
@@ -149,7 +219,7 @@ def _complete(
             raise CalmrlError(
                 f"the mask '{mask_path}' is {list(observed.shape)}; '{path}' has {len(source.rows)} rows of '{name}'"
             )
-    return Source(source.path, source.rows, ids, observed)
+    return replace(source, ids=ids, observed=observed)
 
 
 def _read_mask(path: Path, key: str | None) -> Bool[np.ndarray, " rows"]:
@@ -162,8 +232,14 @@ def _read_mask(path: Path, key: str | None) -> Bool[np.ndarray, " rows"]:
     return as_mask(loaded, f"the mask '{path}'")
 
 
-def _ids_a_source(sources: Mapping[str, Source]) -> dict[str, np.ndarray]:
+def _ids_a_source(sources: Mapping[str, Source], by_position: bool) -> dict[str, np.ndarray]:
     unnamed = [name for name, source in sources.items() if source.ids is None]
+    for name in unnamed:
+        if sources[name].unused and not by_position:
+            raise CalmrlError(
+                f"'{sources[name].path}' does not say which of its arrays names the rows of '{name}': {', '.join(sources[name].unused[:8])}",
+                hint=f"--id-column {name}={sources[name].unused[0]}, or --ids FILE; if none does, --by-position matches files row by row",
+            )
     if not unnamed:
         return {name: source.ids for name, source in sources.items() if source.ids is not None}
     if len(unnamed) < len(sources):
@@ -178,14 +254,24 @@ def _ids_a_source(sources: Mapping[str, Source]) -> dict[str, np.ndarray]:
         raise CalmrlError(
             f"the files have different numbers of rows ({told}) and no ids to match them by", hint="--ids NAME=FILE"
         )
-    length = next(iter(lengths.values()))
-    numbers = np.array([f"{row:0{len(str(max(length - 1, 0)))}}" for row in range(length)], dtype=np.str_)
-    return dict.fromkeys(sources, numbers)
+    return dict.fromkeys(sources, numbered(next(iter(lengths.values()))))
 
 
-def _universe(
-    row_ids: Mapping[str, np.ndarray], items: Mapping[str, list[str]] | None, table: str | Path | None
-) -> Shaped[np.ndarray, " n"]:
+def _spelled_alike(
+    row_ids: Mapping[str, np.ndarray], items: ItemTable | None
+) -> tuple[dict[str, np.ndarray], ItemTable | None, list[str]]:
+    """The ids of all files, and of the table, in one spelling: that of the table, or of the first file."""
+    parts = dict(row_ids)
+    if items is not None:
+        # A space cannot be the first letter of a modality.
+        parts = {" table": np.array(items.ids, dtype=np.str_), **parts}
+    alike, notes = normalised(parts)
+    if items is not None:
+        items = replace(items, ids=alike.pop(" table").tolist())
+    return alike, items, notes
+
+
+def _universe(row_ids: Mapping[str, np.ndarray], items: ItemTable | None, table: str | Path | None) -> Shaped[np.ndarray, " n"]:
     """All items, in the order of the table, or of first appearance."""
     for name, ids in row_ids.items():
         if (ids == "").any():
@@ -193,27 +279,53 @@ def _universe(
     seen = dict.fromkeys(item for ids in row_ids.values() for item in ids.tolist())
     if items is None:
         return np.array(list(seen), dtype=np.str_)
-    listed = set(items["id"])
-    if len(listed) < len(items["id"]):
-        repeated = next(item for item in items["id"] if items["id"].count(item) > 1)
-        raise CalmrlError(f"the table '{table}' lists the item {repeated!r} twice")
+    listed = set(items.ids)
     unlisted = [item for item in seen if item not in listed]
     if unlisted:
         raise CalmrlError(
-            f"{len(unlisted)} of {len(seen)} items are not in the table '{table}', the first is {unlisted[0]!r}",
-            hint="ids must be spelled alike in all files; add the items to the table or import without --table",
+            f"{len(unlisted)} of {len(seen)} items are not in the table '{table}', the first is {quoted(unlisted[0])}; "
+            f"the table has {', '.join(map(quoted, items.ids[:2]))}",
+            hint="spell ids alike in all files (--normalise-ids does); add the items to the table, or import without --table",
         )
-    return np.array(items["id"], dtype=np.str_)
+    return np.array(items.ids, dtype=np.str_)
 
 
-def _observed(source: Source) -> Bool[np.ndarray, " rows"]:
-    if source.observed is not None:
-        return source.observed
-    if source.rows.dtype.kind != "f":
-        return np.ones(len(source.rows), dtype=bool)
-    starts = range(0, len(source.rows), CHUNK_ROWS)
-    blocks = [~np.isnan(np.asarray(source.rows[start : start + CHUNK_ROWS])).all(axis=1) for start in starts]
-    return np.concatenate(blocks) if blocks else np.empty(0, dtype=bool)
+def _observed(source: Source) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    """Which rows are observed (by the mask, or because they are not NaN throughout), and which are zero throughout."""
+    observed, zero = [], []
+    for start in range(0, len(source.rows), CHUNK_ROWS):
+        block = np.asarray(source.rows[start : start + CHUNK_ROWS])
+        zero.append(~block.any(axis=1))
+        observed.append(~np.isnan(block).all(axis=1) if block.dtype.kind == "f" else np.ones(len(block), dtype=bool))
+    none = np.empty(0, dtype=bool)
+    seen = source.observed if source.observed is not None else np.concatenate([none, *observed])
+    return seen.copy(), np.concatenate([none, *zero])
+
+
+def _splits_of_files(
+    sources: Mapping[str, Source], row_ids: Mapping[str, np.ndarray], items: ItemTable | None, universe: np.ndarray
+) -> np.ndarray | None:
+    """The split that the files themselves give every item, [N]; None if they give none, or the table does. CalmrlError if they disagree."""
+    if (items is not None and "split" in items.columns) or not any(source.split is not None for source in sources.values()):
+        return None
+    found: dict[str, str] = {}
+    for name, source in sources.items():
+        if source.split is None:
+            continue
+        ids = row_ids[name].tolist()
+        for item, split in zip(ids, known_splits(source.split.tolist(), ids, f"'{source.path}'"), strict=True):
+            if found.setdefault(item, split) != split:
+                raise CalmrlError(
+                    f"'{source.path}' puts the item {item!r} into {split}, and another row or file into {found[item]}",
+                    hint="an item has one split; give the splits in a table (--table) instead",
+                )
+    without = [item for item in universe.tolist() if item not in found]
+    if without:
+        console.note(
+            f"splits of the files are not used: {len(without)} items have none, the first is {without[0]!r}; give them with --table"
+        )
+        return None
+    return np.array([found[item] for item in universe.tolist()], dtype=np.str_)
 
 
 def _kept(reason: np.ndarray, universe: np.ndarray, drop_empty: bool) -> Bool[np.ndarray, " n"]:
@@ -227,14 +339,19 @@ def _kept(reason: np.ndarray, universe: np.ndarray, drop_empty: bool) -> Bool[np
 
 
 def _about(
-    items: Mapping[str, list[str]] | None, universe: np.ndarray, keep: np.ndarray, fractions: Mapping[str, float], seed: int
+    given: np.ndarray | None,
+    items: ItemTable | None,
+    universe: np.ndarray,
+    keep: np.ndarray,
+    fractions: Mapping[str, float],
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Split, group and labels of the kept items."""
-    columns = {name: np.array(values, dtype=np.str_)[keep] for name, values in (items or {}).items() if name != "id"}
+    """Split, group and labels of the kept items. `given`: the splits [N] that the files bring, or None."""
+    columns = {name: np.array(values, dtype=np.str_)[keep] for name, values in (items.columns if items else {}).items()}
     ids = universe[keep]
     group = columns.pop("group", ids)
     group = np.where(group == "", ids, group)
-    split = columns.pop("split", None)
+    split = columns.pop("split", None if given is None else given[keep])
     if split is None:
         split = assign_splits(group, fractions, seed)
     elif (torn := split_apart(group, split)) is not None:
@@ -253,5 +370,13 @@ def _spec(name: str, source: Source, file: str, encoder: str | None, dtype: str,
         stored = kind.name
     else:
         stored = "float32" if normalise or kind.itemsize <= 2 else "float64"
-    fingerprint = f"declared:{encoder}" if encoder else f"file:{sha256_of(source.path)}"
+    fingerprint = f"declared:{encoder}" if encoder else f"file:{_digest(source.path)}"
     return ModalitySpec(name, encoder or "imported", fingerprint, int(source.rows.shape[1]), stored)
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, or of the names and digests of all files of a folder."""
+    if path.is_file():
+        return sha256_of(path)
+    lines = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.convert.array_files import reading_errors
 from calmrl_lab.store.convert.export import HEADS_FILE, ITEMS_FILE, TEXTS, TEXTS_FILE
+from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.schema import RESERVED, parse_attributes
 from calmrl_lab.store.writer import write_store
 

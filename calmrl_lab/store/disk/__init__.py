@@ -1,1 +1,1 @@
-"""Bytes on disk: arrays, checksums and atomic replacement."""
+"""Bytes on disk: arrays and checksums."""

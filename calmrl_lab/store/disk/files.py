@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.disk.atomic import flush_folder
-from calmrl_lab.store.schema import DIGEST_FILE, PROVENANCE_FILE
+from calmrl_lab.runtime.atomic_folders import flush_folder
+from calmrl_lab.store.schema import DIGEST_FILE, FORMAT, PROVENANCE_FILE
+
+
+def looks_like_store(path: Path) -> bool:
+    """True for a directory that is, or was before it was damaged, a feature store; also for an empty directory."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    metadata = path / "zarr.json"
+    if metadata.is_file():
+        return FORMAT.encode() in metadata.read_bytes()
+    return (path / DIGEST_FILE).is_file() or not any(path.iterdir())
 
 
 def json_bytes(value: Any) -> bytes:

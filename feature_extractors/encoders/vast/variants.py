@@ -78,9 +78,10 @@ class Beats64Three(AudioEncoder):
 
 @encoders.register("vast/beats64-mono")
 class Beats64Mono(AudioEncoder):
-    """vast/beats64 as GRAM runs it: the mean of the channels"""
+    """vast/beats64 as GRAM runs it: the mean of the channels, MP3 files without LAME's lead-in"""
 
     channel = "mean"
+    lead_in = False
 
 
 @encoders.register("vast/beats64-2-mono")
@@ -89,6 +90,7 @@ class Beats64TwoMono(AudioEncoder):
 
     slices = 2
     channel = "mean"
+    lead_in = False
 
 
 @encoders.register("vast/beats64-3-mono")
@@ -97,6 +99,7 @@ class Beats64ThreeMono(AudioEncoder):
 
     slices = 3
     channel = "mean"
+    lead_in = False
 
 
 @encoders.register("vast/bert-caption")

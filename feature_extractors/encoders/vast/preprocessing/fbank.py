@@ -52,10 +52,22 @@ def padding(frames: int, slices: int, length: int = 1024) -> int:
     return max(length * slices - frames, length - frames % length)
 
 
-def cut(
-    features: Float32[np.ndarray, "frames bins"], slices: int = 1, length: int = 1024
-) -> Float32[np.ndarray, "slices length bins"]:
-    """The slices VAST encodes: pad, cut into pieces of `length`, split these into `slices` runs, take the lower middle of each."""
-    padded = np.concatenate([features, np.zeros((padding(len(features), slices, length), features.shape[1]), np.float32)])
-    pieces = padded[: len(padded) // length * length].reshape(-1, length, features.shape[1])
-    return np.ascontiguousarray(pieces[middle_of_segments(len(pieces), slices)])
+def frame_count(samples: int) -> int:
+    """How many frames `mel_filterbank` makes of so many samples at 16 kHz."""
+    length, shift = (RATE * ms // 1000 for ms in (FRAME_LENGTH_MS, FRAME_SHIFT_MS))
+    return 1 + (samples - length) // shift if samples >= length else 0
+
+
+def frame_samples(start: int, stop: int) -> tuple[int, int]:
+    """The samples at 16 kHz that the frames `start` to `stop` are made of."""
+    length, shift = (RATE * ms // 1000 for ms in (FRAME_LENGTH_MS, FRAME_SHIFT_MS))
+    return start * shift, (stop - 1) * shift + length
+
+
+def chosen_frames(frames: int, slices: int = 1, length: int = 1024) -> list[tuple[int, int]]:
+    """The frames of the slices that VAST encodes, as half-open ranges; what a slice has beyond the last frame is padding.
+
+    Frames are padded, cut into pieces of `length`, and these split into `slices` runs; the lower middle of each is taken.
+    """
+    pieces = (frames + padding(frames, slices, length)) // length
+    return [(min(s * length, frames), min((s + 1) * length, frames)) for s in middle_of_segments(pieces, slices)]

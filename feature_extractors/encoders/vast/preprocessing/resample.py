@@ -44,3 +44,28 @@ def resample(
     taps = np.concatenate([np.zeros(lead * original - reach * new), taps])
     out = upfirdn(taps, np.asarray(samples, dtype=np.float64), up=new, down=original)
     return out[..., lead : lead + math.ceil(samples.shape[-1] * new / original)].astype(np.float32)
+
+
+def resampled_length(length: int, rate: int, target: int = 16_000) -> int:
+    """How many samples `resample` makes of `length` samples."""
+    return -(-length * target // rate)
+
+
+def source_span(start: int, stop: int, rate: int, target: int = 16_000) -> tuple[int, int]:
+    """The samples at `rate` that `resample_span` needs for the samples `start` to `stop` at `target`; the end may lie behind the sound's."""
+    if rate == target:
+        return start, stop
+    common = math.gcd(rate, target)
+    original, new = rate // common, target // common
+    reach = kernel(original, new)[1] + 1
+    # From a place where both rates have a sample, so that the filter falls on the same places as in the whole sound.
+    first = max(0, (start * original // new - reach) // original * original)
+    return first, -(-stop * original // new) + reach
+
+
+def resample_span(
+    samples: Float[np.ndarray, "*channels time"], start: int, stop: int, rate: int, target: int = 16_000
+) -> Float32[np.ndarray, "*channels time_out"]:
+    """The samples `start` to `stop` at `target` of a sound of which `samples` are those of `source_span`: the same bits as of the whole."""
+    first = resampled_length(source_span(start, stop, rate, target)[0], rate, target)
+    return resample(samples, rate, target)[..., start - first : stop - first]

@@ -1,11 +1,11 @@
-"""Media to what VAST's encoders start from: chosen frames, a waveform, a text."""
+"""Media to what VAST's encoders start from: chosen frames, a text."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
-from feature_extractors.media.decode import frame_folder, sound_of, video_frames
+from feature_extractors.media.decode import frame_folder, video_frames
 from feature_extractors.media.sampling import middle_of_segments
 from feature_extractors.protocols import File, Image, MediaError, Medium, Text
 
@@ -29,12 +29,6 @@ def frames(medium: Medium, count: int, reject_short: bool = False) -> UInt8[np.n
         return middle_of_segments(total, count)
 
     return frame_folder(medium.path, choose) if medium.path.is_dir() else video_frames(medium.path, choose)
-
-
-def sound(medium: Medium) -> tuple[Float32[np.ndarray, "channels time"], int]:
-    """All channels in [-1, 1] and their rate in Hz. Raises AbsentError for a file without a sound track."""
-    heard = sound_of(medium)
-    return heard.samples, heard.rate
 
 
 def text(medium: Medium) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Int
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
-from calmrl_lab.store.disk.atomic import new_directory
+from calmrl_lab.runtime.atomic_folders import new_directory
 
 FORMAT = "calmrl-condition-tokens"
 _TOKENS, _INDEX = "tokens.f16", "index.json"

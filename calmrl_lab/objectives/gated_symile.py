@@ -1,0 +1,177 @@
+"""Gated Symile: Symile's product with every factor turned towards a neutral direction as far as the candidate does not trust it."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calmrl_lab.objectives import objectives
+from calmrl_lab.objectives.terms.base import (
+    LearnedTemperature,
+    Objective,
+    not_negative,
+    positive,
+    same_group,
+    skipped,
+    whole,
+    without_hidden,
+)
+from calmrl_lab.runtime.devices import send
+
+# Released: sigmoid of this is the share of the gated embedding at the start.
+_STRENGTH = -6.0
+_COLDEST_GATE = 0.1
+
+
+@objectives.register("gated-symile")
+class GatedSymile(Objective):
+    """Symile with a gate for each candidate (Rheude et al., arXiv 2604.05834): unreliable factors are turned towards a learned neutral direction.
+
+    For each modality t: item i's other embeddings are gated by the candidate's embedding of t (`ModalityGate`), and the score is the multilinear inner
+    product of that embedding and of the gated ones, times sqrt(d) for each factor after the first; cross-entropy of the item's own embedding of t
+    against `negatives` drawn from other items ("all": against every other item); mean over t. A distillation term, weight 0.1, pulls embeddings to what the gate makes of them beside
+    their own item. Released: temperature 0.07, learned; a NULL option by which a gate trusts nothing; a small share of the gated embedding at the start
+    (0.25 %). The release draws 128 negatives at random; so many products are slow on a CPU, and the default is 31.
+    Mask: gates and products are over what item i shows; a candidate shows t. Items that show one modality take no part (`skipped`).
+    """
+
+    name = "gated-symile"
+
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        dim: int,
+        negatives: int | Literal["all"] = 31,
+        temperature: float = 0.07,
+        distillation: float = 0.1,
+        gate_temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(modalities, dim)
+        self.negatives = negatives if negatives == "all" else whole(self.name, "negatives", negatives)
+        self.distillation = not_negative(self.name, "distillation", distillation)
+        self.scale = LearnedTemperature(positive(self.name, "temperature", temperature))
+        self.gate = ModalityGate(len(modalities), dim, positive(self.name, "gate_temperature", gate_temperature), seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
+        """`loss`, `contrast`, `distillation` (if its weight is above 0), `temperature`, `skipped`."""
+        shown = without_hidden(embeddings, mask)
+        scale, same = self.scale().to(shown.dtype), same_group(groups)
+        contrast = distilled = shown.sum() * 0.0
+        counted = torch.zeros_like(contrast)
+        used = torch.zeros_like(mask[:, 0])
+        for target in range(mask.shape[1]):
+            candidates, exists = self._candidates(mask[:, target], same)
+            others = mask.clone()
+            others[:, target] = False
+            asks = mask[:, target] & others.any(dim=1)
+            tried = shown[candidates, target]
+            gated = self.gate(target, tried, shown.unsqueeze(1).expand(-1, tried.shape[1], -1, -1), others.unsqueeze(1))
+            logits = (scale * gated_product(tried, gated, others.unsqueeze(1))).masked_fill(~exists, -torch.inf)
+            per_item = torch.logsumexp(logits, dim=1) - logits[:, 0]
+            valid = asks.sum() > 1
+            contrast = contrast + torch.where(valid & asks, per_item, 0.0).sum() / asks.sum().clamp_min(1)
+            # What the gate of the item's own candidate makes of its embeddings is the teacher.
+            distance = (shown - gated[:, 0].detach()).square().mean(dim=2)
+            apart = torch.where(others, distance, 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+            distilled = distilled + torch.where(valid & asks, apart, 0.0).sum() / asks.sum().clamp_min(1)
+            counted, used = counted + valid, used | (asks & valid)
+        contrast, distilled = contrast / counted.clamp_min(1), distilled / counted.clamp_min(1)
+        terms = {"contrast": contrast, "temperature": 1 / scale.detach(), "skipped": skipped(used, contrast)}
+        if self.distillation:
+            terms["distillation"] = distilled.detach()
+        return {"loss": contrast + self.distillation * distilled, **terms}
+
+    def _candidates(
+        self, shows: Bool[Tensor, " b"], same: Bool[Tensor, "b b"] | None
+    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """For each item itself and its negatives, all others or some drawn with replacement, and which of them are candidates at all."""
+        count = len(shows)
+        own = torch.arange(count, device=shows.device)
+        akin = torch.eye(count, dtype=torch.bool, device=shows.device) if same is None else same
+        itself = torch.ones_like(shows).unsqueeze(1)
+        if self.negatives == "all":
+            everything = own.expand(count, -1)
+            return torch.cat([own.unsqueeze(1), everything], dim=1), torch.cat([itself, shows.unsqueeze(0) & ~akin], dim=1)
+        edges = (shows.unsqueeze(0) & ~akin).double().cumsum(dim=1)
+        uniform = 1 - torch.rand(count, self.negatives, generator=cast(torch.Generator, self.generator), dtype=torch.float64)
+        drawn = torch.searchsorted(edges, send(uniform, shows.device) * edges[:, -1:]).clamp_max(count - 1)
+        possible = (edges[:, -1:] > 0).expand(-1, self.negatives)
+        return torch.cat([own.unsqueeze(1), drawn], dim=1), torch.cat([itself, possible], dim=1)
+
+    @torch.no_grad()
+    def scores(
+        self, query: int, queries: Float[Tensor, "q d"], items: Float[Tensor, "g k d"], shown: Bool[Tensor, "g k"]
+    ) -> Float[Tensor, "q g"]:
+        """Gated products of every query of modality `query` with what every item shows of the others, without the temperature.
+
+        `items` are zero where not shown.
+        """
+        others = shown.clone()
+        others[:, query] = False
+        rows = []
+        for vector in queries:
+            tried = vector.expand(len(items), -1)
+            rows.append(gated_product(tried, self.gate(query, tried, items, others), others))
+        return torch.stack(rows) if rows else items.new_zeros(0, len(items))
+
+
+def gated_product(candidates: Float[Tensor, "... d"], gated: Float[Tensor, "... k d"], others: Bool[Tensor, "... k"]) -> Tensor:
+    """Multilinear inner product [...] of candidates and the `others` among the gated embeddings, times sqrt(d) for each of these."""
+    factors = torch.where(others.unsqueeze(-1), gated * gated.shape[-1] ** 0.5, 1.0)
+    product: Tensor = (candidates * factors.prod(dim=-2)).sum(dim=-1)
+    return product
+
+
+class ModalityGate(nn.Module):
+    """How far a candidate of one modality trusts each other modality, and embeddings turned towards a neutral direction as far as it does not.
+
+    Weight of modality m for a candidate of modality t: softmax over the modalities shown of cosine(Q_t z_t, K_m z_m) / temperature, beside a NULL option
+    whose logit is a small network of z_t. A gated embedding is normalize((1 - a) z_m + a (w z_m + (1 - w) n_m)), with a unit vector n_m and a = sigmoid of
+    a parameter, all learned.
+    """
+
+    def __init__(self, count: int, dim: int, temperature: float, seed: int, width: int = 256) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            return nn.Parameter((torch.rand(*shape, generator=generator) * 2 - 1) * shape[-2] ** -0.5)
+
+        self.asking, self.keys = uniform(count, dim, width), uniform(count, dim, width)
+        self.null_inner, self.null_outer = uniform(dim, width), uniform(width, 1)
+        self.null_bias = nn.Parameter(torch.zeros(count))
+        self.neutral = nn.Parameter(functional.normalize(torch.randn(count, dim, generator=generator), dim=1))
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+        self.strength = nn.Parameter(torch.tensor(_STRENGTH))
+
+    def weights(
+        self, target: int, candidates: Float[Tensor, "... d"], items: Float[Tensor, "... k d"], others: Bool[Tensor, "... k"]
+    ) -> Float[Tensor, "... k"]:
+        """Trust of each candidate in the modalities `others`; with that in NULL they sum to 1. Zero elsewhere."""
+        kind = candidates.dtype
+        temperature = functional.softplus(self.log_temperature.to(kind)) + _COLDEST_GATE
+        asked = functional.normalize(candidates @ self.asking[target].to(kind), dim=-1, eps=1e-6)
+        keys = functional.normalize(torch.einsum("...kd,kdw->...kw", items, self.keys.to(kind)), dim=-1, eps=1e-6)
+        agreement = torch.einsum("...w,...kw->...k", asked, keys)
+        normed = functional.layer_norm(candidates, candidates.shape[-1:])
+        inner = functional.relu(normed @ self.null_inner.to(kind))
+        null = inner @ self.null_outer.to(kind) + self.null_bias[target].to(kind)
+        # Masked last: infinity over a temperature has no gradient.
+        logits = torch.cat([(agreement / temperature).masked_fill(~others, -torch.inf), null / temperature], dim=-1)
+        return logits.softmax(dim=-1)[..., :-1]
+
+    def forward(
+        self, target: int, candidates: Float[Tensor, "... d"], items: Float[Tensor, "... k d"], others: Bool[Tensor, "... k"]
+    ) -> Float[Tensor, "... k d"]:
+        """Gated embeddings of the `others`, of unit norm; elsewhere some finite vectors."""
+        weights = self.weights(target, candidates, items, others).unsqueeze(-1)
+        neutral = functional.normalize(self.neutral.to(items.dtype), dim=1, eps=1e-6)
+        share = self.strength.to(items.dtype).sigmoid()
+        turned = (1 - share) * items + share * (weights * items + (1 - weights) * neutral)
+        return functional.normalize(turned, dim=-1, eps=1e-6)

@@ -1,0 +1,73 @@
+"""One file or folder of features, in any form that people have, to rows, their ids and which of them are missing. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import nearest
+from calmrl_lab.store.convert.formats import Format, formats
+from calmrl_lab.store.convert.reading.choose import choose
+from calmrl_lab.store.convert.reading.reading_errors import reading_errors
+from calmrl_lab.store.convert.reading.source import ReadOptions, Source
+
+# Tested in this order: a folder of shards also holds .npy and .parquet files.
+_FOLDERS_FIRST = ("datasets-folder", "shards", "webdataset", "npy-folder", "parquet")
+
+
+def split_key(text: str) -> tuple[Path, str | None]:
+    """'file.npz:key' -> (file.npz, key). A path that exists as it stands has no key."""
+    if os.path.exists(text) or ":" not in text:
+        return Path(text), None
+    path, _, key = text.rpartition(":")
+    return Path(path), key or None
+
+
+def read_source(path: str | Path, modality: str, key: str | None = None, options: ReadOptions | None = None) -> Source:
+    """Read the features of `modality` from a file or folder in one of the registered formats (docs/import.md lists them).
+
+    key: the array (dataset, tensor, column, family of columns) to take; default: the one called like the modality, or 'features',
+    'embeddings', or the only one that can be meant. A string array of the right length beside it names the rows, 'mask' says which are observed;
+    a file of one array an item names them by these. Raises CalmrlError if the file is missing, damaged, of another kind, holds Python objects, or
+    the choice is not clear.
+    """
+    path = Path(path)
+    options = replace(options or ReadOptions(), key=key) if key is not None else options or ReadOptions()
+    with reading_errors(path):
+        reader = format_of(path)
+        source = choose(reader.read(path), modality, options)
+    rows = source.rows
+    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind not in "fiu" or rows.dtype.itemsize > 8:
+        raise CalmrlError(
+            f"'{path}': the features of '{modality}' are {rows.dtype} {list(rows.shape)}; expected numbers [rows, d]"
+        )
+    for what, array in (("ids", source.ids), ("mask", source.observed)):
+        if array is not None and array.shape != (len(rows),):
+            raise CalmrlError(f"'{path}': {what} has shape {list(array.shape)}; the features have {len(rows)} rows")
+    return source
+
+
+def format_of(path: Path) -> type[Format]:
+    """The format that reads `path`, by its ending, or, for folders, by what is in it."""
+    if path.is_dir():
+        ordered = [*_FOLDERS_FIRST, *(name for name in formats.names() if name not in _FOLDERS_FIRST)]
+        for kind in (formats.get(name) for name in ordered):
+            if kind.is_folder(path):
+                return cast(type[Format], kind)
+        raise CalmrlError(
+            f"the folder '{path}' holds no features",
+            hint="known: ID.npy files, shards (img_emb_0.npy), .parquet or .tar files, or what `datasets` saved",
+        )
+    kinds = {ending: formats.get(name) for name in formats.names() for ending in formats.get(name).endings}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise CalmrlError(
+            f"'{path}': features are not read from '{path.suffix or path.name}' files{nearest(path.suffix.lower(), list(kinds))}",
+            hint=f"known: {', '.join(sorted(kinds))}, and folders of them",
+        )
+    if not path.is_file():
+        raise CalmrlError(f"the file '{path}' does not exist", hint="a key inside a file is given as FILE:KEY")
+    return cast(type[Format], kind)

@@ -1,0 +1,28 @@
+"""What the formats of folders share: which files in one are data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from calmrl_lab.store.convert.reading.choose import natural
+
+# What file managers leave in every folder.
+_JUNK = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX", re.IGNORECASE)
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file of this name is left by a file manager (`._x`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) and is nobody's data."""
+    return bool(_JUNK.fullmatch(name))
+
+
+def files_in(folder: Path, *endings: str) -> Iterator[Path]:
+    """The files of a folder with one of the endings, item2 before item10, without what file managers leave there."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file() and not is_junk(path.name)]
+    return iter(sorted(found, key=lambda path: natural(path.name)))
+
+
+def no_folder(path: Path) -> bool:
+    """The test of a format that has no folders."""
+    return False

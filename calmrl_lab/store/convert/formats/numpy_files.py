@@ -1,0 +1,131 @@
+"""NumPy's own files: .npy and .npz, mapped where they lie."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.formats import formats
+from calmrl_lab.store.convert.formats._folders import files_in, no_folder
+from calmrl_lab.store.convert.reading.content import Content, Field, content_of, kind_of
+from calmrl_lab.store.convert.reading.mapped_arrays import npy_header, npz_mapped
+from calmrl_lab.store.convert.reading.plain_pickle import load_plain
+from calmrl_lab.store.convert.reading.reading_errors import check_memory
+
+
+@formats.register("npy")
+class Npy:
+    """NumPy array (.npy): features [rows, d], or a dict that np.save wrote"""
+
+    endings: ClassVar[tuple[str, ...]] = (".npy",)
+    is_folder = staticmethod(no_folder)
+
+    @staticmethod
+    def read(path: Path) -> Content:
+        with open(path, "rb") as file:
+            shape, _, dtype = npy_header(file)
+            if dtype.hasobject:
+                return content_of(path, load_plain(path, file.read()))
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if math.prod(shape) else np.empty(shape, dtype)
+        return Content(path, {"features": Field.of("features", array)}, nested=False)
+
+
+@formats.register("npz")
+class Npz:
+    """NumPy archive (.npz): features, ids and mask beside each other, or one array an item"""
+
+    endings: ClassVar[tuple[str, ...]] = (".npz",)
+    is_folder = staticmethod(no_folder)
+
+    @staticmethod
+    def read(path: Path) -> Content:
+        fields: dict[str, Field] = {}
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".npy"):
+                    fields[name[:-4]] = _member(path, archive, name)
+        if not fields:
+            raise CalmrlError(f"'{path}' holds no .npy arrays", hint="np.savez(path, features=..., ids=...) writes such a file")
+        if list(fields) == ["arr_0"] and not fields["arr_0"].shape:
+            return content_of(path, fields["arr_0"].load())
+        return Content(path, fields, nested=False)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Field:
+    with archive.open(name) as member:
+        shape, _, dtype = npy_header(member)
+    if dtype.hasobject:
+        with archive.open(name) as member:
+            npy_header(member)
+            loaded = load_plain(path, member.read())
+        array = np.asarray(loaded)
+        return Field.of(name[:-4], _texts(array))
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > archive.getinfo(name).file_size:
+        raise CalmrlError(
+            f"'{path}' is damaged: '{name}' claims {claimed} bytes of numbers and has {archive.getinfo(name).file_size}"
+        )
+
+    def load() -> np.ndarray:
+        with zipfile.ZipFile(path) as opened:
+            mapped = npz_mapped(path, opened, name) if len(shape) >= 2 else None
+            if mapped is not None:
+                return mapped
+            check_memory(path, claimed)
+            with opened.open(name) as member:
+                return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+    return Field(name[:-4], shape, kind_of(dtype), load)
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    """An array of Python strings as one of str; numbers among objects as numbers; anything else stays what it is."""
+    if array.dtype != object or array.ndim == 0:
+        return array
+    values = array.ravel().tolist()
+    if all(isinstance(value, (str, bytes)) or value is None for value in values):
+        texts = ["" if v is None else v.decode("utf-8") if isinstance(v, bytes) else v for v in values]
+        return np.array(texts, dtype=np.str_).reshape(array.shape)
+    if all(isinstance(value, (int, float)) for value in values):
+        return np.array(values).reshape(array.shape)
+    return array
+
+
+@formats.register("npy-folder")
+class NpyFolder:
+    """Folder of one array an item (ID.npy)"""
+
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def is_folder(path: Path) -> bool:
+        return next(_arrays_below(path), None) is not None
+
+    @staticmethod
+    def read(path: Path) -> Content:
+        fields = {}
+        for file in _arrays_below(path):
+            name = file.relative_to(path).as_posix()[:-4]
+            with open(file, "rb") as opened:
+                shape, _, dtype = npy_header(opened)
+            fields[name] = Field(name, shape, kind_of(dtype), _loader(file))
+        return Content(path, fields, nested=False)
+
+
+def _arrays_below(folder: Path) -> Any:
+    """ID.npy in the folder itself, or in folders below it whose names are part of the ids then."""
+    direct = list(files_in(folder, ".npy"))
+    if direct:
+        yield from direct
+        return
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
+        yield from files_in(inner, ".npy")
+
+
+def _loader(file: Path) -> Any:
+    return lambda: np.load(file, allow_pickle=False)

@@ -1,0 +1,100 @@
+"""Shards of embeddings with their metadata: img_emb_0.npy, img_emb_1.npy, ... beside metadata_0.parquet, ..."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.formats import formats
+from calmrl_lab.store.convert.formats._folders import files_in
+from calmrl_lab.store.convert.formats.arrow_files import Parquet
+from calmrl_lab.store.convert.reading.content import Content, Field
+from calmrl_lab.store.convert.reading.source import StackedRows
+
+_SHARD = re.compile(r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features))[_-]?(\d+)", re.IGNORECASE)
+
+
+@formats.register("shards")
+class Shards:
+    """Folder of shards (img_emb_0.npy with metadata_0.parquet), as clip-retrieval writes them"""
+
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def is_folder(path: Path) -> bool:
+        return bool(families(path))
+
+    @staticmethod
+    def read(path: Path) -> Content:
+        found = families(path)
+        fields: dict[str, Field] = {}
+        lengths = {}
+        for name, shards in found.items():
+            _check_whole(path, name, shards)
+            parts = {number: np.load(file, mmap_mode="r", allow_pickle=False) for number, file in shards.items()}
+            shapes = {part.shape[1:] for part in parts.values()}
+            if len(shapes) != 1 or any(part.ndim < 2 for part in parts.values()):
+                raise CalmrlError(f"the shards '{name}' in '{path}' have rows of different shapes: {sorted(shapes)[:4]}")
+            rows = StackedRows(list(parts.values()))
+            fields[name] = Field(name, rows.shape, "numbers", lambda rows=rows: rows)  # type: ignore[misc]
+            lengths[name] = {number: len(part) for number, part in parts.items()}
+        for name, values in _metadata(path, lengths).items():
+            fields.setdefault(name, values)
+        return Content(path, fields, nested=False)
+
+
+def families(folder: Path) -> dict[str, dict[int, Path]]:
+    """Family (img_emb) -> number -> file, of a folder, or of the folders img_emb/, text_emb/ in it."""
+    found: dict[str, dict[int, Path]] = {}
+    if not folder.is_dir():
+        return found
+    for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir() and _SHARD.fullmatch(f"{p.name}0"))):
+        for file in files_in(place, ".npy"):
+            match = _SHARD.fullmatch(file.stem)
+            if match:
+                found.setdefault(match[1], {})[int(match[2])] = file
+    return found
+
+
+def _check_whole(folder: Path, name: str, shards: dict[int, Path]) -> None:
+    numbers = sorted(shards)
+    gap = next((n for n in range(numbers[0], numbers[-1]) if n not in shards), None)
+    if gap is not None or numbers[0] > 1:
+        raise CalmrlError(
+            f"'{folder}' has the shards {name}_{numbers[0]} to {name}_{numbers[-1]}, but not {name}_{gap if gap is not None else 0}",
+            hint="fetch the missing shard, or move the rest away",
+        )
+
+
+def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Field]:
+    """The columns of the metadata of all shards, in one piece."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from calmrl_lab.store.convert.formats.arrow_files import table_content
+
+    places = (folder, folder / "metadata", folder.parent / "metadata")
+    files: dict[int, Path] = {}
+    for place in places:
+        for file in files_in(place, *Parquet.endings) if place.is_dir() else ():
+            match = re.fullmatch(r"metadata[_-]?(\d+)", file.stem)
+            if match:
+                files.setdefault(int(match[1]), file)
+    if not files:
+        return {}
+    counts = next(iter(lengths.values()))
+    tables = []
+    for number, count in counts.items():
+        if number not in files:
+            raise CalmrlError(
+                f"'{folder}' has no metadata_{number}.parquet for its shard {number}", hint="it names the rows of that shard"
+            )
+        table = pq.read_table(files[number])
+        if len(table) != count:
+            raise CalmrlError(f"'{files[number]}' has {len(table)} rows; shard {number} has {count}")
+        tables.append(table)
+    return dict(table_content(folder, pa.concat_tables(tables, promote_options="default")).fields)

@@ -1,0 +1,152 @@
+"""Numbers as text: CSV, TSV, JSON lines and JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.formats import formats
+from calmrl_lab.store.convert.formats._folders import no_folder
+from calmrl_lab.store.convert.reading.content import Content, Field, column_of, content_of
+from calmrl_lab.store.convert.records import MISSING_WORDS, csv_rows, parse_json, read_records, read_text
+
+
+@formats.register("csv")
+class Csv:
+    """CSV (.csv, .tsv, .txt) with ',', ';' or tabs: an id and numbered columns, or a column of lists"""
+
+    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".txt")
+    is_folder = staticmethod(no_folder)
+
+    @staticmethod
+    def read(path: Path) -> Content:
+        lines = [(number, _by_spaces(cells)) for number, cells in csv_rows(path)]
+        if not lines:
+            raise CalmrlError(f"'{path}' is empty", hint="expected a heading (id, x0, x1, ...) and a line for every item")
+        names = _heading(lines[0][1])
+        body = lines if names is None else lines[1:]
+        width = len(lines[0][1])
+        for number, cells in body:
+            if len(cells) != width:
+                raise CalmrlError(f"'{path}', line {number} has {len(cells)} columns, the first has {width}")
+        if names is None:
+            names = _invented([cells for _, cells in body[:20]])
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise CalmrlError(f"'{path}' names the column {twice!r} twice")
+        columns = [[cells[place] for _, cells in body] for place in range(width)]
+        arrays = dict(zip(names, (_column(path, name, cells) for name, cells in zip(names, columns, strict=True)), strict=True))
+        # pandas writes its index as a first column without a name.
+        index = "" if names and names[0] == "" and arrays[""].dtype.kind == "U" else None
+        return Content(
+            path,
+            {name: Field.of(name, array, printed=True) for name, array in arrays.items()},
+            table=True,
+            nested=False,
+            index=index,
+        )
+
+
+@formats.register("json")
+class Json:
+    """JSON lines or JSON (.jsonl, .json): {"id": ..., "features": [...]} a row, or {id: [...]}"""
+
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+    is_folder = staticmethod(no_folder)
+
+    @staticmethod
+    def read(path: Path) -> Content:
+        text = read_text(path)
+        if text.lstrip()[:1] in ("{", "[") and path.suffix.lower() == ".json":
+            document = parse_json(path, text)
+            if isinstance(document, dict) or not (document and all(isinstance(entry, dict) for entry in document)):
+                return content_of(path, document)
+        records = read_records(path)
+        fields = {name: Field.of(name, column_of(path, name, records.column(name)), printed=True) for name in records.names}
+        return Content(path, fields, table=True, nested=False)
+
+
+def _by_spaces(cells: list[str]) -> list[str]:
+    """The cells of a line that only spaces divide, as np.savetxt writes them."""
+    parts = cells[0].split() if len(cells) == 1 else cells
+    return parts if len(cells) == 1 and len(parts) > 1 and all(map(_is_number, parts[1:])) else cells
+
+
+def _heading(cells: Sequence[str]) -> list[str] | None:
+    """The names of the columns; None if the first line is data: numbers that are not 0, 1, 2, ..."""
+    names = [cell.strip() for cell in cells]
+    numbers = [name for name in names if _is_number(name)]
+    if numbers == [str(n) for n in range(len(numbers))] or len(numbers) <= len(names) / 2:
+        return names
+    return None
+
+
+def _invented(body: Sequence[Sequence[str]]) -> list[str]:
+    """Names for the columns of a file without heading: the one that holds no numbers is the id."""
+    texts = [place for place in range(len(body[0])) if not all(_is_number(cells[place].strip()) for cells in body)]
+    names = [f"x{number}" for number in range(len(body[0]) - len(texts))]
+    for order, place in enumerate(texts):
+        names.insert(place, "id" if order == 0 else f"text{order}")
+    return names
+
+
+def _column(path: Path, name: str, cells: Sequence[str]) -> np.ndarray:
+    stripped = [cell.strip() for cell in cells]
+    if stripped and stripped[0][:1] == "[":
+        return column_of(path, name, [_list(path, name, cell) for cell in stripped])
+    gaps = [not cell or cell in MISSING_WORDS for cell in stripped]
+    if not all(gaps):
+        try:
+            if any(gaps) or not all(map(_is_whole, stripped)):
+                values = [float("nan") if gap else _number(cell) for cell, gap in zip(stripped, gaps, strict=True)]
+                return np.array(values, dtype=np.float64)
+            # Leading zeros are no number: 0001 is a name.
+            if not any(cell.lstrip("+-")[:1] == "0" and len(cell.lstrip("+-")) > 1 for cell in stripped):
+                return np.array([int(cell) for cell in stripped], dtype=np.int64)
+        except (ValueError, OverflowError):
+            pass
+    return np.array(cells, dtype=np.str_)
+
+
+def _list(path: Path, name: str, cell: str) -> Any:
+    """The numbers of a cell like [0.1, 0.2] or, as numpy prints, [0.1 0.2]; None for a cell that says it is missing."""
+    if not cell or cell in MISSING_WORDS:
+        return None
+    if "..." in cell:
+        raise CalmrlError(
+            f"'{path}': numbers of the column '{name}' were cut short to '...' when the file was written",
+            hint="write the features as .npy or Parquet",
+        )
+    try:
+        return json.loads(cell)
+    except ValueError:
+        pass
+    try:
+        return [float(number) for number in cell.strip("[]").replace(",", " ").split()]
+    except ValueError:
+        raise CalmrlError(f"'{path}': a cell of '{name}' is no list of numbers: {cell[:40]!r}") from None
+
+
+def _number(cell: str) -> float:
+    return float(cell)
+
+
+_WHOLE = re.compile(r"[+-]?\d{1,18}")
+
+
+def _is_whole(cell: str) -> bool:
+    return bool(_WHOLE.fullmatch(cell)) and cell.isascii()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return cell.isascii() and "_" not in cell and cell.lower().lstrip("+-") not in ("nan", "inf", "infinity")

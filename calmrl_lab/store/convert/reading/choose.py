@@ -1,0 +1,400 @@
+"""Which fields of a file are the features of a modality, and which name their rows, mark them missing and say their split.
+
+A file may hold them in three ways: arrays beside each other (features [R, d], ids [R]); a table with a column of lists or a numbered family of
+columns (x0, x1, ...); or one array an item, whose name is the id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.content import Content, Field, as_float32, spelled
+from calmrl_lab.store.convert.reading.reading_errors import check_memory
+from calmrl_lab.store.convert.reading.row_names import ids_from, names_of_rows
+from calmrl_lab.store.convert.reading.source import ReadOptions, Source
+
+# Where a file of several arrays keeps features and mask, tried in this order (after the modality's own name, for features).
+FEATURE_NAMES = ("features", "embeddings", "embedding", "feature", "feats", "feat", "emb", "vectors")
+_MASK_NAMES = ("mask", "observed")
+_NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
+# Columns that a data frame writes for its index, and never for a feature.
+_FRAME_INDEX = re.compile(r"__index_.*|Unnamed: \d+|index|level_\d+|")
+
+
+def choose(content: Content, modality: str, options: ReadOptions) -> Source:
+    """The features of `modality` among the fields of a file.
+
+    Raises CalmrlError naming what the file has if it is not clear which they are, and what to say to make it so.
+    """
+    fields = content.fields
+    if not fields:
+        raise CalmrlError(
+            f"'{content.path}' holds no arrays of its own, so it does not say which are the features",
+            hint="expected features [rows, d]",
+        )
+    found = _columns_of_one_table(content, modality, options) if content.table else _array(content, modality, options)
+    if found is not None:
+        return _beside(content, options, *found)
+    return _one_array_an_item(content, modality, options)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """The chosen features: one array, or columns of numbers side by side."""
+
+    names: Sequence[str]
+    parts: Sequence[Field]
+    columns: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        return (*first, len(self.parts)) if self.columns else first
+
+    def load(self) -> np.ndarray:
+        return np.stack([part.load() for part in self.parts], axis=1) if self.columns else self.parts[0].load()
+
+
+def _array(content: Content, modality: str, options: ReadOptions) -> tuple[_Matrix] | None:
+    """The array of several beside each other that holds the features; None if every array is an item's."""
+    fields = content.fields
+    matrices = [f for f in fields.values() if f.kind == "numbers" and len(f.shape) >= 2 and _leaf(f.name) not in _MASK_NAMES]
+    if options.key is not None:
+        if options.key in fields:
+            return (_Matrix([options.key], [fields[options.key]]),)
+        if _family(content, options.key) is not None:
+            return _numbered(content, options.key, is_key=True)
+        if _members(fields, options.key):
+            return None
+        raise unclear(content, modality, options.key, [f.name for f in matrices] or list(fields))
+    for name in (modality, f"features/{modality}", *FEATURE_NAMES):
+        if name in fields and (len(fields) == 1 or fields[name] in matrices):
+            return (_Matrix([name], [fields[name]]),)
+    if _looks_like_items(content, matrices):
+        return None
+    if len(matrices) == 1:
+        return (_Matrix([matrices[0].name], matrices),)
+    if matrices:
+        if options.pool is not None or all(len(f.shape) == 2 and f.shape[0] == 1 for f in matrices):
+            return None
+        raise unclear(content, modality, None, [f.name for f in matrices])
+    columns = [f for f in fields.values() if f.kind == "numbers" and len(f.shape) == 1]
+    lengths = {f.shape for f in columns}
+    named = any(f.kind == "strings" and f.shape in lengths for f in fields.values())
+    if named and len(lengths) == 1 and any(len(family) > 1 for family in _families(content).values()):
+        return _numbered(content, modality)
+    if named:
+        raise unclear(content, modality, None, list(fields))
+    return None
+
+
+def _columns_of_one_table(content: Content, modality: str, options: ReadOptions) -> tuple[_Matrix]:
+    fields = content.fields
+    lists = [f for f in fields.values() if len(f.shape) >= 2]
+    key = options.key
+    if key is not None and key not in fields and "," in key and all(name in fields for name in key.split(",")):
+        return (_Matrix(key.split(","), [fields[name] for name in key.split(",")], columns=True),)
+    wanted = [key] if key is not None else [modality, *FEATURE_NAMES]
+    for name in wanted:
+        if any(f.name == name for f in lists):
+            return (_Matrix([name], [fields[name]]),)
+    if key is None and len(lists) == 1:
+        return (_Matrix([lists[0].name], lists),)
+    if key is None and len(lists) > 1:
+        raise unclear(content, modality, None, [f.name for f in lists])
+    if key is not None and key in fields and _family(content, key) is None:
+        raise unclear(content, modality, key, [f.name for f in lists] or list(fields))
+    return _numbered(content, key if key is not None else modality, key is not None)
+
+
+def _numbered(content: Content, name: str, is_key: bool = False) -> tuple[_Matrix]:
+    """The one family of numbered columns (x0 to xN), in the order of its numbers."""
+    families = _families(content)
+    wanted = [prefix for prefix in families if prefix.rstrip("_-. ") == name.rstrip("_-. ")]
+    if not is_key:
+        several = {prefix: family for prefix, family in families.items() if len(family) > 1}
+        wanted = wanted if len(wanted) == 1 else list(several)
+    if len(wanted) != 1:
+        numbers = [f.name for f in content.fields.values() if f.kind == "numbers" and not _FRAME_INDEX.fullmatch(f.name)]
+        if is_key:
+            raise unclear(content, name, name, list(content.fields))
+        what = (
+            f"numbered columns of {len(wanted)} kinds ({', '.join(f'{w}0...' for w in wanted)})"
+            if wanted
+            else "no numbered columns"
+        )
+        raise CalmrlError(
+            f"'{content.path}' has {what}, so it does not say which columns are the features of '{name}'",
+            hint=f"name them as FILE:{'PREFIX' if wanted else 'COLUMN,COLUMN,...'}; its numbers: {', '.join(numbers[:12]) or 'none'}",
+        )
+    family = families[wanted[0]]
+    numbers_there = sorted(family)
+    gap = next((n for n in range(numbers_there[0], numbers_there[-1] + 1) if n not in family), None)
+    if gap is not None or numbers_there[0] > 1:
+        missing = gap if gap is not None else 0
+        raise CalmrlError(
+            f"'{content.path}' has the columns {wanted[0]}{numbers_there[0]} to {wanted[0]}{numbers_there[-1]}, but no {wanted[0]}{missing}",
+            hint="a family of features is numbered from 0 or 1 without gaps; name other columns as FILE:COLUMN,COLUMN,...",
+        )
+    parts = [family[number] for number in numbers_there]
+    return (_Matrix([part.name for part in parts], parts, columns=True),)
+
+
+def _families(content: Content) -> dict[str, dict[int, Field]]:
+    """Prefix -> number -> column, of the columns of numbers whose names end in one."""
+    families: dict[str, dict[int, Field]] = {}
+    for field in content.fields.values():
+        match = _NUMBERED.fullmatch(field.name)
+        if match and field.kind == "numbers" and len(field.shape) == 1 and not field.name.startswith("__index_"):
+            family = families.setdefault(match[1], {})
+            if int(match[2]) in family:
+                raise CalmrlError(
+                    f"'{content.path}' numbers two columns alike: {family[int(match[2])].name} and {field.name}",
+                    hint="name the columns of the features as FILE:COLUMN,COLUMN,...",
+                )
+            family[int(match[2])] = field
+    return families
+
+
+def _family(content: Content, key: str) -> dict[int, Field] | None:
+    families = [family for prefix, family in _families(content).items() if prefix.rstrip("_-. ") == key.rstrip("_-. ")]
+    return families[0] if families and len(families[0]) > 1 else None
+
+
+def _beside(content: Content, options: ReadOptions, matrix: _Matrix) -> Source:
+    """The source of a chosen matrix with the ids, the mask and the splits of its rows."""
+    length = matrix.shape[0] if matrix.shape else 0
+    group = "" if content.table else matrix.names[0].rpartition("/")[0]
+    beside = f"{group}/" if group else ""
+    mask = next(
+        (n for place in dict.fromkeys((beside, "")) for n in (place + m for m in _MASK_NAMES) if _is_mask(content, n, matrix)),
+        None,
+    )
+    taken = [*matrix.names, *([mask] if mask else [])]
+    named, unused = names_of_rows(content, length, beside, taken, options)
+    split = next((n for place in dict.fromkeys((beside, "")) for n in (f"{place}split",) if _fits(content, n, length)), None)
+    ids = None
+    if named is not None:
+        ids = ids_from(content.path, named, content.fields[named].load())
+    observed = None if mask is None else _as_mask(content, mask)
+    splits = None if split is None or split == named else np.asarray(content.fields[split].load())
+    rows, ids = _pooled(content, matrix, ids, options)
+    if len(rows) != length and length:
+        # Frames became rows of their item.
+        observed, splits = (None if part is None else np.repeat(part, len(rows) // length) for part in (observed, splits))
+    left = [n for n in content.fields if n not in (*taken, named, split)]
+    told = f"{_listed(matrix.names)} {list(matrix.shape)}" + (f", ids from '{named}'" if named else "")
+    told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
+    return Source(
+        content.path,
+        rows,
+        ids,
+        observed,
+        splits,
+        tuple(unused),
+        named,
+        told,
+    )
+
+
+def _is_mask(content: Content, name: str, matrix: _Matrix) -> bool:
+    field = content.fields.get(name)
+    return field is not None and name not in matrix.names and field.kind in ("flags", "numbers") and len(field.shape) == 1
+
+
+def _fits(content: Content, name: str, length: int) -> bool:
+    field = content.fields.get(name)
+    return field is not None and field.kind == "strings" and field.shape == (length,)
+
+
+def _as_mask(content: Content, name: str) -> np.ndarray:
+    return as_mask(np.asarray(content.fields[name].load()), f"the mask in '{content.path}'")
+
+
+def as_mask(values: np.ndarray, what: str) -> np.ndarray:
+    """`values` as bool; CalmrlError unless they are True and False, or 1 and 0."""
+    if values.dtype != bool and not np.isin(values, (0, 1)).all():
+        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1")
+    return values.astype(bool)
+
+
+def _pooled(
+    content: Content, matrix: _Matrix, ids: np.ndarray | None, options: ReadOptions
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows [R, d]: axes of length 1 are dropped, frames [R, T, d] become their mean or rows of their item."""
+    check_memory(content.path, 8 * int(np.prod(matrix.shape, dtype=np.float64)) if matrix.parts[0].kind == "other" else 0)
+    rows = matrix.load()
+    if all(part.printed for part in matrix.parts):
+        rows = as_float32(rows)
+    if rows.ndim > 2:
+        rows = rows.reshape(len(rows), *([n for n in rows.shape[1:] if n != 1] or [1]))
+    if rows.ndim == 3 and rows.dtype.kind in "fiu":
+        if options.pool is None:
+            raise CalmrlError(
+                f"'{content.path}': {_listed(matrix.names)} is {list(matrix.shape)}: {rows.shape[1]} rows for every item",
+                hint="--pool mean takes the mean of an item's rows, --pool rows keeps them all",
+            )
+        if options.pool == "mean":
+            return _mean(rows, axis=1), ids
+        if ids is None:
+            ids = numbered(len(rows))
+        return rows.reshape(-1, rows.shape[2]), np.repeat(ids, rows.shape[1])
+    return rows, ids
+
+
+def _one_array_an_item(content: Content, modality: str, options: ReadOptions) -> Source:
+    """The source of a file whose arrays are items, named by their ids: [d], [1, d], or [T, d] for T frames."""
+    items = _items(content, modality, options)
+    if not content.ordered:
+        items = dict(sorted(items.items(), key=lambda item: natural(item[0])))
+    shapes = {name: tuple(n for n in field.shape[:-1] if n != 1) + field.shape[-1:] for name, field in items.items()}
+    _check_items(content, modality, items, shapes)
+    frames = next((name for name, shape in shapes.items() if len(shape) == 2), None)
+    if frames is not None and options.pool is None:
+        raise CalmrlError(
+            f"'{content.path}': the array of the item {frames!r} is {list(items[frames].shape)}: {shapes[frames][0]} rows for one item",
+            hint="--pool mean takes the mean of an item's rows, --pool rows keeps them all",
+        )
+    check_memory(content.path, 8 * int(sum(np.prod(shape, dtype=np.float64) for shape in shapes.values())))
+    parts, ids = [], []
+    for name, field in items.items():
+        array = np.asarray(field.load()).reshape(-1, field.shape[-1])
+        if options.pool == "mean" and len(array) != 1:
+            array = _mean(array, axis=0)[None] if len(array) else array
+        parts.append(array)
+        ids += [name] * len(array)
+    rows = np.concatenate(parts)
+    if all(field.printed for field in items.values()):
+        rows = as_float32(rows)
+    left = [n for n in content.fields if n not in {f.name for f in items.values()}]
+    told = f"one array an item, {len(items)} of {list(rows.shape[1:])}"
+    told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
+    return Source(
+        content.path, rows, ids_from(content.path, "the names of its arrays", np.array(ids, dtype=np.str_)), told=told
+    )
+
+
+def _items(content: Content, modality: str, options: ReadOptions) -> dict[str, Field]:
+    """Id -> array: all arrays of numbers, those of one group (`vision/ID`), or one member of every group (`ID/features`)."""
+    arrays = [f for f in content.fields.values() if f.kind == "numbers" and f.shape]
+    if not arrays:
+        raise unclear(content, modality, options.key, list(content.fields))
+    by_name = {f.name: f for f in arrays}
+    if options.key is not None:
+        members = _members(by_name, options.key)
+        if members:
+            return members
+        if options.key in by_name:
+            return {options.key: by_name[options.key]}
+        raise unclear(content, modality, options.key, list(by_name))
+    if not content.nested or not all("/" in name for name in by_name):
+        flat = {name: f for name, f in by_name.items() if not content.nested or "/" not in name}
+        return _majority(flat or by_name)
+    if group := _members(by_name, modality):
+        return group
+    leaves, groups = Counter(map(_leaf, by_name)), Counter(name.partition("/")[0] for name in by_name)
+    if len(leaves) == 1 and len(groups) >= 1 and len(by_name) == len({name.rpartition("/")[0] for name in by_name}):
+        return {name.rpartition("/")[0]: f for name, f in by_name.items()}
+    if len(groups) == 1:
+        return _majority({name.partition("/")[2]: f for name, f in by_name.items()})
+    parents = {name.rpartition("/")[0] for name in by_name}
+    common = [leaf for leaf, count in leaves.items() if count == len(parents)]
+    known = [leaf for leaf in (modality, *FEATURE_NAMES) if leaf in common]
+    wide = [leaf for leaf in common if all(len(f.shape) >= 2 for n, f in by_name.items() if _leaf(n) == leaf)]
+    if known or len(common) == 1 or len(wide) == 1:
+        leaf = known[0] if known else (common if len(common) == 1 else wide)[0]
+        return _members(by_name, leaf)
+    if common:
+        raise unclear(content, modality, None, common)
+    return by_name
+
+
+def _members(fields: Mapping[str, Field], key: str) -> dict[str, Field]:
+    """The members of the group `key`, by the rest of their names; or the members called `key` of all groups, by their group."""
+    inside = {name.removeprefix(f"{key}/"): f for name, f in fields.items() if name.startswith(f"{key}/")}
+    if inside:
+        return inside
+    return {name.rpartition("/")[0]: f for name, f in fields.items() if name.endswith(f"/{key}") and f.kind == "numbers"}
+
+
+def _majority(fields: dict[str, Field]) -> dict[str, Field]:
+    """Without single numbers (a version, a rate) that stand beside the items."""
+    return {name: f for name, f in fields.items() if len(f.shape) != 1 or f.shape[0] != 1} or fields
+
+
+def _looks_like_items(content: Content, matrices: Sequence[Field]) -> bool:
+    """Whether most arrays of a file have one last dimension and so are likely items, not arrays beside each other."""
+    arrays = [f for f in content.fields.values() if f.kind == "numbers" and f.shape]
+    if content.nested and len(matrices) > 1 and len({_leaf(f.name) for f in matrices}) == 1:
+        return True
+    width = Counter(f.shape[-1] for f in arrays).most_common(1)
+    if not width or len(arrays) < 3:
+        return False
+    flat = [f for f in arrays if len(f.shape) == 1 and f.shape[0] == width[0][0]]
+    uneven = len({f.shape[0] for f in matrices}) > 2 and len(matrices) > 3
+    return width[0][1] > 0.8 * len(arrays) and (len(flat) > len(matrices) or uneven or all(f.shape[0] == 1 for f in matrices))
+
+
+def _check_items(content: Content, modality: str, items: Mapping[str, Field], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    widths = Counter(shape[-1] for shape in shapes.values())
+    if len(widths) > 1:
+        width, count = widths.most_common(1)[0]
+        odd = next(name for name, shape in shapes.items() if shape[-1] != width)
+        if count < 0.5 * len(items) or len(items) < 3:
+            raise unclear(content, modality, None, [f.name for f in items.values()])
+        raise CalmrlError(
+            f"'{content.path}': the array of the item {odd!r} is {list(items[odd].shape)}; {count} of {len(items)} end in {width}",
+            hint="all items of a modality have features of one length; if it is no item, take it out or name the others as FILE:KEY",
+        )
+    deep = next((name for name, shape in shapes.items() if len(shape) > 2), None)
+    if deep is not None:
+        raise CalmrlError(
+            f"'{content.path}': the array of the item {deep!r} is {list(items[deep].shape)}; expected [d], or [T, d] for T frames",
+            hint="pool it over space before it is saved",
+        )
+
+
+def _mean(rows: np.ndarray, axis: int) -> np.ndarray:
+    """The mean in float64, in the precision of the rows."""
+    mean = np.asarray(rows).mean(axis=axis, dtype=np.float64)
+    return mean.astype(rows.dtype) if rows.dtype.kind == "f" else mean
+
+
+def numbered(length: int) -> np.ndarray:
+    """Ids of rows that have none: their numbers, with as many digits as the last needs."""
+    return np.array([f"{row:0{len(str(max(length - 1, 0)))}}" for row in range(length)], dtype=np.str_)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts item2 before item10."""
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def unclear(content: Content, modality: str, key: str | None, names: Iterable[str]) -> CalmrlError:
+    """The refusal of a file that does not say which of its fields are the features."""
+    listed = list(names)
+    has = ", ".join(map(_shown, listed[:12])) + (", ..." if len(listed) > 12 else "") or "nothing usable"
+    if key is not None:
+        return CalmrlError(f"'{content.path}' has no features called '{key}'", hint=f"it has: {has}")
+    return CalmrlError(
+        f"'{content.path}' does not say which of its arrays are the features of '{modality}'",
+        hint=f"name one as FILE:KEY (or, if each is the frames of one item, say --pool mean or --pool rows); it has: {has}",
+    )
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"'{names[0]}'" if len(names) == 1 else f"'{names[0]}' to '{names[-1]}'"
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else repr(spelled(name))

@@ -1,0 +1,189 @@
+"""What a file of features holds before anybody has said which of it are the features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Shaped
+
+from calmrl_lab.errors import CalmrlError
+
+Kind = Literal["numbers", "flags", "strings", "other"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a file, or one column of a table: what it looks like, and how to load it.
+
+    `shape` [R], [R, d] or whatever else the file holds. `load` returns an array of this shape: numbers, bool, or str.
+    `printed`: the numbers came as text or as Python numbers, so their type says nothing of the type that they had.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    load: Callable[[], np.ndarray]
+    printed: bool = False
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray, printed: bool = False) -> Field:
+        """The field of an array in memory."""
+        return cls(name, array.shape, kind_of(array.dtype), lambda: array, printed)
+
+
+@dataclass(frozen=True)
+class Content:
+    """The fields of a file by name, in its order.
+
+    `table`: all fields are columns of the same rows. `ordered`: False where the format sorts names by letters, so that the order
+    means nothing (item10 before item2). `index`: the column that was the index of a data frame. `nested`: a '/' in the name of an item's array divides a group from its member, and is no part of the id.
+    """
+
+    path: Path
+    fields: Mapping[str, Field]
+    table: bool = False
+    ordered: bool = True
+    nested: bool = True
+    index: str | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def kind_of(dtype: np.dtype[Any]) -> Kind:
+    """What an array of this dtype can be."""
+    if dtype.kind in "fiu" and dtype.itemsize <= 8:
+        return "numbers"
+    return "flags" if dtype.kind == "b" else "strings" if dtype.kind in "US" else "other"
+
+
+def content_of(path: Path, loaded: Any, ordered: bool = True) -> Content:
+    """The content of a Python object of arrays, numbers, strings and containers: a file of one object (.npy, .pkl, .pt, .json).
+
+    One array; a dict of arrays, lists and dicts; or a list of dicts, whose keys are columns then.
+    """
+    if isinstance(loaded, np.ndarray) and loaded.dtype == object and loaded.ndim == 0:
+        loaded = loaded.item()
+    if isinstance(loaded, np.ndarray) and loaded.dtype == object:
+        loaded = loaded.tolist()
+    if isinstance(loaded, (list, tuple)) and loaded and all(isinstance(entry, Mapping) for entry in loaded):
+        return _of_records(path, loaded)
+    if isinstance(loaded, (list, tuple)) and len(loaded) == 2 and _is_strings(loaded[0]) and not _is_strings(loaded[1]):
+        loaded = {"ids": loaded[0], "features": loaded[1]}
+    if not isinstance(loaded, Mapping):
+        loaded = {"features": loaded}
+    fields: dict[str, Field] = {}
+    _collect(path, loaded, "", fields, 0)
+    return Content(path, fields, ordered=ordered, nested=any(isinstance(value, Mapping) for value in loaded.values()))
+
+
+def _collect(path: Path, group: Mapping[Any, Any], prefix: str, fields: dict[str, Field], depth: int) -> None:
+    if depth > 4:
+        raise CalmrlError(f"'{path}' nests dicts more than four deep", hint="save one array an item: {id: [d]}")
+    for key, value in group.items():
+        name = prefix + spelled(key)
+        if isinstance(value, Mapping):
+            _collect(path, value, f"{name}/", fields, depth + 1)
+            continue
+        if name in fields:
+            raise CalmrlError(f"'{path}' has two entries that are spelled {name!r}", hint="keys must differ as text")
+        fields[name] = Field.of(name, as_array(value), isinstance(value, (list, tuple)) and not _holds_arrays(value))
+
+
+def _of_records(path: Path, records: Sequence[Mapping[Any, Any]]) -> Content:
+    names = list(dict.fromkeys(spelled(key) for record in records for key in record))
+    columns = {name: column_of(path, name, [_under(record, name) for record in records]) for name in names}
+    return Content(
+        path, {name: Field.of(name, column, printed=True) for name, column in columns.items()}, table=True, nested=False
+    )
+
+
+def _under(record: Mapping[Any, Any], name: str) -> Any:
+    return record[name] if name in record else next((value for key, value in record.items() if spelled(key) == name), None)
+
+
+def column_of(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
+    """The column `name` of a table from its cells, [R] or [R, d]: numbers, str or bool.
+
+    Lists of numbers of one length become [R, d], None among them a row of NaN. Cells of several kinds become str.
+    Raises CalmrlError if lists have different lengths.
+    """
+    values = [_unwrapped(value) for value in values]
+    present = [value for value in values if value is not None and not (isinstance(value, float) and value != value)]
+    if present and all(isinstance(value, (list, tuple, np.ndarray)) for value in present):
+        arrays = [as_array(value) for value in present]
+        shapes = {array.shape for array in arrays}
+        if any(array.dtype.kind not in "fiu" for array in arrays):
+            return np.array([str(value) for value in values], dtype=object)
+        if len(shapes) != 1:
+            told = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
+            raise CalmrlError(f"'{path}': the lists in '{name}' have lengths {told}; expected one length")
+        stacked = np.stack(arrays)
+        if len(present) == len(values):
+            return stacked
+        whole = np.full((len(values), *stacked.shape[1:]), np.nan, dtype=np.float64)
+        whole[[value is not None and not isinstance(value, float) for value in values]] = stacked
+        return whole
+    if present and all(isinstance(value, (bool, np.bool_)) for value in present) and len(present) == len(values):
+        return np.array(values, dtype=bool)
+    if present and all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in present):
+        if len(present) == len(values) and all(isinstance(value, (int, np.integer)) for value in values):
+            return np.array(values, dtype=np.int64)
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return np.array(["" if value is None or value != value else spelled(value) for value in values], dtype=np.str_)
+
+
+def _unwrapped(value: Any) -> Any:
+    """A tensor as an array, and an array or tensor of one number without axes as this number."""
+    array = as_array(value) if hasattr(value, "detach") else value
+    return array.item() if isinstance(array, (np.ndarray, np.generic)) and array.ndim == 0 else array
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A tensor, a list of numbers or of strings, or a number as an array; bfloat16, which numpy lacks, exactly as float32."""
+    if hasattr(value, "detach") and hasattr(value, "numpy"):
+        tensor = value.detach()
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+    if isinstance(value, np.ndarray):
+        return as_array(value.tolist()) if value.dtype == object else value
+    if isinstance(value, (list, tuple)):
+        if _is_strings(value):
+            return np.array(value, dtype=np.str_)
+        inner = [as_array(entry) for entry in value] if any(hasattr(entry, "__len__") for entry in value) else list(value)
+        try:
+            return np.array(inner)
+        except ValueError:
+            return np.array(str(value)[:80], dtype=object)
+    return np.asarray(value)
+
+
+def _holds_arrays(value: Sequence[Any]) -> bool:
+    return any(isinstance(entry, np.ndarray) or hasattr(entry, "detach") for entry in value)
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(entry, (str, bytes)) for entry in value)
+
+
+def as_float32(values: Shaped[np.ndarray, ...]) -> Shaped[np.ndarray, ...]:
+    """Numbers that came as text or Python floats: float32 if each is a float32 (as such, or as it is printed), else as they are.
+
+    So features that were float32 come back as the same float32, whichever way they were written.
+    """
+    if values.dtype != np.float64:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        short = values.astype(np.float32)
+        exact = (short.astype(np.float64) == values) | np.isnan(values)
+    printed = zip(short[~exact].tolist(), values[~exact].tolist(), strict=True)
+    same = np.isfinite(short[~exact]).all() and all(float(f"{np.float32(one)!s}") == other for one, other in printed)
+    return short if same else values
+
+
+def spelled(value: Any) -> str:
+    """A key, or the cell of an id, as text: numbers as they print, bytes as UTF-8 (UnicodeDecodeError if they are not)."""
+    if isinstance(value, (bytes, np.bytes_)):
+        return value.decode("utf-8")
+    return str(value.item()) if isinstance(value, np.generic) else str(value)
