@@ -31,10 +31,8 @@ def shared_store(tmp_path_factory):
     )
 
 
-def raw(store, folder, **settings):
-    return train_heads(
-        store, run=folder, **{"objective": "none", "imputer": "none", "init": "identity", "features": "raw", **settings}
-    )
+def raw(store, folder, method="raw", **settings):
+    return train_heads(store, method, run=folder, **settings)
 
 
 def test_a_run_of_the_features_as_they_are_is_the_reference_itself(shared_store, tmp_path):
@@ -82,19 +80,16 @@ def test_an_asked_direction_that_is_not_compared_is_refused(shared_store, tmp_pa
         evaluate(run, directions=[("image", "sound")], device="cpu")
 
 
-@pytest.mark.parametrize("similarity", ["canonical-cosine", "shared-space"])
-def test_similarities_of_features_are_methods_of_their_own(shared_store, tmp_path, similarity):
-    found = evaluate(raw(shared_store, tmp_path / "r", similarity=similarity, scenario="pairs:0.5"), device="cpu")
+@pytest.mark.parametrize("method", ["cca", "shared-space"])
+def test_similarities_of_features_are_methods_of_their_own(shared_store, tmp_path, method):
+    found = evaluate(raw(shared_store, tmp_path / "r", method, scenario="pairs:0.5"), device="cpu")
     directions = set(zip(found.scores["query"], found.scores["gallery"], strict=True))
-    assert len(directions) == (6 if similarity == "canonical-cosine" else 2)
+    assert len(directions) == (6 if method == "cca" else 2)
     assert float(found.table()["recall_at_1"].mean()) > 10 * float(found.table()["chance_recall_at_1"].mean())
 
 
-def test_what_is_stacked_is_not_below_the_features(shared_store, tmp_path):
-    run = raw(
-        shared_store, tmp_path / "r", objective="clip", init="ppca", init_options={"kernel": "heads"}, features="scaled",
-        similarity="stacked", scenario="pairs:0.5", epochs=2, learning_rate=3e-4,
-    )  # fmt: skip
+def test_what_is_recommended_is_not_below_the_features(shared_store, tmp_path):
+    run = raw(shared_store, tmp_path / "r", "recommended", scenario="pairs:0.5", epochs=2)
     found = evaluate(run, device="cpu")
     assert below_features(found.coverage["features"]) is None
     assert len(found.table()) == 6
