@@ -362,9 +362,9 @@ def compared(one: Path, two: Path) -> dict[str, Any]:
 
 def load_vocabulary(weights: Path) -> int:
     """The number of words of the weights' vocabulary."""
-    from feature_extractors.encoders.vast.checkpoint import find_vocabulary
+    from feature_extractors.encoders import encoders
 
-    return len(find_vocabulary(weights).read_text(encoding="utf-8").splitlines())
+    return len(encoders.get("vast/bert-caption")(weights=weights).vocabulary)
 
 
 def show(found: Mapping[str, Any]) -> None:

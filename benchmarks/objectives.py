@@ -29,7 +29,7 @@ import _plain_objectives as plain
 
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives.pmrl import Pmrl
+from calmrl_lab.objectives.pmrl import PMRL
 from calmrl_lab.objectives.terms.volume import volumes
 from calmrl_lab.objectives.triangle import squared_parallelograms
 from calmrl_lab.runtime import console
@@ -128,8 +128,8 @@ def backward(loss: Callable[[torch.Tensor], torch.Tensor], embeddings: torch.Ten
     return run
 
 
-def spectral_objective(dimension: int = DIMENSION) -> Pmrl:
-    return Pmrl(NAMES, dimension, plain.TAU_ALIGNMENT, plain.TAU_UNIFORMITY, alpha=0.0)
+def spectral_objective(dimension: int = DIMENSION) -> PMRL:
+    return PMRL(NAMES, dimension, plain.TAU_ALIGNMENT, plain.TAU_UNIFORMITY, alpha=0.0)
 
 
 def spectral(batch: int, device: torch.device) -> dict[str, Callable[[], Any]]:

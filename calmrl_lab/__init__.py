@@ -11,14 +11,16 @@ _HOME = {
     "PPCA": "calmrl_lab.imputers.ppca",
     "train_heads": "calmrl_lab.training.train",
     "evaluate": "calmrl_lab.evaluation.evaluate",
+    "Run": "calmrl_lab.runs.run",
     "CalmrlError": "calmrl_lab.errors",
 }
-__all__ = ["PPCA", "CalmrlError", "FeatureStore", "evaluate", "train_heads"]
+__all__ = ["PPCA", "CalmrlError", "FeatureStore", "Run", "evaluate", "train_heads"]
 
 if TYPE_CHECKING:
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.evaluation.evaluate import evaluate
     from calmrl_lab.imputers.ppca import PPCA
+    from calmrl_lab.runs.run import Run
     from calmrl_lab.store import FeatureStore
     from calmrl_lab.training.train import train_heads
 
@@ -27,3 +29,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'calmrl_lab' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -124,5 +124,29 @@ class Registry:
         return dict(sorted(lines.items()))
 
 
+def exported(registry: Registry) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package of plug-ins: every plug-in can be imported from it by the name of its class.
+
+    >>> from calmrl_lab.imputers import PPCA, Ridge
+    >>> PPCA(latent_dim=8).latent_dim
+    8
+
+    Nothing is imported before a class is asked for.
+    """
+
+    def classes() -> dict[str, Any]:
+        registry._load()
+        return {entry.__name__: entry for entry in registry._entries.values() if isinstance(entry, type)}
+
+    def __getattr__(name: str) -> Any:
+        # Class names only: Python asks packages for many other attributes, and for modules that are being imported.
+        found = classes().get(name) if name[:1].isupper() else None
+        if found is None:
+            raise AttributeError(f"module '{registry.package}' has no attribute '{name}'")
+        return found
+
+    return __getattr__, lambda: sorted({*vars(importlib.import_module(registry.package)), *classes()})
+
+
 def _place(entry: Any) -> str:
     return f"{getattr(entry, '__module__', '?')}.{getattr(entry, '__qualname__', entry)}"

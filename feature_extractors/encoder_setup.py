@@ -20,7 +20,7 @@ class Equipment:
     """Small and picklable. `kinds` maps encoder names to classes, so that workers need no registry to find them.
 
     `choice`: modality -> encoder name. `options`: modality -> options of its encoder. `media`: the folder that files must lie in
-    (None: anywhere).
+    (None: anywhere); `followed`: folders that links in it may lead to.
     """
 
     choice: Mapping[str, str]
@@ -28,7 +28,7 @@ class Equipment:
     device: str = "cpu"
     weights: Path | None = None
     media: Path | None = None
-
+    followed: tuple[Path, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def encoder(self, modality: str) -> Encoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from feature_extractors import request_checks as planning
 from feature_extractors.datasets import datasets
 from feature_extractors.encoder_setup import Equipment
 from feature_extractors.encoders import encoders
-from feature_extractors.protocols import Manifest
+from feature_extractors.media.links import AllowedPlaces
+from feature_extractors.protocols import File, Manifest
 from feature_extractors.workers.single_thread import one_thread
 
 # The attribute of a store that names the preset it was made with.
@@ -56,15 +57,31 @@ def resolve_request(
         choice = planning.choose_encoders(dataset, source.presets, preset)
         named = preset or next(iter(source.presets), None)
     implied = getattr(source, "preset_options", {}).get(named, {})
+    followed = followed_folders(options or {})
     with one_thread():
         # Datasets may use an encoder to group their items; its last bits must not depend on the number of threads.
         manifest = planning.checked_manifest(source(media=media, **{**implied, **(options or {})}).manifest(), choice)
+    check_links(manifest, media, followed)
     kinds = {name: encoders.get(name) for name in choice.values()}
     chosen = {m: choice[m] for m in manifest.modalities}
     asked = _with_precision(precision, chosen, kinds, encoder_options or {})
-    equipment = Equipment(chosen, kinds, device, weights, media, asked)
+    equipment = Equipment(chosen, kinds, device, weights, media, followed, asked)
     equipment.check_options()
     return Request(manifest, equipment, named if named in source.presets else None)
+
+
+def followed_folders(options: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The folders that links in the media folder may lead to: the option `follow_links`, one folder or several."""
+    given = options.get("follow_links") or ()
+    return tuple(Path(str(folder)) for folder in ([given] if isinstance(given, str | Path) else given))
+
+
+def check_links(manifest: Manifest, media: Path | None, followed: Sequence[Path]) -> None:
+    """CalmrlError at once if the media of the items lie behind links that lead outside of the media folder."""
+    if media is None:
+        return
+    files = [m.path for item in manifest.items for listed in item.media.values() for m in listed if isinstance(m, File)]
+    AllowedPlaces(media, followed).check_files(list(dict.fromkeys(files)))
 
 
 def _with_precision(

@@ -41,6 +41,8 @@ def extract(
     assign_encoder: list[str] = typer.Option(
         [], "--set-encoder", metavar="MODALITY.KEY=VALUE", help="Option of an encoder (vision.precision=bf16); may be repeated."
     ),
+    follow_links: list[Path] = typer.Option([], help="Folder that links in the media folder may lead to; may be repeated."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read and what is missing, and decode nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Run frozen encoders over a dataset, once, and write a feature store. Killed runs go on where they stopped.
@@ -52,10 +54,21 @@ def extract(
     from calmrl_lab.config import override
     from feature_extractors import extraction
 
+    options = (
+        override({}, assign)
+        | ({"manifest": manifest} if manifest else {})
+        | ({"follow_links": follow_links} if follow_links else {})
+    )
+    if dry_run:
+        from feature_extractors.dry_run import dry_run as look
+
+        found = look(dataset, encoders, media, options)
+        console.emit(found, as_json, lambda: _print_dry_run(found))
+        return
     target = out or Path("stores") / f"{dataset}.zarr"
     asked: dict[str, Any] = {
         "workers": workers, "device": device, "precision": precision,
-        "options": override({}, assign) | ({"manifest": manifest} if manifest else {}), "encoder_options": override({}, assign_encoder),
+        "options": options, "encoder_options": override({}, assign_encoder),
     }  # fmt: skip
     if keep_tokens and target.exists() and not overwrite and not retry_failed:
         console.note(f"'{target}' is there; only its condition tokens are made")
@@ -77,6 +90,27 @@ def extract(
         again = overwrite or retry_failed
         kept = keep_test_tokens(dataset, target, encoders, media, weights, **asked, overwrite=again)
         console.note(f"condition tokens of {kept['kept']} test items kept, {kept['left_out']} have none")
+
+
+def _print_dry_run(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    splits = ", ".join(f"{count} {name}" for name, count in found["splits"].items())
+    console.out.print(
+        f"{found['dataset']}: {found['items']} items ({splits}) in {found['groups']} groups", soft_wrap=True, markup=False
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("modality", "encoder", "items", "rows", "an item", "files", "missing", "empty"):
+        table.add_column(heading, justify="left" if heading in ("modality", "encoder") else "right")
+    for name, of in found["modalities"].items():
+        least, mean, most = of["rows_an_item"]
+        spread = f"{most:g}" if least == most else f"{least:g} to {most:g}, mean {mean:g}"
+        counts = (of["items"], of["rows"], spread, of["files"], of["files_missing"], of["files_empty"])
+        table.add_row(name, of["encoder"] or "", *map(str, counts))
+    console.show(table)
+    for name, of in found["modalities"].items():
+        if of["first_missing"]:
+            console.out.print(f"{name}: not there: {', '.join(of['first_missing'])}", soft_wrap=True, markup=False)
 
 
 def _print(summary: Any) -> None:

@@ -1,5 +1,6 @@
 """Alignment objectives, one file a system: (embeddings, mask, imputed) -> named loss terms."""
 
-from calmrl_lab.registry import Registry
+from calmrl_lab.registry import Registry, exported
 
 objectives = Registry("objective", "calmrl_lab.objectives")
+__getattr__, __dir__ = exported(objectives)

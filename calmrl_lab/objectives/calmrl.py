@@ -12,7 +12,7 @@ from calmrl_lab.objectives.terms.spectral import SpectralObjective
 
 
 @objectives.register("calmrl")
-class Calmrl(SpectralObjective):
+class CalMRL(SpectralObjective):
     """Calibrated multimodal representation learning (arXiv 2511.12034, Eq. 9): PMRL on sets completed by an imputer.
 
     The set of an item is its observed embeddings and the imputed ones in place of the hidden (no gradient flows into those). Matching sees

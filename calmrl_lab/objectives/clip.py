@@ -12,7 +12,7 @@ from calmrl_lab.objectives.terms.contrastive import pairwise_contrast
 
 
 @objectives.register("clip")
-class Clip(Objective):
+class CLIP(Objective):
     """Pairwise contrastive loss over all observed pairs of modalities (Radford et al. 2021); the strong plain baseline.
 
     Mask: a pair of modalities is trained on the items that show both; items that show one of them are negatives for that side. Pairs

@@ -16,7 +16,7 @@ from calmrl_lab.runtime.devices import send
 
 
 @objectives.register("comm")
-class Comm(Objective):
+class CoMM(Objective):
     """What all modalities say together agrees with what each says alone (CoMM, Dufumier et al., ICLR 2025).
 
     NT-Xent between the fusion of everything shown in one augmentation and that of each modality alone in the other; loss = sum over modalities, and over the whole set itself, of the mean of both augmentation orders; 2N - 2 negatives; temperature 0.1,

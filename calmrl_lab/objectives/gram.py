@@ -11,10 +11,10 @@ from calmrl_lab.objectives.terms.volume import volumes
 
 
 @objectives.register("gram")
-class Gram(CrossObjective):
+class GRAM(CrossObjective):
     """The volume that a text and the other modalities of an item span (Cicchetti et al., ICLR 2025).
 
-    Score of text i and item j = -sqrt(det Gram(t_i, others of j)). Released: temperature 0.07, learned; label smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head on the normalised sum of the
+    Score of text i and item j = -sqrt(det GRAM(t_i, others of j)). Released: temperature 0.07, learned; label smoothing 0.1; matching weight `alpha` 0.1 (here a substitute head on the normalised sum of the
     other modalities, see `MatchingHead`). `epsilon` is added under the root, whose slope at zero volume is infinite otherwise.
     Mask: volumes are those of the observed modalities. More modalities can only shrink a volume, so in a batch of mixed patterns items that
     show more are favoured; with one other modality it is sqrt(1 - cos^2). Blind to sign: text and -text score alike.

@@ -9,7 +9,7 @@ from calmrl_lab.objectives.terms.spectral import SpectralObjective
 
 
 @objectives.register("pmrl")
-class Pmrl(SpectralObjective):
+class PMRL(SpectralObjective):
     """Principled multimodal representation learning on the observed modalities only.
 
     loss = alignment + uniformity + alpha * matching: -log softmax(sigma / tau1) of the largest singular value, cross-entropy of anchors against

@@ -15,7 +15,7 @@ from calmrl_lab.runtime.devices import send
 
 
 @objectives.register("scalar")
-class Scalar(CrossObjective):
+class SCALAR(CrossObjective):
     """A text against the centroid of an item's modalities, each weighted by its agreement with that text (SCALAR).
 
     Score = cosine of text i and mu = sum_m w_m z_m of item j, w = softmax(<text i, z_m> / 0.1) over what item j shows.

@@ -16,7 +16,7 @@ FORMS = ("squared", "root")
 
 
 @objectives.register("triangle")
-class Triangle(CrossObjective):
+class TRIANGLE(CrossObjective):
     """The area of the triangle that a text and two other modalities of an item form (TRIANGLE); three modalities.
 
     Score of text i and item j = minus the area of (t_i, v_j, a_j). `form="squared"`, the released code: -(|u|^2 |w|^2 - <u, w>^2) / 2 with the sides u and w, which is -2 area^2. `form="root"`, the paper: -area (with

@@ -16,7 +16,7 @@ from calmrl_lab.objectives.terms.query_to_item import CrossObjective, Sides
 
 
 @objectives.register("vast")
-class Vast(CrossObjective):
+class VAST(CrossObjective):
     """A text against the fusion of everything else an item shows (Chen et al., NeurIPS 2023).
 
     Score = <text i, normalize(linear map of the concatenated others of item j)>. Released: one head for each combination of modalities (v+a, v+s, v+a+s, ...), none for a single one; temperature 0.07, learned; label

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
-from feature_extractors.datasets._annotation_file import Annotation, Split, read_annotations
+from calmrl_lab.runtime import console
+from calmrl_lab.store.splits import split_named
+from feature_extractors.annotations.annotation import Annotation, Split
+from feature_extractors.annotations.read import read_annotations, told_apart
 from feature_extractors.datasets._media_index import MediaIndex
 from feature_extractors.media.file_names import SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
@@ -17,6 +21,13 @@ from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 VIDEO_FOLDERS = ("videos", "video", "videos_train", "videos_test", "videos_validation")
 AUDIO_FOLDERS = ("audios", "audio", "audios_train", "audios_test", "audios_validation")
 FRAME_FOLDERS = ("frames",)
+# How a folder or a file says which split it holds.
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_LISTS = (".json", ".jsonl", ".csv", ".tsv")
 # The released code looks for the first four of each only, with the sound in .mkv third; the originals of DiDeMo come in others too.
 AUDIO_ENDINGS = (".wav", ".mp3", ".mkv", *(ending for ending in SOUND_ENDINGS if ending not in (".wav", ".mp3")))
 
@@ -27,7 +38,7 @@ class AnnotatedDataset:
     `media` is the folder described by `layout()`. `annotations`: another folder for the annotation files. `splits`: only these.
     `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`, `require_video`: drop items without an audio or a
     video file before anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
-    failed) or `drop`. `validation`: the share of the training groups that becomes the validation split, which no released list
+    failed) or `drop`. `follow_links`: folders outside `media` that links in it may lead to. `validation`: the share of the training groups that becomes the validation split, which no released list
     has, so that models need not be selected on test items. A preset in `preset_options` sets options as the code it names; explicit ones win.
     """
 
@@ -43,6 +54,15 @@ class AnnotatedDataset:
         "gram-compat": {"captions": "first", "require_audio": True},
         "pmrl-compat": {"captions": "first", "require_audio": True},
     }
+    # Names of files in other forms that circulate, by split; a file that says the splits itself may stand under several.
+    other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # What the splits in a file mean where it is not what their names say.
+    split_meanings: ClassVar[Mapping[str, str]] = {}
+    # How many captions every item has, where a list has one name for two items.
+    captions_each: ClassVar[int | None] = None
+    split_words: ClassVar[Mapping[str, tuple[str, ...]]] = SPLIT_WORDS
+    video_folders: ClassVar[tuple[str, ...]] = VIDEO_FOLDERS
+    audio_folders: ClassVar[tuple[str, ...]] = AUDIO_FOLDERS
     # Sub-folder names that the released repositories use for the annotation files.
     annotation_folders: ClassVar[tuple[str, ...]] = ()
 
@@ -56,11 +76,15 @@ class AnnotatedDataset:
         require_video: bool = False,
         missing: str = "fail",
         validation: float = 0.05,
+        follow_links: Sequence[str | Path] | str | Path = (),
         **unknown: Any,
     ) -> None:
-        known = ("annotations", "splits", "captions", "require_audio", "require_video", "missing", "validation")
+        known = ("annotations", "splits", "captions", "require_audio", "require_video", "missing", "validation", "follow_links")
         refuse_unknown(self.name, unknown, known)
         self.media = Path(media) if media is not None else None
+        self.followed = [follow_links] if isinstance(follow_links, str | Path) else list(follow_links)
+        # A dry run also says what there is of a collection without any media.
+        self.expects_media = True
         self.annotation_root = Path(annotations) if annotations is not None else None
         self.wanted = splits.split(",") if isinstance(splits, str) else list(splits) if splits is not None else None
         self.captions = captions
@@ -120,7 +144,11 @@ class AnnotatedDataset:
 
     def read(self, path: Path, split: Split) -> list[Annotation]:
         """The items of one split in an annotation file."""
-        return read_annotations(path, split, self.extra_texts)
+        return read_annotations(path, split, self.extra_texts, self.captions_each, self.split_meanings)
+
+    def arranged(self, annotated: list[Annotation], files: Mapping[str, Path]) -> list[Annotation]:
+        """The items of all splits, as the dataset arranges them; `files`: split -> the file it came from."""
+        return annotated
 
     def aliases(self, name: str, modality: str) -> Iterable[str]:
         """Further names a file of item `name` may have, without ending; the id itself always comes first."""
@@ -142,21 +170,61 @@ class AnnotatedDataset:
             )
         roots = self._roots(self.media)
         annotated: list[Annotation] = []
+        files: dict[str, Path] = {}
         looked: list[Path] = []
-        for split in self.splits:
+        for split in self._all_splits():
             if not self._wants(split.name) and not (split.name == "train" and self._wants("validation")):
                 continue
             candidates = [root / name for name in split.files for root in roots]
-            path = next((p for p in candidates if p.is_file()), None)
-            if path is not None:
-                annotated += self.read(path, split)
-            else:
+            path = next((p for p in candidates if p.is_file()), None) or self._named_like(split, roots)
+            if path is None:
                 looked += candidates
-                if self.wanted is not None:
+                if self.wanted is not None and split in self.splits:
                     raise self._nothing_found(looked)
+                continue
+            found = self.read(path, split)
+            if found:
+                files[split.name] = path
+                annotated += found
         if not annotated:
             raise self._nothing_found(looked)
-        return self._distinct(annotated)
+        annotated = self.arranged(annotated, files)
+        self._has_validation = any(item.split == "validation" for item in annotated)
+        self._say_what_is_missing(annotated, roots)
+        return told_apart(self.name, annotated)
+
+    def _all_splits(self) -> list[Split]:
+        """Every split with the names of its files: those released with VAST first, then the other forms."""
+        own = {split.name: split.files for split in self.splits}
+        names = [*own, *(name for name in self.other_files if name not in own)]
+        return [Split(name, (*own.get(name, ()), *self.other_files.get(name, ()))) for name in names]
+
+    def _named_like(self, split: Split, roots: Sequence[Path]) -> Path | None:
+        """The only list in the folder of the annotations whose name says the split; CalmrlError if there are several."""
+        known = {name for other in self._all_splits() for name in other.files}
+        found = [
+            path
+            for root in roots
+            if root != self.media and root.is_dir()
+            for path in sorted(root.iterdir())
+            if path.suffix.lower() in _LISTS and path.name not in known and _says_split(path.stem, split.name)
+        ]
+        if len(found) > 1:
+            raise CalmrlError(
+                f"dataset '{self.name}': {len(found)} lists may be that of {split.name}: {', '.join(path.name for path in found[:4])}",
+                hint=f"rename the right one to {split.files[0]}, or leave only that one in the folder",
+            )
+        if found:
+            console.note(f"{self.name}: '{found[0].name}' is taken as the list of {split.name}")
+        return found[0] if found else None
+
+    def _say_what_is_missing(self, annotated: Sequence[Annotation], roots: Sequence[Path]) -> None:
+        there = {item.split for item in annotated}
+        for split in self.splits:
+            if split.name not in there and self._wants(split.name):
+                console.note(
+                    f"{self.name}: no list of {split.name} found (looked for {', '.join(split.files)} in '{roots[0]}'), so it has no such items"
+                )
 
     def _roots(self, media: Path) -> list[Path]:
         if self.annotation_root is not None:
@@ -171,32 +239,20 @@ class AnnotatedDataset:
             hint=f"the media folder must look like this:\n{self.layout()}",
         )
 
-    def _distinct(self, annotated: list[Annotation]) -> list[Annotation]:
-        # Ids are unique over the whole store: one that two splits share names its split.
-        splits: dict[str, set[str]] = {}
-        for item in annotated:
-            splits.setdefault(item.id, set()).add(item.split)
-        shared = next((name for name, found in splits.items() if len(found) > 1), None)
-        if shared is not None:
-            raise CalmrlError(
-                f"dataset '{self.name}': the id '{shared}' is in the splits {' and '.join(sorted(splits[shared]))}",
-                hint="test items among the training items would spoil every number; use splits=... or repair the files",
-            )
-        return annotated
-
     def _index(self) -> MediaIndex:
         assert self.media is not None
         index = MediaIndex(
             self.media,
             {
-                "vision": (VIDEO_FOLDERS, VIDEO_ENDINGS),
-                "audio": (AUDIO_FOLDERS, AUDIO_ENDINGS),
+                "vision": (self.video_folders, VIDEO_ENDINGS),
+                "audio": (self.audio_folders, AUDIO_ENDINGS),
             },
             FRAME_FOLDERS,
+            self.followed,
         )
         needed = {"vision", "audio"} & set(self.modalities)
-        if needed and not any(index.folders(modality) for modality in needed):
-            looked = ", ".join(str(self.media / f) for f in (*VIDEO_FOLDERS[:1], *AUDIO_FOLDERS[:1]))
+        if self.expects_media and needed and not any(index.folders(modality) for modality in needed):
+            looked = ", ".join(str(self.media / f) for f in (*self.video_folders[:1], *self.audio_folders[:1]))
             raise CalmrlError(
                 f"dataset '{self.name}': no media in '{self.media}' (looked for the folders {looked})",
                 hint=f"the media folder must look like this:\n{self.layout()}",
@@ -220,16 +276,16 @@ class AnnotatedDataset:
                 if video.is_file():
                     media[modality] = (File(video),)
                 continue
-            media[modality] = (File(index.expected(modality, annotation.raw_id)),)
+            media[modality] = (File(index.expected(modality, self._place(annotation))),)
         captions = annotation.captions if self.captions == "all" else annotation.captions[:1]
         media["caption"] = tuple(Text(caption) for caption in captions)
         if "subtitle" in self.modalities and annotation.subtitle.strip():
             media["subtitle"] = (Text(annotation.subtitle),)
         for further, texts in annotation.extra.items():
             media[further] = tuple(Text(text) for text in (texts if self.captions == "all" else texts[:1]))
-        group = self.group(annotation.id)
+        group = self.group(annotation.media_name)
         split = annotation.split
-        if split == "train" and held_out(f"{self.name}/{group or annotation.id}", self.validation):
+        if split == "train" and not self._has_validation and held_out(f"{self.name}/{group or annotation.id}", self.validation):
             split = "validation"
         return Item(annotation.id, split, media, group, annotation.labels) if self._wants(split) else None
 
@@ -237,8 +293,25 @@ class AnnotatedDataset:
         return self.wanted is None or split in self.wanted
 
     def _find(self, index: MediaIndex, annotation: Annotation, modality: str) -> Path | None:
-        names = dict.fromkeys((annotation.id, annotation.raw_id, *self.aliases(annotation.id, modality)))
-        return next((path for name in names if (path := index.find(modality, name)) is not None), None)
+        names = dict.fromkeys((annotation.media_name, annotation.raw_id, *self.aliases(annotation.media_name, modality)))
+        words = self._folder_words(annotation)
+        only = not annotation.alone
+        return next((path for name in names if (path := index.find(modality, name, words, only)) is not None), None)
+
+    def _folder_words(self, annotation: Annotation) -> tuple[str, ...]:
+        """What a folder with the item's media may be called: its split, or, for a second item of one name, the next split."""
+        words = self.split_words.get(annotation.split, ())
+        return self.split_words.get("validation", ()) if annotation.occurrence else words
+
+    def _place(self, annotation: Annotation) -> str:
+        """Where the file of an item belongs below its folder: in one of its split if another item has the same name."""
+        return annotation.raw_id if annotation.alone else f"{self._folder_words(annotation)[0]}/{annotation.raw_id}"
+
+
+def _says_split(stem: str, split: str) -> bool:
+    """Whether the name of a file says that it is the list of a split: val_1, test_data, results_10M_val."""
+    parts = [part for part in re.split(r"[^a-z]+", stem.lower()) if part]
+    return any(part in SPLIT_WORDS[split] or split_named(part) == split for part in parts)
 
 
 def held_out(group: str, share: float) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
+from feature_extractors.annotations.annotation import Split
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._annotation_file import Split
 from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
@@ -14,6 +17,10 @@ class ActivityNet(AnnotatedDataset):
     name = "activitynet"
     title = "ActivityNet Captions, paragraph to video"
     splits = (Split("train", ("descs_ret_train.json",)), Split("test", ("descs_ret_test.json",)))
+    other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("train.json", "anet_ret_train.json"),
+        "test": ("val_1.json", "anet_ret_val_1.json"),
+    }
     modalities = ("vision", "audio", "caption")
     annotation_folders = ("activitynet",)
     licence = "annotations: research use; videos remain their owners'"

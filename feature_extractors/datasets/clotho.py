@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
+from feature_extractors.annotations.annotation import Split
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._annotation_file import Split
-from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets, without
+from feature_extractors.datasets._vast_annotations import AUDIO_FOLDERS, AnnotatedDataset, presets, without
 
 
 @datasets.register("clotho")
@@ -13,8 +16,23 @@ class Clotho(AnnotatedDataset):
 
     name = "clotho"
     title = "Clotho v2.1"
-    # The training list has a row for every caption.
-    splits = (Split("train", ("descs_cap_trainval.json",), row_per_caption=True), Split("test", ("descs_cap_test.json",)))
+    splits = (Split("train", ("descs_cap_trainval.json",)), Split("test", ("descs_cap_test.json",)))
+    other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("clotho_captions_development.csv",),
+        "validation": ("clotho_captions_validation.csv",),
+        "test": ("clotho_captions_evaluation.csv",),
+    }
+    # Three names stand in two splits, and one twice in the training list: other sounds, five captions each.
+    captions_each = 5
+    split_words: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("development", "train", "training", "dev"),
+        "validation": ("validation", "val"),
+        "test": ("evaluation", "test", "eval"),
+    }
+    audio_folders = (
+        *AUDIO_FOLDERS,
+        *(f"{start}{part}" for start in ("", "clotho_audio_") for part in ("development", "validation", "evaluation")),
+    )
     modalities = ("audio", "caption")
     annotation_folders = ("clothov2", "clotho")
     licence = "captions: Tampere University licence (non-commercial); sounds: their Freesound licences"

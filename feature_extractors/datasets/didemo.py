@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
+from feature_extractors.annotations.annotation import Split
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._annotation_file import Split
 from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
@@ -16,6 +17,11 @@ class DiDeMo(AnnotatedDataset):
     name = "didemo"
     title = "DiDeMo, paragraph to video"
     splits = (Split("train", ("descs_ret_train.json",)), Split("test", ("descs_ret_test.json",)))
+    other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("train_data.json",),
+        "validation": ("val_data.json",),
+        "test": ("test_data.json",),
+    }
     modalities = ("vision", "audio", "caption")
     annotation_folders = ("didemo",)
     licence = "annotations: BSD-2-Clause; videos: Creative Commons, they remain their owners'"

@@ -1,10 +1,10 @@
-"""Anybody's collection: a table of items (CSV or JSONL) over a folder of media."""
+"""Anybody's collection: a table of items (CSV, JSON or Parquet) over a folder of media."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,15 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.splits import assign_splits, split_apart
+from calmrl_lab.runtime import console
+from calmrl_lab.store.convert.item_tables import id_column
+from calmrl_lab.store.convert.reading.row_names import NO_ID, is_id
+from calmrl_lab.store.convert.records import Record, Records, is_missing, is_missing_word, read_records
+from calmrl_lab.store.splits import assign_splits, split_apart, split_named
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import refuse_unknown
 from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text, Vector
 
-_SPLITS = {name: name for name in ("train", "validation", "test")} | {
-    "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
-}  # fmt: skip
 _ENDINGS = (*VIDEO_ENDINGS, *SOUND_ENDINGS, *IMAGE_ENDINGS)
 # Entries of a column that are looked at to tell paths from texts.
 _LOOKED_AT = 100
@@ -32,9 +33,9 @@ _EXAMPLE = """a table like this:
 
 @dataclass
 class _Row:
-    """A line of the table: everything but the modalities as text, modalities as lists of texts or vectors."""
+    """A row of the table: everything but the modalities as text, modalities as lists of texts or vectors. `where`: its line."""
 
-    number: int
+    where: str
     known: dict[str, str]
     labels: dict[str, str] = field(default_factory=dict)
     media: dict[str, list[Any]] = field(default_factory=dict)
@@ -44,9 +45,10 @@ class _Row:
 class Folder:
     """Your own collection: --manifest TABLE (id, split, group, label, one column a modality) over --media DIR
 
-    The table is CSV, TSV or JSONL. Columns: `id`; optionally `split` (train, validation, test; without it items are split 60/15/25 by
+    The table is CSV (`,`, `;` or tabs), a JSON list, JSON lines or Parquet. Columns: `id` (or the only one called like one, or
+    `--set id_column=NAME`; rows of one id are one item, a caption each); optionally `split` (train, validation, test; without it items are split 60/15/25 by
     group), `group` (items that must not be split apart), `label` or `label_NAME`; every other column is a modality: a path in --media
-    or a text, empty where the item lacks it. In JSONL an entry may be a list: several texts or files (captions), or the numbers
+    or a text, empty where the item lacks it (None, NaN and words for them are empty too). In JSON an entry may be a list: several texts or files (captions), or the numbers
     of a vector. A column holds paths if one of its first entries is a file in --media or all of them end like media files; a heading
     `caption:text` or `vision:file` says so (folders of frames need it).
     """
@@ -60,9 +62,11 @@ class Folder:
         name: str | None = None,
         licence: str = "the licence of the media",
         attribution: str = "",
+        id_column: str | None = None,
+        follow_links: Sequence[str | Path] | str | Path = (),
         **unknown: Any,
     ) -> None:
-        refuse_unknown("folder", unknown, ("manifest", "name", "licence", "attribution"))
+        refuse_unknown("folder", unknown, ("manifest", "name", "licence", "attribution", "id_column", "follow_links"))
         if manifest is None:
             raise CalmrlError("dataset 'folder' needs a table of its items", hint=f"--manifest FILE, {_EXAMPLE}")
         if media is not None and not Path(media).is_dir():
@@ -71,10 +75,13 @@ class Folder:
         self.table = Path(str(manifest))
         self.name = str(name) if name is not None else self.table.stem
         self.licence, self.attribution = str(licence), str(attribution)
+        self.id_column = str(id_column) if id_column is not None else None
 
     def manifest(self) -> Manifest:
         """Items in the order of the table. Raises CalmrlError naming the line of whatever cannot be used."""
-        rows = list(self._rows())
+        records = self._records()
+        # What the modalities are called may hang on which columns of files there are, so the id is chosen first.
+        rows = self._joined([self._row(record, self._id_of(records)) for record in records.rows])
         if not rows:
             raise CalmrlError(f"'{self.table}' has no items", hint=f"expected {_EXAMPLE}")
         columns = list(dict.fromkeys(column for row in rows for column in row.media))
@@ -98,39 +105,102 @@ class Folder:
         )
         return Manifest(self.name, self.licence, self.attribution, tuple(names.values()), items)
 
-    def _rows(self) -> Iterator[_Row]:
-        try:
-            with open(self.table, encoding="utf-8-sig", newline="") as file:
-                lines = (
-                    _json_lines(file)
-                    if self.table.suffix.lower() in (".jsonl", ".ndjson", ".json")
-                    else _table(file, self.table)
-                )
-                for number, values in lines:
-                    yield self._row(number, values)
-        except FileNotFoundError:
-            raise CalmrlError(f"there is no table '{self.table}'", hint=f"--manifest FILE, {_EXAMPLE}") from None
-        except UnicodeDecodeError as error:
-            raise CalmrlError(f"'{self.table}' is not UTF-8: {error.reason} at byte {error.start}") from None
-        except (OSError, csv.Error, _Flaw) as error:
-            raise CalmrlError(f"'{self.table}' cannot be read: {error}") from None
+    def _records(self) -> Records:
+        if not self.table.is_file():
+            raise CalmrlError(f"there is no table '{self.table}'", hint=f"--manifest FILE, {_EXAMPLE}")
+        records = read_records(self.table)
+        blank = next((name for name in records.names if not name.strip()), None)
+        if blank is not None and records.names.index(blank):
+            raise CalmrlError(f"'{self.table}': a column has no name", hint=f"expected {_EXAMPLE}")
+        words = sum(is_missing_word(value) for row in records.rows for name, value in row.values.items() if name != "id")
+        if words:
+            console.note(f"{self.table.name}: {words} cells are words like NaN or None and count as missing")
+        return records
 
-    def _row(self, number: int, values: Mapping[str, Any]) -> _Row:
-        row = _Row(number, {})
-        for column, value in values.items():
-            if column in ("id", "split", "group") or column.split("_")[0] == "label":
+    def _id_of(self, records: Records) -> str:
+        """The column of ids: the one that was named, `id`, one called like an id, or, failing that, the first column of files."""
+        if self.id_column is None and "id" not in records.names:
+            files = [
+                name for name in records.names if all(self._is_path(row.values.get(name)) for row in records.rows[:_LOOKED_AT])
+            ]
+            named = [name for name in records.names if is_id(name)]
+            if files and not named and records.rows:
+                return files[0]
+        try:
+            return id_column(records, self.id_column)
+        except CalmrlError as error:
+            told = f" (columns: {', '.join(records.names)})" if records.names else " (columns: none)"
+            hint = f"--set id_column=NAME, or {_EXAMPLE}" if records.names else f"expected {_EXAMPLE}"
+            raise CalmrlError(f"{error.message}{'' if self.id_column else told}", hint=hint) from None
+
+    def _is_path(self, value: Any) -> bool:
+        return isinstance(value, str) and value.lower().endswith(_ENDINGS)
+
+    def _row(self, record: Record, id_name: str) -> _Row:
+        row = _Row(record.where, {})
+        for column, value in record.values.items():
+            if column == id_name:
                 if isinstance(value, list | dict):
-                    raise _Flaw(f"line {number}: '{column}' is a {type(value).__name__}, expected a single value")
-                text = "" if value is None else str(value)
+                    raise CalmrlError(
+                        f"{self._at(record)}: '{column}' is a {type(value).__name__}, expected a single value",
+                        hint=f"expected {_EXAMPLE}",
+                    )
+                row.known["id"] = "" if value is None or value != value else str(value)
+                if self._is_path(value) and id_name not in ("id", self.id_column):
+                    row.media[column] = _entries(value, column, self._at(record))
+            elif column == "" or column.startswith(("__index_", "Unnamed:")):
+                continue
+            elif column in ("split", "group") or column.split("_")[0] == "label":
+                if isinstance(value, list | dict):
+                    raise CalmrlError(
+                        f"{self._at(record)}: '{column}' is a {type(value).__name__}, expected a single value",
+                        hint=f"expected {_EXAMPLE}",
+                    )
+                text = "" if is_missing(value) else str(value)
                 if column.startswith("label"):
                     row.labels[column.removeprefix("label_")] = text
                 else:
                     row.known[column] = text.strip() if column == "split" else text
             else:
-                row.media[column] = _entries(value, column, number)
-        if not row.known.get("id"):
-            raise _Flaw(f"line {number} has no id")
+                row.media[column] = _entries(value, column, self._at(record))
+        if row.known.get("id", "").strip() in NO_ID:
+            raise CalmrlError(f"{self._at(record)} has no id", hint="give every row an id, or leave it out")
         return row
+
+    def _at(self, record: Record) -> str:
+        return f"'{self.table}', {record.where}"
+
+    def _joined(self, rows: list[_Row]) -> list[_Row]:
+        """Rows of one id in one split as one item, with all its different media; those of different splits told apart as split/id."""
+        homes: dict[str, dict[str, _Row]] = {}
+        for row in rows:
+            splits = homes.setdefault(row.known["id"], {})
+            first = splits.setdefault(row.known.get("split", "").lower(), row)
+            if first is not row:
+                self._join(first, row)
+        shared = [name for name, splits in homes.items() if len(splits) > 1]
+        for name in shared:
+            for split, row in homes[name].items():
+                row.known["id"] = f"{split_named(split) or split}/{name}"
+        kept = [row for splits in homes.values() for row in splits.values()]
+        if len(kept) < len(rows):
+            console.note(f"{self.table.name}: {len(rows)} rows are {len(kept)} items; rows of one id are one item")
+        if shared:
+            console.note(
+                f"{self.table.name}: {len(shared)} ids stand in several splits, the first is {shared[0]!r}; these are items of their own, split/id"
+            )
+        return kept
+
+    def _join(self, first: _Row, row: _Row) -> None:
+        for what, one, other in (("group", first.known, row.known), *((name, first.labels, row.labels) for name in row.labels)):
+            if one.get(what, "") != other.get(what, ""):
+                raise CalmrlError(
+                    f"'{self.table}', {row.where}: the item {row.known['id']!r} has the {what} {other.get(what, '')!r} here and {one.get(what, '')!r} in {first.where}",
+                    hint="rows of one id are one item; give different items different ids",
+                )
+        for column, entries in row.media.items():
+            there = first.media.setdefault(column, [])
+            there += [entry for entry in entries if not any(_same(entry, other) for other in there)]
 
     def _holds_files(self, column: str, rows: Sequence[_Row]) -> bool:
         declared = column.partition(":")[2]
@@ -147,9 +217,15 @@ class Folder:
     def _is_there(self, entry: str) -> bool:
         try:
             # Not a folder: classes of images lie in folders, and their names are also captions.
-            return self.media is not None and len(entry) < 4096 and (self.media / entry).is_file()
+            return self.media is not None and len(entry) < 4096 and (self.media / self._slashes(entry)).is_file()
         except (OSError, ValueError):
             return False
+
+    def _slashes(self, entry: str) -> str:
+        """A path as this system writes it: Windows has backslashes, unless there is a file of that very name."""
+        if "\\" not in entry or (self.media is not None and (self.media / entry).is_file()):
+            return entry
+        return entry.replace("\\", "/")
 
     def _medium(self, row: _Row, entry: Any, is_file: bool) -> Medium:
         if not isinstance(entry, str):
@@ -159,13 +235,21 @@ class Folder:
         if self.media is None:
             raise CalmrlError(f"'{self.table}' names files ({entry!r}), but not where they are", hint="--media DIR")
         if "\0" in entry:
-            raise CalmrlError(f"'{self.table}', line {row.number}: {entry!r} is no path")
+            raise CalmrlError(
+                f"'{self.table}', {row.where}: {entry!r} is no path", hint="paths in the table are relative to --media DIR"
+            )
+        entry = self._slashes(entry)
+        if re.match(r"[A-Za-z]:/", entry):
+            raise CalmrlError(
+                f"'{self.table}', {row.where}: {entry!r} is a place on a Windows machine",
+                hint="paths in the table are relative to --media DIR",
+            )
         path = self.media / entry
         # Told apart by words alone, without looking at the disk; links are followed when the file is read.
         parts = path.relative_to(self.media).parts if path.is_relative_to(self.media) else ("..",)
         if ".." in parts:
             raise CalmrlError(
-                f"'{self.table}', line {row.number}: {entry!r} leads outside the media folder '{self.media}'",
+                f"'{self.table}', {row.where}: {entry!r} leads outside the media folder '{self.media}'",
                 hint="paths in the table are relative to --media DIR",
             )
         return File(path)
@@ -175,54 +259,27 @@ class Folder:
         if not any(given):
             return [str(split) for split in assign_splits(np.array(groups))]
         for row, split in zip(rows, given, strict=True):
-            if split.lower() not in _SPLITS:
+            if split_named(split) is None:
                 raise CalmrlError(
-                    f"'{self.table}', line {row.number}: the split is {split!r}", hint="expected train, validation or test"
+                    f"'{self.table}', {row.where}: the split is {split!r}", hint="expected train, validation or test"
                 )
-        splits = [_SPLITS[split.lower()] for split in given]
+        splits = [split_named(split) or "" for split in given]
         torn = split_apart(np.array(groups), np.array(splits))
         if torn is not None:
             raise CalmrlError(
-                f"'{self.table}', line {rows[torn.item].number}: the group {torn.group!r} is in {torn.other} here and in {torn.one} before",
+                f"'{self.table}', {rows[torn.item].where}: the group {torn.group!r} is in {torn.other} here and in {torn.one} before",
                 hint="a group is what must not be split apart; change the splits, or leave out the column 'group'",
             )
         return splits
 
 
-class _Flaw(Exception):
-    """What is wrong with a table, with the line."""
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
+    return bool(one == other)
 
 
-def _table(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    heading = [name.strip() for name in next(reader, [])]
-    if "id" not in heading:
-        raise _Flaw(f"no column 'id' (columns: {', '.join(heading) or 'none'}); expected {_EXAMPLE}")
-    twice = [name for name in heading if not name or heading.count(name) > 1]
-    if twice:
-        raise _Flaw(f"the column {twice[0]!r} is there twice" if twice[0] else "a column has no name")
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(heading):
-            raise _Flaw(f"line {reader.line_num} has {len(cells)} columns, the heading has {len(heading)}")
-        yield reader.line_num, dict(zip(heading, cells, strict=True))
-
-
-def _json_lines(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise _Flaw(f"line {number} is no JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise _Flaw(f"line {number} is a {type(values).__name__}, expected an object with 'id'")
-        yield number, values
-
-
-def _entries(value: Any, column: str, number: int) -> list[Any]:
+def _entries(value: Any, column: str, where: str) -> list[Any]:
     """The media of one entry: texts, or one vector. White space is no medium."""
     if isinstance(value, list) and value and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
         try:
@@ -231,11 +288,14 @@ def _entries(value: Any, column: str, number: int) -> list[Any]:
         except OverflowError:
             vector = np.full(1, np.inf)
         if not np.isfinite(vector).all():
-            raise _Flaw(f"line {number}: '{column}' holds numbers that are NaN or too large for float32")
+            raise CalmrlError(
+                f"{where}: '{column}' holds numbers that are NaN or too large for float32", hint="leave out what is missing"
+            )
         return [vector]
-    entries = value if isinstance(value, list) else [] if value is None else [value]
+    entries = [entry for entry in (value if isinstance(value, list) else [value]) if not is_missing(entry)]
     if not all(isinstance(entry, str) for entry in entries):
-        raise _Flaw(
-            f"line {number}: '{column}' holds {json.dumps(value)[:60]}; expected a text, a path, a list of them, or a list of numbers"
+        raise CalmrlError(
+            f"{where}: '{column}' holds {json.dumps(value, default=str)[:60]}; expected a text, a path, a list of them, or a list of numbers",
+            hint="columns of a table are id, split, group, label, label_NAME, and one for every modality",
         )
-    return [entry for entry in entries if entry.strip()]
+    return entries

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
+from feature_extractors.annotations.annotation import Split
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._annotation_file import Split
 from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
@@ -13,7 +16,12 @@ class VATEX(AnnotatedDataset):
 
     name = "vatex"
     title = "VATEX (English)"
-    splits = (Split("train", ("descs_ret_train.json",), row_per_caption=True), Split("test", ("descs_ret_test.json",)))
+    splits = (Split("train", ("descs_ret_train.json",)), Split("test", ("descs_ret_test.json",)))
+    other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("vatex_training_v1.0.json",),
+        "validation": ("vatex_validation_v1.0.json",),
+        "test": ("vatex_public_test_english_v1.1.json",),
+    }
     annotation_folders = ("vatex",)
     licence = "captions: CC BY 4.0; clips remain their owners'"
     attribution = "VATEX (Wang et al., ICCV 2019), lists and subtitles as released with VAST and GRAM"

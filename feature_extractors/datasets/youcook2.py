@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
+from feature_extractors.annotations.annotation import Split
 from feature_extractors.datasets import datasets
-from feature_extractors.datasets._annotation_file import Split
 from feature_extractors.datasets._vast_annotations import AnnotatedDataset, presets
 
 
@@ -14,6 +17,11 @@ class YouCook2(AnnotatedDataset):
     name = "youcook2"
     title = "YouCook2"
     splits = (Split("train", ("descs_cap_train.json",)), Split("test", ("descs_cap_test.json",)))
+    # The captions of its test set are not public, so its validation set is what everybody tests on.
+    other_files: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("train", "test"), ("youcookii_annotations_trainval.json", "youcookii_annotations.json")
+    )
+    split_meanings: ClassVar[Mapping[str, str]] = {"training": "train", "validation": "test", "testing": ""}
     annotation_folders = ("youcook", "youcook2")
     licence = "annotations: MIT; videos remain their owners'"
     attribution = "YouCook2 (Zhou et al., AAAI 2018), lists and subtitles as released with VAST and GRAM"

@@ -69,7 +69,7 @@ class LaneEncoder:
     def _prepare(self, modality: str, medium: Medium) -> tuple[Outcome, float]:
         if is_foreign(medium):
             return self._preparers.next()
-        return attempt(self.encoders[modality], medium, self._equipment.media), 0.0
+        return attempt(self.encoders[modality], medium, self._equipment.media, self._equipment.followed), 0.0
 
 
 def run_local(

@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -19,6 +19,7 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError, complaint
 from feature_extractors.encoder_setup import Equipment
+from feature_extractors.media.links import AllowedPlaces
 from feature_extractors.protocols import AbsentError, Encoder, File, MediaError, Medium
 from feature_extractors.workers.process import NoAnswer, Process, ProcessDied
 from feature_extractors.workers.shared_memory import send_array
@@ -34,7 +35,7 @@ def is_foreign(medium: Medium) -> bool:
     return isinstance(medium, File) or hasattr(medium, "make")
 
 
-def attempt(encoder: Encoder, medium: Medium, media: Path | None) -> Outcome:
+def attempt(encoder: Encoder, medium: Medium, media: Path | None, followed: Sequence[Path] = ()) -> Outcome:
     """`encoder.prepare` of the medium, or why that was not possible.
 
     Whatever a library throws at one medium is the failure of that medium; only a CalmrlError (a missing package, wrong weights)
@@ -42,7 +43,7 @@ def attempt(encoder: Encoder, medium: Medium, media: Path | None) -> Outcome:
     """
     try:
         if isinstance(medium, File):
-            check_place(medium.path, media)
+            check_place(medium.path, media, followed)
         made: Any = medium.make() if hasattr(medium, "make") else medium
         return encoder.prepare(made)
     except (MediaError, AbsentError) as error:
@@ -53,11 +54,15 @@ def attempt(encoder: Encoder, medium: Medium, media: Path | None) -> Outcome:
         return MediaError("decode_error", complaint(error))
 
 
-def check_place(path: Path, media: Path | None) -> None:
-    """Files outside the media folder are refused, also through `..` or a link: a manifest is somebody else's text."""
+def check_place(path: Path, media: Path | None, followed: Sequence[Path] = ()) -> None:
+    """Files outside the media folder are refused, also through `..` or a link: a manifest is somebody else's text.
+
+    `followed`: folders that links may lead to all the same.
+    """
+    places = AllowedPlaces(media, followed) if media is not None else None
 
     def leads_outside(place: Path) -> bool:
-        return media is not None and not place.resolve().is_relative_to(media.resolve())
+        return places is not None and not places.holds(place)
 
     if leads_outside(path):
         raise MediaError("outside_media", "the path leads outside the media folder")
@@ -182,7 +187,7 @@ def _serve_preparing(connection: Connection, equipment: Equipment) -> None:
         try:
             if modality not in encoders:
                 encoders[modality] = equipment.on("cpu").encoder(modality)
-            outcome: Any = attempt(encoders[modality], medium, equipment.media)
+            outcome: Any = attempt(encoders[modality], medium, equipment.media, equipment.followed)
         except CalmrlError as error:
             outcome = error
         seconds = time.monotonic() - begun

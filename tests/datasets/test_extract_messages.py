@@ -52,9 +52,10 @@ def test_files_that_may_not_be_read_are_one_sentence(tmp_path, monkeypatch):
     from pathlib import Path
 
     from calmrl_lab.errors import CalmrlError
-    from feature_extractors.datasets._annotation_file import Split, read_annotations
+    from feature_extractors.annotations.annotation import Split
+    from feature_extractors.annotations.read import read_annotations
     from feature_extractors.datasets.vggsound import read_rows
-    from feature_extractors.encoders.vast.checkpoint import read_tensors
+    from feature_extractors.encoders.vast.tensor_files import read_tensors
 
     def refuse(self, *_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))

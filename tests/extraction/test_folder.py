@@ -104,8 +104,8 @@ def test_without_splits_groups_are_kept_together(write):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no column 'id'"),
-        ("name,caption\na,b\n", "no column 'id' \\(columns: name, caption\\)"),
+        ("", "has no items"),
+        ("word,caption\na,b\n", "no column 'id' \\(columns: word, caption\\)"),
         ("id,caption\n", "has no items"),
         ("id,split\na,train\n", "no column for a modality"),
         ("id,caption\n,b\n", "line 2 has no id"),
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(media, write, text, sa
     ("text", "said"),
     [
         ('{"id": "a"', "line 1 is no JSON"),
-        ("[1]", "line 1 is a list"),
+        ("[1]", "entry 1 is a int"),
         ('{"id": "a", "caption": {"x": 1}}', "'caption' holds"),
         ('{"id": ["a"], "caption": "x"}', "'id' is a list"),
         ('{"id": "a", "caption": true}', "'caption' holds true"),

@@ -12,7 +12,7 @@ from objectives.test_contract import NAMES, batch, build
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives.pmrl import Pmrl
+from calmrl_lab.objectives.pmrl import PMRL
 
 CAPTION = 2
 
@@ -252,7 +252,7 @@ def test_raw_signs_turn_uniformity_into_noise():
         torch.randn(128, 3, 32, generator=generator) + torch.randn(128, 1, 32, generator=generator) + cone, dim=-1
     )
     mask = torch.ones(128, 3, dtype=torch.bool)
-    fixed, raw = (Pmrl(NAMES[:3], 32, sign=sign, alpha=0.0)(z, mask) for sign in ("mean", "raw"))
+    fixed, raw = (PMRL(NAMES[:3], 32, sign=sign, alpha=0.0)(z, mask) for sign in ("mean", "raw"))
     torch.testing.assert_close(raw["alignment"], fixed["alignment"])
     assert raw["uniformity"] < 0.95 * fixed["uniformity"]
 
@@ -260,7 +260,7 @@ def test_raw_signs_turn_uniformity_into_noise():
 def test_squared_cosines_know_no_sign():
     z, mask, _ = one_sided(3, 1)
     flipped = z * torch.tensor([1.0, -1, 1, -1, 1, -1, 1], dtype=torch.float64)[:, None, None]
-    objective = Pmrl(NAMES[:3], 8, sign="squared", alpha=0.0)
+    objective = PMRL(NAMES[:3], 8, sign="squared", alpha=0.0)
     torch.testing.assert_close(objective(flipped, mask)["loss"], objective(z, mask)["loss"], rtol=1e-12, atol=0)
 
 
@@ -289,7 +289,7 @@ class TestKnownLimits:
     def test_volume_and_leading_value_take_opposites_for_equals(self):
         """{z, -z} counts as perfectly aligned."""
         z, mask = self.pairs(lambda z: -z[:, 0])
-        aligned = Pmrl(NAMES[:2], 8, alpha=0.0)(z[:, :2], mask[:, :2])["alignment"]
+        aligned = PMRL(NAMES[:2], 8, alpha=0.0)(z[:, :2], mask[:, :2])["alignment"]
         assert aligned.item() == pytest.approx(math.log1p(math.exp(-(2**0.5) / 0.05)), abs=1e-9)
         objective = objectives.get("gram")(NAMES[:2], 8, epsilon=0.0)
         assert scores_of(objective, z[:, :2], mask[:, :2]).diagonal().abs().max() < 1e-6
@@ -318,7 +318,7 @@ class TestKnownLimits:
         sigma = torch.tensor([1.85, 0.46, 0.44, 0.42])
         z = (basis.T * sigma) @ torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))[0].T
         batched = z.T[None].repeat(3, 1, 1).requires_grad_()
-        terms = Pmrl(NAMES[:4], 8, alpha=0.0)(batched, torch.ones(3, 4, dtype=torch.bool))
+        terms = PMRL(NAMES[:4], 8, alpha=0.0)(batched, torch.ones(3, 4, dtype=torch.bool))
         assert terms["alignment"].item() == 0.0
 
 
@@ -352,7 +352,7 @@ def test_several_captions_of_one_clip_share_the_target():
 
 def test_a_group_is_no_negative_of_itself_in_uniformity():
     z, mask, _ = one_sided(3, 3)
-    objective = Pmrl(NAMES[:3], 8, alpha=0.0)
+    objective = PMRL(NAMES[:3], 8, alpha=0.0)
     alone = objective(z, mask, None, torch.tensor([0, 0, 0, 0, 0, 0, 0]))
     assert alone["uniformity"].item() == pytest.approx(0.0, abs=1e-12)
     without_last = objective(z[:6], mask[:6])["uniformity"]

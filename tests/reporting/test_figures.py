@@ -50,6 +50,15 @@ def test_the_bounds_are_drawn(report):
     assert len(re.findall(r"<title>[^<]*proven bounds", text)) == 5  # all patterns together, and four
 
 
+def test_every_case_of_the_anchor_shift_is_in_a_bar_harmed_ones_apart(report):
+    text = (report.folder / "figures" / "fig4_anchor_shift.svg").read_text(encoding="utf-8")
+    bars = re.findall(r"<title>(closer|farther)[^:]*: (\d+) cases change by ([+\-−.\d]+) to", text)
+    cases = int(re.search(r"case by case \((\d+) cases", report.page.read_text(encoding="utf-8"))[1])
+    assert sum(int(count) for _, count, _ in bars) == cases
+    assert {kind for kind, _, _ in bars} == {"closer", "farther"}
+    assert all((kind == "farther") == (float(left.replace("−", "-")) > -1e-9) for kind, _, left in bars)
+
+
 def test_pdf_is_a_pdf_with_fonts_and_no_date(report):
     for name in NAMES:
         data = (report.folder / "figures" / f"{name}.pdf").read_bytes()

@@ -46,7 +46,9 @@ def test_recall_csv_has_exactly_its_columns_and_a_row_a_method_and_direction(rep
 
 def test_imputation_csv_has_exactly_its_columns_and_all_patterns_together(report):
     found = rows(report, "imputation_mse.csv")
-    assert list(found[0]) == ["imputer", "modality", "pattern", "split", "mse", "low", "high", "items"]
+    assert list(found[0]) == ["imputer", "modality", "pattern", "split", "mse", "low", "high", "mean_over_coordinates", "items"]
+    # The synthetic runs have 64 dimensions.
+    assert all(float(row["mean_over_coordinates"]) == pytest.approx(float(row["mse"]) / 64, abs=1e-6) for row in found)
     test = {(r["imputer"], r["modality"]): r for r in found if r["split"] == "test" and r["pattern"] == "all"}
     for modality in ("vision", "audio", "caption", "subtitle"):
         errors = [float(test[imputer, modality]["mse"]) for imputer in ("ppca", "mean", "random")]

@@ -121,9 +121,9 @@ def test_complete_only_trains_on_exactly_the_complete_items_of_pairs(small_store
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, tmp_path):
-    from calmrl_lab.objectives.clip import Clip
+    from calmrl_lab.objectives.clip import CLIP
 
-    class NonFiniteStep(Clip):
+    class NonFiniteStep(CLIP):
         def forward(self, embeddings, mask, imputed=None):
             terms = super().forward(embeddings, mask, imputed)
             return {name: value * float("nan") for name, value in terms.items()}

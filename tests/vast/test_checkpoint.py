@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.checkpoint import find_checkpoint, find_vocabulary, load_checkpoint
+from feature_extractors.encoders.vast.checkpoint import load_checkpoint
 from feature_extractors.encoders.vast.inspection import check_weights
 from feature_extractors.encoders.vast.networks import beats, bert, eva
 from feature_extractors.encoders.vast.networks.architecture import (
@@ -22,6 +22,7 @@ from feature_extractors.encoders.vast.networks.architecture import (
     text_shapes,
     vision_shapes,
 )
+from feature_extractors.encoders.vast.weights_folder import find_checkpoint, find_vocabulary
 
 
 def meta(shapes):
@@ -132,7 +133,7 @@ class TestReading:
         for given in (run, run.parent, file):
             assert load_checkpoint(given).path == file
             assert find_vocabulary(given) == run / "bert" / "bert-base-uncased" / "vocab.txt"
-            assert [finding["state"] for finding in check_weights(given)] == ["ok", "note", "note", "note"]
+            assert [finding["state"] for finding in check_weights(given)] == ["ok", "ok", "note", "note"]
         # As the repositories lay it out: the run in one folder, what it was built from in another beside it.
         shared = run.parent / "pretrained_weights"
         shared.mkdir()
@@ -282,7 +283,7 @@ class TestCheck:
 
     def test_a_good_release(self, weights):
         findings = check_weights(weights)
-        assert [f["state"] for f in findings] == ["ok", "note", "note", "note"]
+        assert [f["state"] for f in findings] == ["ok", "ok", "note", "note"]
         assert "tensors" in findings[0]["what"]
         assert "without a head for depth" in findings[0]["what"]
 

@@ -20,7 +20,7 @@ def volumes(
     epsilon: float = 0.0,
     paired: bool = False,
 ) -> Float[Tensor, "q n"]:
-    """sqrt(det Gram(query i, shown embeddings of item j) + epsilon) for all i and j; `items` are zero where not shown.
+    """sqrt(det GRAM(query i, shown embeddings of item j) + epsilon) for all i and j; `items` are zero where not shown.
 
     det [1 c'; c G] = det G (|t|^2 - |Q t|^2) with Q an orthonormal basis of the item (Schur complement): one small factorisation
     an item and m matrix products, where the determinant of [q, n, m+1, m+1] needs gigabytes. Hidden embeddings count as axes orthogonal to

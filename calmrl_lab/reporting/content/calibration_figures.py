@@ -14,6 +14,9 @@ from calmrl_lab.reporting.output.palette import BLUE, VERMILLION, imputer_ink
 from calmrl_lab.reporting.results.anchor_shifts import LARGEST, PatternShift, Shifts
 from calmrl_lab.reporting.results.imputation_errors import ALL, Imputations
 
+# Bars on either side of no change at all.
+_BINS = 15
+
 
 def imputation_error(found: Imputations) -> Figure:
     """Figure 3: error of imputed embeddings by modality and imputer."""
@@ -31,7 +34,7 @@ def imputation_error(found: Imputations) -> Figure:
         for row in rows:
             ink = imputer_ink(row.imputer)
             offset = (imputers.index(row.imputer) - (len(imputers) - 1) / 2) * 0.72 / max(len(imputers), 1)
-            words = f"{row.imputer}, {row.modality}: {row.mse.value:.3f} {span(row.mse, 3)}, n = {row.items}"
+            words = f"{row.imputer}, {row.modality}: {row.mse.value:.3f} {span(row.mse, 3)}{_over_coordinates(row.mse.value, found)}, n = {row.items}"
             label = None if row.imputer in seen else row.imputer
             seen.add(row.imputer)
             dot(drawing, axis, row.mse, modalities.index(row.modality) + offset, ink, words, label)
@@ -47,11 +50,25 @@ def imputation_error(found: Imputations) -> Figure:
     caption = (
         f"Squared distance between imputed and true embeddings by hidden modality, {found.split} split, on the heads of "
         f"{found.method.label}; n = {size} items a modality, {seeds_in_words([found.method])}, all patterns together, bars: 95 % interval. "
-        "0 is perfect; two unrelated unit vectors are 2 apart on average."
+        f"0 is perfect; two unrelated unit vectors are 2 apart on average.{_mean_over_coordinates(found)}"
     )
     description = "Imputation error by modality: " + "; ".join(f"{r.modality} {r.imputer} {r.mse.value:.2f}" for r in rows)
     basis = f"n = {size} items a modality, {seeds_in_words([found.method])}; bars: 95 % interval"
     return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis)
+
+
+def _over_coordinates(value: float, found: Imputations) -> str:
+    return "" if found.method.dim is None else f", {value / found.method.dim:.5f} a coordinate"
+
+
+def _mean_over_coordinates(found: Imputations) -> str:
+    """The errors over all gaps in the unit of the paper's figure; empty where the dimension is not known."""
+    if found.method.dim is None:
+        return ""
+    parts = [
+        f"{name} {value.value / found.method.dim:.5f}" for (name, split), value in found.overall.items() if split == found.split
+    ]
+    return f" Mean over the {found.method.dim} coordinates instead of their sum: {', '.join(parts)}."
 
 
 def reliability(found: Imputations) -> Figure | None:
@@ -94,7 +111,7 @@ def reliability(found: Imputations) -> Figure | None:
 
 
 def anchor_shift(found: Shifts) -> Figure:
-    """Figure 4: anchor shift with and without calibration, within its proven bounds."""
+    """Figure 4: mean anchor shift with and without calibration, and the change of every case."""
 
     def draw(narrow: bool) -> Drawing:
         rows = found.patterns
@@ -104,8 +121,9 @@ def anchor_shift(found: Shifts) -> Figure:
         )
         drawing = Drawing(made)
         _by_pattern(drawing, axes.flat[0], rows)
-        _profile(drawing, axes.flat[1], found)
-        handles, labels = axes.flat[0].get_legend_handles_labels()
+        _changes(drawing, axes.flat[1], found)
+        pairs = [axis.get_legend_handles_labels() for axis in axes.flat]
+        handles, labels = ([*pairs[0][side], *pairs[1][side]] for side in (0, 1))
         made.legend(handles, labels, loc="outside upper left", ncols=1 if narrow else 3)
         return drawing
 
@@ -113,12 +131,13 @@ def anchor_shift(found: Shifts) -> Figure:
     caption = (
         f"Distance between the anchor of all modalities and the anchor at hand, {found.split} split, on the heads of "
         f"{found.method.label} ({seeds_in_words([found.method])}). Left: means by what is observed, bars: 95 % interval, grey: mean of the "
-        f"proven lower to mean of the proven upper bound; n = {whole.items} items. Right: the same {found.profile.rows} shifts in order, "
-        "averaged in equal steps, with the proven bounds of each step."
+        "proven lower to mean of the proven upper bound, which hold for the shift without calibration only; "
+        f"n = {whole.items} items. Right: shift with calibration minus shift without, case by case ({len(found.changes)} cases: an item, what "
+        f"it shows, a seed); {100 * found.harmed:.1f} % of them are farther away with calibration."
     )
     description = (
         f"Mean anchor shift {whole.observed.value:.2f} without and {whole.calibrated.value:.2f} with calibration; the proven bounds on "
-        f"the shift without calibration average {whole.lower:.2f} and {whole.upper:.2f}."
+        f"the shift without calibration average {whole.lower:.2f} and {whole.upper:.2f}; {100 * found.harmed:.1f} % of the cases are harmed."
     )
     title = "Anchor shift with and without calibration (Figure 4)"
     basis = f"n = {whole.items} items, {seeds_in_words([found.method])}; bars: 95 % interval"
@@ -128,10 +147,10 @@ def anchor_shift(found: Shifts) -> Figure:
 def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> None:
     for y, row in enumerate(rows):
         first = y == 0
-        (bar,) = axis.barh(
-            y, row.upper - row.lower, left=row.lower, height=0.62, color=BAND, label="proven bounds" if first else None
-        )
-        drawing.label(bar, f"{row.pattern}: proven bounds {row.lower:.3f} to {row.upper:.3f} (means)")
+        # The bounds are those of the shift without calibration, and lie behind that one alone.
+        label = "proven bounds without calibration" if first else None
+        (bar,) = axis.barh(y - 0.13, row.upper - row.lower, left=row.lower, height=0.24, color=BAND, label=label)
+        drawing.label(bar, f"{row.pattern}: proven bounds {row.lower:.3f} to {row.upper:.3f} (means), without calibration")
         for value, ink, name, hollow, offset in (
             (row.observed, BLUE, "without calibration", True, -0.13),
             (row.calibrated, VERMILLION, "with calibration", False, 0.13),
@@ -144,15 +163,25 @@ def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> No
     axis.set_title("by observed modalities")
 
 
-def _profile(drawing: Drawing, axis: Any, found: Shifts) -> None:
-    profile = found.profile
-    share = (np.arange(len(profile.observed)) + 0.5) / len(profile.observed) * 100
-    axis.fill_between(share, profile.lower, profile.upper, color=BAND, linewidth=0)
-    (before,) = axis.plot(share, profile.observed, color=BLUE.light)
-    (after,) = axis.plot(share, profile.calibrated, color=VERMILLION.light)
-    drawing.label(before, "without calibration, items in order of this shift")
-    drawing.label(after, "with calibration, the same items")
-    axis.set_xlim(0, 100)
-    axis.set_ylim(0, min(LARGEST, 1.05 * float(max(profile.upper.max(), profile.calibrated.max()))))
-    axis.set_xlabel("items in order of shift, %")
-    axis.set_title("item by item")
+def _changes(drawing: Drawing, axis: Any, found: Shifts) -> None:
+    """Histogram of the change of every case, harmed ones in a colour of their own."""
+    reach = max(float(np.abs(found.changes).max()), 1e-6)
+    edges = np.linspace(-reach, reach, 2 * _BINS + 1)
+    counts, _ = np.histogram(found.changes, edges)
+    width = edges[1] - edges[0]
+    for harmed, ink, name in (
+        (False, BLUE, "closer with calibration"),
+        (True, VERMILLION, "farther with calibration (harmed)"),
+    ):
+        label: str | None = name
+        for left, count in zip(edges[:-1], counts, strict=True):
+            # Edges are symmetric, so that no bar holds cases of both kinds.
+            if count and (left >= -width / 2) == harmed:
+                (bar,) = axis.bar(left, count, width=width, align="edge", color=ink.light, label=label)
+                drawing.label(bar, f"{name}: {count} cases change by {left:+.3f} to {left + width:+.3f}")
+                label = None
+    axis.axvline(0.0, color=INK, linewidth=1)
+    axis.set_xlim(-1.02 * reach, 1.02 * reach)
+    axis.set_xlabel("shift with calibration − shift without")
+    axis.set_ylabel("cases")
+    axis.set_title("case by case")

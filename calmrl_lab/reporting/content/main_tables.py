@@ -13,7 +13,7 @@ from calmrl_lab.reporting.results.recalls import DEPTHS, Direction, Recalls
 RECALL_FIELDS = (
     "method", "query", "gallery", "recall_at_1", "low", "high", "recall_at_5", "recall_at_10", "median_rank", "seeds", "queries",
 )  # fmt: skip
-IMPUTATION_FIELDS = ("imputer", "modality", "pattern", "split", "mse", "low", "high", "items")
+IMPUTATION_FIELDS = ("imputer", "modality", "pattern", "split", "mse", "low", "high", "mean_over_coordinates", "items")
 
 
 def arrow(direction: Direction) -> str:
@@ -169,8 +169,9 @@ def _difference(found: Difference | None, itself: bool) -> list[Cell]:
 
 
 def imputation_table(found: Imputations) -> Table:
-    """One row an imputer, modality, pattern and split."""
+    """One row per imputer, modality, pattern and split."""
     rows: list[list[Cell]] = []
+    dim = found.method.dim
     records, rules = [], []
     before: tuple[str, str] | None = None
     for row in found.rows:
@@ -184,19 +185,22 @@ def imputation_table(found: Imputations) -> Table:
                 Cell(row.pattern),
                 Cell(row.split),
                 _estimate(row.mse, 3, bold=row.pattern == ALL and _lowest(found, row.imputer, row.modality, row.split)),
+                Cell("–") if dim is None else Cell(f"{row.mse.value / dim:.5f}", sort=row.mse.value),
                 Cell(str(row.items)),
             ]
         )
         records.append(
             {
                 "imputer": row.imputer, "modality": row.modality, "pattern": row.pattern, "split": row.split, "mse": row.mse.value,
-                "low": row.mse.low, "high": row.mse.high, "items": row.items,
+                "low": row.mse.low, "high": row.mse.high, "mean_over_coordinates": None if dim is None else row.mse.value / dim,
+                "items": row.items,
             }
         )  # fmt: skip
-    heads = ("imputer", "modality", "observed", "split", "‖imputed − true‖²", "items")
+    heads = ("imputer", "modality", "observed", "split", "‖imputed − true‖²", "mean over coordinates", "items")
     columns = [Column(head, numeric=index > 3) for index, head in enumerate(heads)]
     notes = (
         f"Squared distance between unit-norm embeddings (0 is perfect), all on the heads of {found.method.label}.",
+        "Mean over coordinates: the same over the dimension of the embeddings, the unit that mean-squared-error functions print.",
         "Brackets: 95 % interval, bootstrap over groups of items and over seeds; “all”: over all patterns.",
         "Bold: lowest over all patterns, with an interval below those of all others.",
     )

@@ -19,7 +19,6 @@ ALL = "all"
 # Two lines cannot be farther apart than orthogonal ones: ||u - v|| = sqrt(2).
 LARGEST = float(np.sqrt(2.0))
 _SUMMED = ("shift_observed", "shift_calibrated", "closer")
-_COLUMNS = ("shift_observed", "shift_calibrated", "lower", "upper")
 
 
 @dataclass(frozen=True)
@@ -38,25 +37,22 @@ class PatternShift:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Items in order of their shift without calibration, averaged in equal steps: every array is [steps]."""
-
-    observed: Float[np.ndarray, " b"]
-    calibrated: Float[np.ndarray, " b"]
-    lower: Float[np.ndarray, " b"]
-    upper: Float[np.ndarray, " b"]
-    rows: int
-
-
-@dataclass(frozen=True)
 class Shifts:
-    """Anchor shifts on the embeddings of `method`; `patterns` starts with all of them together."""
+    """Anchor shifts on the embeddings of `method`; `patterns` starts with all of them together.
+
+    `changes` are shifts with calibration minus shifts without, one per case (an item, what it shows, a seed), in ascending order.
+    """
 
     method: Method
     split: str
     patterns: tuple[PatternShift, ...]
-    profile: Profile
+    changes: Float[np.ndarray, " cases"]
     broken: int
+
+    @property
+    def harmed(self) -> float:
+        """Share of the cases that calibration took farther away."""
+        return float((self.changes > 0).mean())
 
     @property
     def overall(self) -> PatternShift:
@@ -87,7 +83,8 @@ def shifts(gathered: Gathered) -> Shifts | None:
     )
     outside = (every["shift_observed"] < every["lower"] - 1e-6) | (every["shift_observed"] > every["upper"] + 1e-6)
     seeds = [seed for seed, _ in runs]
-    return Shifts(chosen, str(split), tuple(_patterns(every, seeds)), _profile(every), int(outside.sum()))
+    changes = np.sort((every["shift_calibrated"] - every["shift_observed"]).to_numpy(float))
+    return Shifts(chosen, str(split), tuple(_patterns(every, seeds)), changes, int(outside.sum()))
 
 
 def _patterns(every: pd.DataFrame, seeds: Sequence[int]) -> list[PatternShift]:
@@ -133,9 +130,3 @@ def _sums(every: pd.DataFrame, groups: Sequence[str], seeds: Sequence[int], keys
             totals[seed_at[seed], group_at[str(group)], place] += row[0::2]
             counts[seed_at[seed], group_at[str(group)], place] += row[1::2]
     return Sums(tuple(seeds), tuple(groups), totals, counts)
-
-
-def _profile(every: pd.DataFrame, steps: int = 40) -> Profile:
-    ordered = every.sort_values(["shift_observed", "item", "pattern", "seed"], kind="stable")[list(_COLUMNS)].to_numpy(float)
-    means = np.array([part.mean(axis=0) for part in np.array_split(ordered, min(steps, len(ordered)))])
-    return Profile(means[:, 0], means[:, 1], means[:, 2], means[:, 3], len(ordered))

@@ -83,6 +83,12 @@ class Method:
         return str(self._asked("init"))
 
     @property
+    def dim(self) -> int | None:
+        """Dimension of the embeddings; None if no run says."""
+        found = [run.summary.get("dim", run.config.get("dim")) for run in self.runs]
+        return int(found[0]) if found and isinstance(found[0], int) else None
+
+    @property
     def trained(self) -> bool:
         """Whether training moved the heads on the (possibly incomplete) training items."""
         return self.objective != "none" and self._asked("epochs") != 0

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.reading.content import spelled
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
-from calmrl_lab.store.convert.reading.row_names import NO_ID, is_describing, is_identifying
+from calmrl_lab.store.convert.reading.row_names import NO_ID, is_describing, is_id, is_identifying
 from calmrl_lab.store.convert.records import ENDINGS, Records, csv_rows, is_missing, is_missing_word, read_records, read_text
 from calmrl_lab.store.splits import split_named
 
@@ -102,7 +102,7 @@ def id_column(records: Records, wanted: str | None) -> str:
         if name in names:
             return name
     # An id under another name, before paths of files.
-    close = [name for name in names if is_identifying(name) and name.lower().rstrip("s").endswith(("id", "key", "uid"))]
+    close = [name for name in names if is_id(name)]
     likely = close or [name for name in names if is_identifying(name) and not is_describing(name)]
     if len(likely) == 1:
         return likely[0]

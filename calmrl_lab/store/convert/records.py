@@ -72,9 +72,10 @@ def read_records(path: Path) -> Records:
         return _parquet(path)
     text = read_text(path)
     start = text.lstrip()[:1]
-    if start == "[" or (start == "{" and _is_one_document(text)):
+    lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    if start == "[" or (start == "{" and not lines and _is_one_document(text)):
         return _json_document(path, text)
-    if start == "{" or path.suffix.lower() in (".jsonl", ".ndjson"):
+    if start == "{" or lines:
         return _json_lines(path, text)
     return _csv(path, text)
 
@@ -103,8 +104,14 @@ def parse_json(path: Path, text: str) -> Any:
             f"'{path}' is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
             hint="write it again, or download it again: a git-lfs pointer or an HTML page looks like this",
         ) from None
-    except (RecursionError, ValueError) as error:
-        raise CalmrlError(f"'{path}' is no valid JSON: {str(error)[:80] or 'its brackets are nested too deep'}") from None
+    except RecursionError:
+        raise CalmrlError(
+            f"'{path}' is no valid JSON: its brackets are nested too deep", hint="write it again, or download it again"
+        ) from None
+    except ValueError as error:
+        raise CalmrlError(
+            f"'{path}' is no valid JSON: {str(error)[:80]}", hint="write it again, or download it again"
+        ) from None
 
 
 def _is_one_document(text: str) -> bool:

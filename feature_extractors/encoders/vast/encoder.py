@@ -12,9 +12,10 @@ from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, autocast, place
-from feature_extractors.encoders.vast.checkpoint import LAYOUT, Checkpoint, load_checkpoint, sizes_of
+from feature_extractors.encoders.vast.checkpoint import Checkpoint, load_checkpoint
 from feature_extractors.encoders.vast.networks.architecture import Architecture
 from feature_extractors.encoders.vast.networks.heads import own_heads
+from feature_extractors.encoders.vast.weights_folder import LAYOUT, sizes_of
 from feature_extractors.fingerprints import fingerprint
 from feature_extractors.protocols import Medium
 
@@ -81,11 +82,18 @@ class VastEncoder:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return load_checkpoint(self.weights)
+        import torch
+
+        # Asked for first inside `encode`, tensors would be marked as good for inference only, and no other model could be built of them.
+        with torch.inference_mode(False):
+            return load_checkpoint(self.weights)
 
     @cached_property
     def model(self) -> nn.Module:
-        return place(self.build(self.checkpoint.part(self.part)), self.device, self.precision)
+        import torch
+
+        with torch.inference_mode(False):
+            return place(self.build(self.checkpoint.part(self.part)), self.device, self.precision)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.encoders.vast.checkpoint import find_vocabulary
 from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.preprocessing import sources
-from feature_extractors.fingerprints import file_digest
+from feature_extractors.encoders.vast.weights_folder import find_vocabulary
 from feature_extractors.protocols import AbsentError, Medium
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class TextEncoder(VastEncoder):
 
     def settings(self) -> dict[str, Any]:
         _ = self.tokenizer  # a vocabulary that does not fit is an error now, not in the middle of an extraction
-        return {"length": self.max_length, "vocabulary": file_digest(self.vocabulary)}
+        words = "\n".join(self.vocabulary).encode()
+        return {"length": self.max_length, "vocabulary": hashlib.sha256(words).hexdigest()}
 
     def build(self, weights: Mapping[str, Tensor]) -> nn.Module:
         from feature_extractors.encoders.vast.networks import bert
@@ -53,8 +54,10 @@ class TextEncoder(VastEncoder):
         return bert.load(weights, self.architecture.text)
 
     @cached_property
-    def vocabulary(self) -> Path:
-        return find_vocabulary(self.weights)
+    def vocabulary(self) -> list[str]:
+        from feature_extractors.encoders.vast.networks import bert
+
+        return bert.read_vocabulary(find_vocabulary(self.weights), self.architecture.text.vocabulary)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -64,13 +67,7 @@ class TextEncoder(VastEncoder):
             raise CalmrlError(
                 f"text length {self.max_length} is out of range", hint=f"3 to {self.architecture.text.positions} tokens"
             )
-        made = bert.tokenizer(self.vocabulary, self.max_length)
-        if made.get_vocab_size() > self.architecture.text.vocabulary:
-            raise CalmrlError(
-                f"the vocabulary '{self.vocabulary}' has {made.get_vocab_size()} entries, the weights have {self.architecture.text.vocabulary}",
-                hint="use vocab.txt of bert-base-uncased",
-            )
-        return made
+        return bert.tokenizer(self.vocabulary, self.max_length)
 
     def prepare(self, medium: Medium) -> np.ndarray:
         """Token ids [length] with [CLS] and [SEP]. A text of white space is absent, never a vector."""

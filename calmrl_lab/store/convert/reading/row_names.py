@@ -71,6 +71,15 @@ def is_identifying(name: str) -> bool:
     return _plain(name) in _IDENTIFYING
 
 
+def is_id(name: str) -> bool:
+    """Whether a column of this name holds ids, and not the places of files or names that need not be unique.
+
+    >>> is_id("videoID"), is_id("youtube_id"), is_id("image")
+    (True, True, False)
+    """
+    return is_identifying(name) and _plain(name).rstrip("s").endswith(("id", "key"))
+
+
 def is_describing(name: str) -> bool:
     """Whether a column of this name holds something about an item that is not its id: a label, a caption, a split."""
     return bool(_DESCRIBING.search(_plain(name)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,27 +21,39 @@ if TYPE_CHECKING:
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-def tokenizer(vocabulary: Path, max_length: int) -> BertWordPieceTokenizer:
-    """Lower-casing WordPiece tokenizer that adds [CLS] and [SEP] and truncates to `max_length` tokens, these two included.
+def read_vocabulary(path: Path, size: int) -> list[str]:
+    """The words of vocab.txt, or of the WordPiece model in tokenizer.json, in the order of their ids.
 
-    Raises CalmrlError if the vocabulary cannot be read or lacks a special token.
+    Raises CalmrlError if it cannot be read, lacks a special token, or holds another number of words than `size`, which the weights have rows for.
     """
+    hint = "use vocab.txt of bert-base-uncased"
+    try:
+        content = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            ids = json.loads(content)["model"]["vocab"]
+            words = sorted(ids, key=ids.__getitem__)
+            if [ids[word] for word in words] != list(range(len(words))):
+                raise ValueError("its ids are not 0, 1, 2, ...")
+        else:
+            words = content.splitlines()
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CalmrlError(f"the vocabulary '{path}' cannot be read: {error}", hint=hint) from None
+    lacking = [token for token in _SPECIAL if token not in words]
+    if lacking:
+        raise CalmrlError(f"the vocabulary '{path}' ({len(words)} words) has no {lacking[0]}", hint=hint)
+    if len(words) != size:
+        raise CalmrlError(
+            f"the vocabulary '{path}' has {len(words)} words, the weights are for {size}: it belongs to another BERT", hint=hint
+        )
+    return words
+
+
+def tokenizer(words: Sequence[str], max_length: int) -> BertWordPieceTokenizer:
+    """Lower-casing WordPiece tokenizer that adds [CLS] and [SEP] and truncates to `max_length` tokens, these two included."""
     try:
         from tokenizers import BertWordPieceTokenizer
     except ImportError:
         raise missing_extra("tokenizers", "vast", "VAST's text encoder") from None
-    try:
-        words = vocabulary.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalmrlError(
-            f"the vocabulary '{vocabulary}' cannot be read: {error}", hint="it is vocab.txt of bert-base-uncased"
-        ) from None
-    lacking = [token for token in _SPECIAL if token not in words]
-    if lacking:
-        raise CalmrlError(
-            f"the vocabulary '{vocabulary}' ({len(words)} lines) has no {lacking[0]}",
-            hint="it must be vocab.txt of bert-base-uncased",
-        )
     made = BertWordPieceTokenizer(vocab={word: index for index, word in enumerate(words)}, lowercase=True)
     made.enable_truncation(max_length)
     return made

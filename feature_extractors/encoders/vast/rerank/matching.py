@@ -31,15 +31,17 @@ class Matcher:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
+        import torch
+
         from feature_extractors.encoders.vast.networks import bert
 
         self.device, self.precision = device, precision
         self.heads_count = checkpoint.architecture.text.heads
         self.width = checkpoint.architecture.text.width
-        self.bert: Any = place(
-            bert.load(checkpoint.part("text"), checkpoint.architecture.text, cross_attention=True), device, precision
-        )
-        self.weights = {name: tensor.to(device) for name, tensor in checkpoint.part("heads").items()}
+        with torch.inference_mode(False):
+            weights = bert.load(checkpoint.part("text"), checkpoint.architecture.text, cross_attention=True)
+            self.bert: Any = place(weights, device, precision)
+            self.weights = {name: tensor.to(device) for name, tensor in checkpoint.part("heads").items()}
         self.pieces = Pieces(_CAPTIONS, device)
 
     def condition(
