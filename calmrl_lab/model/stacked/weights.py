@@ -16,6 +16,8 @@ MOST_ITEMS = 500
 _RIDGE = 1e-3
 # Factors by which a weight is changed on the way uphill, shares of its own best scale at which one of zero may enter, and steps at most.
 _FACTORS, _ENTRIES, _STEPS = (0.0, 0.25, 0.5, 2.0, 4.0), (0.25, 0.5, 1.0), 8
+# Standard errors that a step has to gain. The best of many candidates is taken: one error is passed by chance too often.
+_ERRORS = 2.0
 
 
 def logistic_weights(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarray, " c"]:
@@ -54,7 +56,7 @@ def logistic_weights(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarr
 def rank_weights(
     scores: Sequence[Float[Tensor, "c n n"]], items: Sequence[Int[Tensor, " n"]], start: Float[np.ndarray, " c"]
 ) -> Float[np.ndarray, " c"]:
-    """Weights uphill from `start` in mean reciprocal rank, one weight at a time, while a step gains more than one standard error.
+    """Weights uphill from `start` in mean reciprocal rank, one weight at a time, while a step gains more than two standard errors.
 
     Logistic weights make matches likely, hard queries above all; what is reported are ranks. With few items the mean reciprocal rank is too noisy
     to choose by, so that a step has to be sure: the error is that of the paired difference over items. `items` [n] number the items of each
@@ -70,7 +72,7 @@ def rank_weights(
             if _mean(found) > _mean(reached):
                 best, reached = candidate, found
         gain, error = _paired([a - b for a, b in zip(reached, ranks, strict=True)], items)
-        if gain <= max(error, 1e-9):
+        if gain <= max(_ERRORS * error, 1e-9):
             return weights
         weights, ranks = best, reached
     return weights
