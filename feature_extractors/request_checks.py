@@ -48,9 +48,11 @@ def choose_encoders(dataset: str, presets: Mapping[str, Mapping[str, str]], pres
 
 
 def preset_meant(presets: Mapping[str, Mapping[str, str]], preset: str | None) -> str | None:
-    """The preset of this name, or the only one of which it is the first word (`vast` of `vast-paper`); anything else as given."""
+    """The preset of this name, or the one of which it is the first word (`vast` of `vast-paper`; of several, `-compat`); anything else as given."""
     beginning = [name for name in presets if name.startswith(f"{preset}-")]
-    return beginning[0] if preset not in presets and len(beginning) == 1 else preset
+    if preset in presets or not beginning:
+        return preset
+    return beginning[0] if len(beginning) == 1 else next((name for name in beginning if name == f"{preset}-compat"), preset)
 
 
 def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:

@@ -108,6 +108,11 @@ def _print_dry_run(found: dict[str, Any]) -> None:
         counts = (of["items"], of["rows"], spread, of["files"], of["files_missing"], of["files_empty"])
         table.add_row(name, of["encoder"] or "", *map(str, counts))
     console.show(table)
+    if found["without"]:
+        chosen = ",".join(f"{name}={of['encoder']}" for name, of in found["modalities"].items())
+        console.out.print(
+            f"no item has {' or '.join(found['without'])}: choose --encoders {chosen}", soft_wrap=True, markup=False
+        )
     for name, of in found["modalities"].items():
         if of["first_missing"]:
             console.out.print(f"{name}: not there: {', '.join(of['first_missing'])}", soft_wrap=True, markup=False)

@@ -174,9 +174,9 @@ class AlignmentModel:
         return encode(self.projection, table.mapped(self.feature_maps))
 
     def project(self, modality: str, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
-        """Unit-norm embeddings of rows of one modality. Raises CalmrlError for an unknown modality."""
+        """Unit-norm embeddings of rows of one modality, float32. Raises CalmrlError for an unknown modality."""
         place = known(modality, self.modalities, "the model has no modality")
-        return self.projection.project(place, self.feature_maps[place](features))
+        return self.projection.project(place, self.feature_maps[place](features.float()))
 
     @torch.no_grad()
     def pair_vectors(
