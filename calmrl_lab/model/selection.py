@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,16 +21,29 @@ Vectors = Sequence[Float[Tensor, "n r"]]
 
 
 def validation_score(similarity: Similarity, vectors: Vectors, table: FeatureTable) -> dict[str, float]:
+    """`mean_ranks` under `similarity`; `vectors` are what it compares of the first row of every item, k tensors."""
+    names = table.modalities
+
+    def one_way(a: int, b: int, both: Tensor) -> Tensor:
+        left, right = similarity.pair_vectors(names[a], names[b], vectors[a][both], vectors[b][both])
+        return left @ right.T
+
+    def compared(a: int, b: int, both: Tensor) -> tuple[Tensor, Tensor]:
+        scores = one_way(a, b, both)
+        return scores, scores.T if similarity.symmetric else one_way(b, a, both)
+
+    return mean_ranks(compared, table)
+
+
+def mean_ranks(compared: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], table: FeatureTable) -> dict[str, float]:
     """Means over all ordered pairs of modalities of reciprocal rank and Recall@1 (fraction), ties counted as expected rank.
 
-    `vectors` are what `similarity` compares of the first row of every item, k tensors. Each direction ranks among the items that own both
-    modalities; directions with fewer than two such items are left out.
+    `compared(a, b, items)` are scores [n, n] of queries of modality a with candidates of modality b, both of the items under the mask
+    `items` [N], and those of the opposite direction. Each direction ranks among the items that own both modalities; directions with fewer
+    than two such items are left out.
     """
-    return mean_over_directions(
-        scores
-        for a, b, both in pairs_of_modalities(table)
-        for scores in _both_directions(similarity, vectors, table.modalities, a, b, both)
-    )
+    directions = (scores for a, b, both in pairs_of_modalities(table) for scores in compared(a, b, both))
+    return mean_over_directions(directions)
 
 
 def pairs_of_modalities(table: FeatureTable) -> Iterator[tuple[int, int, Bool[Tensor, " n"]]]:
@@ -42,14 +55,14 @@ def pairs_of_modalities(table: FeatureTable) -> Iterator[tuple[int, int, Bool[Te
             yield a, b, both
 
 
-def mean_over_directions(directions: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:
-    """Reciprocal rank and Recall@1 (fraction) of the match, which is on the diagonal of the scores of each direction: means over queries and
-    then over `directions`; zeros for none."""
+def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:
+    """Reciprocal rank and Recall@1 (fraction) of the match on the diagonal, means over queries and then over the directions `scores`; zeros
+    for no directions."""
     reciprocal, first = [], []
-    for scores in directions:
-        positive = scores.diagonal().unsqueeze(1)
-        greater = (scores > positive).sum(dim=1).double()
-        equal = (scores == positive).sum(dim=1).double() - 1
+    for part in scores:
+        positive = part.diagonal().unsqueeze(1)
+        greater = (part > positive).sum(dim=1).double()
+        equal = (part == positive).sum(dim=1).double() - 1
         reciprocal.append((1 / (1 + greater + equal / 2)).mean())
         first.append((torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean())
     if not reciprocal:
@@ -58,19 +71,6 @@ def mean_over_directions(directions: Iterable[Float[Tensor, "n n"]]) -> dict[str
         "validation_mrr": float(torch.stack(reciprocal).mean()),
         "validation_recall_at_1": float(torch.stack(first).mean()),
     }
-
-
-def _both_directions(
-    similarity: Similarity, vectors: Vectors, names: Sequence[str], a: int, b: int, both: Bool[Tensor, " n"]
-) -> Iterator[Float[Tensor, "m m"]]:
-    left, right = similarity.pair_vectors(names[a], names[b], vectors[a][both], vectors[b][both])
-    scores = left @ right.T
-    yield scores
-    if similarity.symmetric:
-        yield scores.T
-    else:
-        left, right = similarity.pair_vectors(names[b], names[a], vectors[b][both], vectors[a][both])
-        yield left @ right.T
 
 
 def choose_weights(
