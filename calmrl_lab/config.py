@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest, renamed_hint
@@ -27,13 +28,29 @@ SIMILARITY_WORDS: dict[str, str] = {
 RENAMED = {"score": "similarity"}
 
 
+# Counts above this (passes, iterations, items of a batch) are slips of the pen.
+MOST = 10_000_000
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every float in nested lists and dictionaries."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
+
+
 class TrainConfig(BaseModel):
     """Everything that decides what `train-heads` does; with the store's digest it decides the result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     store: str = Field(description="feature store to train on")
-    mix: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    mix: dict[str, Annotated[float, Field(gt=0, le=MOST)]] = Field(
         default_factory=dict,
         description="further stores to train on at the same time, each with its weight: how often a pass shows their items (the first store: once)",
     )
@@ -43,7 +60,7 @@ class TrainConfig(BaseModel):
     warm_up: str | None = Field(
         None, description="feature store of complete data to train on first; its items stay in the imputer"
     )
-    warm_up_epochs: int = Field(10, ge=0, description="passes over the warm-up store; with 0 only the imputer sees it")
+    warm_up_epochs: int = Field(10, ge=0, le=MOST, description="passes over the warm-up store; with 0 only the imputer sees it")
     warm_up_scenario: str = Field(
         "full", description="which items of the warm-up store are used (share:0.25; rest:0.25 leaves the others to training)"
     )
@@ -64,9 +81,9 @@ class TrainConfig(BaseModel):
     impute: str = Field("none", description="name of the imputer that fills missing modalities during training")
     impute_options: dict[str, Any] = Field(default_factory=dict, description="options of the imputer (latent_dim, ...)")
     scenario: str = Field("full", description="which observed modalities training may see")
-    seed: int = Field(0, ge=0, description="seed of masks, initialisation and batch order")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of masks, initialisation and batch order")
     split_seed: int | None = Field(
-        None, ge=0, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
+        None, ge=0, lt=2**63, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
     )
     head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
     init: Literal["auto", "random", "stored", "ppca", "identity"] = Field(
@@ -90,10 +107,13 @@ class TrainConfig(BaseModel):
         "variances, as they are, or their kernel principal components. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
     )
     dim: int = Field(
-        256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"
+        256,
+        ge=2,
+        le=65_536,
+        description="dimension of the common space (512 for VAST; the stored heads decide when they are used)",
     )
-    epochs: int = Field(40, ge=0, description="passes over the training items")
-    batch_size: int = Field(256, ge=2, description="items a step, of all processes together")
+    epochs: int = Field(40, ge=0, le=MOST, description="passes over the training items")
+    batch_size: int = Field(256, ge=2, le=MOST, description="items a step, of all processes together")
     batching: Literal["mixed", "pattern"] = Field(
         "mixed", description="batches of all items, or of items that show the same modalities"
     )
@@ -103,8 +123,8 @@ class TrainConfig(BaseModel):
     memory: Literal["auto", "table", "stream"] = Field(
         "auto", description="keep the features in memory, read them as they are needed, or decide by the free memory"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (VAST recipe)")
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, le=1000, description="decoupled weight decay (VAST recipe)")
     warm_up_share: float = Field(
         0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)"
     )
@@ -117,8 +137,10 @@ class TrainConfig(BaseModel):
     scale_noise: bool = Field(
         True, description="scale the noise of a generative imputer by what held-out items say, after every fit"
     )
-    first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
-    refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
+    first_iterations: int = Field(50, ge=1, le=MOST, description="EM iterations of the imputer's first fit")
+    refresh_iterations: int = Field(
+        5, ge=1, le=MOST, description="EM iterations of every later fit, from where the last one ended"
+    )
     members: tuple[dict[str, Any], ...] = Field(
         (),
         description="settings of the members of an ensemble, each laid over those of the run; their scores are added with weights that validation chooses",
@@ -140,9 +162,18 @@ class TrainConfig(BaseModel):
         lt=1,
         description="largest share of items with gaps that gated calibration may harm (conformal risk control)",
     )
-    patience: int = Field(10, ge=1, description="epochs without a better validation score before training stops")
-    checkpoint_every: int = Field(10, ge=1, description="epochs between two checkpoints")
+    patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
+    checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
+
+    @field_validator("objective_options", "impute_options", "init_options", "members")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        """Numbers inside of options are finite too."""
+        for number in _numbers(value):
+            if not math.isfinite(number):
+                raise ValueError(f"numbers have to be finite, not {number}")
+        return value
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
@@ -115,6 +116,26 @@ class Registry:
             f"unknown {self.kind} '{name}'{nearest(name, self.names())}",
             hint=renamed_hint(name) or f"known {self.kind}s: {', '.join(self.names())}",
         )
+
+    def create(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """The plug-in called `name`, called with `arguments` and `options`.
+
+        Raises CalmrlError for an unknown name, and for an option that the plug-in does not take, with the nearest that it does.
+        """
+        entry = self.get(name)
+        try:
+            signature = inspect.signature(entry)
+            signature.bind(*arguments, **options)
+        except TypeError as error:
+            known = list(signature.parameters)[len(arguments) :]
+            unknown = next((key for key in options if key not in signature.parameters), "")
+            raise CalmrlError(
+                f"{self.kind} '{name}': {error}{nearest(unknown, known) if unknown else ''}",
+                hint=f"its options: {', '.join(known) or 'none'}",
+            ) from None
+        except ValueError:  # a callable that says nothing of its arguments
+            pass
+        return entry(*arguments, **options)
 
     def describe(self) -> dict[str, str]:
         """Name to the first line of its docstring."""

@@ -122,10 +122,7 @@ def predicted_errors(imputer: Any, rows: list[np.ndarray], mask: Bool[np.ndarray
 
 def _make(imputer: str | Imputer, options: Mapping[str, Any], names: tuple[str, ...]) -> Imputer:
     if isinstance(imputer, str):
-        try:
-            imputer = imputers.get(imputer)(**options)
-        except TypeError as error:
-            raise CalmrlError(f"imputer '{imputer}': {error}", hint="see calmrl-lab list imputers") from None
+        imputer = imputers.create(imputer, **options)
     assert isinstance(imputer, Imputer)
     if not imputer.fills:
         raise CalmrlError(f"imputer '{imputer.name}' fills no gaps", hint="see calmrl-lab list imputers")

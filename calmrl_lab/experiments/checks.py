@@ -10,11 +10,10 @@ import numpy as np
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers import imputers
 from calmrl_lab.registry import nearest
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.ensemble import member_configs
-from calmrl_lab.training.requirements import make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import check_settings, make_objective, refuse_unfilled
 
 if TYPE_CHECKING:
     from calmrl_lab.experiments.spec import Experiment
@@ -29,7 +28,7 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
             for number, member in enumerate(member_configs(config), 1):
                 refuse_impossible(member, f"member {number}")
             return
-        _check_imputer(config)
+        check_settings(config)
         modalities = config.modalities or _modalities([config.store, *config.mix])
         if not modalities:
             return
@@ -41,18 +40,6 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
             apply_scenario(scenario, [], modalities, nobody, 0)
     except CalmrlError as error:
         raise CalmrlError(f"{where}: {error.message}", hint=error.hint) from None
-
-
-def _check_imputer(config: TrainConfig) -> None:
-    if config.warm_up is None and config.imputer_data == "warm-up":
-        raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one as warm_up")
-    for store in config.scenarios:
-        if store not in config.mix:
-            raise CalmrlError(f"scenarios names the store '{store}', which is not in the mix{nearest(store, list(config.mix))}")
-    try:
-        imputers.get(config.impute)(**config.impute_options)
-    except TypeError as error:
-        raise CalmrlError(f"imputer '{config.impute}': {error}", hint="see calmrl-lab list imputers") from None
 
 
 def refuse_unanswerable(experiment: Experiment, path: Path) -> None:

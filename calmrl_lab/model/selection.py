@@ -61,8 +61,9 @@ def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, fl
     reciprocal, first = [], []
     for part in scores:
         positive = part.diagonal().unsqueeze(1)
-        greater = (part > positive).sum(dim=1).double()
-        equal = (part == positive).sum(dim=1).double() - 1
+        # What is not a number is taken for greater than everything: a broken model ranks last, never first.
+        greater = (~(part <= positive)).sum(dim=1).double()
+        equal = ((part == positive).sum(dim=1).double() - 1).clamp_min(0)
         reciprocal.append((1 / (1 + greater + equal / 2)).mean())
         first.append((torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean())
     if not reciprocal:

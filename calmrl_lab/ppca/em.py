@@ -62,10 +62,10 @@ class Totals:
         square = [torch.zeros(d, dtype=torch.float64, device=device) for d in dims]
         squares = {}
         for observed, sums in statistics.patterns.items():
-            sizes = [dims[j] for j in observed]
-            parts = sums.diagonal().split(sizes)
+            widths = [dims[j] for j in observed]
+            parts = sums.diagonal().split(widths)
             squares[observed] = torch.stack([part.sum() for part in parts])
-            for j, first, second in zip(observed, sums.total.split(sizes), parts, strict=True):
+            for j, first, second in zip(observed, sums.total.split(widths), parts, strict=True):
                 count[j] += sums.count
                 weight[j] += sums.weight
                 total[j] += first

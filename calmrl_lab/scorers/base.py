@@ -101,10 +101,7 @@ def make_scorer(
     kind, _, argument = name.partition(":")
     if argument:
         options["modality"] = argument
-    found = scorers.get(kind)
-    options |= {need: value for need, value in (parts or {}).items() if need in found.needs}
-    try:
-        made: Scorer = found(query, modalities, **options)
-        return made
-    except TypeError as error:
-        raise CalmrlError(f"scorer '{name}': {error}", hint="see calmrl-lab list scorers") from None
+    needs = scorers.get(kind).needs
+    options |= {need: value for need, value in (parts or {}).items() if need in needs}
+    made: Scorer = scorers.create(kind, query, modalities, **options)
+    return made

@@ -12,7 +12,7 @@ from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.methods.resolve import label, resolve
+from calmrl_lab.methods.resolve import CUSTOM, label, resolve
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.feature_map import SideBySide
 from calmrl_lab.model.joined import JoinedHeads
@@ -23,6 +23,7 @@ from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import processes
 from calmrl_lab.store import FeatureStore
+from calmrl_lab.training.requirements import check_settings
 
 # What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
 SHARED = (
@@ -54,7 +55,8 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
         if "method" in changes:
             found.append(resolve({**{key: run[key] for key in (*SHARED, "device") if key in run}, **changes}, where))
         else:
-            found.append(build(TrainConfig, {**shared, **changes}, where))
+            found.append(build(TrainConfig, {**shared, "method": CUSTOM, **changes}, where))
+        check_settings(found[-1])
     others = [number for number, member in enumerate(found, 1) if member.similarity != "cosine"]
     if (
         config.similarity == "likelihood-ratio"

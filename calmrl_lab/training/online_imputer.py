@@ -13,7 +13,6 @@ from torch import Tensor
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.data.patterns import Observations, observe
 from calmrl_lab.data.table import BLOCK, FeatureTable, Table
-from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.model.encode import encode, stack
@@ -60,10 +59,7 @@ class OnlineImputer:
         self.noise_scaled = self.imputer
 
     def _make(self) -> Any:
-        try:
-            imputer = imputers.get(self.name)(**self.options)
-        except TypeError as error:
-            raise CalmrlError(f"imputer '{self.name}': {error}", hint="see calmrl-lab list imputers") from None
+        imputer = imputers.create(self.name, **self.options)
         imputer.modalities = self.modalities
         return imputer
 

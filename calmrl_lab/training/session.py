@@ -33,7 +33,7 @@ from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, proc
 from calmrl_lab.training.gradient_health import liveness, saturated
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
-from calmrl_lab.training.requirements import NO_OBJECTIVE, make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import NO_OBJECTIVE, check_settings, make_objective, refuse_unfilled
 
 if TYPE_CHECKING:
     pass
@@ -51,6 +51,7 @@ class _Session:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.started = time.monotonic()
+        check_settings(config)
         self.device = device
         self.data = open_data(config, str(self.device))
         modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
@@ -120,12 +121,9 @@ class _Session:
 
     def _replay(self) -> list[FeatureTable]:
         """Complete items that stay in the imputer's statistics."""
-        config = self.config
-        if self.data.warm_up is None:
-            if config.imputer_data == "warm-up":
-                raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one with --warm-up")
+        if self.data.warm_up is None or self.config.imputer_data == "train":
             return []
-        return [] if config.imputer_data == "train" else [self.data.warm_up]
+        return [self.data.warm_up]
 
     def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
         tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]

@@ -31,8 +31,7 @@ def made(small_store, tmp_path_factory):
     common["modalities"] = ["vision", "caption", "subtitle"]
     runs = {}
     for kind, settings in KINDS.items():
-        impute = "ppca" if kind == "ensemble" else "none"
-        config = TrainConfig(**{**common, "impute": impute, **settings})
+        config = TrainConfig(**{**common, **settings})
         runs[kind] = train(config, tmp_path_factory.mktemp("runs") / kind)
         evaluate(runs[kind])
     return runs

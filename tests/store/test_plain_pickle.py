@@ -252,3 +252,10 @@ def test_headers_that_claim_more_than_there_is(tmp_path):
     for path in sorted(tmp_path.iterdir())[:3]:
         with pytest.raises(CalmrlError):
             import_features(tmp_path / "s.zarr", {"v": path})
+
+
+def test_a_pickled_data_frame_is_named_as_what_it_is():
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(CalmrlError, match="pandas") as caught:
+        load_plain(PATH, pickle.dumps(pd.DataFrame({"x": [1.0]})))
+    assert "to_parquet" in caught.value.hint

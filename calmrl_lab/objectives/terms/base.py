@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,12 +20,16 @@ IMAGE = ("vision", "image", "video")
 
 
 class Objective(nn.Module, ABC):
-    """An alignment objective over the embeddings of a batch.
+    """An alignment objective over the embeddings of a batch: the base of all objectives here, and of those of other packages.
 
-    `name` appears in messages. An objective that draws random numbers keeps its own `generator`, so that runs repeat and checkpoints can save it.
+    A subclass sets `name`, which appears in messages, and writes `terms`; the checks of `forward` are done by then. `uses_imputed`
+    says that it trains on imputed embeddings too (an imputer is fitted only for objectives that do), `takes_groups` that items of one group
+    are never negatives of each other. An objective that draws random numbers keeps its own `generator`, so that runs repeat and checkpoints can save it.
     """
 
     name: str
+    uses_imputed: ClassVar[bool] = False
+    takes_groups: ClassVar[bool] = True
     generator: torch.Generator | None = None
 
     def __init__(self, modalities: tuple[str, ...], dim: int) -> None:

@@ -32,6 +32,8 @@ class Npy:
             if dtype.hasobject:
                 return content_of(path, load_plain(path, file.read()))
         array = np.load(path, mmap_mode="r", allow_pickle=False) if math.prod(shape) else np.empty(shape, dtype)
+        if dtype.names and array.ndim == 1:
+            return Content(path, {name: Field.of(name, array[name]) for name in dtype.names}, table=True, nested=False)
         return Content(path, {"features": Field.of("features", array)}, nested=False)
 
 
@@ -93,6 +95,8 @@ def _texts(array: np.ndarray) -> np.ndarray:
         return np.array(texts, dtype=np.str_).reshape(array.shape)
     if all(isinstance(value, (int, float)) for value in values):
         return np.array(values).reshape(array.shape)
+    if values and all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:
+        return np.stack(values).reshape(*array.shape, *values[0].shape)
     return array
 
 
