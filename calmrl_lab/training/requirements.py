@@ -88,7 +88,8 @@ def _check_start(config: TrainConfig) -> None:
         )
     if config.init == "identity" and config.features == "kernel":
         raise CalmrlError(
-            "heads that start as the identity leave features as they are, which kernel features are not", hint="use --init random"
+            "heads that start as the identity leave features as they are, which kernel features are not",
+            hint="use --init random",
         )
     if config.similarity == "sum" and config.init != "ppca" and not config.members:
         raise CalmrlError(
