@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 from calmrl_lab.store import ModalitySpec, Reason, write_store
 from feature_extractors.encoder_setup import EncoderFacts
 from feature_extractors.encoders import encoders
@@ -61,11 +61,7 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
     Items that have no medium of any modality are a mistake in the manifest; those that only lack the chosen modalities are not.
     """
     for name in chosen:
-        if name not in manifest.modalities:
-            raise CalmrlError(
-                f"dataset '{manifest.dataset}' has no modality '{name}'{nearest(name, list(manifest.modalities))}",
-                hint=f"it has: {', '.join(manifest.modalities)}",
-            )
+        known(name, list(manifest.modalities), f"dataset '{manifest.dataset}' has no modality")
     if not manifest.items:
         raise CalmrlError(f"dataset '{manifest.dataset}' has no items")
     twice = [name for name, count in Counter(item.id for item in manifest.items).items() if count > 1]

@@ -28,6 +28,11 @@ def evaluate(
         None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
     ),
     weights: Path | None = typer.Option(None, help="Folder of VAST's weights, for --rerank."),
+    first_stage: str | None = typer.Option(
+        None,
+        metavar="SCORER",
+        help="Score that --rerank takes its candidates from, joint or a scorer. (default: that of the run's system)",
+    ),
     top: int = typer.Option(50, min=1, help="Candidates of a query that --rerank re-scores."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
@@ -62,7 +67,7 @@ def evaluate(
     else:
         from calmrl_lab.evaluation.rerank import rerank_run, rerank_table
 
-        again = rerank_table(rerank_run(run, match, rerank, split, device=device))
+        again = rerank_table(rerank_run(run, match, rerank, split, first_stage, device))
         payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}
         console.emit(payload, as_json, lambda: _print(table, scored.coverage, again))
     for sentence in (warning, below_features(scored.coverage["features"])):

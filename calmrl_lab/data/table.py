@@ -253,15 +253,9 @@ def joined(tables: Sequence[FeatureTable], names: Sequence[str]) -> FeatureTable
 
 def chosen_modalities(store: FeatureStore, modalities: Sequence[str] | None) -> tuple[str, ...]:
     """The modalities asked for, or all of the store. Raises CalmrlError for one the store does not have, a repeated one, or fewer than two."""
-    from calmrl_lab.registry import nearest
-
     names = tuple(modalities or store.modalities)
     for name in names:
-        if name not in store.modalities:
-            raise CalmrlError(
-                f"store '{store.path}' has no modality '{name}'{nearest(name, list(store.modalities))}",
-                hint=f"it has: {', '.join(store.modalities)}",
-            )
+        store.column(name)
     if len(set(names)) != len(names):
         raise CalmrlError(f"a modality is named twice: {', '.join(names)}")
     if len(names) < 2:

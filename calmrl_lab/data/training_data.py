@@ -16,7 +16,7 @@ from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.data.streaming_table import open_table
 from calmrl_lab.data.table import FeatureTable, Table, joined, load_table
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
@@ -105,8 +105,7 @@ def _common_dims(stores: dict[str, FeatureStore], modalities: Sequence[str] | No
             if found.setdefault(name, dim) != dim:
                 raise CalmrlError(f"'{name}' has dimension {dim} in store '{path}' and {found[name]} in another of the mix")
     for name in modalities or ():
-        if name not in found:
-            raise CalmrlError(f"no store of the mix has a modality '{name}'{nearest(name, list(found))}")
+        known(name, list(found), "no store of the mix has a modality")
     chosen = {name: found[name] for name in modalities} if modalities else found
     for path, store in stores.items():
         if not set(chosen) & set(store.modalities):
@@ -121,9 +120,8 @@ def _warm_up(config: TrainConfig, train: Table, device: str) -> FeatureTable:
 
     assert config.warm_up is not None
     store = FeatureStore.open(config.warm_up)
-    lacking = [name for name in train.modalities if name not in store.modalities]
-    if lacking:
-        raise CalmrlError(f"warm-up store '{config.warm_up}' has no modality '{lacking[0]}'", hint="see calmrl-lab store info")
+    for name in train.modalities:
+        known(name, store.modalities, f"warm-up store '{config.warm_up}' has no modality")
     dims = {name: store.dims[name] for name in train.modalities}
     if dims != train.dims:
         raise CalmrlError(f"warm-up store '{config.warm_up}' has dimensions {dims}, the training store has {train.dims}")

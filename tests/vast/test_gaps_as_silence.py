@@ -56,6 +56,7 @@ def test_what_stands_in_is_what_the_released_code_encodes(weights):
     assert_array_equal(attempt(subtitle, OrSilence(Text("sing")), None), subtitle.prepare(Text("sing")))
 
 
+@pytest.mark.slow
 def test_a_store_with_and_without(sounds, weights, tmp_path):
     made = {}
     for name, options in (("mask", {}), ("silence", {"gaps_as_silence": True})):

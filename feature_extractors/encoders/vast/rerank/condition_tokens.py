@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -94,7 +94,7 @@ def _prepare(made: Mapping[str, VastEncoder], item: Item, places: AllowedPlaces 
             if isinstance(file, File) and places is not None and not places.holds(file.path):
                 continue
             with suppress(OSError):
-                outcome = attempt(made[modality], medium, None)
+                outcome = attempt(cast(Encoder, made[modality]), medium, None)
                 if isinstance(outcome, np.ndarray):
                     prepared[modality] = outcome
     return prepared
