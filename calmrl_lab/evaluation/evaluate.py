@@ -22,6 +22,7 @@ from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.data.table import BLOCK, FeatureTable, Table, joined
 from calmrl_lab.data.training_data import VALIDATION_ITEMS, open_data, training_items
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
 from calmrl_lab.evaluation.run_items import RunItems, open_run
 from calmrl_lab.evaluation.score_rows import recall_table, score_rows
@@ -91,8 +92,11 @@ def evaluate(
     run, model, items = open_run(run, store, device)
     config, model = run.config, model.compared_by(similarity)
     held_out = items.of(split)
-    served, unserved = _served(held_out, _directions(model.modalities, directions), optional=directions is None)
+    asked = _directions(model.modalities, directions)
+    served, unserved = _served(held_out, asked, optional=directions is None)
+    served, incomparable = _comparable(model, held_out, served, optional=directions is None)
     scores = rank_directions(model, held_out, served)
+    beside = beside_features(scores, feature_rows(held_out, served))
     imputation = anchors = None
     # An ensemble has no imputer of its own, whatever its members were trained with.
     if store is None and imputers.get(run.summary["imputer"]).fills:
@@ -102,7 +106,14 @@ def evaluate(
                 run, model, train_table.sample(CALIBRATED_TRAINING), validation, held_out, split, replay
             )
     scored_on = {"dataset": items.store.dataset, "digest": items.store.digest}
-    coverage = {"similarity": model.similarity.name, "store": scored_on, **_coverage(held_out, split, served, unserved)}
+    name = similarity or config.similarity
+    coverage = {
+        "similarity": name,
+        "features": beside,
+        "incomparable": incomparable,
+        "store": scored_on,
+        **_coverage(held_out, split, served, unserved),
+    }
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
@@ -153,6 +164,31 @@ def _served(
             hint="evaluate another split or store; calmrl-lab store info shows who is observed with whom",
         )
     return served, unserved
+
+
+@torch.no_grad()
+def _comparable(
+    model: AlignmentModel, table: FeatureTable, directions: Sequence[tuple[str, str]], optional: bool
+) -> tuple[list[tuple[str, str]], list[dict[str, str]]]:
+    """The directions in which the model compares at all, and the others: features that are not projected have a cosine only with others of
+    their dimension. CalmrlError for a direction of the second kind that is not optional, or if there are none of the first."""
+    few = {name: rows[:50] for name, rows in zip(table.modalities, table.rows, strict=True)}
+    found, others = [], []
+    for query, gallery in directions:
+        left, right = model.pair_vectors(query, gallery, few[query], few[gallery])
+        able = bool(((left != 0).any(dim=0) & (right != 0).any(dim=0)).any())
+        if not able and not optional:
+            raise CalmrlError(
+                f"direction {query}->{gallery}: the run does not compare these two modalities",
+                hint="leave this direction out, or train a method that aligns them",
+            )
+        (found if able else others).append((query, gallery))
+    if not found:
+        raise CalmrlError(
+            f"the run compares no two of the modalities {', '.join(table.modalities)}",
+            hint="features as they come have a cosine only with features of the same dimension; leave out --method to train",
+        )
+    return found, [{"query": query, "gallery": gallery} for query, gallery in others]
 
 
 def _coverage(
