@@ -111,15 +111,12 @@ def _query(
 
 
 def _encoded(gallery: Gallery, modality: str, text: str, weights: Path | None) -> np.ndarray:
-    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.registry import known
 
     # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
     from feature_extractors.text_queries import encode_texts
 
-    if modality not in gallery.modalities:
-        raise CalmrlError(
-            f"index '{gallery.path}' has no heads for '{modality}'", hint=f"it has: {', '.join(gallery.modalities)}"
-        )
+    known(modality, gallery.modalities, f"index '{gallery.path}' has no modality")
     return encode_texts(gallery.facts["encoders"][modality], modality, [text], weights)
 
 
@@ -136,8 +133,7 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
     place = np.flatnonzero(source.ids == item)
     if len(place) == 0:
         raise CalmrlError(f"store '{source.path}' has no item '{item}'{nearest(item, source.ids.tolist())}")
-    if modality not in source.modalities:
-        raise CalmrlError(f"store '{source.path}' has no modality '{modality}'", hint=f"it has: {', '.join(source.modalities)}")
+    source.column(modality)
     if modality in gallery.modalities and encoder_of(source, modality) != gallery.facts["encoders"][modality]:
         raise CalmrlError(
             f"'{modality}' of store '{source.path}' comes from another encoder than that of the indexed items",

@@ -56,7 +56,7 @@ def train_heads(
     """Train projection heads over the cached features of a store.
 
     --method names what is trained; every other setting that is given changes that setting of the method and nothing else. Without --method it is the
-    method recommended, and with --impute ppca alone the paper's method, calmrl. What is trained and what was changed in it is always printed.
+    method recommended, and with --impute ppca alone the paper's method with our settings, calmrl. What is trained and what was changed in it is always printed.
 
     Example: calmrl-lab train-heads --store stores/openmoji.zarr --impute ppca --scenario pairs:0.25
     """

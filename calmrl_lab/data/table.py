@@ -73,6 +73,10 @@ class Table(Protocol):
         """The items at positions `items` [n] of this table."""
         ...
 
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Self:
+        """The same items with what `maps`, one per modality, make of their rows."""
+        ...
+
     def in_memory(self) -> FeatureTable:
         """The same items with their rows in memory."""
         ...
@@ -249,15 +253,9 @@ def joined(tables: Sequence[FeatureTable], names: Sequence[str]) -> FeatureTable
 
 def chosen_modalities(store: FeatureStore, modalities: Sequence[str] | None) -> tuple[str, ...]:
     """The modalities asked for, or all of the store. Raises CalmrlError for one the store does not have, a repeated one, or fewer than two."""
-    from calmrl_lab.registry import nearest
-
     names = tuple(modalities or store.modalities)
     for name in names:
-        if name not in store.modalities:
-            raise CalmrlError(
-                f"store '{store.path}' has no modality '{name}'{nearest(name, list(store.modalities))}",
-                hint=f"it has: {', '.join(store.modalities)}",
-            )
+        store.column(name)
     if len(set(names)) != len(names):
         raise CalmrlError(f"a modality is named twice: {', '.join(names)}")
     if len(names) < 2:

@@ -102,7 +102,9 @@ def run_curves(
     table = items.of(split)
     others = {name: model.compared_by(name) for name in dict.fromkeys(map(family, scorers)) if name != "cosine"}
     compared = {name: (other.similarity, other.represent(table)) for name, other in others.items()}
-    objective = model.trained_objective() if "fused" in scorers else None
+    objective = (
+        model.trained_objective() if any("objective" in known_scorers.get(s.partition(":")[0]).needs for s in scorers) else None
+    )
     imputer = imputer_of(run, model, items, impute)
     frame = missing_curves(model.embed(table), imputer, scorers, scenarios, queries, run.config.seed, objective, compared)
     with run.writing():

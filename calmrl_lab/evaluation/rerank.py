@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.first_stage import JOINT, first_stage, joint_vectors
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.evaluation.score_rows import recall_table, score_rows
@@ -27,9 +28,11 @@ CAPTION = "caption"
 
 
 def rerank_run(
-    run: Run | Path | str, match: Match, label: str, split: str = "test", scorer: str = "centroid", device: str = "auto"
+    run: Run | Path | str, match: Match, label: str, split: str = "test", scorer: str | None = None, device: str = "auto"
 ) -> pd.DataFrame:
     """Ranks between captions and whole items of a split, by `scorer` and after `match`, written into the run as rerank.parquet.
+
+    The first stage `scorer` is by default what the run's system takes (`first_stage`); `joint` are VAST's fused heads that the store brings.
 
     An item is what it shows of all modalities but the caption; items that show none of them, and their captions, are left out. The rows
     are score rows; `scorer` is the name given, or the name with `+label`. Raises CalmrlError for a run without captions or without anything
@@ -47,13 +50,31 @@ def rerank_run(
     others = [m for m in embedded.modalities if m != CAPTION]
     columns = [embedded.modalities.index(m) for m in others]
     mask = embedded.mask[:, columns]
-    maker = model.scorer(scorer, CAPTION, others)
-    items = maker.serves(mask).nonzero().squeeze(1)
+    heads = found.store.heads
+    scorer = scorer or first_stage(run.config.objective, others, heads, embedded.items.shape[2])
+    if scorer == JOINT:
+        rows = found.of(split).first_rows()
+        features = {name: rows[column] for name, column in zip(others, columns, strict=True)}
+        fused, serves = joint_vectors(features, dict(zip(others, mask.unbind(dim=1), strict=True)), heads)
+        if fused.shape[1] != embedded.items.shape[2]:
+            raise CalmrlError(
+                f"the first stage 'joint' compares embeddings of {fused.shape[1]} dimensions, and those of run '{run.path}' have "
+                f"{embedded.items.shape[2]}",
+                hint="use --first-stage centroid",
+            )
+    else:
+        maker = model.scorer(scorer, CAPTION, others)
+        serves = maker.serves(mask)
+    items = serves.nonzero().squeeze(1)
     kept = torch.isin(embedded.owners[asking], items)
     owners = embedded.owners[asking][kept]
     if len(owners) == 0:
         raise CalmrlError(f"no item of split '{split}' has a caption and something to be found by it")
-    similarity = maker.score(embedded.rows[asking][kept], embedded.items[items][:, columns], mask[items]).cpu().numpy()
+    queries = embedded.rows[asking][kept]
+    if scorer == JOINT:
+        similarity = (queries.double() @ fused[items].T).cpu().numpy()
+    else:
+        similarity = maker.score(queries, embedded.items[items][:, columns], mask[items]).cpu().numpy()
     caption_items, names = embedded.ids[owners.cpu().numpy()].tolist(), embedded.ids[items.cpu().numpy()].tolist()
     patterns, joint = np.asarray(pattern_names(mask.cpu().numpy(), others)), "+".join(others)
     again = {who: match(similarity, caption_items, names, who) for who in ("captions", "clips")}

@@ -10,7 +10,7 @@ import numpy as np
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.ensemble import member_configs
 from calmrl_lab.training.requirements import check_settings, make_objective, refuse_unfilled
@@ -51,15 +51,11 @@ def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
         return
     store = FeatureStore.open(experiment.store)
     for name in dict.fromkeys(name for direction in directions for name in direction):
-        if name not in store.modalities:
-            raise CalmrlError(
-                f"{path}: directions: store '{experiment.store}' has no modality '{name}'{nearest(name, list(store.modalities))}",
-                hint=f"it has: {', '.join(store.modalities)}",
-            )
+        known(name, store.modalities, f"{path}: directions: store '{experiment.store}' has no modality")
     if experiment.split not in store.split and not experiment.split_by_seed and "split_seed" not in experiment.common:
-        known = ", ".join(np.unique(store.split))
+        splits = ", ".join(np.unique(store.split))
         raise CalmrlError(
-            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {known}"
+            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {splits}"
         )
     label = experiment.probes.label if experiment.probes else None
     if label is not None and label not in store.labels:

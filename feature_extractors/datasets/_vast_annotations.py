@@ -53,6 +53,7 @@ class AnnotatedDataset:
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gram-compat": {"captions": "first", "require_audio": True},
         "pmrl-compat": {"captions": "first", "require_audio": True},
+        "calmrl-released": {"captions": "first", "require_audio": True},
         "pmrl-zero-shot": {"captions": "first", "require_audio": True},
     }
     # Names of files in other forms that circulate, by split; a file that says the splits itself may stand under several.
@@ -339,11 +340,11 @@ def refuse_unknown(dataset: str, unknown: Mapping[str, Any], known: Sequence[str
 def presets(
     vision: Mapping[str, str] | str, audio: str, caption: str = "vast/bert-caption", zero_shot: str | None = None, **more: str
 ) -> dict[str, dict[str, str]]:
-    """The presets of a dataset: VAST as its paper, GRAM and PMRL run it, and `open` for people without its weights.
+    """The presets of a dataset: VAST as its paper, GRAM, PMRL and CalMRL run it, and `open` for people without its weights.
 
     `vision` maps `vast` and `gram` to an encoder (one name: the same for both); GRAM's `audio` is the `-mono` variant; `more` holds
     the encoders of further text modalities. `zero_shot`: the vision encoder of PMRL's released zero-shot evaluation, whose captions have
-    40 tokens on every set; None where it has none.
+    40 tokens on every set; None where it has none. CalMRL's released code tests with the same encoders.
     """
     given = {"vast": vision, "gram": vision} if isinstance(vision, str) else vision
     base = {"vision": given["vast"], "audio": audio, "caption": caption, **more}
@@ -352,6 +353,7 @@ def presets(
         "gram-compat": {**base, "vision": given["gram"], "audio": f"{audio}-mono"},
         "pmrl-compat": dict(base),
         **({"pmrl-zero-shot": {**base, "vision": zero_shot, "caption": "vast/bert-caption"}} if zero_shot else {}),
+        "calmrl-released": {**base, "vision": zero_shot or given["vast"], "caption": "vast/bert-caption"},
         "open": {"vision": "clip/image", "audio": "clap/audio", **dict.fromkeys(("caption", *more), "sentence/text")},
     }
 

@@ -260,7 +260,14 @@ class TestPresets:
 
         dataset = datasets.get(name)
         zero_shot = name in ("msrvtt", "activitynet", "didemo", "vatex", "audiocaps", "clotho")
-        assert list(dataset.presets) == ["vast-paper", "gram-compat", "pmrl-compat", *["pmrl-zero-shot"] * zero_shot, "open"]
+        assert list(dataset.presets) == [
+            "vast-paper",
+            "gram-compat",
+            "pmrl-compat",
+            *["pmrl-zero-shot"] * zero_shot,
+            "calmrl-released",
+            "open",
+        ]
         for preset in dataset.presets.values():
             assert all(encoder in encoders for encoder in preset.values())
             if name in FAMILY:
@@ -324,6 +331,12 @@ class TestPresets:
         assert presets["vast-paper"]["vision"] == presets["pmrl-compat"]["vision"] == "vast/eva-g-16-crop"
         assert presets["gram-compat"]["vision"] == "vast/eva-g-crop-gram"
         assert presets["gram-compat"]["audio"] == "vast/beats64-mono"
+
+    def test_calmrl_tests_with_eight_frames_and_forty_tokens(self):
+        for name, frames in (("msrvtt", "-crop"), ("activitynet", ""), ("didemo", ""), ("vatex", "-16"), ("audiocaps", "")):
+            preset = datasets.get(name).presets["calmrl-released"]
+            assert (preset["vision"], preset["caption"]) == (f"vast/eva-g{frames}", "vast/bert-caption")
+        assert datasets.get("didemo").presets["pmrl-compat"]["caption"] == "vast/bert-caption-70"
 
 
 class TestRefusing:

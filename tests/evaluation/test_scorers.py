@@ -62,7 +62,7 @@ def vast():
 LATENT = DIM // 2
 TESTED = (
     "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood", "fused", "likelihood-ratio",
-    "likelihood-ratio:audio", "sum", "multilinear",
+    "likelihood-ratio:audio", "sum", "multilinear", "objective",
 )  # fmt: skip
 
 
@@ -86,10 +86,21 @@ def summed(weight=7.0):
     return Sum(((ratio(), 1.0), (Cosine(DIM - LATENT), weight)))
 
 
+def trained(name):
+    """An objective away from its start."""
+    objective = objectives.get(name)(("caption", *NAMES), DIM).double()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return objective
+
+
 @pytest.fixture(params=TESTED)
 def scorer(request, ppca, vast):
     kind = request.param.partition(":")[0]
-    parts = {"imputer": ppca, "objective": vast, "similarity": summed() if kind == "sum" else ratio(DIM)}
+    objective = trained("comm") if kind == "objective" else vast
+    parts = {"imputer": ppca, "objective": objective, "similarity": summed() if kind == "sum" else ratio(DIM)}
     names = NAMES[:2] if request.param == "area" else NAMES
     return make_scorer(request.param, "caption", names, parts)
 
@@ -396,3 +407,55 @@ def test_multilinear_product_against_loops():
             assert float(found[i, j]) == pytest.approx(total, abs=1e-12)
             assert float(query @ vectors[j]) == pytest.approx(total, abs=1e-12)
     assert (vectors[~mask.any(dim=1)] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["comm", "confu", "gated-symile"])
+def test_the_score_that_an_objective_trains_against_loops(name):
+    objective = trained(name)
+    queries, items, mask = cone(11)
+    mask[3] = False
+    found = make_scorer("objective", "caption", NAMES, {"objective": objective}).score(queries, items, mask)
+
+    def unit_of(vector):
+        return vector / vector.norm()
+
+    def comm(vectors):
+        h = torch.stack([z @ objective.fusion.maps[m] + objective.fusion.places[m] for m, z in vectors.items()]).mean(dim=0)
+        return unit_of(h + torch.nn.functional.gelu(h @ objective.fusion.inner) @ objective.fusion.outer)
+
+    def confu(shown):
+        if len(shown) == 1:
+            return next(iter(shown.values()))
+        heads = dict(zip(objective.pairs, objective.heads, strict=True))
+        made = []
+        for (a, b), head in heads.items():
+            if a in shown and b in shown:
+                hidden = torch.relu(torch.cat([shown[a], shown[b]]) @ head.inner + head.inner_bias)
+                made.append(unit_of(torch.nn.functional.leaky_relu(hidden @ head.outer + head.outer_bias, 0.2)))
+        return unit_of(sum(made))
+
+    def gated(query, shown):
+        gate, others = objective.gate, torch.tensor([[m in shown for m in range(4)]])
+        wide = torch.stack([shown.get(m, torch.zeros_like(query)) for m in range(4)])[None]
+        turned, product = gate(0, query[None], wide, others)[0], query
+        for m in shown:
+            product = product * turned[m]
+        return product.sum() * DIM ** (len(shown) / 2)
+
+    for i, query in enumerate(queries):
+        for j, (item, seen) in enumerate(zip(items, mask, strict=True)):
+            shown = {m + 1: item[m] for m in range(3) if seen[m]}
+            if not shown:
+                assert found[i, j] == -torch.inf
+                continue
+            expected = {
+                "comm": lambda q=query, s=shown: comm({0: q}) @ comm(s),
+                "confu": lambda q=query, s=shown: q @ confu(s),
+                "gated-symile": lambda q=query, s=shown: gated(q, s),
+            }[name]()
+            torch.testing.assert_close(found[i, j], expected.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_an_objective_without_a_score_of_its_own():
+    with pytest.raises(CalmrlError, match="needs an objective with a score of its own"):
+        make_scorer("objective", "caption", NAMES, {"objective": trained("clip")})

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 
 # Modalities that speak for an item where a published system has text, or an image, in that place.
 TEXT = ("caption", "text")
@@ -153,12 +153,7 @@ def modality_index(objective: str, modalities: Sequence[str], wanted: str | None
     """Place of `wanted` among `modalities`; without a wish, of the first of `usual` that is there, else 0."""
     if wanted is None:
         return next((modalities.index(name) for name in usual if name in modalities), 0)
-    if wanted not in modalities:
-        raise CalmrlError(
-            f"objective '{objective}': there is no modality '{wanted}'{nearest(str(wanted), list(modalities))}",
-            hint=f"there are: {', '.join(modalities)}",
-        )
-    return modalities.index(wanted)
+    return known(str(wanted), modalities, f"objective '{objective}': there is no modality")
 
 
 def modality_columns(

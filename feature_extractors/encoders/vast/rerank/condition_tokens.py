@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -17,7 +17,8 @@ from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.rerank.matching import TOP, Matcher, rerank
 from feature_extractors.encoders.vast.rerank.token_file import TokenFile, writing_tokens
 from feature_extractors.media.links import AllowedPlaces
-from feature_extractors.protocols import AbsentError, Encoder, File, Item, Manifest, MediaError
+from feature_extractors.protocols import Encoder, File, Item, Manifest, bare
+from feature_extractors.workers.prepare import attempt
 
 _CONDITIONS = ("vision", "audio", "subtitle")
 
@@ -88,12 +89,14 @@ def _prepare(made: Mapping[str, VastEncoder], item: Item, places: AllowedPlaces 
     """The prepared media of one item, by modality; what is absent, fails or lies outside `places` is not in it."""
     prepared = {}
     for modality in _CONDITIONS:
-        for medium in item.media.get(modality, ()) if modality in made else ():
-            if isinstance(medium, File) and places is not None and not places.holds(medium.path):
-                break
-            with suppress(AbsentError, MediaError, OSError):
-                prepared[modality] = made[modality].prepare(medium)
-            break
+        for medium in item.media.get(modality, ())[:1] if modality in made else ():
+            file = bare(medium)
+            if isinstance(file, File) and places is not None and not places.holds(file.path):
+                continue
+            with suppress(OSError):
+                outcome = attempt(cast(Encoder, made[modality]), medium, None)
+                if isinstance(outcome, np.ndarray):
+                    prepared[modality] = outcome
     return prepared
 
 
