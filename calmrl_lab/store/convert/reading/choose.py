@@ -268,7 +268,7 @@ def _as_mask(content: Content, name: str) -> np.ndarray:
 def as_mask(values: np.ndarray, what: str) -> np.ndarray:
     """`values` as bool; CalmrlError unless they are True and False, or 1 and 0."""
     if values.dtype != bool and not np.isin(values, (0, 1)).all():
-        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1")
+        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1", hint="save a mask of True and False")
     return values.astype(bool)
 
 
