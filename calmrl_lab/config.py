@@ -14,12 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest, renamed_hint
 
-SimilarityName = Literal["cosine", "likelihood-ratio", "sum"]
+SimilarityName = Literal["cosine", "likelihood-ratio", "sum", "stacked", "canonical-cosine", "shared-space"]
 # What a pair is compared by, in a sentence that begins with "compared by".
 SIMILARITY_WORDS: dict[str, str] = {
     "cosine": "the cosine of their embeddings",
     "likelihood-ratio": "their likelihood ratio under PPCA (PLDA scoring)",
     "sum": "their likelihood ratio under PPCA plus the cosine of their embeddings",
+    "stacked": "a sum of similarities of several kinds, with weights that validation items choose",
+    "canonical-cosine": "the cosine of their canonical variates",
+    "shared-space": "their likelihood ratio under the two-covariance model of the space that their features share",
 }
 # Settings that were called otherwise once, and their names today.
 RENAMED = {"score": "similarity"}
@@ -83,9 +86,9 @@ class TrainConfig(BaseModel):
         None, ge=0, lt=2**63, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
     )
     head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
-    init: Literal["auto", "random", "stored", "ppca"] = Field(
+    init: Literal["auto", "random", "stored", "ppca", "identity"] = Field(
         "auto",
-        description="start of the heads: the store's own projection weights (stored), random, PPCA of the features in closed form (ppca), or "
+        description="start of the heads: the store's own projection weights (stored), random, PPCA of the features in closed form (ppca), the features as they are (identity), or "
         "stored where there are any and random elsewhere (auto)",
     )
     init_options: dict[str, Any] = Field(
@@ -95,7 +98,8 @@ class TrainConfig(BaseModel):
     similarity: SimilarityName = Field(
         "cosine",
         description="how a query and a candidate are compared: by the cosine of their embeddings, by their likelihood ratio under the PPCA "
-        "that the heads start from (init: ppca), or by the sum of both, the cosine with a weight that validation chooses",
+        "that the heads start from (init: ppca), by the sum of both, the cosine with a weight that validation chooses, by the cosine of canonical variates, by the "
+        "likelihood ratio under a model of the space that features share, or by the sum of all of these that help (stacked)",
     )
     features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",

@@ -22,7 +22,7 @@ def evaluate(
         [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
     similarity: str | None = typer.Option(
-        None, metavar="cosine|likelihood-ratio|sum", help="How pairs are compared. (default: as the run was trained for)"
+        None, metavar="NAME", help="How pairs are compared. (default: as the run was trained for)"
     ),
     rerank: str | None = typer.Option(
         None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
@@ -53,6 +53,7 @@ def evaluate(
                 f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision"
             )
     from calmrl_lab.evaluation.diagnostics import chance_warning
+    from calmrl_lab.evaluation.feature_reference import below_features
 
     if rerank is not None:
         # What is wrong with the request shows before anything is ranked.
@@ -69,8 +70,9 @@ def evaluate(
         again = rerank_table(rerank_run(run, match, rerank, split, first_stage, device))
         payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}
         console.emit(payload, as_json, lambda: _print(table, scored.coverage, again))
-    if warning:
-        console.note(warning)
+    for sentence in (warning, below_features(scored.coverage["features"])):
+        if sentence:
+            console.note(sentence)
 
 
 def _matching(run: Path, rerank: str, store: Path | None, weights: Path | None, top: int, device: str) -> Any:
@@ -117,24 +119,29 @@ def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> No
 
     shown = Table(box=None, pad_edge=False)
     ranks = ("median", "mean", "MRR", "nDCG")
-    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "R@5 %", "R@10 %", *ranks, "queries", "left out"):
+    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "features", "R@5 %", "R@10 %", *ranks, "queries", "left out"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery") else "right")
+    features = {(row["query"], row["gallery"]): f"{row['feature_recall_at_1']:.1f}" for row in coverage["features"]}
     for row in table.itertuples(index=False):
         shown.add_row(
             row.query, row.gallery, _with_interval(row.recall_at_1, row.low_1, row.high_1), f"{row.chance_recall_at_1:.2f}",
+            features.get((row.query, row.gallery), "-"),
             f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", f"{row.median_rank:g}", f"{row.mean_rank:.1f}", f"{row.mrr:.3f}", f"{row.ndcg:.3f}",
             str(row.queries), str(row.without_positive),
         )  # fmt: skip
     console.show(shown)
     console.out.print(
         f"pairs compared by {SIMILARITY_WORDS[coverage['similarity']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
-        "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order",
+        "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order, "
+        "features that of the cosine of the features as they come (- where their dimensions differ)",
         soft_wrap=True,
     )
     if table["without_positive"].any():
         console.out.print("left out: queries whose item lacks the modality of the gallery, so that no answer is right")
     for pair in coverage["unserved"]:
         console.out.print(f"{pair['query']}->{pair['gallery']} cannot be asked: no item has both modalities")
+    for pair in coverage["incomparable"]:
+        console.out.print(f"{pair['query']}->{pair['gallery']} is left out: the run does not compare these two modalities")
     if gate := coverage.get("gate"):
         console.out.print(
             f"gate: {gate['left_uncalibrated']} of {gate['scored']} cases left uncalibrated; {100 * gate['harm_rate']:.1f} % harmed "

@@ -20,8 +20,10 @@ from calmrl_lab.runtime.devices import send
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
-# A store is kept in memory if its float32 features take at most this share of what is free.
+# A store is kept in memory if what training makes of its features takes at most this share of what is free, and at most so many bytes: a
+# stream is nearly as fast as a larger table.
 _SHARE = 0.5
+_MOST_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,16 @@ class StreamedTable:
             yield waiting
 
 
-def open_table(store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto") -> Table:
-    """All items of `store`: in memory (`table`), read as they are needed (`stream`), or whichever the free memory allows (`auto`)."""
+def open_table(
+    store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto", components: int = 0
+) -> Table:
+    """All items of `store`: in memory (`table`), read as they are needed (`stream`), or whichever the memory allows (`auto`).
+
+    `components` are the values that a feature map makes of the features of a modality, where it makes more of them than there are.
+    """
     names = chosen_modalities(store, modalities)
-    if memory == "table" or (memory == "auto" and needed_bytes(store, names) <= _SHARE * free_bytes()):
+    allowed = min(_SHARE * free_bytes(), _MOST_BYTES)
+    if memory == "table" or (memory == "auto" and needed_bytes(store, names, components) <= allowed):
         return load_table(store, names, device)
     columns = [store.modalities.index(name) for name in names]
     mask = torch.from_numpy(np.ascontiguousarray(store.mask[:, columns])).to(device)
@@ -151,9 +159,9 @@ def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory:
     return open_table(store, tuple(dims), device, memory)
 
 
-def needed_bytes(store: FeatureStore, modalities: Sequence[str]) -> int:
-    """What the features of `modalities` take in memory, as float32."""
-    return sum(4 * int(store.offsets(name)[-1]) * store.dims[name] for name in modalities)
+def needed_bytes(store: FeatureStore, modalities: Sequence[str], components: int = 0) -> int:
+    """What the features of `modalities` take in memory as float32, once a feature map has made `components` values of them where that is more."""
+    return sum(4 * int(store.offsets(name)[-1]) * max(store.dims[name], components) for name in modalities)
 
 
 def free_bytes() -> int:

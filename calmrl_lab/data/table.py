@@ -69,12 +69,12 @@ class Table(Protocol):
         """The same items showing less. Raises CalmrlError for a mask that shows what an item does not own."""
         ...
 
-    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Self:
-        """The same items with what `maps`, one per modality, make of their rows."""
-        ...
-
     def select(self, items: np.ndarray) -> Self:
         """The items at positions `items` [n] of this table."""
+        ...
+
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Self:
+        """The same items with what `maps`, one per modality, make of their rows."""
         ...
 
     def in_memory(self) -> FeatureTable:

@@ -16,12 +16,17 @@ from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.data.streaming_table import open_table
 from calmrl_lab.data.table import FeatureTable, Table, joined, load_table
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.linalg.kernel_pca import COMPONENTS
 from calmrl_lab.registry import known
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
 AnyTable = TypeVar("AnyTable", bound=Table)
+
+
+# Validation items that models are selected on: of more, a sample, which ranks n x n and takes as long every epoch.
+VALIDATION_ITEMS = 5_000
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,10 @@ def open_data(config: TrainConfig, device: str) -> Data:
     if config.mix:
         data = _mixed(config, store, device)
     else:
-        full = open_table(store, config.modalities, device, config.memory)
+        full = open_table(store, config.modalities, device, config.memory, _components(config))
         split = splits_of(store, config)
         train = training_items(full, split, config)
-        validation = full.select(np.flatnonzero(split == "validation")).in_memory()
+        validation = full.select(np.flatnonzero(split == "validation")).sample(VALIDATION_ITEMS)
         data = Data(store, train, validation, dict(store.heads))
     return replace(data, warm_up=_warm_up(config, data.train, device)) if config.warm_up else data
 
@@ -134,6 +139,13 @@ def _warm_up(config: TrainConfig, train: Table, device: str) -> FeatureTable:
             + ("" if config.warm_up_scenario == "full" else f" under scenario '{config.warm_up_scenario}'")
         )
     return load_table(store, train.modalities, device, complete)
+
+
+def _components(config: TrainConfig) -> int:
+    """How many values kernel feature maps make of the features of a modality; 0 where `config` asks for none."""
+    if config.features == "kernel" or (config.init == "ppca" and config.init_options.get("kernel", "none") != "none"):
+        return COMPONENTS
+    return 0
 
 
 def splits_of(store: FeatureStore, config: TrainConfig) -> np.ndarray:

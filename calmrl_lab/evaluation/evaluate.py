@@ -19,9 +19,10 @@ from calmrl_lab.anchors.gate import achieved, gated_columns
 from calmrl_lab.config import SimilarityName, TrainConfig
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.data.patterns import Patterns
-from calmrl_lab.data.table import FeatureTable, Table, joined
-from calmrl_lab.data.training_data import open_data, training_items
+from calmrl_lab.data.table import BLOCK, FeatureTable, Table, joined
+from calmrl_lab.data.training_data import VALIDATION_ITEMS, open_data, training_items
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
 from calmrl_lab.evaluation.run_items import RunItems, open_run
 from calmrl_lab.evaluation.score_rows import recall_table, score_rows
@@ -33,7 +34,6 @@ from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.devices import resolve
-from calmrl_lab.training.online_imputer import SAMPLED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 # Imputers compared on the embeddings of every calibrated run, beside its own.
 CONTROLS = ("mean", "random")
+# Complete items of the split that are shown under every pattern of training, and training items whose hidden entries are looked at: of more,
+# a sample. There is a row for each of them, each pattern, modality and imputer.
+CALIBRATED, CALIBRATED_TRAINING = 5_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,28 @@ def evaluate(
     run, model, items = open_run(run, store, device)
     config, model = run.config, model.compared_by(similarity)
     held_out = items.of(split)
-    served, unserved = _served(held_out, _directions(model.modalities, directions), optional=directions is None)
+    asked = _directions(model.modalities, directions)
+    served, unserved = _served(held_out, asked, optional=directions is None)
+    served, incomparable = _comparable(model, held_out, served, optional=directions is None)
     scores = rank_directions(model, held_out, served)
+    beside = beside_features(scores, feature_rows(held_out, served))
     imputation = anchors = None
     # An ensemble has no imputer of its own, whatever its members were trained with.
     if store is None and imputers.get(run.summary["imputer"]).fills:
         train_table, validation, replay = _seen(items, config, device)
         if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(run, model, train_table.sample(SAMPLED), validation, held_out, split, replay)
+            imputation, anchors = _calibration(
+                run, model, train_table.sample(CALIBRATED_TRAINING), validation, held_out, split, replay
+            )
     scored_on = {"dataset": items.store.dataset, "digest": items.store.digest}
-    coverage = {"similarity": model.similarity.name, "store": scored_on, **_coverage(held_out, split, served, unserved)}
+    name = similarity or config.similarity
+    coverage = {
+        "similarity": name,
+        "features": beside,
+        "incomparable": incomparable,
+        "store": scored_on,
+        **_coverage(held_out, split, served, unserved),
+    }
     if config.gate and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
@@ -112,7 +127,7 @@ def _seen(items: RunItems, config: TrainConfig, device: str) -> tuple[Table, Fea
     if config.mix or config.warm_up:
         data = open_data(config, str(resolve(device)))
         return data.train, data.validation, [] if data.warm_up is None else [data.warm_up]
-    validation = items.table.select(np.flatnonzero(items.splits == "validation")).in_memory()
+    validation = items.table.select(np.flatnonzero(items.splits == "validation")).sample(VALIDATION_ITEMS)
     return training_items(items.table, items.splits, config), validation, []
 
 
@@ -151,6 +166,31 @@ def _served(
     return served, unserved
 
 
+@torch.no_grad()
+def _comparable(
+    model: AlignmentModel, table: FeatureTable, directions: Sequence[tuple[str, str]], optional: bool
+) -> tuple[list[tuple[str, str]], list[dict[str, str]]]:
+    """The directions in which the model compares at all, and the others: features that are not projected have a cosine only with others of
+    their dimension. CalmrlError for a direction of the second kind that is not optional, or if there are none of the first."""
+    few = {name: rows[:50] for name, rows in zip(table.modalities, table.rows, strict=True)}
+    found, others = [], []
+    for query, gallery in directions:
+        left, right = model.pair_vectors(query, gallery, few[query], few[gallery])
+        able = bool(((left != 0).any(dim=0) & (right != 0).any(dim=0)).any())
+        if not able and not optional:
+            raise CalmrlError(
+                f"direction {query}->{gallery}: the run does not compare these two modalities",
+                hint="leave this direction out, or train a method that aligns them",
+            )
+        (found if able else others).append((query, gallery))
+    if not found:
+        raise CalmrlError(
+            f"the run compares no two of the modalities {', '.join(table.modalities)}",
+            hint="features as they come have a cosine only with features of the same dimension; leave out --method to train",
+        )
+    return found, [{"query": query, "gallery": gallery} for query, gallery in others]
+
+
 def _coverage(
     table: FeatureTable, split: str, directions: Sequence[tuple[str, str]], unserved: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
@@ -178,7 +218,7 @@ def rank_directions(model: AlignmentModel, table: FeatureTable, directions: Sequ
 
     similarity = model.similarity
     places = {name: model.modalities.index(name) for direction in directions for name in direction}
-    rows = {name: model.vectors(name, table.rows[place]) for name, place in places.items()}
+    rows = {name: _vectors(model, name, table.rows[place]) for name, place in places.items()}
     owners = {name: owners_of(table.offsets[place]) for name, place in places.items()}
     patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
     done: dict[tuple[str, str], Ranks] = {}
@@ -255,12 +295,17 @@ def _fitted(config: TrainConfig, model: AlignmentModel, name: str, embeddings: l
     return imputer.fit(embeddings, mask)
 
 
+def _vectors(model: AlignmentModel, name: str, features: Tensor) -> Float[Tensor, "n r"]:
+    """Vectors of all `features` of a modality, a block at a time: what feature maps make of all of them at once may be large."""
+    return torch.cat([model.vectors(name, block) for block in features.split(BLOCK)])
+
+
 def _masked(
     train_table: FeatureTable, held_out: FeatureTable, split: str
 ) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
     """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
     yield "train", train_table, train_table.mask
-    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
+    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy())).sample(CALIBRATED)
     if len(complete):
         patterns = Patterns.of(train_table.mask).shown
         for pattern in patterns[~patterns.all(dim=1)]:

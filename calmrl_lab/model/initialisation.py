@@ -15,7 +15,7 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import PPCAStart, require_two, start_by_ppca
-from calmrl_lab.model.feature_map import Affine, Chain, FeatureMap, Identity, Scaling, fit_scaling, identities
+from calmrl_lab.model.feature_map import Affine, Chain, FeatureMap, Identity, Scaling, UnitNorm, fit_scaling, identities
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.model.similarity import LikelihoodRatio
 
@@ -44,7 +44,13 @@ def start_model(
     Raises CalmrlError if what a start needs was not stored.
     """
     if config.init == "ppca":
-        return ppca_start(start_by_ppca(table, validation, config.init_options, config.similarity), table)
+        # What is stacked adds the cosine of the heads and the likelihood ratio, as a sum does.
+        judged = {"stacked": "sum", "canonical-cosine": "cosine", "shared-space": "cosine"}.get(
+            config.similarity, config.similarity
+        )
+        return ppca_start(start_by_ppca(table, validation, config.init_options, judged), table)
+    if config.init == "identity":
+        return identity_start(config, table)
     stored = {m: released[h] for m, h in _STORED_HEADS.items() if m in table.modalities and h in released}
     wanted = config.init == "stored" or (config.init == "auto" and len(stored) == len(table.modalities))
     if not wanted:
@@ -78,6 +84,33 @@ def ppca_start(start: PPCAStart, table: FeatureTable) -> Start:
     for index, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
         heads.load_direction(index, weight.T * scale.to(weight))
     return Start(tuple(maps), heads, start.likelihood_ratio, start.chosen)
+
+
+def identity_start(config: TrainConfig, table: FeatureTable) -> Start:
+    """Linear heads that leave unit-norm features as they are (about their mean with features "centred"): the cosine of embeddings is that of the
+    features.
+
+    Modalities of one dimension have the same coordinates; those of another dimension have others, so that nothing is claimed about pairs whose
+    features have no cosine. Raises CalmrlError for kernel features and heads that are not linear.
+    """
+    if config.features == "kernel" or config.head != "linear":
+        raise CalmrlError(
+            "a start at the features themselves has linear heads and no kernel", hint="use --init random, or --init ppca"
+        )
+    shown = observed_rows(table)
+    dims = list(table.dims.values())
+    maps: list[FeatureMap] = [UnitNorm(dim) for dim in dims]
+    for index, rows in shown.items():
+        if config.features in ("centred", "standardised"):
+            maps[index] = Chain((maps[index], fit_scaling(maps[index](rows), config.features)))
+    different = list(dict.fromkeys(dims))
+    heads = Heads(table.dims, sum(different))
+    for index, dim in enumerate(dims):
+        start = sum(different[: different.index(dim)])
+        weight = torch.zeros(sum(different), dim)
+        weight[start : start + dim] = torch.eye(dim)
+        heads.load_linear(index, weight)
+    return Start(tuple(maps), heads)
 
 
 def random_start(config: TrainConfig, table: FeatureTable) -> Start:

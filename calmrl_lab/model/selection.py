@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
@@ -42,15 +42,17 @@ def mean_ranks(compared: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], ta
     `items` [N], and those of the opposite direction. Each direction ranks among the items that own both modalities; directions with fewer
     than two such items are left out.
     """
+    directions = (scores for a, b, both in pairs_of_modalities(table) for scores in compared(a, b, both))
+    return mean_over_directions(directions)
+
+
+def pairs_of_modalities(table: FeatureTable) -> Iterator[tuple[int, int, Bool[Tensor, " n"]]]:
+    """Pairs a < b of modalities that at least two items of `table` own, and which items [N] those are."""
     owned = table.natural_mask()
-
-    def directions() -> Iterator[Tensor]:
-        for a, b in itertools.combinations(range(len(table.modalities)), 2):
-            both = owned[:, a] & owned[:, b]
-            if int(both.sum()) > 1:
-                yield from compared(a, b, both)
-
-    return mean_over_directions(directions())
+    for a, b in itertools.combinations(range(len(table.modalities)), 2):
+        both = owned[:, a] & owned[:, b]
+        if int(both.sum()) > 1:
+            yield a, b, both
 
 
 def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:

@@ -72,13 +72,13 @@ class Totals:
                 square[j] += second
         items = torch.where(weight > 0, weight, 1.0)
         scatter = torch.stack([(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, items, strict=True)])
-        sizes = torch.tensor(statistics.sizes, dtype=torch.float64, device=device)
-        size = items * sizes
+        whole = torch.tensor(statistics.sizes, dtype=torch.float64, device=device)
+        size = items * whole
         # The scatter is a difference: what is left of a constant modality is rounding of the squares it came from.
         lost = _CANCELLATION_FLOOR * torch.stack([sq.sum() for sq in square])
         raw = torch.stack([_ROUNDING_FLOOR * c.square().mean() for c in statistics.shift])
         floor = torch.maximum(torch.maximum(_RELATIVE_FLOOR * scatter, lost) / size, raw).clamp(min=_ABSOLUTE_FLOOR)
-        return cls(count, weight, total, scatter, floor, squares, sizes)
+        return cls(count, weight, total, scatter, floor, squares, whole)
 
 
 @dataclass

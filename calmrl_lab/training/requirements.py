@@ -9,6 +9,7 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.model.stacked.fit import FROM_FEATURES
 from calmrl_lab.objectives import objectives
 from calmrl_lab.registry import nearest
 
@@ -74,6 +75,21 @@ def _check_start(config: TrainConfig) -> None:
         raise CalmrlError(
             "similarity 'likelihood-ratio' compares by the PPCA that heads start from, which no training changes",
             hint="use --method likelihood-ratio, or --similarity sum, or --similarity cosine",
+        )
+    if config.similarity in FROM_FEATURES and config.objective != NO_OBJECTIVE:
+        raise CalmrlError(
+            f"similarity '{config.similarity}' compares features, which no training changes",
+            hint="use --method cca or --method shared-space, or --similarity stacked, which adds trained heads",
+        )
+    if config.init == "identity" and config.head != "linear":
+        raise CalmrlError(
+            f"heads that start as the identity are linear, so head '{config.head}' cannot start there",
+            hint="use --init random with it",
+        )
+    if config.init == "identity" and config.features == "kernel":
+        raise CalmrlError(
+            "heads that start as the identity leave features as they are, which kernel features are not",
+            hint="use --init random",
         )
     if config.similarity == "sum" and config.init != "ppca" and not config.members:
         raise CalmrlError(

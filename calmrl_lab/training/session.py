@@ -24,6 +24,8 @@ from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_model
 from calmrl_lab.model.selection import choose_weights, validation_score
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
+from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
+from calmrl_lab.model.stacked.stack import said, stack
 from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
@@ -40,7 +42,7 @@ _STATE = (
     "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
-STARTING_ITEMS = 50_000
+STARTING_ITEMS = 20_000
 
 
 class _Session:
@@ -56,7 +58,9 @@ class _Session:
         # Refused before the start is computed; the start decides the dimension.
         self._replay()
         make_objective(config, modalities, config.dim)
-        self.start = start_model(config, self.data.released, self.data.shown(STARTING_ITEMS), self.data.validation)
+        shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
+        self.start = start_model(config, self.data.released, shown, self.plain_validation)
+        self.of_features = self._of_features(shown)
         self.heads = self.start.heads.to(self.device)
         self.ratio_vectors = self._ratio_vectors()
         # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
@@ -89,6 +93,7 @@ class _Session:
         self.best_objective: dict[str, Tensor] = {}
         self.skipped_batches = 0
         self.silent: list[str] = []
+        self.compared: Mapping[str, Any] = {}
 
     @torch.no_grad()
     def _ratio_vectors(self) -> list[Tensor]:
@@ -98,6 +103,16 @@ class _Session:
             return []
         ratio = ratio.to(self.device)
         return [ratio.vectors(name, rows, rows) for name, rows in zip(table.modalities, table.first_rows(), strict=True)]
+
+    def _of_features(self, shown: FeatureTable) -> FeatureSimilarities:
+        """What is compared beside, or in place of, trained heads."""
+        name = self.config.similarity
+        if name == "stacked":
+            return fit_all(shown, self.plain_validation)
+        if name in FROM_FEATURES:
+            part, chosen = fit_one(name, shown, self.plain_validation)
+            return FeatureSimilarities({name: part}, chosen={name: chosen})
+        return FeatureSimilarities({})
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
@@ -337,7 +352,8 @@ class _Session:
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
             "validation_mrr": score,
-            "cosine_weight": similarity.parts[1][1] if isinstance(similarity, Sum) else None,
+            "cosine_weight": similarity.parts[1][1] if config.similarity == "sum" and isinstance(similarity, Sum) else None,
+            "similarity": dict(self.compared) or None,
             "silent_terms": self.silent,
             "imputer_noise_scale": noise_scale,
             "gate": gate,
@@ -362,6 +378,22 @@ class _Session:
     def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
         """How the trained model compares, how it could compare otherwise, and its validation score."""
         ratio, cosine, score = self.start.likelihood_ratio, Cosine(self.heads.dim), self.best["score"]
+        if self.config.similarity in FROM_FEATURES:
+            part, features = self.of_features.parts[self.config.similarity], self.plain_validation.first_rows()
+            rows = zip(self.plain_validation.modalities, features, strict=True)
+            found = validation_score(part, [part.vectors(name, own, own) for name, own in rows], self.plain_validation)
+            self.compared = {"parts": self.of_features.chosen, **found}
+            return part, (), found["validation_mrr"]
+        if self.config.similarity == "stacked":
+            parts: dict[str, Similarity] = {"trained-cosine": cosine}
+            if ratio is not None:
+                parts[ratio.name] = ratio
+            parts |= self.of_features.parts
+            embeddings = encode(self.heads, self.validation_table)
+            total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
+            self.compared = {"parts": dict(self.of_features.chosen), **record}
+            console.note(f"pairs are compared by (shares of the sum): {said(record)}")
+            return total, () if ratio is None else (ratio,), record["validation_mrr"]
         if ratio is None:
             return cosine, (), score
         if self.config.similarity == Cosine.name:

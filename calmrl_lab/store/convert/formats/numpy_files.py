@@ -47,10 +47,11 @@ class Npz:
     @staticmethod
     def read(path: Path) -> Content:
         fields: dict[str, Field] = {}
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".npy"):
-                    fields[name[:-4]] = _member(path, archive, name)
+        # It stays open as long as a field may be loaded: there may be one for each of many thousand items.
+        archive = zipfile.ZipFile(path)
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                fields[name[:-4]] = _member(path, archive, name)
         if not fields:
             raise CalmrlError(f"'{path}' holds no .npy arrays", hint="np.savez(path, features=..., ids=...) writes such a file")
         if list(fields) == ["arr_0"] and not fields["arr_0"].shape:
@@ -74,13 +75,12 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Field:
         )
 
     def load() -> np.ndarray:
-        with zipfile.ZipFile(path) as opened:
-            mapped = npz_mapped(path, opened, name) if len(shape) >= 2 else None
-            if mapped is not None:
-                return mapped
-            check_memory(path, claimed)
-            with opened.open(name) as member:
-                return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        mapped = npz_mapped(path, archive, name) if len(shape) >= 2 else None
+        if mapped is not None:
+            return mapped
+        check_memory(path, claimed)
+        with archive.open(name) as member:
+            return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
 
     return Field(name[:-4], shape, kind_of(dtype), load)
 

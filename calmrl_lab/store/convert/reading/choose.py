@@ -268,7 +268,7 @@ def _as_mask(content: Content, name: str) -> np.ndarray:
 def as_mask(values: np.ndarray, what: str) -> np.ndarray:
     """`values` as bool; CalmrlError unless they are True and False, or 1 and 0."""
     if values.dtype != bool and not np.isin(values, (0, 1)).all():
-        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1")
+        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1", hint="save a mask of True and False")
     return values.astype(bool)
 
 
@@ -320,7 +320,8 @@ def _one_array_an_item(content: Content, modality: str, options: ReadOptions) ->
     rows = np.concatenate(parts)
     if all(field.printed for field in items.values()):
         rows = as_float32(rows)
-    left = [n for n in content.fields if n not in {f.name for f in items.values()}]
+    taken = {field.name for field in items.values()}
+    left = [name for name in content.fields if name not in taken]
     told = f"one array an item, {len(items)} of {list(rows.shape[1:])}"
     told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
     return Source(

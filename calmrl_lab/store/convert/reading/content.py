@@ -122,7 +122,10 @@ def column_of(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
             return np.array([str(value) for value in values], dtype=object)
         if len(shapes) != 1:
             told = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
-            raise CalmrlError(f"'{path}': the lists in '{name}' have lengths {told}; expected one length")
+            raise CalmrlError(
+                f"'{path}': the lists in '{name}' have lengths {told}; expected one length",
+                hint="pool or pad the features to one length before they are saved",
+            )
         stacked = np.stack(arrays)
         if len(present) == len(values):
             return stacked
