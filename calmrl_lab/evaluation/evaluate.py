@@ -173,7 +173,8 @@ def _comparable(
     """The directions in which the model compares at all, and the others: features that are not projected have a cosine only with others of
     their dimension. CalmrlError for a direction of the second kind that is not optional, or if there are none of the first."""
     few = {name: rows[:50] for name, rows in zip(table.modalities, table.rows, strict=True)}
-    found, others = [], []
+    found: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
     for query, gallery in directions:
         left, right = model.pair_vectors(query, gallery, few[query], few[gallery])
         able = bool(((left != 0).any(dim=0) & (right != 0).any(dim=0)).any())
