@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 _SHOWN = {
     "PPCA heads, closed form": OCHRE,
-    "PPCA heads, overlap of posteriors": GREEN,
+    "PPCA heads, likelihood ratio": GREEN,
     "PPCA heads, then CLIP": VERMILLION,
-    "PPCA heads then CLIP, plus overlap": PURPLE,
+    "PPCA heads then CLIP, plus likelihood ratio": PURPLE,
     "CLIP on kernel features": BLUE,
-    "kernel PPCA heads then CLIP, plus overlap": WINE,
+    "kernel PPCA heads then CLIP, plus likelihood ratio": WINE,
     "CLIP, nothing hidden (oracle)": BLACK,
 }
 

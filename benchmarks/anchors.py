@@ -33,7 +33,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.significance import interval
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.linalg.spectrum import spectrum
-from calmrl_lab.model.encode import encode, stack
+from calmrl_lab.model.encode import stack
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.store import FeatureStore
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measured(run: Run) -> dict[str, Any]:
     """What the tables say of one run. Raises CalmrlError for one that does not impute with PPCA, or without complete test items."""
-    imputer = run.load_imputer()
+    imputer = run.model().imputer
     if not isinstance(imputer, PPCA):
-        raise CalmrlError(f"run '{run.path}' imputes with '{imputer.name}'", hint="train one with --impute ppca")
+        raise CalmrlError(f"run '{run.path}' does not impute with PPCA", hint="train one with --impute ppca")
     truth, groups, patterns, shares = _shown(run)
     parts = [_under(imputer, truth, pattern.expand(len(truth), -1)) for pattern in patterns]
 
@@ -107,7 +107,7 @@ def measured(run: Run) -> dict[str, Any]:
 
 def _shown(run: Run) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
     """Embeddings [n, k, d] of the complete test items, their groups, the incomplete patterns of training, and the share of each."""
-    store, config, heads = FeatureStore.open(run.config.store), run.config, run.load_heads()
+    store, config, model = FeatureStore.open(run.config.store), run.config, run.model()
     table = load_table(store, config.modalities)
     split = splits_of(store, config)
     test = table.select(np.flatnonzero((split == "test") & table.natural_mask().all(dim=1).numpy()))
@@ -116,7 +116,7 @@ def _shown(run: Run) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
     patterns, counts = torch.unique(training_items(table, split, config).mask, dim=0, return_counts=True)
     gaps = ~patterns.all(dim=1)
     shares = (counts[gaps] / counts[gaps].sum()).double().numpy()
-    return stack(encode(heads, test)).double(), test.group, patterns[gaps], shares
+    return stack(model.encode(test)).double(), test.group, patterns[gaps], shares
 
 
 def _under(imputer: PPCA, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def settings(record: dict[str, Any], folder: Path) -> str:
         taken = [Run.open(folder / run).summary for run in method["runs"] if (folder / run / "summary.json").is_file()]
         started = [row["start"] for row in taken if row.get("start")]
         if started:
-            scale = "overlap_noise_scale" if flat.get("score") == "overlap" else "noise_scale"
+            scale = "likelihood_ratio_noise_scale" if flat.get("similarity") == "likelihood-ratio" else "noise_scale"
             inner = [
                 f"{name.replace('_', ' ')} {' or '.join(map(str, sorted({start[name] for start in started})))}"
                 for name in ("latent_dim", "components", "whitening", "iterations", scale)

@@ -20,6 +20,10 @@ from calmrl_lab.runtime.standard_streams import standard_streams, system_errors
 _ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
 
 
+# Options that were called otherwise once, and their names today.
+_RENAMED_FLAGS = {"--score": "--similarity"}
+
+
 class _OrderedGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
@@ -61,6 +65,13 @@ def _assemble() -> None:
 _assemble()
 
 
+def _refuse_renamed_flags(words: list[str]) -> None:
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in _RENAMED_FLAGS:
+            raise CalmrlError(f"there is no option '{flag}'", hint=f"it is now called '{_RENAMED_FLAGS[flag]}'")
+
+
 def main() -> None:
     """Entry point: exit code 0, 1 (the work failed) or 2 (the request makes no sense); a traceback only with --debug."""
     debug = "--debug" in sys.argv
@@ -68,6 +79,7 @@ def main() -> None:
         # Accepted anywhere on the line, not only before the command.
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:
+        _refuse_renamed_flags(sys.argv[1:])
         with standard_streams(), system_errors():
             app()
     except CalmrlError as error:

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import nearest, renamed_hint
 
-Score = Literal["cosine", "overlap", "both"]
+SimilarityName = Literal["cosine", "likelihood-ratio", "sum", "stacked", "canonical-cosine", "shared-space"]
 # What a pair is compared by, in a sentence that begins with "compared by".
-SCORE_WORDS: dict[str, str] = {
+SIMILARITY_WORDS: dict[str, str] = {
     "cosine": "the cosine of their embeddings",
-    "overlap": "the overlap of their posteriors under PPCA",
-    "both": "the overlap of their posteriors under PPCA plus the cosine of their embeddings",
+    "likelihood-ratio": "their likelihood ratio under PPCA (PLDA scoring)",
+    "sum": "their likelihood ratio under PPCA plus the cosine of their embeddings",
+    "stacked": "a sum of similarities of several kinds, with weights that validation items choose",
+    "canonical-cosine": "the cosine of their canonical variates",
+    "shared-space": "their likelihood ratio under the two-covariance model of the space that their features share",
 }
+# Settings that were called otherwise once, and their names today.
+RENAMED = {"score": "similarity"}
+
+
+# Counts above this (passes, iterations, items of a batch) are slips of the pen.
+MOST = 10_000_000
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every float in nested lists and dictionaries."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
 
 
 class TrainConfig(BaseModel):
     """Everything that decides what `train-heads` does; with the store's digest it decides the result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     store: str = Field(description="feature store to train on")
-    mix: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    mix: dict[str, Annotated[float, Field(gt=0, le=MOST)]] = Field(
         default_factory=dict,
         description="further stores to train on at the same time, each with its weight: how often a pass shows their items (the first store: once)",
     )
@@ -38,7 +60,7 @@ class TrainConfig(BaseModel):
     warm_up: str | None = Field(
         None, description="feature store of complete data to train on first; its items stay in the imputer"
     )
-    warm_up_epochs: int = Field(10, ge=0, description="passes over the warm-up store; with 0 only the imputer sees it")
+    warm_up_epochs: int = Field(10, ge=0, le=MOST, description="passes over the warm-up store; with 0 only the imputer sees it")
     warm_up_scenario: str = Field(
         "full", description="which items of the warm-up store are used (share:0.25; rest:0.25 leaves the others to training)"
     )
@@ -59,24 +81,25 @@ class TrainConfig(BaseModel):
     impute: str = Field("none", description="name of the imputer that fills missing modalities during training")
     impute_options: dict[str, Any] = Field(default_factory=dict, description="options of the imputer (latent_dim, ...)")
     scenario: str = Field("full", description="which observed modalities training may see")
-    seed: int = Field(0, ge=0, description="seed of masks, initialisation and batch order")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of masks, initialisation and batch order")
     split_seed: int | None = Field(
-        None, ge=0, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
+        None, ge=0, lt=2**63, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
     )
     head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
-    init: Literal["auto", "random", "stored", "ppca"] = Field(
+    init: Literal["auto", "random", "stored", "ppca", "identity"] = Field(
         "auto",
-        description="start of the heads: the store's own projection weights (stored), random, PPCA of the features in closed form (ppca), or "
+        description="start of the heads: the store's own projection weights (stored), random, PPCA of the features in closed form (ppca), the features as they are (identity), or "
         "stored where there are any and random elsewhere (auto)",
     )
     init_options: dict[str, Any] = Field(
         default_factory=dict,
         description="options of a start by PPCA (kernel, latent_dim, components, whitening, noise_scale, iterations, embedding)",
     )
-    score: Score = Field(
+    similarity: SimilarityName = Field(
         "cosine",
-        description="how a query and a candidate are compared: by the cosine of their embeddings, by the overlap of their posteriors under "
-        "the PPCA that the heads start from (init: ppca), or by both, the cosine with a weight that validation chooses",
+        description="how a query and a candidate are compared: by the cosine of their embeddings, by their likelihood ratio under the PPCA "
+        "that the heads start from (init: ppca), by the sum of both, the cosine with a weight that validation chooses, by the cosine of canonical variates, by the "
+        "likelihood ratio under a model of the space that features share, or by the sum of all of these that help (stacked)",
     )
     features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",
@@ -84,10 +107,13 @@ class TrainConfig(BaseModel):
         "variances, as they are, or their kernel principal components. Spectral objectives cannot tell z from -z and need the common mean that centring removes",
     )
     dim: int = Field(
-        256, ge=2, description="dimension of the common space (512 for VAST; the stored heads decide when they are used)"
+        256,
+        ge=2,
+        le=65_536,
+        description="dimension of the common space (512 for VAST; the stored heads decide when they are used)",
     )
-    epochs: int = Field(40, ge=0, description="passes over the training items")
-    batch_size: int = Field(256, ge=2, description="items a step, of all processes together")
+    epochs: int = Field(40, ge=0, le=MOST, description="passes over the training items")
+    batch_size: int = Field(256, ge=2, le=MOST, description="items a step, of all processes together")
     batching: Literal["mixed", "pattern"] = Field(
         "mixed", description="batches of all items, or of items that show the same modalities"
     )
@@ -97,8 +123,8 @@ class TrainConfig(BaseModel):
     memory: Literal["auto", "table", "stream"] = Field(
         "auto", description="keep the features in memory, read them as they are needed, or decide by the free memory"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (VAST recipe)")
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, le=1000, description="decoupled weight decay (VAST recipe)")
     warm_up_share: float = Field(
         0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises (VAST recipe)"
     )
@@ -111,8 +137,10 @@ class TrainConfig(BaseModel):
     scale_noise: bool = Field(
         True, description="scale the noise of a generative imputer by what held-out items say, after every fit"
     )
-    first_iterations: int = Field(50, ge=1, description="EM iterations of the imputer's first fit")
-    refresh_iterations: int = Field(5, ge=1, description="EM iterations of every later fit, from where the last one ended")
+    first_iterations: int = Field(50, ge=1, le=MOST, description="EM iterations of the imputer's first fit")
+    refresh_iterations: int = Field(
+        5, ge=1, le=MOST, description="EM iterations of every later fit, from where the last one ended"
+    )
     members: tuple[dict[str, Any], ...] = Field(
         (),
         description="settings of the members of an ensemble, each laid over those of the run; their scores are added with weights that validation chooses",
@@ -134,9 +162,18 @@ class TrainConfig(BaseModel):
         lt=1,
         description="largest share of items with gaps that gated calibration may harm (conformal risk control)",
     )
-    patience: int = Field(10, ge=1, description="epochs without a better validation score before training stops")
-    checkpoint_every: int = Field(10, ge=1, description="epochs between two checkpoints")
+    patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
+    checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
+
+    @field_validator("objective_options", "impute_options", "init_options", "members")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        """Numbers inside of options are finite too."""
+        for number in _numbers(value):
+            if not math.isfinite(number):
+                raise ValueError(f"numbers have to be finite, not {number}")
+        return value
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -152,11 +189,15 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
         if first["type"] == "extra_forbidden":
             known = list(_fields_at(model, first["loc"][:-1]))
+            renamed = RENAMED.get(str(first["loc"][-1]))
+            if renamed in known:
+                raise CalmrlError(f"{source}: {key}: unknown key", hint=f"it is now called '{renamed}'") from None
             raise CalmrlError(
                 f"{source}: {key}: unknown key{nearest(str(first['loc'][-1]), known)}", hint=f"known keys: {', '.join(known)}"
             ) from None
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+        hint = renamed_hint(str(first["input"])) if first["type"] == "literal_error" else None
+        raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}", hint=hint) from None
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
@@ -20,6 +21,15 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+# Names of plug-ins and values of settings that were others once.
+_RENAMED = {"overlap": "likelihood-ratio", "both": "sum"}
+
+
+def renamed_hint(name: str) -> str | None:
+    """The hint for a name that was in use once, or None."""
+    return f"it is now called '{_RENAMED[name]}'" if name in _RENAMED else None
+
+
 def known(name: str, names: Sequence[str], what: str, hint: str | None = None) -> int:
     """The place of `name` among `names`. Raises CalmrlError if it is not there: `what` 'name', the nearest of `names`, and what there is.
 
@@ -28,7 +38,8 @@ def known(name: str, names: Sequence[str], what: str, hint: str | None = None) -
     """
     if name in names:
         return list(names).index(name)
-    raise CalmrlError(f"{what} '{name}'{nearest(name, list(names))}", hint=hint or f"there is: {', '.join(names) or 'nothing'}")
+    hint = renamed_hint(name) or hint or f"there is: {', '.join(names) or 'nothing'}"
+    raise CalmrlError(f"{what} '{name}'{nearest(name, list(names))}", hint=hint)
 
 
 class Registry:
@@ -103,8 +114,28 @@ class Registry:
             )
         raise CalmrlError(
             f"unknown {self.kind} '{name}'{nearest(name, self.names())}",
-            hint=f"known {self.kind}s: {', '.join(self.names())}",
+            hint=renamed_hint(name) or f"known {self.kind}s: {', '.join(self.names())}",
         )
+
+    def create(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """The plug-in called `name`, called with `arguments` and `options`.
+
+        Raises CalmrlError for an unknown name, and for an option that the plug-in does not take, with the nearest that it does.
+        """
+        entry = self.get(name)
+        try:
+            signature = inspect.signature(entry)
+            signature.bind(*arguments, **options)
+        except TypeError as error:
+            known = list(signature.parameters)[len(arguments) :]
+            unknown = next((key for key in options if key not in signature.parameters), "")
+            raise CalmrlError(
+                f"{self.kind} '{name}': {error}{nearest(unknown, known) if unknown else ''}",
+                hint=f"its options: {', '.join(known) or 'none'}",
+            ) from None
+        except ValueError:  # a callable that says nothing of its arguments
+            pass
+        return entry(*arguments, **options)
 
     def describe(self) -> dict[str, str]:
         """Name to the first line of its docstring."""

@@ -19,7 +19,7 @@ SHOWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Closed form", "calmrl_lab.model.closed_form", ("start_by_ppca", "StartOptions")),
     ("Closed form", "calmrl_lab.ppca.latent_maps", ("LatentMaps",)),
     ("Evaluation", "calmrl_lab.evaluation.evaluate", ("evaluate", "Evaluation")),
-    ("Evaluation", "calmrl_lab.evaluation.retrieval", ("rank_both", "rank", "recall")),
+    ("Evaluation", "calmrl_lab.evaluation.retrieval", ("rank_both", "recall")),
     ("Evaluation", "calmrl_lab.evaluation.comparison", ("compare_runs",)),
     ("Imputation", "calmrl_lab.imputers.base", ("Imputer",)),
     ("Imputation", "calmrl_lab.imputers.ppca", ("PPCA",)),

@@ -23,7 +23,7 @@ def dry_run(
     """What `extract` would read of a dataset, in the words of its arguments.
 
     Returns `dataset`, `items`, `splits` {name: items}, `groups`, and a record for each modality: its encoder (None without a preset), the items
-    that have it, its rows, rows an item (least, mean, most), files that are there, missing and empty, and the first that are missing.
+    that have it, its rows, rows an item (least, mean, most), files that are there, missing and empty, and the first that are missing. `without`: modalities of the dataset's first preset that no item has.
     Raises CalmrlError for names, options and tables that make no sense.
     """
     source = datasets.get(dataset)
@@ -38,8 +38,8 @@ def dry_run(
         manifest: Manifest = made.manifest()
     if not manifest.items:
         raise CalmrlError(f"dataset '{dataset}' has no items", hint="look at its table or annotation files")
-    unknown = next((name for name in choice if name not in manifest.modalities), None)
-    if unknown is not None:
+    if preset is not None:
+        # A preset that was asked for must fit; the first of a dataset is only what it starts with.
         planning.checked_manifest(manifest, choice)
     check_links(manifest, media, followed_folders(options or {}))
     wanted = [name for name in manifest.modalities if not choice or name in choice]
@@ -49,6 +49,7 @@ def dry_run(
         "splits": dict(Counter(item.split for item in manifest.items)),
         "groups": len({item.group or item.id for item in manifest.items}),
         "modalities": {name: {"encoder": choice.get(name), **_modality(manifest.items, name)} for name in wanted},
+        "without": [name for name in choice if name not in manifest.modalities],
     }
 
 

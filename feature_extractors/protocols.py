@@ -89,7 +89,19 @@ class Recipe(Protocol):
     def make(self) -> Text | Image | Waveform | Vector: ...
 
 
-Medium = Text | File | Image | Waveform | Vector | Recipe
+@dataclass(frozen=True)
+class OrSilence:
+    """A medium in whose place, where it is missing, silence or an empty text is encoded, as released evaluations do. None: it is missing."""
+
+    medium: Text | File | None
+
+
+Medium = Text | File | Image | Waveform | Vector | Recipe | OrSilence
+
+
+def bare(medium: Medium) -> Medium | None:
+    """The medium without what is put in its place where it is missing."""
+    return medium.medium if isinstance(medium, OrSilence) else medium
 
 
 @dataclass(frozen=True)

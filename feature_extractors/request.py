@@ -20,6 +20,8 @@ from feature_extractors.workers.single_thread import one_thread
 
 # The attribute of a store that names the preset it was made with.
 PRESET = "preset"
+# The option that puts silence and empty texts in place of missing media.
+GAPS_AS_SILENCE = "gaps_as_silence"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ def resolve_request(
     """The request in the words of `extraction.extract`.
 
     A preset decides some options of its dataset too (`preset_options`: as the code it names reads it); `options` win. `precision` is for every encoder that
-    has this option. `completes`: a store to go on with; without a preset, everything is as it was made.
+    has this option. The option `gaps_as_silence` is of every dataset: silence and empty texts in place of missing sounds and subtitles. `completes`: a store to go on with; without a preset, everything is as it was made.
     Raises CalmrlError for names, options and datasets that make no sense.
     """
+    options = dict(options or {})
+    silence = options.pop(GAPS_AS_SILENCE, False)
     source = datasets.get(dataset)
     preset = planning.preset_meant(source.presets, preset)
     if completes is not None and preset is None:
@@ -63,6 +67,8 @@ def resolve_request(
         manifest = planning.checked_manifest(source(media=media, **{**implied, **(options or {})}).manifest(), choice)
     check_links(manifest, media, followed)
     kinds = {name: encoders.get(name) for name in choice.values()}
+    if silence:
+        manifest = planning.gaps_as_silence(manifest, choice, kinds)
     chosen = {m: choice[m] for m in manifest.modalities}
     asked = _with_precision(precision, chosen, kinds, encoder_options or {})
     equipment = Equipment(chosen, kinds, device, weights, media, followed, asked)

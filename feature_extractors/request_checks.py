@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 from calmrl_lab.store import ModalitySpec, Reason, write_store
 from feature_extractors.encoder_setup import EncoderFacts
 from feature_extractors.encoders import encoders
-from feature_extractors.protocols import File, Image, Item, Manifest, Medium, Vector, Waveform
+from feature_extractors.protocols import File, Image, Item, Manifest, Medium, OrSilence, Text, Vector, Waveform
 from feature_extractors.workers.encode_block import media_of
 
 
@@ -48,9 +48,11 @@ def choose_encoders(dataset: str, presets: Mapping[str, Mapping[str, str]], pres
 
 
 def preset_meant(presets: Mapping[str, Mapping[str, str]], preset: str | None) -> str | None:
-    """The preset of this name, or the only one of which it is the first word (`vast` of `vast-paper`); anything else as given."""
+    """The preset of this name, or the one of which it is the first word (`vast` of `vast-paper`; of several, `-compat`); anything else as given."""
     beginning = [name for name in presets if name.startswith(f"{preset}-")]
-    return beginning[0] if preset not in presets and len(beginning) == 1 else preset
+    if preset in presets or not beginning:
+        return preset
+    return beginning[0] if len(beginning) == 1 else next((name for name in beginning if name == f"{preset}-compat"), preset)
 
 
 def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
@@ -59,11 +61,7 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
     Items that have no medium of any modality are a mistake in the manifest; those that only lack the chosen modalities are not.
     """
     for name in chosen:
-        if name not in manifest.modalities:
-            raise CalmrlError(
-                f"dataset '{manifest.dataset}' has no modality '{name}'{nearest(name, list(manifest.modalities))}",
-                hint=f"it has: {', '.join(manifest.modalities)}",
-            )
+        known(name, list(manifest.modalities), f"dataset '{manifest.dataset}' has no modality")
     if not manifest.items:
         raise CalmrlError(f"dataset '{manifest.dataset}' has no items")
     twice = [name for name, count in Counter(item.id for item in manifest.items).items() if count > 1]
@@ -90,6 +88,27 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
     if not any(media_of(manifest.items, m) for m in kept):
         raise CalmrlError(f"dataset '{manifest.dataset}': no item has {' or '.join(kept)}", hint="choose other modalities")
     return replace(manifest, modalities=kept)
+
+
+def gaps_as_silence(manifest: Manifest, choice: Mapping[str, str], kinds: Mapping[str, Any]) -> Manifest:
+    """The manifest with silence in place of missing sounds and empty texts in place of missing subtitles, as released evaluations have them.
+
+    Raises CalmrlError if no chosen encoder is of a system that does so.
+    """
+    able = [m for m in manifest.modalities if m != "caption" and hasattr(kinds[choice[m]], "stand_in")]
+    if not able:
+        raise CalmrlError(
+            f"dataset '{manifest.dataset}': none of the encoders {', '.join(sorted(set(choice.values())))} stands in for gaps",
+            hint="--gaps-as-silence is for VAST's encoders of sound and subtitles (vast-paper, gram-compat, pmrl-compat, pmrl-zero-shot)",
+        )
+    items = []
+    for item in manifest.items:
+        stood_in: dict[str, Sequence[Medium]] = {}
+        for modality in able:
+            given = tuple(OrSilence(medium) for medium in item.media.get(modality, ()) if isinstance(medium, Text | File))
+            stood_in[modality] = given or (OrSilence(None),)
+        items.append(replace(item, media={**item.media, **stood_in}))
+    return replace(manifest, dataset=f"{manifest.dataset} (gaps as silence)", items=tuple(items))
 
 
 def smoke_check(manifest: Manifest, facts: Mapping[str, EncoderFacts]) -> None:
@@ -144,6 +163,8 @@ def item_digest(item: Item, modalities: tuple[str, ...], media: Path | None) -> 
 
 
 def _content(medium: Medium, media: Path | None) -> bytes:
+    if isinstance(medium, OrSilence):
+        return _plain("or silence") + (_content(medium.medium, media) if medium.medium is not None else b"")
     if isinstance(medium, Vector):
         return _plain(("vector", medium.values.dtype.str, medium.values.shape)) + medium.values.tobytes()
     if isinstance(medium, Image):

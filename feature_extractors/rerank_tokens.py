@@ -93,6 +93,7 @@ def keep_test_tokens(
             workers or 4,
             overwrite,
             lambda done: ticker.advance(done),
+            request.equipment.followed,
         )
 
 

@@ -51,7 +51,7 @@ def invented():
     import numpy as np
     import torch
 
-    from calmrl_lab.evaluation.run_space import Embeddings
+    from calmrl_lab.model.embeddings import Embeddings
 
     def make(n=60, noise=(0.2, 0.6, 1.2), dim=16, seed=0, classes=4):
         generator = torch.Generator().manual_seed(seed)

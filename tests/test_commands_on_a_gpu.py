@@ -20,8 +20,8 @@ METHODS = {
     "knn": ("--objective", "clip", "--impute", "knn", "--set", "impute_as_observed=true"),
     "mixture": ("--impute", "ppca-mixture", "--set", "impute_options.components=2"),
     "pmrl": ("--objective", "pmrl", "--impute", "none"),
-    "overlap": (*START, "--objective", "none", "--impute", "none", "--score", "overlap"),
-    "both": (*START, "--objective", "clip", "--impute", "none", "--score", "both"),
+    "likelihood-ratio": (*START, "--objective", "none", "--impute", "none", "--similarity", "likelihood-ratio"),
+    "sum": (*START, "--objective", "clip", "--impute", "none", "--similarity", "sum"),
     "members": ("--set", "members=[{objective: none, init: ppca}, {objective: clip, impute: none}]"),
     "kernel": ("--objective", "clip", "--impute", "none", "--set", "features=kernel"),
     "mlp": ("--objective", "clip", "--impute", "none", "--head", "mlp"),
@@ -57,7 +57,7 @@ def test_a_run_on_a_gpu_is_the_run_on_the_cpu(method, cli, small_store, tmp_path
     assert code == 0, said
 
 
-@pytest.mark.parametrize("method", ["recommended", "calmrl", "overlap", "both"])
+@pytest.mark.parametrize("method", ["recommended", "calmrl", "likelihood-ratio", "sum"])
 def test_what_comes_after_a_run_works_on_a_gpu(method, cli, small_store, tmp_path):
     run = finished(cli, small_store, METHODS[method], "cuda", tmp_path / "run").path
     for words in (

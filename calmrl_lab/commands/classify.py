@@ -45,7 +45,7 @@ def classify(
     import numpy as np
 
     from calmrl_lab.evaluation.classification import accuracy_table, class_table, classify_run
-    from calmrl_lab.evaluation.run_space import note_comparison
+    from calmrl_lab.evaluation.run_items import note_comparison
 
     encode = partial(_encoded_classes, weights=weights) if encode_classes else None
     frame = classify_run(str(run), label, kind or None, text, split, device, encode)

@@ -55,9 +55,9 @@ def _print(table: pd.DataFrame, first: str, second: str, k: int) -> None:
         )
     console.show(shown)
     last = table.iloc[-1]
-    if last["first_score"] != last["second_score"]:
+    if last["first_similarity"] != last["second_similarity"]:
         console.out.print(
-            f"{first} compares pairs by {last['first_score']}, {second} by {last['second_score']}", soft_wrap=True
+            f"{first} compares pairs by {last['first_similarity']}, {second} by {last['second_similarity']}", soft_wrap=True
         )
     seeds = f"{last['seeds']} seeds as a random effect" if last["seeds"] > 1 else "one seed: another one may differ"
     console.out.print(

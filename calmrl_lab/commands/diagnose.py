@@ -34,7 +34,7 @@ def diagnose(
     Example: calmrl-lab diagnose --run runs/demo/calmrl-ppca-s0 --slice pattern --slice shift_observed
     """
     from calmrl_lab.evaluation.diagnostics import chance_warning
-    from calmrl_lab.evaluation.run_space import note_comparison
+    from calmrl_lab.evaluation.run_items import note_comparison
 
     tables, scores = _diagnosis(run, split, slices, device)
     warning = None if scores is None else chance_warning(scores)
@@ -48,36 +48,35 @@ def _diagnosis(run: Path, split: str, cuts: list[str], device: str) -> tuple[dic
     import numpy as np
 
     from calmrl_lab.evaluation import diagnostics
-    from calmrl_lab.evaluation.run_space import RunSpace
+    from calmrl_lab.evaluation.run_items import open_run
 
-    space = RunSpace.open(run, device=device)
-    embedded = space.embed(split)
+    opened, model, items = open_run(run, device=device)
+    embedded = model.embed(items.of(split))
     tables = {
         "pairs": diagnostics.modality_pairs(embedded),
         "modalities": diagnostics.modality_table(embedded),
         "spectrum": diagnostics.spectrum_by_pattern(embedded),
     }
-    if not space.run.has(space.run.SCORES):
+    if not opened.has(opened.SCORES):
         return tables, None
-    scored = space.run.evaluation
-    digest = (scored.get("store") or {}).get("digest", space.store.digest)
-    if (scored.get("split"), digest) != (split, space.store.digest):
+    scored = opened.evaluation
+    digest = (scored.get("store") or {}).get("digest", items.store.digest)
+    if (scored.get("split"), digest) != (split, items.store.digest):
         console.note(
             f"run '{run.name}' was evaluated on other items than those of split '{split}': its ranks and errors are left out"
         )
         return tables, None
-    scores = facts = space.run.read_frame(space.run.SCORES)
-    anchors = space.run.read_frame(space.run.ANCHORS) if space.run.has(space.run.ANCHORS) else None
+    scores = facts = opened.read_frame(opened.SCORES)
+    anchors = opened.read_frame(opened.ANCHORS) if opened.has(opened.ANCHORS) else None
     if anchors is not None and len(anchors):
         tables["anchors"] = diagnostics.shifts_by_pattern(anchors)
-        imputer = space.imputer()
-        if imputer is not None:
-            anchors = diagnostics.with_predicted_gain(anchors, embedded, imputer)
+        if model.imputer is not None:
+            anchors = diagnostics.with_predicted_gain(anchors, embedded, model.imputer)
             tables["gain"] = diagnostics.shifts_by_gain(anchors)
         facts = diagnostics.with_anchor_facts(scores, anchors)
-    if space.run.has(space.run.IMPUTATION):
-        errors = space.run.read_frame(space.run.IMPUTATION)
-        tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == space.run.config.impute], bins=5)
+    if opened.has(opened.IMPUTATION):
+        errors = opened.read_frame(opened.IMPUTATION)
+        tables["reliability"] = diagnostics.reliability(errors[errors["imputer"] == opened.config.impute], bins=5)
     for cut in cuts:
         tables[f"recall_by_{cut}"] = diagnostics.slices(facts, cut, np.random.default_rng(0))
     return tables, scores

@@ -21,13 +21,18 @@ def evaluate(
     direction: list[str] = typer.Option(
         [], metavar="QUERY:GALLERY", help="Direction, as caption:vision; may be repeated. (default: all)"
     ),
-    score_by: str | None = typer.Option(
-        None, "--score", metavar="cosine|overlap|both", help="How pairs are compared. (default: as the run was trained for)"
+    similarity: str | None = typer.Option(
+        None, metavar="NAME", help="How pairs are compared. (default: as the run was trained for)"
     ),
     rerank: str | None = typer.Option(
         None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
     ),
     weights: Path | None = typer.Option(None, help="Folder of VAST's weights, for --rerank."),
+    first_stage: str | None = typer.Option(
+        None,
+        metavar="SCORER",
+        help="Score that --rerank takes its candidates from, joint or a scorer. (default: that of the run's system)",
+    ),
     top: int = typer.Option(50, min=1, help="Candidates of a query that --rerank re-scores."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),
@@ -36,9 +41,10 @@ def evaluate(
 
     Example: calmrl-lab evaluate --run runs/demo/calmrl-ppca-s0 --direction caption:vision
     """
-    from calmrl_lab.config import Score
+    from calmrl_lab.config import SimilarityName
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.evaluation.evaluate import evaluate as score
+    from calmrl_lab.registry import known
 
     pairs = [text.partition(":")[::2] for text in direction]
     for text, pair in zip(direction, pairs, strict=True):
@@ -47,25 +53,26 @@ def evaluate(
                 f"--direction '{text}' is not of the form query:gallery", hint="for example --direction caption:vision"
             )
     from calmrl_lab.evaluation.diagnostics import chance_warning
+    from calmrl_lab.evaluation.feature_reference import below_features
 
     if rerank is not None:
         # What is wrong with the request shows before anything is ranked.
         match = _matching(run, rerank, store, weights, top, device)
-    known = get_args(Score)
-    if score_by not in (None, *known):
-        raise CalmrlError(f"unknown score '{score_by}'", hint=f"known: {', '.join(known)}")
-    scored = score(run, pairs or None, store=store, split=split, device=device, score=score_by)  # type: ignore[arg-type]
+    if similarity is not None:
+        known(similarity, get_args(SimilarityName), "there is no similarity")
+    scored = score(run, pairs or None, store=store, split=split, device=device, similarity=similarity)  # type: ignore[arg-type]
     table, warning = scored.table(), chance_warning(scored.scores)
     if rerank is None:
         console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
     else:
         from calmrl_lab.evaluation.rerank import rerank_run, rerank_table
 
-        again = rerank_table(rerank_run(run, match, rerank, split, device=device))
+        again = rerank_table(rerank_run(run, match, rerank, split, first_stage, device))
         payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}
         console.emit(payload, as_json, lambda: _print(table, scored.coverage, again))
-    if warning:
-        console.note(warning)
+    for sentence in (warning, below_features(scored.coverage["features"])):
+        if sentence:
+            console.note(sentence)
 
 
 def _matching(run: Path, rerank: str, store: Path | None, weights: Path | None, top: int, device: str) -> Any:
@@ -96,7 +103,7 @@ def _print_rerank(table: Any) -> None:
         shown.add_column(heading, justify="left" if heading in ("query", "gallery", "scorer") else "right")
     for row in table.itertuples(index=False):
         later = (f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", str(row.queries))
-        shown.add_row(row.query, row.gallery, row.scorer, _with_interval(row.recall_at_1, row.low, row.high), *later)
+        shown.add_row(row.query, row.gallery, row.scorer, _with_interval(row.recall_at_1, row.low_1, row.high_1), *later)
     console.out.print()
     console.show(shown)
 
@@ -108,28 +115,33 @@ def _with_interval(value: float, low: float, high: float) -> str:
 def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> None:
     from rich.table import Table
 
-    from calmrl_lab.config import SCORE_WORDS
+    from calmrl_lab.config import SIMILARITY_WORDS
 
     shown = Table(box=None, pad_edge=False)
     ranks = ("median", "mean", "MRR", "nDCG")
-    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "R@5 %", "R@10 %", *ranks, "queries", "left out"):
+    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "features", "R@5 %", "R@10 %", *ranks, "queries", "left out"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery") else "right")
+    features = {(row["query"], row["gallery"]): f"{row['feature_recall_at_1']:.1f}" for row in coverage["features"]}
     for row in table.itertuples(index=False):
         shown.add_row(
             row.query, row.gallery, _with_interval(row.recall_at_1, row.low_1, row.high_1), f"{row.chance_recall_at_1:.2f}",
+            features.get((row.query, row.gallery), "-"),
             f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", f"{row.median_rank:g}", f"{row.mean_rank:.1f}", f"{row.mrr:.3f}", f"{row.ndcg:.3f}",
             str(row.queries), str(row.without_positive),
         )  # fmt: skip
     console.show(shown)
     console.out.print(
-        f"pairs compared by {SCORE_WORDS[coverage['score']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
-        "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order",
+        f"pairs compared by {SIMILARITY_WORDS[coverage['similarity']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
+        "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order, "
+        "features that of the cosine of the features as they come (- where their dimensions differ)",
         soft_wrap=True,
     )
     if table["without_positive"].any():
         console.out.print("left out: queries whose item lacks the modality of the gallery, so that no answer is right")
     for pair in coverage["unserved"]:
         console.out.print(f"{pair['query']}->{pair['gallery']} cannot be asked: no item has both modalities")
+    for pair in coverage["incomparable"]:
+        console.out.print(f"{pair['query']}->{pair['gallery']} is left out: the run does not compare these two modalities")
     if gate := coverage.get("gate"):
         console.out.print(
             f"gate: {gate['left_uncalibrated']} of {gate['scored']} cases left uncalibrated; {100 * gate['harm_rate']:.1f} % harmed "

@@ -30,6 +30,11 @@ def extract(
     keep_tokens: bool = typer.Option(
         False, "--keep-tokens", help="Also keep what VAST's matching head needs of the test split (evaluate --rerank itm)."
     ),
+    gaps_as_silence: bool = typer.Option(
+        False,
+        "--gaps-as-silence",
+        help="Encode silence and empty texts in place of missing sounds and subtitles, as released evaluations do.",
+    ),
     retry_failed: bool = typer.Option(False, "--retry-failed", help="Try only what failed in the store again."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing store, once the new one is complete."),
     max_failures: float = typer.Option(
@@ -59,6 +64,7 @@ def extract(
         | ({"manifest": manifest} if manifest else {})
         | ({"follow_links": follow_links} if follow_links else {})
     )
+    silence = {"gaps_as_silence": True} if gaps_as_silence else {}
     if dry_run:
         from feature_extractors.dry_run import dry_run as look
 
@@ -68,7 +74,7 @@ def extract(
     target = out or Path("stores") / f"{dataset}.zarr"
     asked: dict[str, Any] = {
         "workers": workers, "device": device, "precision": precision,
-        "options": options, "encoder_options": override({}, assign_encoder),
+        "options": options | silence, "encoder_options": override({}, assign_encoder),
     }  # fmt: skip
     if keep_tokens and target.exists() and not overwrite and not retry_failed:
         console.note(f"'{target}' is there; only its condition tokens are made")
@@ -108,6 +114,11 @@ def _print_dry_run(found: dict[str, Any]) -> None:
         counts = (of["items"], of["rows"], spread, of["files"], of["files_missing"], of["files_empty"])
         table.add_row(name, of["encoder"] or "", *map(str, counts))
     console.show(table)
+    if found["without"]:
+        chosen = ",".join(f"{name}={of['encoder']}" for name, of in found["modalities"].items())
+        console.out.print(
+            f"no item has {' or '.join(found['without'])}: choose --encoders {chosen}", soft_wrap=True, markup=False
+        )
     for name, of in found["modalities"].items():
         if of["first_missing"]:
             console.out.print(f"{name}: not there: {', '.join(of['first_missing'])}", soft_wrap=True, markup=False)

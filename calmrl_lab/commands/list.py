@@ -19,7 +19,7 @@ _HOME = {
     "encoders": ("feature_extractors.encoders", "encoders"),
     "datasets": ("feature_extractors.datasets", "datasets"),
 }
-Kind = StrEnum("Kind", {name: name for name in _HOME})
+Kind = StrEnum("Kind", [(name, name) for name in _HOME])  # type: ignore[misc]
 
 
 def register(app: typer.Typer) -> None:

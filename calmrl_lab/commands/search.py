@@ -30,7 +30,7 @@ def index(
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
     scorer: str | None = typer.Option(
         None,
-        help="How items are compared: centroid, anchor, fused, cosine:MODALITY, overlap or both. (default: as the run compares pairs)",
+        help="How items are compared: centroid, anchor, fused, cosine:MODALITY, likelihood-ratio or sum. (default: as the run compares pairs)",
     ),
     calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
     kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
@@ -111,15 +111,12 @@ def _query(
 
 
 def _encoded(gallery: Gallery, modality: str, text: str, weights: Path | None) -> np.ndarray:
-    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.registry import known
 
     # Like `extract`, this command is an edge: it alone brings encoders and cached features together.
     from feature_extractors.text_queries import encode_texts
 
-    if modality not in gallery.modalities:
-        raise CalmrlError(
-            f"index '{gallery.path}' has no heads for '{modality}'", hint=f"it has: {', '.join(gallery.modalities)}"
-        )
+    known(modality, gallery.modalities, f"index '{gallery.path}' has no modality")
     return encode_texts(gallery.facts["encoders"][modality], modality, [text], weights)
 
 
@@ -136,8 +133,7 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
     place = np.flatnonzero(source.ids == item)
     if len(place) == 0:
         raise CalmrlError(f"store '{source.path}' has no item '{item}'{nearest(item, source.ids.tolist())}")
-    if modality not in source.modalities:
-        raise CalmrlError(f"store '{source.path}' has no modality '{modality}'", hint=f"it has: {', '.join(source.modalities)}")
+    source.column(modality)
     if modality in gallery.modalities and encoder_of(source, modality) != gallery.facts["encoders"][modality]:
         raise CalmrlError(
             f"'{modality}' of store '{source.path}' comes from another encoder than that of the indexed items",
@@ -151,22 +147,20 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
 
 def _score_of(facts: dict[str, Any]) -> str:
     """What the scores of the index are."""
-    from calmrl_lab.scorers._names import OF_EVIDENCE
-
     kind, _, modality = facts["scorer"].partition(":")
-    if kind not in OF_EVIDENCE:
+    if not facts["weights"]:
         maker = modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
         return f"cosine with the {maker}"
-    weight = facts["cosine_weight"]
-    nats = "overlap of posteriors (nats)" + ("" if weight is None else f" plus {weight:g} times the cosine")
-    return f"{nats} with what an item shows of {', '.join(facts['modalities'])}"
+    words = {"likelihood-ratio": "likelihood ratio (nats)"}
+    parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["weights"].items()]
+    return f"{' plus '.join(parts)} with what an item shows of {', '.join(facts['modalities'])}"
 
 
 def _by_other_means(facts: dict[str, Any]) -> bool:
     """Whether the index compares otherwise than its run does."""
     from calmrl_lab.scorers._names import family
 
-    return bool(facts["run_score"] != family(facts["scorer"]))
+    return bool(facts["run_similarity"] != family(facts["scorer"]))
 
 
 def _draw_recall(gallery: Gallery) -> None:
@@ -185,7 +179,7 @@ def _draw_recall(gallery: Gallery) -> None:
 
 
 def _print_facts(gallery: Gallery) -> None:
-    from calmrl_lab.config import SCORE_WORDS
+    from calmrl_lab.config import SIMILARITY_WORDS
 
     facts = gallery.facts
     console.out.print(
@@ -194,7 +188,7 @@ def _print_facts(gallery: Gallery) -> None:
         soft_wrap=True,
     )
     if _by_other_means(facts):
-        console.out.print(f"the run itself compares pairs by {SCORE_WORDS[facts['run_score']]}", soft_wrap=True)
+        console.out.print(f"the run itself compares pairs by {SIMILARITY_WORDS[facts['run_similarity']]}", soft_wrap=True)
     if facts["left_out"]:
         console.out.print(f"{facts['left_out']} items show none of these and were left out")
     if facts["recall_against_exact"] is not None:

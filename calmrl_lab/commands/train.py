@@ -35,9 +35,9 @@ def train_heads(
     init: str | None = typer.Option(
         None, help="Start of the heads: random, stored (the store's own), or ppca (closed form). (default: auto)"
     ),
-    score: str | None = typer.Option(
+    similarity: str | None = typer.Option(
         None,
-        help="cosine; overlap: posteriors under the PPCA of --init ppca, with --objective none; both: their sum. (default: cosine)",
+        help="How pairs are compared: cosine; likelihood-ratio under the PPCA of --init ppca, with --objective none; sum of both. (default: cosine)",
     ),
     head: str | None = typer.Option(None, help="linear or mlp. (default: linear)"),
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
@@ -56,7 +56,7 @@ def train_heads(
     """Train projection heads over the cached features of a store.
 
     --method names what is trained; every other setting that is given changes that setting of the method and nothing else. Without --method it is the
-    method recommended, and with --impute ppca alone the paper's method, calmrl. What is trained and what was changed in it is always printed.
+    method recommended, and with --impute ppca alone the paper's method with our settings, calmrl. What is trained and what was changed in it is always printed.
 
     Example: calmrl-lab train-heads --store stores/openmoji.zarr --impute ppca --scenario pairs:0.25
     """
@@ -76,7 +76,7 @@ def train_heads(
     else:
         flags: dict[str, Any] = {
             "store": store and str(store), "method": method, "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
-            "score": score,
+            "similarity": similarity,
             "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
             "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip

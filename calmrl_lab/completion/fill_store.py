@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from calmrl_lab._version import __version__
-from calmrl_lab.completion.fitted_store import predicted_errors, predicts, prepare
-from calmrl_lab.data.missingness import pattern_names
+from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predicts, prepare
+from calmrl_lab.completion.item_rows import BLOCK
+from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take
-from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
+from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, write_store
 from calmrl_lab.store.disk.files import looks_like_store
 
 if TYPE_CHECKING:
@@ -82,50 +85,95 @@ def complete_store(
 
         checked = check_on_held_out(ready)
     fill = ~mask & mask.any(axis=1, keepdims=True)
-    completed = [np.asarray(values) for values in chosen.impute(ready.rows, mask)]
-    completed = [values if scale is None else values * scale for values, scale in zip(completed, ready.scales, strict=True)]
-    relative = predicted_errors(chosen, ready.rows, mask) / ready.variances if predicts(chosen) else None
-    labels = {**store.labels}
+    relative = np.zeros(mask.shape) if predicts(chosen) else None
+    with tempfile.TemporaryDirectory(prefix=".filled-", dir=Path(os.path.abspath(out)).parent) as scratch:
+        filled = [_FilledRows(store.spec(name), fill[:, j], Path(scratch) / f"{j}") for j, name in enumerate(names)]
+        _fill(ready, fill, filled, relative)
+        labels = {**store.labels, **_labels(names, fill, relative)}
+        path = _write(store, out, dict(zip(names, filled, strict=True)), labels, chosen, fit_on, standardise, overwrite)
+    return replace(_summary(path, chosen, names, mask, fill, relative), check=checked)
+
+
+class _FilledRows:
+    """The imputed rows of one modality for the items under `chosen` [N], in their order and in the dtype of the store, kept in a file."""
+
+    def __init__(self, spec: ModalitySpec, chosen: Bool[np.ndarray, " n"], path: Path) -> None:
+        self.spec = spec
+        self.chosen = chosen
+        self._path = path
+        self._written = 0
+        self._ends = np.concatenate([[0], np.cumsum(chosen)])
+
+    def append(self, rows: Float[np.ndarray, "b d"]) -> None:
+        """The rows of the next items."""
+        limits = np.finfo(self.spec.dtype)
+        with self._path.open("ab") as file:
+            # A mean of real rows that the dtype of the store cannot hold is put where that dtype ends.
+            file.write(np.ascontiguousarray(np.clip(rows, limits.min, limits.max), dtype=self.spec.dtype).data)
+        self._written += len(rows)
+
+    def merged(self, store: FeatureStore) -> Iterator[np.ndarray]:
+        """All rows of the modality with the imputed ones in their places, a block of items at a time."""
+        name, shape = self.spec.name, (self._written, self.spec.dimension)
+        before = store.offsets(name)
+        rows = np.memmap(self._path, dtype=self.spec.dtype, mode="r", shape=shape) if self._written else np.zeros(shape)
+        for start in range(0, len(store), BLOCK):
+            stop = min(start + BLOCK, len(store))
+            chosen = self.chosen[start:stop]
+            counts = np.where(chosen, 1, np.diff(before[start : stop + 1]))
+            is_new = np.repeat(chosen, counts)
+            merged = np.empty((len(is_new), self.spec.dimension), dtype=self.spec.dtype)
+            merged[~is_new] = store.feature_range(name, int(before[start]), int(before[stop]))
+            merged[is_new] = rows[self._ends[start] : self._ends[stop]]
+            yield merged
+
+
+def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_FilledRows], relative: np.ndarray | None) -> None:
+    """Impute block by block into `filled`, and the expected errors, over the variance of the modality, into `relative` [N, k]."""
+    rows, mask = ready.rows, ready.mask
+    gaps = np.flatnonzero(fill.any(axis=1))
+    with console.progress(f"filling with {ready.imputer.name}", len(gaps)) as ticker:
+        for items in rows.blocks(gaps):
+            block = rows.of(items)
+            values = ready.imputer.impute(block, mask[items])
+            for j, (part, scale) in enumerate(zip(values, rows.scales, strict=True)):
+                new = np.asarray(part)[fill[items, j]]
+                filled[j].append(new if scale is None else new * scale)
+            if relative is not None:
+                relative[items] = predicted_errors(ready.imputer, block, mask[items]) / ready.variances
+            ticker.advance(len(items))
+
+
+def _labels(names: Sequence[str], fill: Bool[np.ndarray, "n k"], relative: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Of every modality with gaps: which items were filled, and the error to expect of them."""
+    labels = {}
     for j, name in enumerate(names):
         if fill[:, j].any():
             labels[f"{MARK} {name}"] = np.where(fill[:, j], "yes", "no")
             if relative is not None:
-                labels[f"{ERROR} {name}"] = np.array(
-                    [f"{e:.4f}" if f else "" for e, f in zip(relative[:, j], fill[:, j], strict=True)]
-                )
-    path = _write(store, out, names, completed, fill, labels, chosen, fit_on, standardise, overwrite)
-    return replace(_summary(path, chosen, names, mask, fill, relative), check=checked)
+                written = np.char.mod("%.4f", relative[:, j])
+                labels[f"{ERROR} {name}"] = np.where(fill[:, j], written, "")
+    return labels
 
 
 def _write(
     store: FeatureStore,
     out: str | Path,
-    names: tuple[str, ...],
-    completed: list[np.ndarray],
-    fill: Bool[np.ndarray, "n k"],
+    filled: Mapping[str, _FilledRows],
     labels: Mapping[str, Any],
     imputer: Imputer,
     fit_on: str,
     standardise: bool,
     overwrite: bool,
 ) -> Path:
-    features, offsets, reason = {}, {}, store.reason.copy()
+    features: dict[str, Iterator[np.ndarray]] = {}
+    offsets, reason = {}, store.reason.copy()
     for column, spec in enumerate(store.specs):
-        before, after = store.offsets(spec.name), store.features(spec.name)
-        if spec.name not in names or not fill[:, names.index(spec.name)].any():
-            features[spec.name], offsets[spec.name] = after, before
-            continue
-        j = names.index(spec.name)
-        counts = np.diff(before)
-        offsets[spec.name] = offsets_of(np.where(fill[:, j], 1, counts))
-        merged = np.empty((int(offsets[spec.name][-1]), spec.dimension), dtype=after.dtype)
-        is_new = np.repeat(fill[:, j], np.where(fill[:, j], 1, counts))
-        merged[~is_new] = after
-        # Real rows fit into the store's dtype; a mean beyond them that does not is put where the dtype ends.
-        limits = np.finfo(after.dtype)
-        merged[is_new] = np.clip(completed[j][fill[:, j]], limits.min, limits.max)
-        features[spec.name] = merged
-        reason[fill[:, j], column] = Reason.OBSERVED
+        before = store.offsets(spec.name)
+        new = filled.get(spec.name) or _FilledRows(spec, np.zeros(len(store), dtype=bool), Path())
+        features[spec.name] = new.merged(store)
+        offsets[spec.name] = offsets_of(np.where(new.chosen, 1, np.diff(before)))
+        reason[new.chosen, column] = Reason.OBSERVED
     facts = {
         "imputer": imputer.name,
         "options": imputer.options(),
@@ -179,11 +227,12 @@ def _summary(
         for j, name in enumerate(names)
         if fill[:, j].any()
     ]
-    shown = np.asarray(pattern_names(mask, names))
+    shown = Patterns.of(mask)
+    which = shown.which.numpy()
     patterns = []
-    for pattern in sorted(set(shown[fill.any(axis=1)].tolist())):
+    for pattern, index in sorted(zip(shown.names(names), range(len(shown)), strict=True)):
         for j, name in enumerate(names):
-            rows = (shown == pattern) & fill[:, j]
+            rows = (which == index) & fill[:, j]
             if rows.any():
                 patterns.append(
                     {"observed": pattern, "filled": name, "items": int(rows.sum()), "relative_error": error(j, rows)}

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 
+from calmrl_lab.completion.item_rows import BLOCK, ItemRows
+from calmrl_lab.data.patterns import observe
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.ppca.held_out import split_by_group
+from calmrl_lab.ppca.statistics import Statistics, observed_means
+from calmrl_lab.runtime import console
 from calmrl_lab.store import FeatureStore
 
-if TYPE_CHECKING:
-    pass
+# Items that an imputer is fitted to that needs all its rows at once.
+SAMPLED = 50_000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An imputer fitted on the items `fitted` of a store, and all its `rows` (k of [n, d_m], scaled where `scales` says so)."""
+    """An imputer fitted on the items `fitted` [n] (bool) of a store, and the `rows` of all its items."""
 
     store: FeatureStore
-    names: tuple[str, ...]
     imputer: Imputer
-    rows: list[np.ndarray]
-    scales: list[np.ndarray | None]
-    mask: Bool[np.ndarray, "n k"]
+    rows: ItemRows
     fitted: Bool[np.ndarray, " n"]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return self.rows.names
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "n k"]:
+        return self.rows.mask
+
+    @cached_property
     def variances(self) -> Float[np.ndarray, " k"]:
         """Total variance of every modality over the fitted items: the squared error of mean imputation. 1 where it is 0."""
-        shown = [values[self.fitted & self.mask[:, j]] for j, values in enumerate(self.rows)]
-        variance = np.array([values.var(axis=0, dtype=np.float64).sum() for values in shown])
+        variance = np.array([variance.sum() for _, variance in self.rows.moments(np.flatnonzero(self.fitted))])
         return np.where(variance > 0, variance, 1.0)
 
 
@@ -58,12 +69,45 @@ def prepare(
         raise CalmrlError(
             f"store '{store.path}' has no items in split '{fit_on}'", hint=f"it has: {', '.join(np.unique(store.split))}"
         )
-    rows = [_first_rows(store, name, mask[:, j]) for j, name in enumerate(names)]
-    scales = [_scale(values[fitted & mask[:, j]]) if standardise else None for j, values in enumerate(rows)]
-    scaled = [values if scale is None else values / scale for values, scale in zip(rows, scales, strict=True)]
-    groups = {"groups": store.group[fitted]} if chosen.takes_groups else {}
-    chosen.fit([values[fitted] for values in scaled], mask[fitted], **groups)
-    return Prepared(store, names, chosen, scaled, scales, mask, fitted)
+    items = np.flatnonzero(fitted)
+    rows = ItemRows(store, names, mask, (None,) * len(names))
+    if standardise:
+        spreads = [np.sqrt(variance) for _, variance in rows.moments(items)]
+        rows = replace(rows, scales=tuple(np.where(spread > 0, spread, 1.0) for spread in spreads))
+    _fit(chosen, rows, items, store.group)
+    return Prepared(store, chosen, rows, fitted)
+
+
+def _fit(imputer: Any, rows: ItemRows, items: Int[np.ndarray, " n"], groups: np.ndarray) -> None:
+    """Fit `imputer` to `items`: on statistics summed over blocks where these are all it needs, else on rows, at most 50,000 of them."""
+    if len(items) > BLOCK and getattr(imputer, "fits_on_folds", False):
+        fold = split_by_group(len(items), imputer.folds, groups[items], imputer.seed)
+        imputer.fit_folds(_summed(imputer, rows, items, fold))
+    elif len(items) > BLOCK and getattr(imputer, "fits_on_statistics", False):
+        imputer.fit_statistics(_summed(imputer, rows, items, np.zeros(len(items), dtype=np.int64))[0])
+    else:
+        if len(items) > SAMPLED:
+            console.note(f"imputer '{imputer.name}' is fitted to {SAMPLED} of {len(items)} items, drawn at random")
+            items = items[np.sort(np.random.default_rng(0).permutation(len(items))[:SAMPLED])]
+        settings = {"groups": groups[items]} if imputer.takes_groups else {}
+        imputer.fit(rows.of(items), rows.mask[items], **settings)
+
+
+def _summed(imputer: Imputer, rows: ItemRows, items: np.ndarray, fold: Int[np.ndarray, " n"]) -> list[Statistics]:
+    """Statistics of every fold, all in the same coordinates, from one pass over blocks of items."""
+    parts: list[Statistics] = []
+    with console.progress(f"statistics for {imputer.name}", len(items)) as ticker:
+        for start in range(0, len(items), BLOCK):
+            block = slice(start, start + BLOCK)
+            data = observe(rows.of(items[block]), rows.mask[items[block]], rows.names)
+            if not parts:
+                shift = observed_means(data)
+                parts = [Statistics(data.dims, shift, data.device) for _ in range(int(fold.max()) + 1)]
+            for index, part in enumerate(parts):
+                inside = np.flatnonzero(fold[block] == index)
+                part.add(data if len(parts) == 1 else data.take(torch.from_numpy(inside)))
+            ticker.advance(len(data))
+    return parts
 
 
 def predicts(imputer: Imputer) -> bool:
@@ -78,26 +122,9 @@ def predicted_errors(imputer: Any, rows: list[np.ndarray], mask: Bool[np.ndarray
 
 def _make(imputer: str | Imputer, options: Mapping[str, Any], names: tuple[str, ...]) -> Imputer:
     if isinstance(imputer, str):
-        try:
-            imputer = imputers.get(imputer)(**options)
-        except TypeError as error:
-            raise CalmrlError(f"imputer '{imputer}': {error}", hint="see calmrl-lab list imputers") from None
+        imputer = imputers.create(imputer, **options)
     assert isinstance(imputer, Imputer)
     if not imputer.fills:
         raise CalmrlError(f"imputer '{imputer.name}' fills no gaps", hint="see calmrl-lab list imputers")
     imputer.modalities = names
     return imputer
-
-
-def _first_rows(store: FeatureStore, name: str, shown: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
-    """The first row of `name` of every item, zeros where it has none; float32 unless stored as float64."""
-    features = store.features(name)
-    kind = np.float64 if features.dtype == np.float64 else np.float32
-    rows = np.zeros((len(store), store.dims[name]), dtype=kind)
-    rows[shown] = features[store.offsets(name)[:-1][shown]]
-    return rows
-
-
-def _scale(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
-    spread = rows.std(axis=0, dtype=np.float64)
-    return np.where(spread > 0, spread, 1.0).astype(rows.dtype)

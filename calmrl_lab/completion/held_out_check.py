@@ -10,10 +10,12 @@ from jaxtyping import Bool
 
 from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predicts
 from calmrl_lab.completion.reliability import Reliability, reliability
+from calmrl_lab.data.table import sampled
 from calmrl_lab.errors import CalmrlError
 
-# Patterns tried on every held-out item.
+# Patterns tried on every held-out item, of which there are at most so many.
 _DRAWINGS = 5
+_CHECKED = 20_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Check:
 def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
     """Hide, from items that were not fitted on, what other items of the store lack, and compare predicted with real errors.
 
-    Every held-out item is shown under gaps of the store drawn at random (five times, each once), so that
+    Every held-out item (of more than 20,000 a sample) is shown under gaps of the store drawn at random (five times, each once), so that
     patterns come about as often as they do in the store; an item that such a pattern leaves as it is, or leaves with nothing, sits out. Raises CalmrlError if the
     imputer predicts no error, the store has no gaps, or no held-out item has anything to hide.
     """
@@ -52,6 +54,8 @@ def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
         )
     gaps = mask[~mask.all(axis=1) & mask.any(axis=1)]
     held_out = np.flatnonzero(~ready.fitted & mask.any(axis=1))
+    if len(held_out) > _CHECKED:
+        held_out = held_out[sampled(len(held_out), _CHECKED)]
     drawn = _shown(mask[held_out], gaps, np.random.default_rng(seed)) if len(gaps) else []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     used: set[int] = set()
@@ -99,7 +103,7 @@ def _errors(
     ready: Prepared, rows: np.ndarray, shown: Bool[np.ndarray, "h k"]
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(modality, predicted, real) of every entry that is hidden though the item has it, over the modality's variance."""
-    truth = [values[rows] for values in ready.rows]
+    truth = ready.rows.of(rows)
     filled = [np.asarray(values) for values in ready.imputer.impute(truth, shown)]
     predicted = predicted_errors(ready.imputer, truth, shown) / ready.variances
     parts = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,19 +20,23 @@ from calmrl_lab.runtime.devices import send
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
-# A store is kept in memory if its float32 features take at most this share of what is free.
+# A store is kept in memory if what training makes of its features takes at most this share of what is free, and at most so many bytes: a
+# stream is nearly as fast as a larger table.
 _SHARE = 0.5
+_MOST_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
 class StreamedTable:
-    """A `Table` of the items at ascending positions `items` [N] of a store; `mask` [N, k] is in memory, as ids and groups are."""
+    """A `Table` of the items at ascending positions `items` [N] of a store; `mask` [N, k] is in memory, as ids and groups are; `maps` are applied to
+    the rows of each modality when they are read (`mapped`)."""
 
     store: FeatureStore
     modalities: tuple[str, ...]
     items: Int[np.ndarray, " n"]
     mask: Bool[Tensor, "n k"]
     device: str = "cpu"
+    maps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -60,6 +64,10 @@ class StreamedTable:
         require_hiding(mask, self.natural_mask(), self.modalities)
         return replace(self, mask=mask)
 
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> StreamedTable:
+        """The same items with what `maps`, one per modality, make of their rows, block by block as they are read."""
+        return replace(self, maps=tuple(maps))
+
     def select(self, items: np.ndarray) -> StreamedTable:
         """The items at positions `items` [n] of this table, in the order of the store."""
         chosen = np.sort(items)
@@ -67,7 +75,8 @@ class StreamedTable:
 
     def in_memory(self) -> FeatureTable:
         """All items with their rows."""
-        return load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+        table = load_table(self.store, self.modalities, self.device, self.items).with_mask(self.mask)
+        return table.mapped(self.maps) if self.maps else table
 
     def sample(self, count: int) -> FeatureTable:
         """At most `count` items, in memory; which ones depends on nothing but the number of items."""
@@ -101,6 +110,8 @@ class StreamedTable:
             chosen = torch.from_numpy(place[streamed.items])
             items = send(chosen, device)
             features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
+            if self.maps:
+                features = [one(rows) for one, rows in zip(self.maps, features, strict=True)]
             batch = FeatureBatch(items, features, self.mask[items], mask[chosen])
             if waiting is not None and len(items) == 1:
                 # As in memory: a last batch of one item is joined to the one before it.
@@ -118,10 +129,16 @@ class StreamedTable:
             yield waiting
 
 
-def open_table(store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto") -> Table:
-    """All items of `store`: in memory (`table`), read as they are needed (`stream`), or whichever the free memory allows (`auto`)."""
+def open_table(
+    store: FeatureStore, modalities: Sequence[str] | None, device: str, memory: str = "auto", components: int = 0
+) -> Table:
+    """All items of `store`: in memory (`table`), read as they are needed (`stream`), or whichever the memory allows (`auto`).
+
+    `components` are the values that a feature map makes of the features of a modality, where it makes more of them than there are.
+    """
     names = chosen_modalities(store, modalities)
-    if memory == "table" or (memory == "auto" and needed_bytes(store, names) <= _SHARE * free_bytes()):
+    allowed = min(_SHARE * free_bytes(), _MOST_BYTES)
+    if memory == "table" or (memory == "auto" and needed_bytes(store, names, components) <= allowed):
         return load_table(store, names, device)
     columns = [store.modalities.index(name) for name in names]
     mask = torch.from_numpy(np.ascontiguousarray(store.mask[:, columns])).to(device)
@@ -142,9 +159,9 @@ def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory:
     return open_table(store, tuple(dims), device, memory)
 
 
-def needed_bytes(store: FeatureStore, modalities: Sequence[str]) -> int:
-    """What the features of `modalities` take in memory, as float32."""
-    return sum(4 * int(store.offsets(name)[-1]) * store.dims[name] for name in modalities)
+def needed_bytes(store: FeatureStore, modalities: Sequence[str], components: int = 0) -> int:
+    """What the features of `modalities` take in memory as float32, once a feature map has made `components` values of them where that is more."""
+    return sum(4 * int(store.offsets(name)[-1]) * max(store.dims[name], components) for name in modalities)
 
 
 def free_bytes() -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -71,6 +71,10 @@ class Table(Protocol):
 
     def select(self, items: np.ndarray) -> Self:
         """The items at positions `items` [n] of this table."""
+        ...
+
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Self:
+        """The same items with what `maps`, one per modality, make of their rows."""
         ...
 
     def in_memory(self) -> FeatureTable:
@@ -149,6 +153,10 @@ class FeatureTable:
             rows.append(all_rows[base + torch.arange(int(ends[-1]), device=base.device)])
             offsets.append(ends)
         return FeatureTable(self.modalities, self.ids[items], self.group[items], tuple(rows), tuple(offsets), self.mask[picked])
+
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> FeatureTable:
+        """The same items with what `maps`, one per modality, make of their rows."""
+        return replace(self, rows=tuple(one(rows) for one, rows in zip(maps, self.rows, strict=True)))
 
     def first_rows(self) -> list[Tensor]:
         """Each item's first row of each modality, zeros where it has none: k of [N, d_m]."""
@@ -245,15 +253,9 @@ def joined(tables: Sequence[FeatureTable], names: Sequence[str]) -> FeatureTable
 
 def chosen_modalities(store: FeatureStore, modalities: Sequence[str] | None) -> tuple[str, ...]:
     """The modalities asked for, or all of the store. Raises CalmrlError for one the store does not have, a repeated one, or fewer than two."""
-    from calmrl_lab.registry import nearest
-
     names = tuple(modalities or store.modalities)
     for name in names:
-        if name not in store.modalities:
-            raise CalmrlError(
-                f"store '{store.path}' has no modality '{name}'{nearest(name, list(store.modalities))}",
-                hint=f"it has: {', '.join(store.modalities)}",
-            )
+        store.column(name)
     if len(set(names)) != len(names):
         raise CalmrlError(f"a modality is named twice: {', '.join(names)}")
     if len(names) < 2:

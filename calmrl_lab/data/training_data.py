@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,12 +16,17 @@ from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.data.streaming_table import open_table
 from calmrl_lab.data.table import FeatureTable, Table, joined, load_table
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.linalg.kernel_pca import COMPONENTS
+from calmrl_lab.registry import known
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
 AnyTable = TypeVar("AnyTable", bound=Table)
+
+
+# Validation items that models are selected on: of more, a sample, which ranks n x n and takes as long every epoch.
+VALIDATION_ITEMS = 5_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Data:
         extra = torch.rand(len(whole), generator=generator, dtype=torch.float64) < self.weights - whole
         return (whole + extra).long()
 
+    def mapped(self, maps: Sequence[Callable[[Tensor], Tensor]]) -> Data:
+        """The same items with what `maps`, one per modality, make of their rows."""
+        warm_up = None if self.warm_up is None else self.warm_up.mapped(maps)
+        return replace(self, train=self.train.mapped(maps), validation=self.validation.mapped(maps), warm_up=warm_up)
+
     def shown(self, count: int) -> FeatureTable:
         """Items that decide where heads start: those of training, at most `count`, after those of the warm-up."""
         sample = self.train.sample(count)
@@ -61,10 +71,10 @@ def open_data(config: TrainConfig, device: str) -> Data:
     if config.mix:
         data = _mixed(config, store, device)
     else:
-        full = open_table(store, config.modalities, device, config.memory)
+        full = open_table(store, config.modalities, device, config.memory, _components(config))
         split = splits_of(store, config)
         train = training_items(full, split, config)
-        validation = full.select(np.flatnonzero(split == "validation")).in_memory()
+        validation = full.select(np.flatnonzero(split == "validation")).sample(VALIDATION_ITEMS)
         data = Data(store, train, validation, dict(store.heads))
     return replace(data, warm_up=_warm_up(config, data.train, device)) if config.warm_up else data
 
@@ -100,8 +110,7 @@ def _common_dims(stores: dict[str, FeatureStore], modalities: Sequence[str] | No
             if found.setdefault(name, dim) != dim:
                 raise CalmrlError(f"'{name}' has dimension {dim} in store '{path}' and {found[name]} in another of the mix")
     for name in modalities or ():
-        if name not in found:
-            raise CalmrlError(f"no store of the mix has a modality '{name}'{nearest(name, list(found))}")
+        known(name, list(found), "no store of the mix has a modality")
     chosen = {name: found[name] for name in modalities} if modalities else found
     for path, store in stores.items():
         if not set(chosen) & set(store.modalities):
@@ -116,9 +125,8 @@ def _warm_up(config: TrainConfig, train: Table, device: str) -> FeatureTable:
 
     assert config.warm_up is not None
     store = FeatureStore.open(config.warm_up)
-    lacking = [name for name in train.modalities if name not in store.modalities]
-    if lacking:
-        raise CalmrlError(f"warm-up store '{config.warm_up}' has no modality '{lacking[0]}'", hint="see calmrl-lab store info")
+    for name in train.modalities:
+        known(name, store.modalities, f"warm-up store '{config.warm_up}' has no modality")
     dims = {name: store.dims[name] for name in train.modalities}
     if dims != train.dims:
         raise CalmrlError(f"warm-up store '{config.warm_up}' has dimensions {dims}, the training store has {train.dims}")
@@ -131,6 +139,13 @@ def _warm_up(config: TrainConfig, train: Table, device: str) -> FeatureTable:
             + ("" if config.warm_up_scenario == "full" else f" under scenario '{config.warm_up_scenario}'")
         )
     return load_table(store, train.modalities, device, complete)
+
+
+def _components(config: TrainConfig) -> int:
+    """How many values kernel feature maps make of the features of a modality; 0 where `config` asks for none."""
+    if config.features == "kernel" or (config.init == "ppca" and config.init_options.get("kernel", "none") != "none"):
+        return COMPONENTS
+    return 0
 
 
 def splits_of(store: FeatureStore, config: TrainConfig) -> np.ndarray:

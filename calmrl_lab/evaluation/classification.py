@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.run_space import Embeddings, RunSpace
+from calmrl_lab.evaluation.run_items import RunItems, open_run
 from calmrl_lab.evaluation.significance import interval
-from calmrl_lab.registry import nearest
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.embeddings import Embeddings
+from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
 from calmrl_lab.scorers.centroid import Centroid
 
@@ -106,39 +109,42 @@ def classify_run(
     `encode` makes features of modality `text` from the names of the classes, which are then the class texts of zero-shot; it is called with
     the store, the modality and the names.
     """
-    space = RunSpace.open(run, device=device)
-    test = space.embed(split)
-    names = {name: len(np.unique(values)) for name, values in space.store.labels.items()}
-    if label is None:
-        fitting = [name for name, classes in names.items() if 2 <= classes <= min(1000, len(space.table) // 2)]
-        if len(fitting) != 1:
-            raise CalmrlError(
-                f"store '{space.store.path}' has {len(fitting)} labels that could be classified",
-                hint=f"it has: {', '.join(names) or 'none'}",
-            )
-        label = fitting[0]
+    run, model, items = open_run(run, device=device)
+    test, train = (replace(model.embed(items.of(name)), labels=items.labels(name)) for name in (split, "train"))
+    label = label or _only_label(items)
     text = text or ("caption" if "caption" in test.modalities else None)
-    train = space.embed("train")
     _check(train, test, label, kinds or KINDS, text)
-    vectors = None if encode is None else _encoded_classes(space, label, text, encode)
-    frame = classify(train, test, label, kinds, text, vectors, space.imputer())
-    space.run.write_frame(space.run.CLASSIFICATION, frame)
+    vectors = None if encode is None else _encoded_classes(model, items.store, label, text, encode)
+    frame = classify(train, test, label, kinds, text, vectors, model.imputer)
+    run.write_frame(run.CLASSIFICATION, frame)
     return frame
+
+
+def _only_label(items: RunItems) -> str:
+    """The one label of the store that can be classified; CalmrlError if there is none or several."""
+    classes = {name: len(np.unique(values)) for name, values in items.store.labels.items()}
+    fitting = [name for name, count in classes.items() if 2 <= count <= min(1000, len(items.table) // 2)]
+    if len(fitting) != 1:
+        raise CalmrlError(
+            f"store '{items.store.path}' has {len(fitting)} labels that could be classified",
+            hint=f"it has: {', '.join(classes) or 'none'}",
+        )
+    return fitting[0]
 
 
 @torch.no_grad()
 def _encoded_classes(
-    space: RunSpace,
+    model: AlignmentModel,
+    store: FeatureStore,
     label: str,
     text: str | None,
     encode: Callable[[FeatureStore, str, list[str]], Float[np.ndarray, "c d_m"]],
 ) -> tuple[list[str], Float[Tensor, "c d"]]:
     if text is None:
         raise CalmrlError("the names of classes are encoded as a modality of texts, and none is named", hint="--text NAME")
-    classes = [str(name) for name in np.unique(space.store.labels[label]) if name]
-    features = torch.from_numpy(np.asarray(encode(space.store, text, classes), dtype=np.float32))
-    place = space.heads.modalities.index(text)
-    return classes, space.heads.project(place, features.to(space.table.mask.device))
+    classes = [str(name) for name in np.unique(store.labels[label]) if name]
+    features = torch.from_numpy(np.asarray(encode(store, text, classes), dtype=np.float32))
+    return classes, model.project(text, features.to(model.device))
 
 
 def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
@@ -355,7 +361,7 @@ def _rows(
     ranked = scores.numpy()
     place = np.searchsorted(np.sort(candidates), truth).clip(max=len(candidates) - 1)
     own = np.argsort(candidates)[place]
-    known = candidates[own] == truth
+    compared = candidates[own] == truth
     score = ranked[np.arange(len(ranked)), own][:, None]
     # Ties count against the true class: a vector that says nothing predicts nothing.
     above = (ranked >= score).sum(axis=1) - 1
@@ -370,27 +376,17 @@ def _rows(
             "pattern": patterns[asked.items],
             "label": truth,
             "predicted": candidates[ranked.argmax(axis=1)],
-            "correct": known & (above == 0),
-            "correct_at_5": (known & (above < 5)).astype(np.float64) if len(candidates) > 5 else np.nan,
-            "known": known,
+            "correct": compared & (above == 0),
+            "correct_at_5": (compared & (above < 5)).astype(np.float64) if len(candidates) > 5 else np.nan,
+            "known": compared,
         }
     )
 
 
 def _check(train: Embeddings, test: Embeddings, label: str, kinds: Sequence[str], text: str | None) -> None:
     for embedded in (train, test):
-        if label not in embedded.labels:
-            raise CalmrlError(
-                f"there is no label '{label}'{nearest(label, list(embedded.labels))}",
-                hint=f"there are: {', '.join(embedded.labels) or 'none'}",
-            )
+        known(label, list(embedded.labels), "there is no label")
     for kind in kinds:
-        if kind not in KINDS:
-            raise CalmrlError(
-                f"unknown kind of classification '{kind}'{nearest(kind, list(KINDS))}", hint=f"known: {', '.join(KINDS)}"
-            )
-    if text is not None and text not in train.modalities:
-        raise CalmrlError(
-            f"there is no text modality '{text}'{nearest(text, list(train.modalities))}",
-            hint=f"there are: {', '.join(train.modalities)}",
-        )
+        known(kind, KINDS, "unknown kind of classification")
+    if text is not None:
+        known(text, train.modalities, "there is no text modality")

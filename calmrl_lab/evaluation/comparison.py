@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.retrieval import recall
+from calmrl_lab.evaluation.score_rows import COUNTS, hits
 from calmrl_lab.evaluation.significance import compare, holm
 from calmrl_lab.runs.run import Run
 
@@ -41,25 +41,28 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run], generator: np.rand
 
     Queries are paired by direction, item and caption; runs by seed, where both sides have several. Columns: query, gallery, first, second,
     difference, low, high, p, corrected (Holm, over the directions; 'all' is one question of its own), clear (interval and corrected p both
-    exclude zero), queries, groups, seeds, and how each side compares pairs (first_score, second_score: cosine, overlap or both). Queries
+    exclude zero), queries, groups, seeds, and how each side compares pairs (first_similarity, second_similarity). Queries
     that only one side has are left out: `unpaired` counts them. Raises CalmrlError for runs that were not evaluated, were scored on
     different stores, or share no query, and for seeds of one method that were scored differently.
     """
     import pandas as pd
 
     joined, unpaired = _paired(first, second)
-    scores = {"first_score": _score(first), "second_score": _score(second)}
-    hits = {name: 100 * recall(joined[f"greater_{name}"], joined[f"equal_{name}"], k) for name in ("first", "second")}
+    similarities = {"first_similarity": _similarity(first), "second_similarity": _similarity(second)}
+    recalls = {}
+    for side in ("first", "second"):
+        counts = joined.rename(columns={f"{name}_{side}": name for name in COUNTS})
+        recalls[side] = 100 * hits(counts, k)
     rows = []
     parts = [(key, part.index) for key, part in joined.groupby(["query", "gallery"], sort=False)]
     for (query, gallery), index in [*parts, *([((ALL, ALL), joined.index)] if len(parts) > 1 else [])]:
-        a, b = hits["first"][index], hits["second"][index]
+        a, b = recalls["first"][index], recalls["second"][index]
         found = compare(a, b, generator, joined.loc[index, "group"].to_numpy(), joined.loc[index, "seed"].to_numpy())
         rows.append(
             {
                 "query": query, "gallery": gallery, "first": float(a.mean()), "second": float(b.mean()), "difference": found.value,
                 "low": found.low, "high": found.high, "p": found.p, "queries": len(index) // found.seeds, "groups": found.units,
-                "seeds": found.seeds, "unpaired": unpaired, **scores,
+                "seeds": found.seeds, "unpaired": unpaired, **similarities,
             }
         )  # fmt: skip
     directions = {place: row["p"] for place, row in enumerate(rows) if row["query"] != ALL}
@@ -103,16 +106,16 @@ def _scored_on(run: Run) -> str:
     return str((run.evaluation.get("store") or run.summary["store"])["digest"])
 
 
-def _score(runs: Sequence[Run]) -> str:
+def _similarity(runs: Sequence[Run]) -> str:
     found = sorted({str(run.read_frame(run.SCORES)["scorer"].iloc[0]) for run in runs})
     if len(found) > 1:
         raise CalmrlError(
             f"runs {', '.join(run.name for run in runs)} were scored differently: {' and '.join(found)}",
-            hint="calmrl-lab evaluate them with the same --score",
+            hint="calmrl-lab evaluate them with the same --similarity",
         )
     return found[0]
 
 
 def _numbered(scores: pd.DataFrame) -> pd.DataFrame:
     """Scores with `nth`: several captions of one item are told apart by their order."""
-    return scores.assign(nth=scores.groupby(list(_QUERY[:-1]), sort=False).cumcount())[[*_QUERY, "group", "greater", "equal"]]
+    return scores.assign(nth=scores.groupby(list(_QUERY[:-1]), sort=False).cumcount())[[*_QUERY, "group", *COUNTS]]

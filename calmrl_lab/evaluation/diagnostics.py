@@ -13,10 +13,10 @@ from torch import Tensor
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.retrieval import expected_rank, recall
-from calmrl_lab.evaluation.run_space import Embeddings
+from calmrl_lab.evaluation.score_rows import chance, expected_ranks, hits
 from calmrl_lab.evaluation.significance import interval
 from calmrl_lab.linalg.spectrum import spectrum
+from calmrl_lab.model.embeddings import Embeddings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,8 +233,7 @@ def slices(scores: pd.DataFrame, by: str, generator: np.random.Generator, bins: 
         values = pd.qcut(values, bins, duplicates="drop")
     table = []
     for name, part in frame.groupby(values, sort=bool(numeric), dropna=False, observed=True):
-        hits = 100 * recall(part["greater"].to_numpy(), part["equal"].to_numpy(), k)
-        found = interval(hits, generator, part["group"].to_numpy(), top=100)
+        found = interval(100 * hits(part, k), generator, part["group"].to_numpy(), top=100)
         row = {"slice": _slice_name(name, part[by]), "queries": len(part), "groups": found.units}
         table.append({**row, "recall": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(table)
@@ -262,13 +261,16 @@ def chance_level(scores: pd.DataFrame) -> pd.DataFrame:
     columns = [name for name in ("query", "gallery", "scorer", "gallery_scenario") if name in scores.columns]
     for key, part in scores.groupby(columns, sort=False):
         g, p = part["candidates"].to_numpy(dtype=float), part["positives"].to_numpy(dtype=float)
-        ranks = expected_rank(part["greater"].to_numpy(), part["equal"].to_numpy())
+        ranks = expected_ranks(part)
         variance = (p * (g + 1) * (g - p) / ((p + 1) ** 2 * (p + 2))).sum()
         z = float(((g + 1) / (p + 1) - ranks).sum() / variance**0.5) if variance > 0 else float("nan")
         tail = float(norm.sf(z)) if np.isfinite(z) else 1.0
-        first = recall(part["greater"].to_numpy(), part["equal"].to_numpy(), 1)
         row = dict(zip(columns, key, strict=True))
-        row |= {"queries": len(part), "recall_at_1": 100 * float(first.mean()), "chance": 100 * float((p / g).mean())}
+        row |= {
+            "queries": len(part),
+            "recall_at_1": 100 * float(hits(part, 1).mean()),
+            "chance": 100 * float(chance(part, 1).mean()),
+        }
         table.append({**row, "z": z, "p": tail, "at_chance": tail > CHANCE_P})
     return pd.DataFrame(table)
 

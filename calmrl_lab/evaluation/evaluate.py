@@ -1,4 +1,4 @@
-"""Evaluation of a run: ranks in every direction, imputation error and anchor shift, one row a query or item, never only a mean."""
+"""Evaluation of a run: ranks in every direction, imputation errors and anchor shifts, one row per query or item, never only a mean."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ from torch import Tensor
 
 from calmrl_lab.anchors.bounds import anchor_report
 from calmrl_lab.anchors.gate import achieved, gated_columns
-from calmrl_lab.config import Score, TrainConfig
+from calmrl_lab.config import SimilarityName, TrainConfig
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.data.patterns import Patterns
-from calmrl_lab.data.table import FeatureTable, Table, joined
-from calmrl_lab.data.training_data import open_data, training_items
+from calmrl_lab.data.table import BLOCK, FeatureTable, Table, joined
+from calmrl_lab.data.training_data import VALIDATION_ITEMS, open_data, training_items
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
-from calmrl_lab.evaluation.run_space import RunSpace, pair_model
-from calmrl_lab.evaluation.significance import interval
+from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
+from calmrl_lab.evaluation.retrieval import Ranks, rank_both
+from calmrl_lab.evaluation.run_items import RunItems, open_run
+from calmrl_lab.evaluation.score_rows import recall_table, score_rows
 from calmrl_lab.imputers import imputers
-from calmrl_lab.model.encode import encode, stack
-from calmrl_lab.model.joined import AnyHeads
-from calmrl_lab.model.similarity import OverlapAndCosine
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.embeddings import owners_of
+from calmrl_lab.model.encode import stack
 from calmrl_lab.ppca.noise_scale import held_out_errors
-from calmrl_lab.registry import nearest
-from calmrl_lab.runs.run import IMPUTER, Run, writes_into_run
+from calmrl_lab.registry import known
+from calmrl_lab.runs.run import Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
-from calmrl_lab.training.online_imputer import SAMPLED
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from calmrl_lab.ppca.latent_maps import LatentMaps
     from calmrl_lab.store import FeatureStore
 
 # Imputers compared on the embeddings of every calibrated run, beside its own.
 CONTROLS = ("mean", "random")
+# Complete items of the split that are shown under every pattern of training, and training items whose hidden entries are looked at: of more,
+# a sample. There is a row for each of them, each pattern, modality and imputer.
+CALIBRATED, CALIBRATED_TRAINING = 5_000, 20_000
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` computed: a row a query (`scores`), a row an imputed entry (`imputation`), a row an item (`anchors`).
+    """What `evaluate` computed: one row per query (`scores`, see `score_rows`), per imputed entry (`imputation`) and per item (`anchors`).
 
-    `coverage` says what was asked at all (as in evaluation.json): the `score` that pairs were compared by, the `store` (dataset and digest),
+    `coverage` says what was evaluated at all (as in evaluation.json): the `similarity` that pairs were compared by, the `store` (dataset and digest),
     `split`, `items` in it, `empty_items` that show no modality, `directions` with the number of `queries` that were ranked,
     `without_positive` that were left out and the `gallery_size`, and `unserved` directions, of which no item has both modalities. A gated
     run adds `gate`: how many items were scored, left uncalibrated and harmed, and the harm rate with patterns as frequent as in training.
@@ -62,28 +64,11 @@ class Evaluation:
     coverage: dict[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """A row a direction: Recall@1/5/10 (percent) with 95 % intervals over groups of queries (low_1, high_1, ...), median and mean rank,
-        MRR, nDCG, queries; ties as expected under a random order.
-
-        `without_positive` counts the query rows that were left out because their item lacks the gallery's modality.
-        """
-        import pandas as pd
-
+        """`recall_table` of the scores, one row per direction; `without_positive` counts the query rows that were left out because their item
+        lacks the gallery's modality."""
         left_out = {(row["query"], row["gallery"]): row["without_positive"] for row in self.coverage["directions"]}
-        generator, rows = np.random.default_rng(0), []
-        for (query, gallery), part in self.scores.groupby(["query", "gallery"], sort=False):
-            greater, equal, group = (part[name].to_numpy() for name in ("greater", "equal", "group"))
-            row: dict[str, Any] = {"query": query, "gallery": gallery}
-            for k in (1, 5, 10):
-                found = interval(100 * recall(greater, equal, k), generator, group, top=100)
-                row |= {f"recall_at_{k}": found.value, f"low_{k}": found.low, f"high_{k}": found.high}
-            ranks = expected_rank(greater, equal)
-            row |= {"median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
-            row |= {"mrr": float(reciprocal_rank(greater, equal).mean()), "ndcg": float(discounted_gain(greater, equal).mean())}
-            row |= {"queries": len(part), "without_positive": left_out[query, gallery]}
-            row["chance_recall_at_1"] = 100 * float((part["positives"] / part["candidates"]).mean())
-            rows.append(row)
-        return pd.DataFrame(rows)
+        table = recall_table(self.scores)
+        return table.assign(without_positive=[left_out[pair] for pair in zip(table["query"], table["gallery"], strict=True)])
 
 
 @writes_into_run
@@ -93,48 +78,57 @@ def evaluate(
     store: FeatureStore | str | Path | None = None,
     split: str = "test",
     device: str = "auto",
-    score: Score | None = None,
+    similarity: SimilarityName | None = None,
 ) -> Evaluation:
     """Score a finished run on `split` of its store (or of `store`) and write scores.parquet, imputation.parquet, anchors.parquet,
     evaluation.json.
 
     `directions` are (query modality, gallery modality) pairs; default: all ordered pairs that some item can serve. The gallery of a direction is every row of
     its modality in the split; a query whose item has no row there has no positive and is left out. Nothing is hidden from the gallery.
-    `score` is cosine, overlap (`LatentMaps.compared`, for runs that started by PPCA) or both (for runs that chose its weight); default: what
-    the run was trained for.
+    `similarity` is cosine, likelihood-ratio (for runs that started by PPCA) or sum (for runs that chose its weight); default: what the run was
+    trained for.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
     a direction that was asked for and that no item can serve, or no direction at all.
     """
-    space = RunSpace.open(run, store, device)
-    run, config, heads, table = space.run, space.run.config, space.heads, space.table
-    held_out = table.select(space.items_of(split)).in_memory()
-    asked, unserved = _served(held_out, _directions(table.modalities, directions), optional=directions is None)
-    score = score or config.score
-    if score == "cosine":
-        scores = _ranks(heads, held_out, asked)
-    else:
-        scores = _compared(pair_model(run, heads, score), score, held_out, asked)
+    run, model, items = open_run(run, store, device)
+    config, model = run.config, model.compared_by(similarity)
+    held_out = items.of(split)
+    asked = _directions(model.modalities, directions)
+    served, unserved = _served(held_out, asked, optional=directions is None)
+    served, incomparable = _comparable(model, held_out, served, optional=directions is None)
+    scores = rank_directions(model, held_out, served)
+    beside = beside_features(scores, feature_rows(held_out, served))
     imputation = anchors = None
     # An ensemble has no imputer of its own, whatever its members were trained with.
     if store is None and imputers.get(run.summary["imputer"]).fills:
-        train_table, validation, replay = _seen(table, space.splits, config, device)
+        train_table, validation, replay = _seen(items, config, device)
         if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(run, heads, train_table.sample(SAMPLED), validation, held_out, split, replay)
-    scored_on = {"dataset": space.store.dataset, "digest": space.store.digest}
-    coverage = {"score": score, "store": scored_on, **_coverage(held_out, split, asked, unserved)}
+            imputation, anchors = _calibration(
+                run, model, train_table.sample(CALIBRATED_TRAINING), validation, held_out, split, replay
+            )
+    scored_on = {"dataset": items.store.dataset, "digest": items.store.digest}
+    name = similarity or config.similarity
+    coverage = {
+        "similarity": name,
+        "features": beside,
+        "incomparable": incomparable,
+        "store": scored_on,
+        **_coverage(held_out, split, served, unserved),
+    }
     if config.gate and anchors is not None and len(anchors):
-        shown = pattern_names(train_table.mask.cpu().numpy(), table.modalities)
+        shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
     run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
 
-def _seen(table: Table, splits: np.ndarray, config: TrainConfig, device: str) -> tuple[Table, FeatureTable, list[FeatureTable]]:
+def _seen(items: RunItems, config: TrainConfig, device: str) -> tuple[Table, FeatureTable, list[FeatureTable]]:
     """The training items as the run was shown them, those of a mix included, the validation items, and those of a warm-up."""
     if config.mix or config.warm_up:
         data = open_data(config, str(resolve(device)))
         return data.train, data.validation, [] if data.warm_up is None else [data.warm_up]
-    return training_items(table, splits, config), table.select(np.flatnonzero(splits == "validation")).in_memory(), []
+    validation = items.table.select(np.flatnonzero(items.splits == "validation")).sample(VALIDATION_ITEMS)
+    return training_items(items.table, items.splits, config), validation, []
 
 
 def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
@@ -142,11 +136,7 @@ def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | No
         return list(itertools.permutations(modalities, 2))
     for query, gallery in asked:
         for name in (query, gallery):
-            if name not in modalities:
-                raise CalmrlError(
-                    f"direction {query}->{gallery}: the run has no modality '{name}'{nearest(name, list(modalities))}",
-                    hint=f"it has: {', '.join(modalities)}",
-                )
+            known(name, modalities, f"direction {query}->{gallery}: the run has no modality")
         if query == gallery:
             raise CalmrlError(f"direction {query}->{gallery} compares a modality with itself")
     # Asked for twice, a direction is still one: its queries must not count twice.
@@ -176,6 +166,32 @@ def _served(
     return served, unserved
 
 
+@torch.no_grad()
+def _comparable(
+    model: AlignmentModel, table: FeatureTable, directions: Sequence[tuple[str, str]], optional: bool
+) -> tuple[list[tuple[str, str]], list[dict[str, str]]]:
+    """The directions in which the model compares at all, and the others: features that are not projected have a cosine only with others of
+    their dimension. CalmrlError for a direction of the second kind that is not optional, or if there are none of the first."""
+    few = {name: rows[:50] for name, rows in zip(table.modalities, table.rows, strict=True)}
+    found: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    for query, gallery in directions:
+        left, right = model.pair_vectors(query, gallery, few[query], few[gallery])
+        able = bool(((left != 0).any(dim=0) & (right != 0).any(dim=0)).any())
+        if not able and not optional:
+            raise CalmrlError(
+                f"direction {query}->{gallery}: the run does not compare these two modalities",
+                hint="leave this direction out, or train a method that aligns them",
+            )
+        (found if able else others).append((query, gallery))
+    if not found:
+        raise CalmrlError(
+            f"the run compares no two of the modalities {', '.join(table.modalities)}",
+            hint="features as they come have a cosine only with features of the same dimension; leave out --method to train",
+        )
+    return found, [{"query": query, "gallery": gallery} for query, gallery in others]
+
+
 def _coverage(
     table: FeatureTable, split: str, directions: Sequence[tuple[str, str]], unserved: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
@@ -197,63 +213,41 @@ def _coverage(
 
 
 @torch.no_grad()
-def _ranks(heads: AnyHeads, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Ranks of every query row with a positive; both directions of a pair come from the same scores."""
+def rank_directions(model: AlignmentModel, table: FeatureTable, directions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Score rows of every query row with a positive, in (query, gallery) directions between single modalities, nothing hidden."""
     import pandas as pd
 
-    rows = [heads.project(index, features) for index, features in enumerate(table.rows)]
-    owners = [_owners(offsets) for offsets in table.offsets]
-    done: dict[tuple[str, str], pd.DataFrame] = {}
-    for query, gallery in directions:
-        if (query, gallery) in done:
-            continue
-        a, b = table.modalities.index(query), table.modalities.index(gallery)
-        for (q, g, owner), ranks in zip(
-            ((query, gallery, owners[a]), (gallery, query, owners[b])),
-            rank_both(rows[a], rows[b], owners[a], owners[b]),
-            strict=True,
-        ):
-            done[q, g] = _ranked(table, q, g, "cosine", owner, ranks)
-    return pd.concat([done[direction] for direction in directions], ignore_index=True)
-
-
-@torch.no_grad()
-def _compared(
-    by: LatentMaps | OverlapAndCosine, scorer: str, table: FeatureTable, directions: Sequence[tuple[str, str]]
-) -> pd.DataFrame:
-    """Ranks by a score that takes other vectors in every direction."""
-    import pandas as pd
-
-    owners = [_owners(offsets) for offsets in table.offsets]
-    parts = []
-    for query, gallery in directions:
-        a, b = table.modalities.index(query), table.modalities.index(gallery)
-        queries, candidates = by.compared(a, b, table.rows[a], table.rows[b])
-        ranks, _ = rank_both(queries, candidates, owners[a], owners[b])
-        parts.append(_ranked(table, query, gallery, scorer, owners[a], ranks))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _ranked(table: FeatureTable, query: str, gallery: str, scorer: str, owner: Tensor, ranks: Ranks) -> pd.DataFrame:
-    """A row a query that has a positive."""
-    import pandas as pd
-
+    similarity = model.similarity
+    places = {name: model.modalities.index(name) for direction in directions for name in direction}
+    rows = {name: _vectors(model, name, table.rows[place]) for name, place in places.items()}
+    owners = {name: owners_of(table.offsets[place]) for name, place in places.items()}
     patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
-    asked = np.asarray(ranks.positives) > 0
-    item = owner.cpu().numpy()[asked]
-    columns: dict[str, Any] = {"query": query, "gallery": gallery, "scorer": scorer, "gallery_scenario": "full"}
-    columns |= {"item": table.ids[item], "group": table.group[item], "pattern": patterns[item]}
-    columns |= {c: np.asarray(getattr(ranks, c))[asked] for c in ("greater", "equal", "candidates", "positives")}
-    return pd.DataFrame(columns)
-
-
-def _owners(offsets: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+    done: dict[tuple[str, str], Ranks] = {}
+    for query, gallery in directions:
+        if (query, gallery) not in done:
+            left, right = similarity.pair_vectors(query, gallery, rows[query], rows[gallery])
+            done[query, gallery], back = rank_both(left, right, owners[query], owners[gallery])
+            if similarity.symmetric:
+                done[gallery, query] = back
+    parts = [
+        score_rows(
+            done[query, gallery],
+            owners[query],
+            table.ids,
+            table.group,
+            patterns,
+            query=query,
+            gallery=gallery,
+            scorer=similarity.name,
+        )
+        for query, gallery in directions
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _calibration(
     run: Run,
-    heads: AnyHeads,
+    model: AlignmentModel,
     train_table: FeatureTable,
     validation: FeatureTable,
     held_out: FeatureTable,
@@ -269,15 +263,14 @@ def _calibration(
     config = run.config
     names = [config.impute, *(name for name in CONTROLS if name != config.impute)]
     seen = joined([*replay, train_table], [""] * (len(replay) + 1))
-    seen_embeddings = encode(heads, seen)
-    validation_embeddings = encode(heads, validation)
+    seen_embeddings, validation_embeddings = model.encode(seen), model.encode(validation)
     errors, shifts = [], []
     for name in names:
-        imputer = _fitted(run, name, seen_embeddings, seen.mask, seen.modalities)
+        imputer = _fitted(config, model, name, seen_embeddings, seen.mask)
         own = name == config.impute
         expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
         for place, table, mask in _masked(train_table, held_out, split):
-            embeddings = encode(heads, table)
+            embeddings = model.encode(table)
             truth, known = stack(embeddings), table.natural_mask()
             filled = stack(imputer.impute(embeddings, mask))
             unknown = np.full(len(table.modalities), np.nan)
@@ -295,16 +288,17 @@ def _calibration(
     return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True) if shifts else pd.DataFrame()
 
 
-def _fitted(run: Run, name: str, embeddings: list[Tensor], mask: Tensor, modalities: tuple[str, ...]) -> Any:
-    config = run.config
-    if name == config.impute and run.has(IMPUTER):
-        imputer = run.load_imputer()
-        imputer.modalities = modalities
-        return imputer
-    options = config.impute_options if name == config.impute else {}
-    imputer = imputers.get(name)(**options)
-    imputer.modalities = modalities
+def _fitted(config: TrainConfig, model: AlignmentModel, name: str, embeddings: list[Tensor], mask: Tensor) -> Any:
+    if name == config.impute and model.imputer is not None:
+        return model.imputer
+    imputer = imputers.get(name)(**(config.impute_options if name == config.impute else {}))
+    imputer.modalities = model.modalities
     return imputer.fit(embeddings, mask)
+
+
+def _vectors(model: AlignmentModel, name: str, features: Tensor) -> Float[Tensor, "n r"]:
+    """Vectors of all `features` of a modality, a block at a time: what feature maps make of all of them at once may be large."""
+    return torch.cat([model.vectors(name, block) for block in features.split(BLOCK)])
 
 
 def _masked(
@@ -312,7 +306,7 @@ def _masked(
 ) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
     """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
     yield "train", train_table, train_table.mask
-    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy()))
+    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy())).sample(CALIBRATED)
     if len(complete):
         patterns = Patterns.of(train_table.mask).shown
         for pattern in patterns[~patterns.all(dim=1)]:

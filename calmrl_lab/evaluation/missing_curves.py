@@ -1,8 +1,8 @@
-"""Retrieval when modalities are missing at test time: ranks a query, for every scorer, scenario, and with gaps filled or not."""
+"""Retrieval when modalities are missing at test time: ranks per query, for every scorer and scenario, with gaps filled or not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,16 @@ from torch import Tensor
 
 from calmrl_lab.data.missingness import apply_scenario, pattern_names
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, rank_items, recall, reciprocal_rank
-from calmrl_lab.evaluation.run_space import Embeddings, RunSpace
-from calmrl_lab.evaluation.significance import compare, interval
-from calmrl_lab.registry import nearest
+from calmrl_lab.evaluation.retrieval import rank_items
+from calmrl_lab.evaluation.run_items import imputer_of, open_run
+from calmrl_lab.evaluation.score_rows import hits, recall_table, score_rows
+from calmrl_lab.evaluation.significance import compare
+from calmrl_lab.model.embeddings import Embeddings
+from calmrl_lab.model.similarity import Similarity
+from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
-from calmrl_lab.scorers._names import OF_EVIDENCE, family, is_single
+from calmrl_lab.scorers import scorers as known_scorers
+from calmrl_lab.scorers._names import family, is_single
 from calmrl_lab.scorers.base import make_scorer
 
 if TYPE_CHECKING:
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
 
 RATES = (0.25, 0.5, 0.75, 0.9)
 SCORERS = ("centroid", "anchor")
-# Scorers that condition on what is shown: gaps are no gaps to them.
-_UNFILLED = ("likelihood", *OF_EVIDENCE)
 # What makes one curve: rows that agree in these differ only in the scenario.
 CURVE = ("query", "gallery", "side", "scorer", "calibrated")
 
@@ -47,19 +49,20 @@ def missing_curves(
     queries: Sequence[str] | None = None,
     seed: int = 0,
     objective: Any = None,
+    compared: Mapping[str, tuple[Similarity, Embeddings]] | None = None,
 ) -> pd.DataFrame:
-    """A row a query: one modality asks for items that show any subset of the others (side 'gallery' misses), and back (side 'query').
+    """Score rows of queries of one modality among items that show any subset of the others (side 'gallery'), and back (side 'query').
 
-    Scenarios hide modalities of the items, never of the modality that asks; their masks are the same for every scorer, with and
-    without calibration, and nested over the rates of `random`. Beside the `scorers`, every single modality is scored alike
-    (`cosine:<modality>`, `overlap:<modality>`), for `aggregation_gain`. With a fitted `imputer`, everything is computed a second time with
-    the items' gaps filled from what they show (`calibrated`); 'likelihood' needs a PPCA of the embeddings, 'overlap' and 'both' one of the
-    features (`embedded.evidence`), and they are computed once, as they condition on what is shown. 'fused' needs a trained `objective` that
-    fuses, and is computed for the modality that it asks with. Items that show nothing rank last and, as queries, guess.
+    Scenarios hide modalities of the items, never that of the queries; their masks are the same for every scorer, with and
+    without calibration, and nested over the rates of `random`. Beside the `scorers`, every single modality is scored by the same similarity
+    (`cosine:<modality>`, `sum:<modality>`), for `aggregation_gain`. With a fitted `imputer`, everything is computed a second time with
+    the items' gaps filled from what they show (`calibrated`). Scorers that condition on what is shown are computed once: 'likelihood', which
+    needs a PPCA of the embeddings as `imputer`, and those that compare by another similarity than the cosine, which need it, and what it
+    compares of the same items, in `compared`, by its name. 'fused' needs a trained `objective` that fuses, and is computed for the modality of its
+    queries. Items that show nothing rank last and, as queries, guess.
 
-    Columns: query, gallery, side, scorer, calibrated, gallery_scenario, item, group, pattern (shown by the item), greater, equal,
-    candidates, positives, unserved (candidates or queries that show nothing the scorer can use), without_positive (queries that were left
-    out, because nothing in the gallery is their item).
+    Columns: those of score rows, side, calibrated, unserved (candidates or queries that show nothing the scorer can use) and without_positive
+    (queries that were left out, because nothing in the gallery is their item); pattern is what the item shows under the scenario.
     Raises CalmrlError for unknown modalities, scorers and scenarios, and for a query modality that no item shares.
     """
     import pandas as pd
@@ -70,15 +73,12 @@ def missing_curves(
             f"scorer 'fused': the fusion heads of this run were trained for queries of '{asking}'", hint=f"--query {asking}"
         )
     parts = []
+    parts_of_model = {"imputer": imputer, "objective": objective}
     for query in dict.fromkeys(queries or embedded.modalities):
-        if query not in embedded.modalities:
-            raise CalmrlError(
-                f"there is no modality '{query}' to ask with{nearest(query, list(embedded.modalities))}",
-                hint=f"there are: {', '.join(embedded.modalities)}",
-            )
+        known(query, embedded.modalities, "queries have no modality")
         others = [m for m in embedded.modalities if m != query]
         for scenario in dict.fromkeys(scenarios or default_scenarios(others)):
-            parts += _scenario_parts(embedded, imputer, objective, scorers, scenario, query, others, seed)
+            parts += _scenario_parts(embedded, parts_of_model, compared or {}, scorers, scenario, query, others, seed)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -94,24 +94,29 @@ def run_curves(
 ) -> pd.DataFrame:
     """`missing_curves` of a finished run, written into it as curves.parquet.
 
-    `scorers` default to centroid and anchor for runs that compare pairs by cosine, and to the run's own score (overlap or both) for the
-    others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with neither has
-    no calibrated rows.
+    `scorers` default to centroid and anchor for runs that compare pairs by cosine, and to the run's own similarity (likelihood-ratio or sum)
+    for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
+    neither has no calibrated rows.
     """
-    space = RunSpace.open(run, device=device)
-    own = space.run.config.score
+    run, model, items = open_run(run, device=device)
+    own = model.similarity.name
     scorers = scorers or (SCORERS if own == "cosine" else (own,))
-    embedded = space.embed(split, evidence=any(family(name) in OF_EVIDENCE for name in scorers))
-    objective = space.run.load_objective() if "fused" in scorers else None
-    frame = missing_curves(embedded, space.imputer(impute), scorers, scenarios, queries, space.run.config.seed, objective)
-    space.run.write_frame(space.run.CURVES, frame)
+    table = items.of(split)
+    others = {name: model.compared_by(name) for name in dict.fromkeys(map(family, scorers)) if name != "cosine"}
+    compared = {name: (other.similarity, other.represent(table)) for name, other in others.items()}
+    objective = (
+        model.trained_objective() if any("objective" in known_scorers.get(s.partition(":")[0]).needs for s in scorers) else None
+    )
+    imputer = imputer_of(run, model, items, impute)
+    frame = missing_curves(model.embed(table), imputer, scorers, scenarios, queries, run.config.seed, objective, compared)
+    run.write_frame(run.CURVES, frame)
     return frame
 
 
 def _scenario_parts(
     embedded: Embeddings,
-    imputer: Any | None,
-    objective: Any,
+    parts: Mapping[str, Any],
+    compared: Mapping[str, tuple[Similarity, Embeddings]],
     scorers: Sequence[str],
     scenario: str,
     query: str,
@@ -128,114 +133,67 @@ def _scenario_parts(
     mask = torch.from_numpy(shown).to(embedded.mask.device)
     owners = embedded.owners[asking]
     if not bool(torch.isin(owners, kept).any()):
-        raise CalmrlError(f"no item of the gallery has modality '{query}', so nothing can be asked with it")
-    patterns = np.asarray(pattern_names(shown, others))
+        raise CalmrlError(f"no item of the gallery has modality '{query}', so there are no queries of it")
+    patterns, joint = np.asarray(pattern_names(shown, others)), "+".join(others)
     made: list[pd.DataFrame] = []
     views = [(False, embedded.items[:, columns], mask)]
+    imputer, objective = parts["imputer"], parts["objective"]
     if imputer is not None:
         views.append((True, *_calibrated(embedded, imputer, columns, mask)))
     singles = [f"{kind}:{m}" for kind in dict.fromkeys(map(family, scorers)) for m in others]
     for calibrated, items, seen in views:
         for name in dict.fromkeys([*scorers, *singles]):
-            kind = name.partition(":")[0]
-            if kind in _UNFILLED and calibrated:
+            kind = known_scorers.get(name.partition(":")[0])
+            if kind.conditions and calibrated:
                 continue
             if name == "fused" and hasattr(objective, "fused") and objective.modalities[objective.query] != query:
                 continue
-            scorer = make_scorer(name, query, others, **_options(kind, embedded, imputer, objective))
-            rows = embedded.rows[asking]
-            vectors, asked = items, rows
-            if kind in OF_EVIDENCE and embedded.evidence is not None:
-                evidence = embedded.evidence
-                vectors = torch.cat([evidence.items[:, columns], items.double()], dim=2)
-                asked = torch.cat([evidence.rows[asking], rows.double()], dim=1)
-            forward, backward = rank_items(scorer, asked, owners, vectors[kept], seen[kept], kept)
-            unserved = int((~scorer.serves(seen[kept])).sum())
+            similarity, vectors = compared.get(kind.compares, (None, embedded))
+            scorer = make_scorer(name, query, others, {**parts, "similarity": similarity})
+            of_items = items if vectors is embedded else vectors.items[:, columns]
+            forward, backward = rank_items(scorer, vectors.rows[asking], owners, of_items[kept], seen[kept], kept)
             # Conditioning on what is shown is what filling does for the others.
             about = {"scorer": name, "calibrated": calibrated or name == "likelihood", "gallery_scenario": scenario}
-            joint = "+".join(others)
+            about["unserved"] = int((~scorer.serves(seen[kept])).sum())
             for direction, ranks, owner in (
                 ({"query": query, "gallery": joint, "side": "gallery"}, forward, owners),
                 ({"query": joint, "gallery": query, "side": "query"}, backward, kept),
             ):
-                made.append(_rows(embedded, ranks, owner, patterns, {**direction, **about}, unserved))
+                left_out = int((ranks.positives == 0).sum())
+                made.append(
+                    score_rows(
+                        ranks, owner, embedded.ids, embedded.group, patterns, **direction, **about, without_positive=left_out
+                    )
+                )
     return made
-
-
-def _options(kind: str, embedded: Embeddings, imputer: Any | None, objective: Any) -> dict[str, Any]:
-    """What a scorer needs of the run beside vectors."""
-    if kind in ("likelihood", "fused"):
-        return {"imputer": imputer} if kind == "likelihood" else {"objective": objective}
-    if kind not in OF_EVIDENCE:
-        return {}
-    if embedded.evidence is None:
-        raise CalmrlError(
-            f"scorer '{kind}' compares by the PPCA that heads start from, and this run has none",
-            hint="train with --init ppca, or use another scorer",
-        )
-    return {"maps": embedded.evidence.maps} | ({"weight": embedded.evidence.weight} if kind == "both" else {})
 
 
 def _calibrated(
     embedded: Embeddings, imputer: Any, columns: list[int], mask: Bool[Tensor, "n m"]
 ) -> tuple[Float[Tensor, "n m d"], Bool[Tensor, "n m"]]:
-    """Items with gaps filled from what they show; the modality that asks stays hidden from the imputer."""
+    """Items with gaps filled from what they show; the modality of the queries stays hidden from the imputer."""
     everything = torch.zeros_like(embedded.mask)
     everything[:, columns] = mask
     filled = embedded.filled(imputer, everything)[:, columns]
     return filled, mask.any(dim=1, keepdim=True).expand_as(mask)
 
 
-def _rows(
-    embedded: Embeddings, ranks: Ranks, owner: Tensor, patterns: np.ndarray, about: dict[str, Any], unserved: int
-) -> pd.DataFrame:
-    import pandas as pd
-
-    asked = ranks.positives > 0
-    item = owner.cpu().numpy()[asked]
-    return pd.DataFrame(
-        {
-            **about,
-            "item": embedded.ids[item],
-            "group": embedded.group[item],
-            "pattern": patterns[item],
-            **{name: getattr(ranks, name)[asked] for name in ("greater", "equal", "candidates", "positives")},
-            "unserved": unserved,
-            "without_positive": int((~asked).sum()),
-        }
-    )
-
-
 def curve_table(curves: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
-    """A row a curve and scenario: recalls in percent with intervals over groups, median rank, MRR, nDCG, counts.
-
-    `rate` is the share that `random` hides (0 for 'full'; NaN for other scenarios); `shown` the mean number of modalities an item shows.
-    """
-    import pandas as pd
-
-    table = []
-    for key, part in curves.groupby([*CURVE, "gallery_scenario"], sort=False):
-        greater, equal = part["greater"].to_numpy(), part["equal"].to_numpy()
-        row: dict[str, Any] = dict(zip([*CURVE, "gallery_scenario"], key, strict=True))
-        row["rate"] = _rate(row["gallery_scenario"])
-        for k in (1, 5, 10):
-            found = interval(100 * recall(greater, equal, k), generator, part["group"].to_numpy(), top=100)
-            row |= {f"recall_at_{k}": found.value, f"low_{k}": found.low, f"high_{k}": found.high}
-        row["median_rank"] = float(np.median(expected_rank(greater, equal)))
-        row["mrr"] = float(reciprocal_rank(greater, equal).mean())
-        row["ndcg"] = float(discounted_gain(greater, equal).mean())
-        row["shown"] = float(np.mean([0 if name == "none" else name.count("+") + 1 for name in part["pattern"]]))
-        row["queries"] = len(part)
-        row |= {name: int(part[name].iloc[0]) for name in ("candidates", "unserved", "without_positive")}
-        table.append(row)
-    return pd.DataFrame(table)
+    """`recall_table` with one row per curve and scenario, and beside it: `rate`, the share that `random` hides (0 for 'full'; NaN for other
+    scenarios), `shown`, the mean number of modalities an item shows, candidates, unserved and without_positive."""
+    by = [*CURVE, "gallery_scenario"]
+    table = recall_table(curves, by, generator)
+    number = curves["pattern"].map(lambda name: 0 if name == "none" else name.count("+") + 1)
+    groups = curves.assign(shown=number).groupby(by, sort=False)
+    more = groups[["candidates", "unserved", "without_positive"]].first().assign(shown=groups["shown"].mean())
+    return table.assign(rate=[_rate(name) for name in table["gallery_scenario"]]).join(more, on=by)
 
 
 def aggregation_gain(curves: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
     """Recall@1 of all modalities of an item together minus that of its best single modality, in percent, with interval and p.
 
-    The best single modality is chosen by its mean on the same queries, which favours it a little. A row a curve that is not itself
-    a single modality, and scenario; the single is scored alike (`family`) and uncalibrated, as it would be used alone.
+    The best single modality is chosen by its mean on the same queries, which favours it a little. One row per scenario and per curve that is not
+    itself a single modality; the single is scored alike (`family`) and uncalibrated, as it would be used alone.
     """
     import pandas as pd
 
@@ -243,25 +201,21 @@ def aggregation_gain(curves: pd.DataFrame, generator: np.random.Generator) -> pd
     alone = curves["scorer"].map(is_single)
     for (query, gallery, side, scenario), part in curves.groupby(["query", "gallery", "side", "gallery_scenario"], sort=False):
         singles = dict(list(part[alone.loc[part.index] & ~part["calibrated"]].groupby("scorer", sort=False)))
-        means = {name: float(_first(rows).mean()) for name, rows in singles.items()}
+        means = {name: float(hits(rows, 1).mean()) for name, rows in singles.items()}
         for (scorer, calibrated), rows in part[~alone.loc[part.index]].groupby(["scorer", "calibrated"], sort=False):
             rivals = [name for name in means if family(name) == family(scorer)]
             if not rivals:
                 continue
             best = max(rivals, key=lambda name: means[name])
-            found = compare(100 * _first(rows), 100 * _first(singles[best]), generator, rows["group"].to_numpy())
+            found = compare(100 * hits(rows, 1), 100 * hits(singles[best], 1), generator, rows["group"].to_numpy())
             table.append(
                 {
                     "query": query, "gallery": gallery, "side": side, "gallery_scenario": scenario, "scorer": scorer,
-                    "calibrated": calibrated, "joint": 100 * float(_first(rows).mean()), "best_single": best.partition(":")[2],
+                    "calibrated": calibrated, "joint": 100 * float(hits(rows, 1).mean()), "best_single": best.partition(":")[2],
                     "single": 100 * means[best], "gain": found.value, "low": found.low, "high": found.high, "p": found.p, "queries": len(rows),
                 }
             )  # fmt: skip
     return pd.DataFrame(table)
-
-
-def _first(rows: pd.DataFrame) -> Float[np.ndarray, " q"]:
-    return recall(rows["greater"].to_numpy(), rows["equal"].to_numpy(), 1)
 
 
 def _rate(scenario: str) -> float:

@@ -1,10 +1,9 @@
-"""Tiles of scores to counts: how many candidates beat, and how many tie with, the best positive of every row and column."""
+"""Tiles of scores to counts: how many candidates are above, and how many are tied with, the best positive of every row and column."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,16 +22,6 @@ TIE = 1e-12
 _DENSE = 1 / 16
 # Numbers gathered at once to compute single products again: 2 x 512 rows of 512 float64 are 4 MB.
 _GATHERED = 1 << 18
-
-
-class Positives(Protocol):
-    """Which candidates answer which query."""
-
-    def pairs(self, rows: slice, columns: slice) -> Pairs | None:
-        """Positions inside the tile that belong together; None if none do."""
-
-    def among(self, row: Int[Tensor, " p"], column: Int[Tensor, " p"]) -> Bool[Tensor, " p"]:
-        """Which of these pairs (positions in the whole) belong together."""
 
 
 class SameOwner:
@@ -63,53 +52,25 @@ class SameOwner:
         return self._left[row] == self._right[column]
 
 
-class Listed:
-    """Positives listed query by query: those of query i are `indices[offsets[i]:offsets[i+1]]` (CSR)."""
-
-    def __init__(self, offsets: Int[Tensor, " q_plus_1"], indices: Int[Tensor, " p"], candidates: int) -> None:
-        falling = (
-            len(offsets) == 0 or int(offsets[0]) != 0 or bool((offsets.diff() < 0).any()) or int(offsets[-1]) != len(indices)
-        )
-        if falling or (len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < candidates)):
-            raise CalmrlError(
-                f"positives must be offsets [Q + 1] from 0 to the number of indices ({len(indices)}) and indices below {candidates}"
-            )
-        row = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
-        self._candidates = candidates
-        # One number a pair, ascending; a positive listed twice is one positive.
-        self._codes = torch.unique(row * candidates + indices)
-
-    def pairs(self, rows: slice, columns: slice) -> Pairs | None:
-        bounds = torch.tensor([rows.start, rows.stop], device=self._codes.device) * self._candidates
-        start, stop = torch.searchsorted(self._codes, bounds).tolist()
-        codes = self._codes[start:stop]
-        column = codes % self._candidates
-        inside = (column >= columns.start) & (column < columns.stop)
-        if not bool(inside.any()):
-            return None
-        return codes[inside] // self._candidates - rows.start, column[inside] - columns.start
-
-    def among(self, row: Int[Tensor, " p"], column: Int[Tensor, " p"]) -> Bool[Tensor, " p"]:
-        return torch.isin(row * self._candidates + column, self._codes)
-
-
 @dataclass(frozen=True)
 class Counts:
-    """Of every row (or column): candidates above its best positive, others tied with it, positives; int64."""
+    """Of every row (or column), int64: candidates above its best positive, candidates tied with it that are no positives, positives, and how
+    many of these are as good as the best."""
 
     above: Int[Tensor, " n"]
     tied: Int[Tensor, " n"]
     own: Int[Tensor, " n"]
+    best: Int[Tensor, " n"]
 
     @classmethod
     def zeros(cls, n: int, device: torch.device) -> Counts:
-        return cls(*(torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3)))
+        return cls(*(torch.zeros(n, dtype=torch.int64, device=device) for _ in range(4)))
 
-    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(above, tied, own), with zeros where there is no positive."""
+    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(above, tied, own, best), with zeros where there is no positive."""
         without = self.own == 0
         above, tied = (t.masked_fill(without, 0).cpu().numpy() for t in (self.above, self.tied))
-        return above, tied, self.own.cpu().numpy()
+        return above, tied, self.own.cpu().numpy(), self.best.cpu().numpy()
 
 
 def tile_size(device: torch.device) -> int:
@@ -126,7 +87,7 @@ def tiles(rows: int, columns: int, tile: int) -> Iterator[tuple[slice, slice]]:
 
 
 def count_scores(
-    score: TileScore, positives: Positives, rows: int, columns: int, device: torch.device, tile: int, tie: float
+    score: TileScore, positives: SameOwner, rows: int, columns: int, device: torch.device, tile: int, tie: float
 ) -> tuple[Counts, Counts]:
     """Counts of rows and columns under any `score` of (row slice, column slice), read twice from the same tiles.
 
@@ -144,7 +105,7 @@ def count_scores(
 
 
 def count_products(
-    left: Float[Tensor, "q d"], right: Float[Tensor, "g d"], positives: Positives, tile: int
+    left: Float[Tensor, "q d"], right: Float[Tensor, "g d"], positives: SameOwner, tile: int
 ) -> tuple[Counts, Counts]:
     """Counts of rows and columns under the inner product, as if every product were computed in float64.
 
@@ -163,11 +124,14 @@ def count_products(
             hint="calmrl-lab store verify, or train the run again",
         )
     tie = TIE * max(scale, np.finfo(np.float64).tiny)
-    best = _best_products(left, right, positives, tile, counts)
+    best, known = _best_products(left, right, positives, tile, counts)
     if left.dtype == torch.float64:
         for r, c in tiles(len(left), len(right), tile):
             _count_plain(left[r] @ right[c].T, positives.pairs(r, c), best[0][r], best[1][c], tie, *counts, r, c)
         return counts
+    for i, j, exact in known:
+        for side, which in ((0, i), (1, j)):
+            counts[side].best.index_add_(0, which, (exact >= best[side][which] - tie).long())
     margin = _rounding(left) * scale + tie
     for r, c in tiles(len(left), len(right), tile):
         scores = left[r] @ right[c].T
@@ -204,10 +168,12 @@ def _rounding(like: Tensor) -> float:
 
 
 def _best_products(
-    left: Tensor, right: Tensor, positives: Positives, tile: int, counts: tuple[Counts, Counts]
-) -> tuple[Float[Tensor, " q"], Float[Tensor, " g"]]:
-    """The float64 score of every row's and column's best positive, -inf without one; counts positives on the way."""
+    left: Tensor, right: Tensor, positives: SameOwner, tile: int, counts: tuple[Counts, Counts]
+) -> tuple[tuple[Float[Tensor, " q"], Float[Tensor, " g"]], list[tuple[Tensor, Tensor, Tensor]]]:
+    """The float64 score of every row's and column's best positive, -inf without one, and (row, column, score) of all positives, which are
+    counted on the way."""
     best = tuple(torch.full((len(x),), -torch.inf, dtype=torch.float64, device=left.device) for x in (left, right))
+    known: list[tuple[Tensor, Tensor, Tensor]] = []
     for r, c in tiles(len(left), len(right), tile):
         pairs = positives.pairs(r, c)
         if pairs is None:
@@ -217,7 +183,8 @@ def _best_products(
         else:
             exact = _products(left[r], right[c], *pairs)
         _note_positives(pairs, exact, counts, best, r, c)
-    return best[0], best[1]
+        known.append((pairs[0] + r.start, pairs[1] + c.start, exact))
+    return (best[0], best[1]), known
 
 
 def _note_positives(
@@ -297,6 +264,7 @@ def _count_plain(
         level = (scores <= best + tie) & (scores >= best - tie)
         counts.above[place] += (scores > best + tie).sum(dim=dim)
         if pairs is not None:
+            counts.best[place].index_add_(0, pairs[1 - dim], level[pairs].long())
             level[pairs] = False
         counts.tied[place] += level.sum(dim=dim)
 

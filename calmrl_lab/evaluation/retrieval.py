@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.rank_counts import Counts, Listed, Positives, SameOwner, count_products, count_scores, tile_size
+from calmrl_lab.evaluation.rank_counts import Counts, SameOwner, count_products, count_scores, tile_size
 from calmrl_lab.scorers.base import Scorer
 
 BlockScore = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"]], Float[Tensor, "q g"]]
@@ -23,35 +22,15 @@ class Ranks:
     """How every query did, [Q] int64 each.
 
     `greater`: candidates scored strictly above the query's best positive; `equal`: other candidates with exactly its score that are no
-    positives; `positives`: positives in the gallery; `candidates`: gallery size. A query without a positive has greater = equal = 0
-    and positives = 0, and must be left out of any mean.
+    positives; `best_positives`: positives with that score; `positives`: positives in the gallery; `candidates`: gallery size. A query
+    without a positive has zeros but for `candidates`, and must be left out of any mean.
     """
 
     greater: Int[np.ndarray, " q"]
     equal: Int[np.ndarray, " q"]
+    best_positives: Int[np.ndarray, " q"]
     positives: Int[np.ndarray, " q"]
     candidates: Int[np.ndarray, " q"]
-
-
-def rank(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    positives: Int[Tensor, " q"] | tuple[Int[Tensor, " q_plus_1"], Int[Tensor, " p"]],
-    tile: int | None = None,
-) -> Ranks:
-    """Ranks of `queries` in `gallery` by inner product, where positives are listed by position.
-
-    `positives` is one gallery position a query (-1: none), or (offsets [Q + 1], positions): those of query i are
-    `positions[offsets[i]:offsets[i + 1]]`. With several, the best one counts. Exactness as in `rank_both`. Raises CalmrlError
-    for positions that do not exist, NaN, and sizes that do not fit.
-    """
-    if not isinstance(positives, tuple):
-        listed = positives >= 0
-        offsets = torch.cat([listed.new_zeros(1, dtype=torch.int64), listed.long().cumsum(0)])
-        positives = (offsets, positives[listed])
-    if len(positives[0]) != len(queries) + 1:
-        raise CalmrlError(f"ranking needs positives for {len(queries)} queries, got them for {len(positives[0]) - 1}")
-    return _rank_products(queries, gallery, Listed(*positives, len(gallery)), tile)[0]
 
 
 def rank_both(
@@ -132,6 +111,7 @@ def _with_unserved(ranks: Ranks, query_owner: Int[Tensor, " q"], unserved_owner:
     return Ranks(
         greater=np.where(only_last, ranks.candidates, ranks.greater),
         equal=np.where(only_last, len(unserved_owner) - own, ranks.equal),
+        best_positives=np.where(only_last, own, ranks.best_positives),
         positives=ranks.positives + own,
         candidates=ranks.candidates + len(unserved_owner),
     )
@@ -140,9 +120,9 @@ def _with_unserved(ranks: Ranks, query_owner: Int[Tensor, " q"], unserved_owner:
 def _with_guesses(ranks: Ranks, served: Bool[Tensor, " g"], own: Int[np.ndarray, " g"], candidates: int) -> Ranks:
     """Queries that no score was computed for find all candidates tied."""
     place = served.cpu().numpy()
-    greater, equal = np.zeros(len(place), dtype=np.int64), np.where(own > 0, candidates - own, 0)
-    greater[place], equal[place] = ranks.greater, ranks.equal
-    return Ranks(greater, equal, own, np.full(len(place), candidates, dtype=np.int64))
+    greater, equal, best = np.zeros(len(place), dtype=np.int64), np.where(own > 0, candidates - own, 0), own.copy()
+    greater[place], equal[place], best[place] = ranks.greater, ranks.equal, ranks.best_positives
+    return Ranks(greater, equal, best, own, np.full(len(place), candidates, dtype=np.int64))
 
 
 def _check_owners(rows: int, columns: int, left: Tensor, right: Tensor) -> None:
@@ -151,7 +131,7 @@ def _check_owners(rows: int, columns: int, left: Tensor, right: Tensor) -> None:
 
 
 @torch.no_grad()
-def _rank_products(left: Tensor, right: Tensor, positives: Positives, tile: int | None) -> tuple[Ranks, Ranks]:
+def _rank_products(left: Tensor, right: Tensor, positives: SameOwner, tile: int | None) -> tuple[Ranks, Ranks]:
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
         raise CalmrlError(f"ranking needs embeddings [Q, d] and [G, d], got {list(left.shape)} and {list(right.shape)}")
     counts = count_products(_wide(left), _wide(right), positives, tile or tile_size(left.device))
@@ -164,50 +144,63 @@ def _wide(embeddings: Tensor) -> Tensor:
 
 def _ranks(counts: tuple[Counts, Counts], left: int, right: int) -> tuple[Ranks, Ranks]:
     forward, backward = (
-        Ranks(above, tied, own, np.full(len(own), candidates, dtype=np.int64))
-        for (above, tied, own), candidates in zip((side.numpy() for side in counts), (right, left), strict=True)
+        Ranks(above, tied, best, own, np.full(len(own), candidates, dtype=np.int64))
+        for (above, tied, own, best), candidates in zip((side.numpy() for side in counts), (right, left), strict=True)
     )
     return forward, backward
 
 
-Ties = Literal["expected", "optimistic", "pessimistic"]
+def recall(ranks: Ranks, k: int) -> Float[np.ndarray, " q"]:
+    """Recall@k per query, in 0..1: the probability that a positive is among the first k under a random order of tied candidates.
 
-
-def recall(greater: np.ndarray, equal: np.ndarray, k: int, ties: Ties = "expected") -> Float[np.ndarray, " q"]:
-    """Recall@k a query, in 0..1: the probability that its best positive is among the first k.
-
-    `expected` takes tied candidates in random order, `optimistic` puts the positive first among them, `pessimistic` last. (With one
-    relevant item this is what information retrieval calls success@k.) Raises CalmrlError for k < 1.
+    The best positives are `best_positives` of `best_positives + equal` tied candidates, and the probability that none of them is among the
+    first of these is hypergeometric. (Where a query has several right answers, information retrieval calls this success@k.) Raises
+    CalmrlError for k < 1.
     """
     if k < 1:
         raise CalmrlError(f"recall is defined at ranks from 1, got {k}")
-    greater, equal = np.asarray(greater), np.asarray(equal)
-    if ties == "optimistic":
-        return (greater < k).astype(np.float64)
-    if ties == "pessimistic":
-        return (greater + equal < k).astype(np.float64)
-    return np.clip((k - greater) / (equal + 1), 0.0, 1.0)
+    others, tied = ranks.equal.astype(np.float64), (ranks.equal + ranks.best_positives).astype(np.float64)
+    places = np.clip(k - ranks.greater, 0, None)
+    missed = np.ones(len(tied))
+    for drawn in range(int(min(k, tied.max(initial=0)))):
+        left = np.clip(others - drawn, 0.0, None) / np.maximum(tied - drawn, 1.0)
+        missed = np.where(drawn < places, missed * left, missed)
+    alone = ranks.best_positives <= 1
+    return np.where(alone, np.clip((k - ranks.greater) / (others + 1), 0.0, 1.0), 1.0 - missed)
 
 
-def expected_rank(greater: np.ndarray, equal: np.ndarray) -> Float[np.ndarray, " q"]:
-    """Mean rank a query over random orders of the tied candidates; 1 is best."""
-    return 1.0 + np.asarray(greater) + np.asarray(equal) / 2
+def expected_rank(ranks: Ranks) -> Float[np.ndarray, " q"]:
+    """Rank of a query's first positive, 1 is best, in the mean over random orders of the tied candidates."""
+    tied, best = ranks.equal + ranks.best_positives, np.maximum(ranks.best_positives, 1)
+    return ranks.greater + (np.maximum(tied, 1) + 1) / (best + 1)
 
 
-def reciprocal_rank(greater: np.ndarray, equal: np.ndarray) -> Float[np.ndarray, " q"]:
-    """1 / rank a query, averaged over random orders of the tied candidates."""
-    greater, equal = np.asarray(greater, dtype=np.int64), np.asarray(equal, dtype=np.int64)
-    return (_harmonic(greater + equal + 1) - _harmonic(greater)) / (equal + 1)
+def reciprocal_rank(ranks: Ranks) -> Float[np.ndarray, " q"]:
+    """1 / rank of a query's first positive, in the mean over random orders of the tied candidates."""
+    return _mean_over_ties(lambda rank: 1 / rank, ranks)
 
 
-def discounted_gain(greater: np.ndarray, equal: np.ndarray) -> Float[np.ndarray, " q"]:
-    """nDCG a query counting its best positive only: mean of 1 / log2(1 + rank) over random orders of the tied candidates."""
-    greater, equal = np.asarray(greater, dtype=np.int64), np.asarray(equal, dtype=np.int64)
-    longest = int((greater + equal).max(initial=0)) + 2
-    sums = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + np.arange(1, longest, dtype=np.float64)))])
-    return (sums[greater + equal + 1] - sums[greater]) / (equal + 1)
+def discounted_gain(ranks: Ranks) -> Float[np.ndarray, " q"]:
+    """nDCG per query that counts its first positive only: 1 / log2(1 + rank), in the mean over random orders of the tied candidates."""
+    return _mean_over_ties(lambda rank: 1 / np.log2(1 + rank), ranks)
 
 
-def _harmonic(n: np.ndarray) -> np.ndarray:
-    sums = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int(n.max(initial=0)) + 1, dtype=np.float64))])
-    return sums[n]
+def _mean_over_ties(gain: Callable[[np.ndarray], np.ndarray], ranks: Ranks) -> Float[np.ndarray, " q"]:
+    """The mean of `gain` at the rank of the first positive over random orders of the tied candidates."""
+    greater, tied = ranks.greater, np.maximum(ranks.equal + ranks.best_positives, 1)
+    sums = np.concatenate([[0.0], np.cumsum(gain(np.arange(1, int((greater + tied).max(initial=0)) + 1, dtype=np.float64)))])
+    mean = (sums[greater + tied] - sums[greater]) / tied
+    several = ranks.best_positives > 1
+    cases, place = np.unique(np.stack([greater, tied, ranks.best_positives])[:, several], axis=1, return_inverse=True)
+    values = np.array([_mean_of_first(gain, *case) for case in cases.T.tolist()])
+    mean[several] = values[place.ravel()] if len(values) else 0.0
+    return mean
+
+
+def _mean_of_first(gain: Callable[[np.ndarray], np.ndarray], greater: int, tied: int, best: int) -> float:
+    """The mean of `gain` at the first of `best` positions drawn from `tied`, after `greater` others."""
+    first = np.arange(1, tied - best + 2, dtype=np.float64)
+    # P(first = 1) = best / tied; each further position misses once more.
+    steps = (tied - first[1:] + 1 - best + 1) / (tied - first[1:] + 1)
+    chance = best / tied * np.cumprod(np.concatenate([[1.0], steps]))
+    return float((chance * gain(greater + first)).sum())

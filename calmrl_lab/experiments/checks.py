@@ -10,11 +10,10 @@ import numpy as np
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.imputers import imputers
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.ensemble import member_configs
-from calmrl_lab.training.requirements import make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import check_settings, make_objective, refuse_unfilled
 
 if TYPE_CHECKING:
     from calmrl_lab.experiments.spec import Experiment
@@ -29,7 +28,7 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
             for number, member in enumerate(member_configs(config), 1):
                 refuse_impossible(member, f"member {number}")
             return
-        _check_imputer(config)
+        check_settings(config)
         modalities = config.modalities or _modalities([config.store, *config.mix])
         if not modalities:
             return
@@ -43,18 +42,6 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
         raise CalmrlError(f"{where}: {error.message}", hint=error.hint) from None
 
 
-def _check_imputer(config: TrainConfig) -> None:
-    if config.warm_up is None and config.imputer_data == "warm-up":
-        raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one as warm_up")
-    for store in config.scenarios:
-        if store not in config.mix:
-            raise CalmrlError(f"scenarios names the store '{store}', which is not in the mix{nearest(store, list(config.mix))}")
-    try:
-        imputers.get(config.impute)(**config.impute_options)
-    except TypeError as error:
-        raise CalmrlError(f"imputer '{config.impute}': {error}", hint="see calmrl-lab list imputers") from None
-
-
 def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
     """CalmrlError for directions, probes or a split that the store of the experiment does not have; nothing where it does not exist yet."""
     from calmrl_lab.experiments.spec import asked_directions
@@ -64,15 +51,11 @@ def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
         return
     store = FeatureStore.open(experiment.store)
     for name in dict.fromkeys(name for direction in directions for name in direction):
-        if name not in store.modalities:
-            raise CalmrlError(
-                f"{path}: directions: store '{experiment.store}' has no modality '{name}'{nearest(name, list(store.modalities))}",
-                hint=f"it has: {', '.join(store.modalities)}",
-            )
+        known(name, store.modalities, f"{path}: directions: store '{experiment.store}' has no modality")
     if experiment.split not in store.split and not experiment.split_by_seed and "split_seed" not in experiment.common:
-        known = ", ".join(np.unique(store.split))
+        splits = ", ".join(np.unique(store.split))
         raise CalmrlError(
-            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {known}"
+            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {splits}"
         )
     label = experiment.probes.label if experiment.probes else None
     if label is not None and label not in store.labels:

@@ -63,9 +63,8 @@ class Job:
             ranked = run.summary.get("evaluated")
         except CalmrlError:
             return False
-        return ranked == run.read_record(run.EVALUATION) and all(
-            run.whole(name) for name in [*self._files(), *run.vouched(run.SUMMARY)]
-        )
+        files = (*self._files(), *(run.vouched(run.SUMMARY) or ()))
+        return ranked == run.read_record(run.EVALUATION) and all(run.whole(name) for name in files)
 
 
 def _digest(store: str) -> str:

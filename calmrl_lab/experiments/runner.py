@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,10 @@ def scored_candidates(trials: Sequence[tuple[dict[str, Any], Sequence[Job]]]) ->
 
 
 def best_of(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The settings with the best score; the first of equals."""
-    best: dict[str, Any] = max(scored, key=lambda row: row["validation_mrr"])["settings"]
+    """The settings with the best score; the first of equals, and none whose score is not a number before one that has a score."""
+    best: dict[str, Any] = max(scored, key=lambda row: (math.isfinite(row["validation_mrr"]), row["validation_mrr"]))[
+        "settings"
+    ]
     return best
 
 

@@ -19,6 +19,7 @@ from calmrl_lab.ppca.em import NoiseKind, Parameters, Totals, expect, iterate
 from calmrl_lab.ppca.held_out import fold_statistics, merged, split_by_group
 from calmrl_lab.ppca.initialisation import complete_case_start, pairwise_start
 from calmrl_lab.ppca.posterior import Posterior
+from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import most_likely_latent_dim
 from calmrl_lab.ppca.statistics import Statistics
 
@@ -115,13 +116,15 @@ class PPCA(Imputer):
         return "shared" if self.shared_noise else "per-modality"
 
     def _fit_statistics(self, statistics: Statistics, q: int, iterations: int, start: Any) -> Self:
-        dims = statistics.dims
-        if q >= sum(dims):
+        most = sum(statistics.sizes) - 1
+        if q > most:
             raise CalmrlError(
-                f"latent_dim is {q}, but the modalities have only {sum(dims)} dimensions together",
-                hint=f"use at most {sum(dims) - 1}",
+                f"latent_dim is {q}, but the modalities have only {most + 1} dimensions together", hint=f"use at most {most}"
             )
         refuse_unconnected(statistics, self.name, self.modalities)
+        if start is None and (bases := row_span(statistics, q)) is not None:
+            statistics = statistics.along(bases)
+        dims = statistics.dims
         totals = Totals.of(statistics)
         parameters = self._initial(statistics, totals, q) if start is None else self._started(start, statistics, q)
         columns = self._columns(dims, q, statistics.device)
@@ -143,12 +146,13 @@ class PPCA(Imputer):
 
     def _adopt(self, parameters: Parameters, statistics: Statistics, likelihoods: Sequence[float]) -> None:
         dims = statistics.dims
-        means = [part + shift for part, shift in zip(parameters.mean.split(dims), statistics.shift, strict=True)]
-        self.weights = [part.cpu().numpy().copy() for part in parameters.weights.split(dims)]
+        centred = statistics.features(parameters.mean.split(dims))
+        means = [part + shift for part, shift in zip(centred, statistics.shift, strict=True)]
+        self.weights = [part.cpu().numpy().copy() for part in statistics.features(parameters.weights.split(dims))]
         self.means = [part.cpu().numpy() for part in means]
         self.noise = parameters.noise.cpu().numpy().copy()
         self.log_likelihoods = np.asarray(likelihoods, dtype=np.float64)
-        self.dims = dims
+        self.dims = statistics.sizes
         self._posteriors = {}
 
     def _started(self, start: Any, statistics: Statistics, q: int) -> Parameters:

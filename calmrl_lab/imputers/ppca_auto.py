@@ -21,11 +21,13 @@ from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
 from calmrl_lab.ppca.initialisation import pairwise_start
+from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
 
-# Folds that settings are chosen on; gains are estimated on all.
+# Folds that settings are chosen on, and the items from which on one of them says enough; gains are estimated on all.
 _SEARCH_FOLDS = 2
+_ITEMS_FOR_ONE_FOLD = 10_000
 # The largest is what the items allow, at most 128; a strong prior makes the rest of it harmless.
 _LATENT_DIMS = (2, 4, 8, 16, 32)
 _MOST_LATENT_DIMS = 128
@@ -106,21 +108,36 @@ class AutoPPCA(PPCA):
         refuse_unobserved(data, self.name)
         if groups is not None and len(groups) != len(data):
             raise CalmrlError(f"{len(groups)} groups were given for {len(data)} items")
-        fold = split_by_group(len(data), self.folds, groups, self.seed)
-        parts = fold_statistics(data, fold)
+        return self.fit_folds(
+            fold_statistics(data, split_by_group(len(data), self.folds, groups, self.seed)), iterations, start
+        )
+
+    @property
+    def fits_on_folds(self) -> bool:
+        """True: statistics of every fold of the items are all that `fit` needs, and items may then be seen once, in parts."""
+        return True
+
+    def fit_folds(self, parts: Sequence[Statistics], iterations: int = 50, start: Any = None) -> Self:
+        """`fit` from the statistics of the folds, accumulated elsewhere in the same coordinates (`split_by_group` draws the folds)."""
         everything = merged(parts)
         refuse_unconnected(everything, self.name, self.modalities)
-        weights = self._targets(data)
+        if start is None and (bases := row_span(everything, 1 if self.latent_dim == "auto" else self.latent_dim)) is not None:
+            parts = [part.along(bases) for part in parts]
+            everything = everything.along(bases)
+        counts = {observed: sums.count for observed, sums in everything.patterns.items()}
+        weights = self._targets(counts, len(everything.dims))
         iterations = whole(iterations, "iterations", 0)
-        going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == data.dims
+        going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == everything.sizes
         lent = start.choice if going_on else None
         folds = [part for part in (self._fold(parts, index) for index in range(len(parts))) if part is not None]
-        self.choice = lent or self._choose(folds[:_SEARCH_FOLDS], everything, weights, iterations)
+        searched = folds[: 1 if sum(counts.values()) >= _ITEMS_FOR_ONE_FOLD else _SEARCH_FOLDS]
+        self.choice = lent or self._choose(searched, everything, weights, iterations)
         self._fit_chosen(everything, self.choice, iterations if start is not None else self.choice.iterations, start)
         totals = Totals.of(everything)
-        means = [t / n + shift for t, n, shift in zip(totals.total, totals.count, everything.shift, strict=True)]
+        centred = everything.features([t / n for t, n in zip(totals.total, totals.count, strict=True)])
+        means = [mean + shift for mean, shift in zip(centred, everything.shift, strict=True)]
         self.references = [mean.cpu().numpy() for mean in means]
-        self._estimate_gains(folds, *self._checked_targets(data), everything, totals)
+        self._estimate_gains(folds, *self._checked_targets(weights, len(everything.dims)), everything, totals)
         return self
 
     def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
@@ -138,32 +155,32 @@ class AutoPPCA(PPCA):
             return None
         return Fold.of(training, parts[index])
 
-    def _targets(self, data: Observations) -> dict[Target, float]:
-        """What settings are chosen for: targets with the number of items that ask for each; all alike where no item has a gap."""
-        patterns = sorted((p for p in data.patterns() if p.observed), key=lambda p: -len(p.rows))
-        count = {pattern.observed: float(len(pattern.rows)) for pattern in patterns}
-        wanted = targets_of(count, len(data.dims)) or list(possible_targets(len(data.dims)))
+    def _targets(self, counts: Mapping[tuple[int, ...], float], k: int) -> dict[Target, float]:
+        """What settings are chosen for: targets with the number of items that ask for each (`counts`: items of every pattern); all alike where
+        no item has a gap."""
+        count = dict(sorted(counts.items(), key=lambda entry: -entry[1]))
+        wanted = targets_of(count, k) or list(possible_targets(k))
         return {target: count.get(target[0], 1.0) for target in wanted[:_MOST_TARGETS]}
 
-    def _checked_targets(self, data: Observations) -> tuple[list[Target], list[Target]]:
+    def _checked_targets(self, weights: Mapping[Target, float], k: int) -> tuple[list[Target], list[Target]]:
         """Targets whose gains are estimated: those that the gaps of training ask for, and others that new items may ask for."""
-        asked = list(self._targets(data))
+        asked = list(weights)
         seen = set(asked)
-        others = (target for target in possible_targets(len(data.dims)) if target not in seen)
+        others = (target for target in possible_targets(k) if target not in seen)
         return asked, list(itertools.islice(others, _MOST_TARGETS - len(asked)))
 
     def _choose(self, folds: list[Fold], everything: Statistics, weights: dict[Target, float], iterations: int) -> Choice:
         items = sum(sums.count for sums in everything.patterns.values())
-        most = max(1, min(sum(everything.dims) - 1, int(items // 2), _MOST_LATENT_DIMS))
+        most = max(1, min(sum(everything.sizes) - 1, int(items // 2), _MOST_LATENT_DIMS))
         dims = (
             sorted({most, *(q for q in _LATENT_DIMS if q < most)}, reverse=True)
             if self.latent_dim == "auto"
             else [self.latent_dim]
         )
-        if dims[0] >= sum(everything.dims):
+        if dims[0] >= sum(everything.sizes):
             raise CalmrlError(
-                f"latent_dim is {dims[0]}, but the modalities have only {sum(everything.dims)} dimensions together",
-                hint=f"use at most {sum(everything.dims) - 1}",
+                f"latent_dim is {dims[0]}, but the modalities have only {sum(everything.sizes)} dimensions together",
+                hint=f"use at most {sum(everything.sizes) - 1}",
             )
         if not folds:
             return Choice(dims[-1], 1.0, iterations, float("inf"))

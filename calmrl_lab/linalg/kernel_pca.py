@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -79,19 +78,7 @@ class KernelPCA:
 
     def to(self, device: torch.device | str) -> Self:
         """The same map on another device."""
-        return type(self)(**{name: value.to(device) for name, value in self.state().items()})
-
-    def state(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def read_kernels(tensors: Mapping[str, Tensor], prefixes: Sequence[str]) -> tuple[KernelPCA, ...] | None:
-    """The maps whose tensors are among `tensors`, each under a prefix; None if there are none."""
-    parts = [field.name for field in fields(KernelPCA)]
-    if f"{prefixes[0]}{parts[0]}" not in tensors:
-        return None
-    return tuple(KernelPCA(**{part: tensors[f"{prefix}{part}"] for part in parts}) for prefix in prefixes)
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def _squared_distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:

@@ -19,12 +19,14 @@ from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.model import feature_map, similarity
 from calmrl_lab.model.embeddings import Embeddings, owners_of
-from calmrl_lab.model.encode import stack
+from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.feature_map import FeatureMap
 from calmrl_lab.model.joined import JoinedHeads
 from calmrl_lab.model.projection import Heads, Projection
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.registry import known
+from calmrl_lab.scorers import scorers
+from calmrl_lab.scorers._names import family
 from calmrl_lab.scorers.base import Scorer, make_scorer
 
 if TYPE_CHECKING:
@@ -167,10 +169,14 @@ class AlignmentModel:
         """What `similarity` compares of rows of one modality."""
         return self.similarity.vectors(modality, features, self.project(modality, features))
 
+    def encode(self, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
+        """Embeddings of every item's first row of each modality, k of [N, d], whatever the mask of `table` hides; zero where there is no row."""
+        return encode(self.projection, table.mapped(self.feature_maps))
+
     def project(self, modality: str, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
-        """Unit-norm embeddings of rows of one modality. Raises CalmrlError for an unknown modality."""
+        """Unit-norm embeddings of rows of one modality, float32. Raises CalmrlError for an unknown modality."""
         place = known(modality, self.modalities, "the model has no modality")
-        return self.projection.project(place, self.feature_maps[place](features))
+        return self.projection.project(place, self.feature_maps[place](features.float()))
 
     @torch.no_grad()
     def pair_vectors(
@@ -181,11 +187,17 @@ class AlignmentModel:
         return self.similarity.pair_vectors(query, gallery, left, right)
 
     def scorer(self, name: str, query: str, modalities: Sequence[str]) -> Scorer:
-        """`make_scorer` with what this model has trained for it."""
-        options: dict[str, Any] = {}
-        if name == "fused":
-            options["objective"] = self.trained_objective()
-        return make_scorer(name, query, modalities, **options)
+        """`make_scorer` with what this model has for it; it scores vectors of the similarity that it compares by (`family`).
+
+        Raises CalmrlError for a scorer that is unknown or needs what this model lacks.
+        """
+        needs = scorers.get(name.partition(":")[0]).needs
+        parts: dict[str, Any] = {"imputer": self.imputer}
+        if "similarity" in needs:
+            parts["similarity"] = self.compared_by(family(name)).similarity
+        if "objective" in needs:
+            parts["objective"] = self.trained_objective()
+        return make_scorer(name, query, modalities, parts)
 
     def trained_objective(self) -> nn.Module:
         """The objective as it was trained, on the CPU; CalmrlError if it learned nothing that was kept."""

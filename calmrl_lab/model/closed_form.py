@@ -1,8 +1,8 @@
-"""Heads in closed form: PPCA of the features, gaps as they are, and what each modality alone says about its latent vector."""
+"""A start in closed form: PPCA of the features, gaps as they are, and what each modality alone says about its latent vector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.linalg.whitened_pca import WhitenedPCA
+from calmrl_lab.model.feature_map import FeatureMap, identities
 from calmrl_lab.model.selection import validation_score
-from calmrl_lab.model.similarity import overlap_score
+from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.ppca.latent_maps import Embedding, LatentMaps
 from calmrl_lab.ppca.statistics import Statistics
 
@@ -44,8 +45,8 @@ class StartOptions(BaseModel):
 
     kernel: Kernel | Literal["heads"] = Field(
         "none",
-        description="rbf: kernel principal components instead of plain ones (calmrl_lab.linalg.kernel_pca); heads: for the heads only, the overlap of "
-        "posteriors is of plain ones",
+        description="rbf: kernel principal components instead of plain ones (calmrl_lab.linalg.kernel_pca); heads: for the heads only, the "
+        "likelihood ratio is of plain ones",
     )
     latent_dim: int | Literal["auto"] = Field("auto", description="dimension of the latent vector, and of the embeddings")
     components: int | Literal["auto"] = Field("auto", description="principal components that are kept of each modality")
@@ -63,17 +64,16 @@ class StartOptions(BaseModel):
 
 @dataclass(frozen=True)
 class PPCAStart:
-    """The chosen model, its noise as embeddings want it (`maps`) and as the overlap of posteriors wants it (`overlap`), and what was chosen among
-    how many candidates."""
+    """The chosen model in two forms, and what was chosen among how many candidates.
 
+    `feature_maps` and `maps`, with the noise that suits embeddings, are for heads; `likelihood_ratio` compares items without heads.
+    """
+
+    feature_maps: tuple[FeatureMap, ...]
     maps: LatentMaps
-    overlap: LatentMaps
+    likelihood_ratio: LikelihoodRatio
     embedding: Embedding
     chosen: dict[str, Any]
-
-    @property
-    def kernels(self) -> tuple[KernelPCA, ...] | None:
-        return self.maps.kernels
 
 
 @dataclass(frozen=True)
@@ -85,33 +85,34 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Space:
-    """What models are fitted to: features, or with `kernels` their kernel principal components, on their principal axes.
+    """What models are fitted to: features, or their kernel principal components (`feature_maps`), on their principal axes.
 
-    `components` are those of `lifts` for the training items, before any whitening; `validation` the validation items before the axes.
+    `components` are those on `axes` of the training items, before any whitening; `validation` the validation items before the axes.
     """
 
-    kernels: tuple[KernelPCA, ...] | None
-    lifts: list[WhitenedPCA]
+    feature_maps: tuple[FeatureMap, ...]
+    axes: list[WhitenedPCA]
     components: list[Tensor]
     validation: list[Tensor]
 
     @classmethod
     def of(cls, kernel: Kernel, table: FeatureTable, validation: FeatureTable, most: int) -> _Space:
-        train, held_out, on_axes, kernels = table.first_rows(), validation.first_rows(), WhitenedPCA.of, None
+        train, held_out, on_axes = table.first_rows(), validation.first_rows(), WhitenedPCA.of
+        maps = identities([rows.shape[1] for rows in train])
         if kernel == "rbf":
-            kernels = tuple(KernelPCA.of(rows[table.mask[:, j]], most) for j, rows in enumerate(train))
-            train, held_out = ([k(rows) for k, rows in zip(kernels, part, strict=True)] for part in (train, held_out))
+            maps = tuple(KernelPCA.of(rows[table.mask[:, j]], most) for j, rows in enumerate(train))
+            train, held_out = ([one(rows) for one, rows in zip(maps, part, strict=True)] for part in (train, held_out))
             on_axes = WhitenedPCA.of_coordinates
-        lifts = [on_axes(rows[table.mask[:, j]].double(), most) for j, rows in enumerate(train)]
-        return cls(kernels, lifts, [lift.apply(rows) for lift, rows in zip(lifts, train, strict=True)], held_out)
+        axes = [on_axes(rows[table.mask[:, j]].double(), most) for j, rows in enumerate(train)]
+        return cls(maps, axes, [one.apply(rows) for one, rows in zip(axes, train, strict=True)], held_out)
 
     def widest(self) -> int:
         """The most components that any modality has."""
-        return max(len(lift.deviation) for lift in self.lifts)
+        return max(len(one.deviation) for one in self.axes)
 
     def dimensions(self, components: int) -> int:
         """Of all modalities together, with at most so many components each."""
-        return sum(min(components, len(lift.deviation)) for lift in self.lifts)
+        return sum(min(components, len(one.deviation)) for one in self.axes)
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,10 @@ class _Found:
     reached: float
 
 
-def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mapping[str, Any], score: str) -> PPCAStart:
+def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mapping[str, Any], similarity: str) -> PPCAStart:
     """PPCA of the standardised, partly whitened features of `table` (under its mask); "auto" options by the mean reciprocal rank of
-    `validation` under `score` (cosine, overlap, or the mean of both), one option after the other. With kernel "heads" there are two models:
-    one of kernel principal components for the cosine, one of plain ones for the overlap.
+    `validation` under `similarity` (cosine, likelihood-ratio, or sum: the mean over both), one option after the other. With kernel "heads"
+    there are two models: one of kernel principal components for the cosine, one of plain ones for the likelihood ratio.
 
     Raises CalmrlError for unknown options, a latent dimension that the features do not allow, and a modality that no item shows.
     """
@@ -136,22 +137,22 @@ def start_by_ppca(table: FeatureTable, validation: FeatureTable, options: Mappin
     table, validation = table.on("cpu"), validation.on("cpu")
     require_two(table, "a start by PPCA needs", "--init random")
     if asked.kernel != "heads":
-        return _search(table, validation, asked, asked.kernel, score)
-    if score == "overlap":
-        return _search(table, validation, asked, "none", score)
-    heads = _search(table, validation, asked, "rbf", "cosine")
-    if score == "cosine":
+        return _search(table, validation, asked, asked.kernel, similarity)
+    if similarity == LikelihoodRatio.name:
+        return _search(table, validation, asked, "none", similarity)
+    heads = _search(table, validation, asked, "rbf", Cosine.name)
+    if similarity == Cosine.name:
         return heads
-    beside = _search(table, validation, asked, "none", "overlap")
+    beside = _search(table, validation, asked, "none", LikelihoodRatio.name)
     chosen = {
         **heads.chosen,
         "kernel": "heads",
-        "overlap_noise_scale": beside.chosen["overlap_noise_scale"],
+        "likelihood_ratio_noise_scale": beside.chosen["likelihood_ratio_noise_scale"],
         "validation_mrr": (heads.chosen["validation_mrr"] + beside.chosen["validation_mrr"]) / 2,
         "candidates": heads.chosen["candidates"] + beside.chosen["candidates"],
-        "overlap": {name: beside.chosen[name] for name in ("latent_dim", "components", "whitening", "iterations")},
+        "likelihood_ratio": {name: beside.chosen[name] for name in ("latent_dim", "components", "whitening", "iterations")},
     }
-    return PPCAStart(heads.maps, beside.overlap, asked.embedding, chosen)
+    return PPCAStart(heads.feature_maps, heads.maps, beside.likelihood_ratio, asked.embedding, chosen)
 
 
 def require_two(table: FeatureTable, what: str, otherwise: str) -> None:
@@ -164,10 +165,10 @@ def require_two(table: FeatureTable, what: str, otherwise: str) -> None:
             )
 
 
-def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, kernel: Kernel, score: str) -> PPCAStart:
+def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, kernel: Kernel, similarity: str) -> PPCAStart:
     """Uphill from the first settings, one option after the other."""
     space = _Space.of(kernel, table, validation, _most(asked.components))
-    judge = _Judge(space, validation, asked, score)
+    judge = _Judge(space, validation, asked, similarity)
     found: dict[_Settings, _Found] = {}
 
     def reached(settings: _Settings) -> float:
@@ -181,15 +182,15 @@ def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, 
     reached(best)
     model, candidates = found[best], judge.candidates
     scales = judge.all_scales(model)
-    maps = replace(model.maps, kernels=space.kernels)
     return PPCAStart(
-        maps.tempered(scales["cosine"]),
-        maps.tempered(scales["overlap"]),
+        space.feature_maps,
+        model.maps.noise_scaled(scales[Cosine.name]),
+        LikelihoodRatio(model.maps.noise_scaled(scales[LikelihoodRatio.name]), space.feature_maps),
         asked.embedding,
         {
             "kernel": kernel,
             "latent_dim": best.latent_dim, "components": best.components, "whitening": best.whitening, "iterations": model.iterations,
-            "noise_scale": scales["cosine"], "overlap_noise_scale": scales["overlap"], "embedding": asked.embedding,
+            "noise_scale": scales[Cosine.name], "likelihood_ratio_noise_scale": scales[LikelihoodRatio.name], "embedding": asked.embedding,
             "validation_mrr": model.reached, "candidates": candidates,
         },
     )  # fmt: skip
@@ -198,57 +199,59 @@ def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, 
 class _Judge:
     """How well models do on validation items, each at the noise scale that suits it."""
 
-    def __init__(self, space: _Space, validation: FeatureTable, asked: StartOptions, score: str) -> None:
+    def __init__(self, space: _Space, validation: FeatureTable, asked: StartOptions, similarity: str) -> None:
         self.validation = validation
         self.rows = space.validation
         self.embedding = asked.embedding
         self.fixed = None if asked.noise_scale == "auto" else asked.noise_scale
-        self.ways = ("cosine", "overlap") if score == "both" else (score,)
+        self.similarities = (Cosine.name, LikelihoodRatio.name) if similarity == Sum.name else (similarity,)
         self.candidates = 0
-        self._near = dict.fromkeys(("cosine", "overlap"), _FIRST_SCALE)
+        self._near = dict.fromkeys((Cosine.name, LikelihoodRatio.name), _FIRST_SCALE)
 
     def __call__(self, maps: LatentMaps, iterations: int) -> _Found:
-        best = {way: self._best_scale(maps, way) for way in self.ways}
+        best = {name: self._best_scale(maps, name) for name in self.similarities}
         return _Found(
             maps,
             iterations,
-            {way: scale for way, (scale, _) in best.items()},
+            {name: scale for name, (scale, _) in best.items()},
             sum(score for _, score in best.values()) / len(best),
         )
 
     def all_scales(self, found: _Found) -> dict[str, float]:
-        """The noise scales of `found` for the ways of comparing that were asked for, and for the others."""
-        return {way: found.scales.get(way) or self._best_scale(found.maps, way)[0] for way in ("cosine", "overlap")}
+        """The noise scales of `found` for the similarities that were asked for, and for the others."""
+        return {name: found.scales.get(name) or self._best_scale(found.maps, name)[0] for name in self._near}
 
-    def _best_scale(self, maps: LatentMaps, way: str) -> tuple[float, float]:
-        """Uphill from where the last model was best."""
-        evidence = [maps.information_vector(index, rows) for index, rows in enumerate(self.rows)]
-        small = maps.of_evidence()
-        compared: Callable[[LatentMaps, Sequence[Tensor]], float] = self._cosine if way == "cosine" else self._overlap
+    def _best_scale(self, maps: LatentMaps, name: str) -> tuple[float, float]:
+        """The best noise scale under similarity `name` and its score, found uphill from where the last model was best."""
+        vectors = [maps.information_vector(index, rows) for index, rows in enumerate(self.rows)]
+        small = maps.of_information_vectors()
+        compared = self._by_cosine if name == Cosine.name else self._by_likelihood_ratio
         seen: dict[float, float] = {}
 
         def score(scale: float) -> float:
             if scale not in seen:
-                seen[scale] = compared(small.tempered(scale), evidence)
+                seen[scale] = compared(small.noise_scaled(scale), vectors)
                 self.candidates += 1
             return seen[scale]
 
         if self.fixed is not None:
             return self.fixed, score(self.fixed)
-        place = _SCALES.index(self._near[way])
+        place = _SCALES.index(self._near[name])
         for step in (1, -1):
             while 0 <= place + step < len(_SCALES) and score(_SCALES[place + step]) > score(_SCALES[place]):
                 place += step
-        self._near[way] = _SCALES[place]
+        self._near[name] = _SCALES[place]
         return _SCALES[place], score(_SCALES[place])
 
-    def _cosine(self, maps: LatentMaps, rows: Sequence[Tensor]) -> float:
+    def _by_cosine(self, maps: LatentMaps, rows: Sequence[Tensor]) -> float:
         weights = maps.embedding_weights(self.embedding)
         embeddings = [normalize(x @ w, dim=1) for x, w in zip(rows, weights, strict=True)]
-        return validation_score(embeddings, self.validation)["validation_mrr"]
+        return validation_score(Cosine(maps.latent_dim), embeddings, self.validation)["validation_mrr"]
 
-    def _overlap(self, maps: LatentMaps, rows: Sequence[Tensor]) -> float:
-        return overlap_score(maps, rows, self.validation)["validation_mrr"]
+    def _by_likelihood_ratio(self, maps: LatentMaps, rows: Sequence[Tensor]) -> float:
+        ratio = LikelihoodRatio(maps, identities([maps.latent_dim] * len(rows)))
+        vectors = [maps.information_vector(index, x) for index, x in enumerate(rows)]
+        return validation_score(ratio, vectors, self.validation)["validation_mrr"]
 
 
 def _most(components: int | str) -> int:
@@ -279,8 +282,8 @@ def _alternatives(best: _Settings, option: str, space: _Space) -> Iterator[_Sett
 
 def _stopped_early(table: FeatureTable, space: _Space, settings: _Settings, iterations: int | str, judge: _Judge) -> _Found:
     """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
-    chosen = [lift.whitened(settings.components, settings.whitening) for lift in space.lifts]
-    values = [part[:, : len(lift.factor)] * lift.factor for lift, part in zip(chosen, space.components, strict=True)]
+    chosen = [one.whitened(settings.components, settings.whitening) for one in space.axes]
+    values = [part[:, : len(one.factor)] * one.factor for one, part in zip(chosen, space.components, strict=True)]
     statistics = Statistics.of(observe(values, table.mask, table.modalities))
     model = PPCA(latent_dim=settings.latent_dim)
     model.modalities = table.modalities
@@ -297,11 +300,11 @@ def _stopped_early(table: FeatureTable, space: _Space, settings: _Settings, iter
     return best
 
 
-def _maps(model: PPCA, lifts: Sequence[WhitenedPCA]) -> LatentMaps:
+def _maps(model: PPCA, axes: Sequence[WhitenedPCA]) -> LatentMaps:
     centres, maps, precisions = [], [], []
-    for index, lift in enumerate(lifts):
+    for index, one in enumerate(axes):
         weights, noise = torch.from_numpy(model.weights[index]), float(model.noise[index])
-        centres.append(lift.backwards(torch.from_numpy(model.means[index])))
-        maps.append(lift.through(weights / noise))
+        centres.append(one.backwards(torch.from_numpy(model.means[index])))
+        maps.append(one.through(weights / noise))
         precisions.append(weights.T @ weights / noise)
     return LatentMaps(tuple(model.modalities or ()), tuple(centres), tuple(maps), torch.stack(precisions))

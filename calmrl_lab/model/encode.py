@@ -1,4 +1,4 @@
-"""Features of a table to embeddings, one tensor per modality."""
+"""Mapped features of a table to embeddings, one tensor per modality."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
-from calmrl_lab.model.joined import AnyHeads
+from calmrl_lab.model.projection import Projection
 
 
 @torch.no_grad()
-def encode(heads: AnyHeads, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
-    """Embeddings of every item's first row of each modality: k of [N, d]; rows an item does not own are zero."""
+def encode(projection: Projection, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
+    """Embeddings of every item's first row of each modality: k of [N, d]; rows an item does not own are zero.
+
+    The rows of `table` are what the projection takes: features after their feature maps.
+    """
     owned = table.natural_mask()
-    embedded = (heads.project(index, rows) for index, rows in enumerate(table.first_rows()))
+    embedded = (projection.project(index, rows) for index, rows in enumerate(table.first_rows()))
     return [rows.masked_fill(~owned[:, index].unsqueeze(1), 0.0) for index, rows in enumerate(embedded)]
 
 

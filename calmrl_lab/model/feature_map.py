@@ -64,8 +64,8 @@ class UnitNorm:
         return self.inputs
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Rows of norm one."""
-        return normalize(features, dim=-1)
+        """Rows of norm one, float32 at least: features are stored in half precision, in which norms are too coarse."""
+        return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def to(self, device: torch.device | str) -> Self:
         """Itself: there is nothing to move."""

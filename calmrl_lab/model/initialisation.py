@@ -1,8 +1,10 @@
-"""Where training begins: the heads before the first step."""
+"""Where training begins: feature maps and heads before the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,17 +16,29 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import PPCAStart, require_two, start_by_ppca
 from calmrl_lab.model.encode import encode
+from calmrl_lab.model.feature_map import Affine, Chain, FeatureMap, Identity, Scaling, UnitNorm, fit_scaling, identities
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.model.signs import best_signs, pair_cosines
+from calmrl_lab.model.similarity import LikelihoodRatio
 
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
 
 
-def start_heads(
+@dataclass(frozen=True)
+class Start:
+    """A model before its first step: feature maps, heads over what they give, and, of a start by PPCA, a likelihood ratio and what was chosen."""
+
+    feature_maps: tuple[FeatureMap, ...]
+    heads: Heads
+    likelihood_ratio: LikelihoodRatio | None = None
+    chosen: Mapping[str, Any] | None = None
+
+
+def start_model(
     config: TrainConfig, released: Mapping[str, np.ndarray], table: FeatureTable, validation: FeatureTable
-) -> tuple[Heads, PPCAStart | None]:
-    """The heads `config.init` asks for, on the CPU, and the model they come from if that is PPCA.
+) -> Start:
+    """The start that `config.init` asks for, on the CPU.
 
     `table` are training items as their scenario shows them, `validation` the items that choose what is left open, `released` the
     projection weights stored beside the features.
@@ -32,12 +46,17 @@ def start_heads(
     Raises CalmrlError if what a start needs was not stored.
     """
     if config.init == "ppca":
-        start = start_by_ppca(table, validation, config.init_options, config.score)
-        return ppca_heads(start, table), start
+        # What is stacked adds the cosine of the heads and the likelihood ratio, as a sum does.
+        judged = {"stacked": "sum", "canonical-cosine": "cosine", "shared-space": "cosine"}.get(
+            config.similarity, config.similarity
+        )
+        return ppca_start(start_by_ppca(table, validation, config.init_options, judged), table)
+    if config.init == "identity":
+        return identity_start(config, table)
     stored = {m: released[h] for m, h in _STORED_HEADS.items() if m in table.modalities and h in released}
     wanted = config.init == "stored" or (config.init == "auto" and len(stored) == len(table.modalities))
     if not wanted:
-        return random_heads(config, table), None
+        return random_start(config, table)
     if len(stored) < len(table.modalities):
         lacking = [m for m in table.modalities if m not in stored]
         raise CalmrlError(
@@ -46,37 +65,81 @@ def start_heads(
     heads = Heads(table.dims, next(iter(stored.values())).shape[0], config.head, seed=config.seed)
     for index, name in enumerate(table.modalities):
         heads.load_linear(index, torch.from_numpy(np.asarray(stored[name], dtype=np.float32)))
-    return heads, None
+    return Start(identities(list(table.dims.values())), heads)
 
 
-def ppca_heads(start: PPCAStart, table: FeatureTable) -> Heads:
+def ppca_start(start: PPCAStart, table: FeatureTable) -> Start:
     """Linear heads that compute the embedding of `start`, over features with equal variances or the kernel principal components as they are."""
-    heads = Heads(table.dims, start.maps.latent_dim, kernels=start.kernels)
-    for index, rows in observed_rows(table).items():
-        heads.rescale(index, rows, "centred" if start.kernels else "standardised")
-    for index, weight in enumerate(start.maps.embedding_weights(start.embedding)):
-        heads.load_affine(index, weight.T, start.maps.centres[index])
-    return heads
+    maps: list[FeatureMap] = []
+    weights = start.maps.embedding_weights(start.embedding)
+    shown = observed_rows(table)
+    scales = []
+    for index, before in enumerate(start.feature_maps):
+        how: Scaling = "standardised" if isinstance(before, Identity) else "centred"
+        scaling = fit_scaling(before(shown[index]), how)
+        assert isinstance(scaling, Affine)
+        # The model knows the centre better than the items do.
+        scaling = Affine(start.maps.centres[index].to(scaling.centre), scaling.scale)
+        maps.append(scaling if isinstance(before, Identity) else Chain((before, scaling)))
+        scales.append(scaling.scale)
+    heads = Heads({m: one.dim for m, one in zip(table.modalities, maps, strict=True)}, start.maps.latent_dim)
+    for index, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+        heads.load_direction(index, weight.T * scale.to(weight))
+    return Start(tuple(maps), heads, start.likelihood_ratio, start.chosen)
 
 
-def random_heads(config: TrainConfig, table: FeatureTable) -> Heads:
+def identity_start(config: TrainConfig, table: FeatureTable) -> Start:
+    """Linear heads that leave unit-norm features as they are (about their mean with features "centred"): the cosine of embeddings is that of the
+    features.
+
+    Modalities of one dimension have the same coordinates; those of another dimension have others, so that nothing is claimed about pairs whose
+    features have no cosine. Raises CalmrlError for kernel features and heads that are not linear.
+    """
+    if config.features == "kernel" or config.head != "linear":
+        raise CalmrlError(
+            "a start at the features themselves has linear heads and no kernel", hint="use --init random, or --init ppca"
+        )
+    shown = observed_rows(table)
+    dims = list(table.dims.values())
+    maps: list[FeatureMap] = [UnitNorm(dim) for dim in dims]
+    for index, rows in shown.items():
+        if config.features in ("centred", "standardised"):
+            maps[index] = Chain((maps[index], fit_scaling(maps[index](rows), config.features)))
+    different = list(dict.fromkeys(dims))
+    heads = Heads(table.dims, sum(different))
+    for index, dim in enumerate(dims):
+        start = sum(different[: different.index(dim)])
+        weight = torch.zeros(sum(different), dim)
+        weight[start : start + dim] = torch.eye(dim)
+        heads.load_linear(index, weight)
+    return Start(tuple(maps), heads)
+
+
+def random_start(config: TrainConfig, table: FeatureTable) -> Start:
     """Random heads that send the means of all modalities to one side."""
-    shown, features, kernels = observed_rows(table), config.features, None
-    if features == "kernel":
+    shown = observed_rows(table)
+    if config.features == "kernel":
         require_two(table, "kernel features need", "other features")
-        features, kernels = "centred", [KernelPCA.of(rows) for rows in shown.values()]
-    heads = Heads(table.dims, config.dim, config.head, config.seed, kernels)
-    if features != "raw":
-        for index, rows in shown.items():
-            heads.rescale(index, rows, features)
-    heads.align_signs(shown)
+    maps: list[FeatureMap] = list(identities(list(table.dims.values())))
+    for index, rows in shown.items():
+        maps[index] = fitted_map(rows, config.features)
+    heads = Heads({m: one.dim for m, one in zip(table.modalities, maps, strict=True)}, config.dim, config.head, config.seed)
+    heads.align_signs({index: maps[index](rows) for index, rows in shown.items()})
     # Modalities without a mean are told apart by the items that show two of them.
-    heads.change_signs(best_signs(pair_cosines(encode(heads, table), table.mask)))
-    return heads
+    heads.change_signs(best_signs(pair_cosines(encode(heads, table.mapped(maps)), table.mask)))
+    return Start(tuple(maps), heads)
+
+
+def fitted_map(rows: Tensor, features: Scaling | Literal["kernel"]) -> FeatureMap:
+    """The feature map that a setting `features` asks for, fitted to `rows` [n, d]."""
+    if features != "kernel":
+        return fit_scaling(rows, features)
+    kernel = KernelPCA.of(rows)
+    return Chain((kernel, fit_scaling(kernel(rows), "centred")))
 
 
 def observed_rows(table: FeatureTable) -> dict[int, Tensor]:
-    """The first row [n_m, d_m] of every item that shows modality m, on the CPU; modalities that nobody shows are left out."""
+    """The first row [n_m, d_m] of every item that shows modality m, on the CPU; modalities that no item shows are left out."""
     return {
         index: rows[table.mask[:, index]].cpu()
         for index, rows in enumerate(table.first_rows())

@@ -1,12 +1,11 @@
-"""Heads of several runs as one: embeddings side by side, each part with a weight in the cosine."""
+"""Projections of several models as one: embeddings side by side, each part with a weight in the cosine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from calmrl_lab.errors import CalmrlError
@@ -16,8 +15,8 @@ from calmrl_lab.model.projection import Heads
 class JoinedHeads(nn.Module):
     """The cosine of joined embeddings is the mean of the parts' cosines, weighted by `weights` (positive, of any sum).
 
-    Does what `Heads` does for whoever projects; it is made after training and not trained itself. Raises CalmrlError for parts of other
-    modalities or features, and for weights that are not positive.
+    What it is given are the inputs of all parts side by side (`feature_map.SideBySide`); it is made after training and not trained itself.
+    Raises CalmrlError for parts of other modalities, and for weights that are not positive.
     """
 
     kind = "joined"
@@ -29,28 +28,23 @@ class JoinedHeads(nn.Module):
                 f"joining needs at least two heads with a positive weight each, got {len(parts)} and {list(weights)}"
             )
         for part in parts[1:]:
-            if part.dims != parts[0].dims:
-                raise CalmrlError(f"heads over {part.dims} cannot be joined with heads over {parts[0].dims}")
+            if part.modalities != parts[0].modalities:
+                raise CalmrlError(
+                    f"heads of {', '.join(part.modalities)} cannot be joined with heads of {', '.join(parts[0].modalities)}"
+                )
         self.parts = nn.ModuleList(parts)
         total = float(sum(weights))
         self.register_buffer("weights", torch.tensor([weight / total for weight in weights], dtype=torch.float64))
-        self.modalities, self.dims = parts[0].modalities, dict(parts[0].dims)
+        self.modalities = parts[0].modalities
+        self.inputs = [sum(widths) for widths in zip(*(part.inputs for part in parts), strict=True)]
         self.dim = sum(part.dim for part in parts)
-        self.inputs = list(self.dims.values())
 
-    def project(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
+    def project(self, index: int, features: Float[Tensor, "n i"]) -> Float[Tensor, "n d"]:
         """Unit-norm embeddings of modality `index`."""
-        weights = self.get_buffer("weights").sqrt().tolist()
-        return torch.cat([w * part.project(index, features) for w, part in zip(weights, self.heads(), strict=True)], dim=-1)
-
-    def forward(self, features: list[Float[Tensor, "b d_m"]], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
-        """Embeddings of a padded batch; entries under a False mask are zero."""
-        embeddings = torch.stack([self.project(index, rows) for index, rows in enumerate(features)], dim=1)
-        return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0)
+        weights, parts = self.get_buffer("weights").sqrt().tolist(), self.heads()
+        inputs = features.split([part.inputs[index] for part in parts], dim=-1)
+        return torch.cat([w * part.project(index, x) for w, part, x in zip(weights, parts, inputs, strict=True)], dim=-1)
 
     def heads(self) -> list[Heads]:
         """The parts."""
         return [part for part in self.parts if isinstance(part, Heads)]
-
-
-AnyHeads: TypeAlias = Heads | JoinedHeads

@@ -1,20 +1,16 @@
-"""Projection heads: one map a modality from its features to the common unit sphere."""
+"""Projections: one map per modality from its (mapped) features to the common unit sphere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.linalg.kernel_pca import KernelPCA
-from calmrl_lab.linalg.whitened_pca import CONSTANT
 
 KINDS = ("linear", "mlp")
 
@@ -24,10 +20,8 @@ class Projection(Protocol):
 
     kind: str
     modalities: tuple[str, ...]
+    inputs: list[int]
     dim: int
-
-    @property
-    def inputs(self) -> list[int]: ...
 
     def project(self, index: int, features: Float[Tensor, "n i"]) -> Float[Tensor, "n d"]:
         """Unit-norm embeddings of modality `index`, given what its feature map makes of the features."""
@@ -42,50 +36,24 @@ class Projection(Protocol):
 
 
 class Heads(nn.Module):
-    """One head a modality. `linear` has no bias, as VAST's contra_head_*; `mlp` is Linear, GELU, Linear of the same width.
+    """One head per modality: `linear` has no bias, as VAST's contra_head_*; `mlp` is Linear, GELU, Linear of the same width.
 
-    Features are centred and scaled by fixed buffers first (zero and one unless `rescale` was called), so that encoders of
-    very different scale start equal. With `kernels`, one a modality, they are first turned into kernel principal components, which are
-    fixed too; `inputs` are the dimensions that heads then see, `dims` those of the features.
+    `inputs` are the modalities and the dimensions of what heads are given: features, or what a feature map made of them.
     """
 
-    def __init__(
-        self, dims: Mapping[str, int], dim: int, kind: str = "linear", seed: int = 0, kernels: Sequence[KernelPCA] | None = None
-    ) -> None:
+    def __init__(self, inputs: Mapping[str, int], dim: int, kind: str = "linear", seed: int = 0) -> None:
         super().__init__()
         if kind not in KINDS:
             raise CalmrlError(f"unknown head '{kind}'", hint=f"known heads: {', '.join(KINDS)}")
-        self.modalities = tuple(dims)
-        self.dims = dict(dims)
+        self.modalities = tuple(inputs)
+        self.inputs = list(inputs.values())
         self.dim = dim
         self.kind = kind
         generator = torch.Generator().manual_seed(seed)
-        self.inputs = list(dims.values()) if kernels is None else [kernel.dim for kernel in kernels]
         self.maps = nn.ModuleList(_head(kind, d, dim, generator) for d in self.inputs)
-        for index, d in enumerate(self.inputs):
-            self.register_buffer(f"centre_{index}", torch.zeros(d))
-            self.register_buffer(f"scale_{index}", torch.ones(d))
-        self.kernels = bool(kernels)
-        # While True, features come as their kernel principal components already (`lift`).
-        self.lifted = False
-        for index, kernel in enumerate(kernels or ()):
-            for part, value in kernel.state().items():
-                self.register_buffer(f"kernel_{index}_{part}", value)
-
-    def rescale(self, index: int, features: Float[Tensor, "n d_m"], how: Literal["scaled", "centred", "standardised"]) -> None:
-        """Fix the scale of modality `index` so that `features` have mean squared norm one: as they are, about their mean, or about
-        their mean with the same variance in every coordinate (coordinates that never vary keep the common scale)."""
-        features = self.seen(index, features)
-        centre = torch.zeros_like(features[0]) if how == "scaled" else features.mean(dim=0)
-        scale = (features - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12).expand(features.shape[1])
-        if how == "standardised":
-            spread = (features - centre).square().mean(dim=0).sqrt() * features.shape[1] ** 0.5
-            scale = torch.where(spread > CONSTANT * scale, spread, scale)
-        self.get_buffer(f"centre_{index}").copy_(centre)
-        self.get_buffer(f"scale_{index}").copy_(scale)
 
     @torch.no_grad()
-    def align_signs(self, features: Mapping[int, Float[Tensor, "n d_m"]]) -> None:
+    def align_signs(self, features: Mapping[int, Float[Tensor, "n i"]]) -> None:
         """Reflect the heads so that the mean projections of all modalities in `features` point in one direction.
 
         A reflection changes no distance within a modality. Without it, random heads send the modalities to random sides, and objectives made
@@ -93,7 +61,7 @@ class Heads(nn.Module):
         """
         target: Tensor | None = None
         for index, rows in features.items():
-            mean = self.maps[index](self._scaled(index, rows)).mean(dim=0)
+            mean = self.maps[index](rows).mean(dim=0)
             if float(mean.norm()) < 1e-6:
                 continue
             direction = mean / mean.norm()
@@ -135,38 +103,20 @@ class Heads(nn.Module):
             linear.weight.copy_(weight)
 
     @torch.no_grad()
-    def load_affine(self, index: int, weight: Float[Tensor, "d i"], centre: Float[Tensor, " i"]) -> None:
-        """Start modality `index` from x -> weight (x - centre) of what it sees, up to a factor (linear heads only).
-
-        The scale of the features stays; the weights get the norm of random ones, so that one learning rate suits both starts.
-        """
+    def load_direction(self, index: int, weight: Float[Tensor, "d i"]) -> None:
+        """Start modality `index` from `weight` up to a factor (linear heads only): with the norm of random weights, so that one learning rate
+        suits both starts."""
         linear = self.maps[index]
         if not isinstance(linear, nn.Linear):
             raise CalmrlError("a start in closed form fits linear heads only", hint="use --head linear")
-        scaled = weight * self.get_buffer(f"scale_{index}").to(weight)
         usual = (linear.out_features / 3) ** 0.5
-        linear.weight.copy_(scaled * (usual / scaled.norm().clamp_min(1e-30)))
-        self.get_buffer(f"centre_{index}").copy_(centre)
+        linear.weight.copy_(weight * (usual / weight.norm().clamp_min(1e-30)))
 
-    def project(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n d"]:
+    def project(self, index: int, features: Float[Tensor, "n i"]) -> Float[Tensor, "n d"]:
         """Unit-norm embeddings of modality `index`; a zero projection stays zero instead of becoming NaN."""
-        return functional.normalize(self.maps[index](self._scaled(index, features)), dim=-1, eps=1e-12)
+        return functional.normalize(self.maps[index](features), dim=-1, eps=1e-12)
 
-    def seen(self, index: int, features: Float[Tensor, "n d_m"]) -> Float[Tensor, "n i"]:
-        """What the head of modality `index` is given: `features`, or their kernel principal components."""
-        if not self.kernels or self.lifted:
-            return features
-        names = [field.name for field in fields(KernelPCA)]
-        return KernelPCA(**{name: self.get_buffer(f"kernel_{index}_{name}") for name in names})(features)
-
-    def lift(self, table: FeatureTable) -> FeatureTable:
-        """`table` with what the heads see of its rows in their place."""
-        return replace(table, rows=tuple(self.seen(index, rows) for index, rows in enumerate(table.rows)))
-
-    def _scaled(self, index: int, features: Tensor) -> Tensor:
-        return (self.seen(index, features) - self.get_buffer(f"centre_{index}")) / self.get_buffer(f"scale_{index}")
-
-    def forward(self, features: list[Float[Tensor, "b d_m"]], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+    def forward(self, features: list[Float[Tensor, "b i"]], mask: Bool[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeddings of a padded batch; entries under a False mask are zero and carry no gradient."""
         embeddings = torch.stack([self.project(index, rows) for index, rows in enumerate(features)], dim=1)
         return embeddings.masked_fill(~mask.unsqueeze(-1), 0.0)

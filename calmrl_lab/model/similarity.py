@@ -16,16 +16,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.model import feature_map
 from calmrl_lab.model.feature_map import FeatureMap
-from calmrl_lab.model.joined import AnyHeads
-from calmrl_lab.model.selection import mean_ranks, validation_score
 from calmrl_lab.ppca.latent_maps import LatentMaps
+from calmrl_lab.registry import known
 
 # What an item may show, as names of modalities: the items of one index show one of these each.
 Patterns = Sequence[Sequence[str]]
+
+
+_KINDS: dict[str, Any] = {}
+Kind = TypeVar("Kind", bound=type)
+
+
+def similarity_kind(kind: Kind) -> Kind:
+    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
+    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
+    return kind
 
 
 class Similarity(Protocol):
@@ -75,6 +83,7 @@ class Similarity(Protocol):
         """What `read` needs: a description that fits into JSON, and tensors by name, all names beginning with `prefix`."""
 
 
+@similarity_kind
 @dataclass(frozen=True)
 class Cosine:
     """Cosine of embeddings of `dim` dimensions; an item that shows several modalities is their normalised sum."""
@@ -111,7 +120,13 @@ class Cosine:
         """The dimension."""
         return {"kind": self.name, "dim": self.dim}, {}
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        return cls(int(description["dim"]))
 
+
+@similarity_kind
 @dataclass(frozen=True)
 class LikelihoodRatio:
     """log p(x, y) - log p(x) - log p(y) under PPCA of the features: how much likelier x and y belong to one item than to two (nats).
@@ -133,19 +148,19 @@ class LikelihoodRatio:
 
     def vectors(self, modality: str, features: Tensor, embeddings: Tensor) -> Float[Tensor, "n q"]:
         """The information vectors of the features."""
-        place = self.latent.modalities.index(modality)
+        (place,) = self._places(modality)
         return self.latent.information_vector(place, self.feature_maps[place](features))
 
     def pair_vectors(self, query: str, gallery: str, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """[V h, 1] and [g, the term of the candidate], V being the posterior covariance given both modalities."""
-        a, b = (self.latent.modalities.index(name) for name in (query, gallery))
+        a, b = self._places(query, gallery)
         both = self.latent.covariance(a, b).to(queries.device)
         own = self.latent.item_term(a, [b], candidates).unsqueeze(1)
         return torch.cat([queries @ both, torch.ones_like(queries[:, :1])], dim=1), torch.cat([candidates, own], dim=1)
 
     def set_scores(self, query: str, shown: Sequence[str], queries: Tensor, items: Tensor, mask: Tensor) -> Tensor:
         """The ratio for all that an item shows: its information vectors add up, so that gaps need no filling."""
-        asking, *columns = (self.latent.modalities.index(name) for name in (query, *shown))
+        asking, *columns = self._places(query, *shown)
         scores = queries.new_empty(len(queries), len(items))
         patterns, which = torch.unique(mask, dim=0, return_inverse=True)
         for index, pattern in enumerate(patterns.tolist()):
@@ -165,7 +180,7 @@ class LikelihoodRatio:
         for number, pattern in enumerate(patterns):
             kind = torch.tensor([name in pattern for name in shown], device=mask.device)
             rows = (mask == kind).all(dim=1).nonzero().squeeze(1)
-            total, places = items[rows].double().sum(dim=1), [modalities.index(name) for name in pattern]
+            total, places = items[rows].double().sum(dim=1), self._places(*pattern)
             for asking in range(len(modalities)):
                 both = self.latent.covariance(asking, *places).to(total.device)
                 vectors[rows, asking * q : (asking + 1) * q] = total @ both
@@ -176,14 +191,17 @@ class LikelihoodRatio:
     def query_vectors(self, shown: Sequence[str], patterns: Patterns, query: str, queries: Tensor) -> Tensor:
         """h and a one at the places of the query's modality, and its term c_P(h) for every pattern."""
         modalities, q, asked = self.latent.modalities, self.dim, queries.double()
-        asking = modalities.index(query)
+        (asking,) = self._places(query)
         vectors = asked.new_zeros(len(asked), len(modalities) * (q + 1) + len(patterns))
         vectors[:, asking * q : (asking + 1) * q] = asked
         vectors[:, len(modalities) * q + asking] = 1.0
         for number, pattern in enumerate(patterns):
-            places = [modalities.index(name) for name in pattern]
-            vectors[:, len(modalities) * (q + 1) + number] = self.latent.query_term(asking, places, asked)
+            own = self.latent.query_term(asking, self._places(*pattern), asked)
+            vectors[:, len(modalities) * (q + 1) + number] = own
         return vectors
+
+    def _places(self, *names: str) -> list[int]:
+        return [known(name, self.latent.modalities, "the PPCA of the features has no modality") for name in names]
 
     def to(self, device: torch.device | str) -> Self:
         """The same similarity on another device; the maps of the latent model follow their input by themselves."""
@@ -199,7 +217,16 @@ class LikelihoodRatio:
             tensors |= found
         return {"kind": self.name, "modalities": list(self.latent.modalities), "feature_maps": maps}, tensors
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        start = f"{prefix}latent/"
+        state = {key.removeprefix(start): value.numpy() for key, value in tensors.items() if key.startswith(start)}
+        maps = (feature_map.read(one, tensors, f"{prefix}maps/{j}/") for j, one in enumerate(description["feature_maps"]))
+        return cls(LatentMaps.from_state(state, description["modalities"]), tuple(maps))
 
+
+@similarity_kind
 @dataclass(frozen=True)
 class Sum:
     """Weighted sum of any number of similarities, as a product of experts: each part is (similarity, weight).
@@ -273,120 +300,26 @@ class Sum:
             tensors |= found
         return {"kind": self.name, "parts": parts}, tensors
 
+    @classmethod
+    def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
+        """The inverse of `described`."""
+        parts = enumerate(description["parts"])
+        return cls(tuple((read(part, tensors, f"{prefix}{number}/"), float(part["weight"])) for number, part in parts))
+
     def _split(self, vectors: Tensor) -> tuple[Tensor, ...]:
         return vectors.split([part.dim for part, _ in self.parts], dim=-1)
+
+
+def weights_of(similarity: Similarity) -> dict[str, float]:
+    """The weights of the parts of a sum, by the name of each; 1 for any other similarity."""
+    parts = similarity.parts if isinstance(similarity, Sum) else ((similarity, 1.0),)
+    return {part.name: weight for part, weight in parts}
 
 
 def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> Similarity:
     """The similarity that `described` described. Raises CalmrlError for a kind that is not known here, KeyError for a tensor that is missing."""
     kind = description["kind"]
-    if kind == Cosine.name:
-        return Cosine(int(description["dim"]))
-    if kind == LikelihoodRatio.name:
-        state = {
-            key.removeprefix(f"{prefix}latent/"): value.numpy()
-            for key, value in tensors.items()
-            if key.startswith(f"{prefix}latent/")
-        }
-        latent = LatentMaps.from_state(state, description["modalities"])
-        maps = (
-            feature_map.read(one, tensors, f"{prefix}maps/{number}/") for number, one in enumerate(description["feature_maps"])
-        )
-        return LikelihoodRatio(latent, tuple(maps))
-    if kind == Sum.name:
-        parts = (
-            (read(part, tensors, f"{prefix}{number}/"), float(part["weight"]))
-            for number, part in enumerate(description["parts"])
-        )
-        return Sum(tuple(parts))
-    if kind in _KINDS:
-        made: Similarity = _KINDS[kind].read(description, tensors, prefix)
-        return made
-    known_kinds = [Cosine.name, LikelihoodRatio.name, Sum.name, *_KINDS]
-    raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(known_kinds)}")
-
-
-_KINDS: dict[str, Any] = {}
-Kind = TypeVar("Kind", bound=type)
-
-
-def similarity_kind(kind: Kind) -> Kind:
-    """Decorator that lets similarities of a class be read back by `read`, under its `name`; it has a classmethod `read(description, tensors, prefix)`."""
-    _KINDS[kind.name] = kind  # type: ignore[attr-defined]
-    return kind
-
-
-# Weights of a cosine beside the overlap (nats) that validation chooses among: inverse temperatures, down to one that changes little.
-BESIDE_OVERLAP: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
-# Weights of a cosine beside the cosine of the first member, which has 1.
-BESIDE_COSINE: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-
-
-@dataclass(frozen=True)
-class OverlapAndCosine:
-    """log p(x, y) - log p(x) - log p(y) under PPCA plus `weight` times the cosine of embeddings, as a product of two experts: the first knows how
-    sure each modality is, the second was trained to tell items apart."""
-
-    maps: LatentMaps
-    heads: AnyHeads
-    weight: float
-
-    def compared(
-        self, query: int, gallery: int, queries: Float[Tensor, "a d_a"], candidates: Float[Tensor, "b d_b"]
-    ) -> tuple[Float[Tensor, "a r"], Float[Tensor, "b r"]]:
-        """Vectors (float64) whose inner product is the score of a pair, up to a term a query; as `LatentMaps.compared`."""
-        left, right = self.maps.compared(query, gallery, queries, candidates)
-        ours, theirs = self.heads.project(query, queries), self.heads.project(gallery, candidates)
-        return torch.cat([left, self.weight * ours.double()], dim=1), torch.cat([right, theirs.double()], dim=1)
-
-
-def choose_weights(
-    embeddings: Sequence[Sequence[Float[Tensor, "n d"]]], validation: FeatureTable, maps: LatentMaps | None = None
-) -> tuple[list[float], dict[str, float]]:
-    """Weights of members whose unit-norm embeddings (k tensors each) of the validation items are given, and the score of their sum.
-
-    One member after the other, each by mean reciprocal rank: beside the first, which has weight 1, or beside the overlap under `maps`.
-    """
-    if maps is None:
-        weights, rest, tried = [1.0], embeddings[1:], BESIDE_COSINE
-        joined = [part.double() for part in embeddings[0]]
-    else:
-        weights, rest, tried = [], embeddings, BESIDE_OVERLAP
-        joined = [part.double()[:, :0] for part in embeddings[0]]
-    score = _score(joined, validation, maps)
-    for member in rest:
-        # A weighted sum of cosines ranks as its square roots do side by side; no need for unit norm.
-        sums = {w: [torch.cat([a, w**0.5 * b.double()], dim=1) for a, b in zip(joined, member, strict=True)] for w in tried}
-        scores = {w: _score(both, validation, maps) for w, both in sums.items()}
-        best = max(tried, key=lambda w: scores[w]["validation_mrr"])
-        weights.append(best)
-        joined, score = sums[best], scores[best]
-    return weights, score
-
-
-def _score(joined: Sequence[Tensor], validation: FeatureTable, maps: LatentMaps | None) -> dict[str, float]:
-    if maps is None:
-        return validation_score(joined, validation)
-    rows = validation.first_rows()
-
-    def one_way(a: int, b: int, both: Tensor) -> Tensor:
-        left, right = maps.compared(a, b, rows[a][both], rows[b][both])
-        return left @ right.T + joined[a][both] @ joined[b][both].T
-
-    def compared(a: int, b: int, both: Tensor) -> tuple[Tensor, Tensor]:
-        return one_way(a, b, both), one_way(b, a, both)
-
-    return mean_ranks(compared, validation)
-
-
-def overlap_score(maps: LatentMaps, rows: Sequence[Float[Tensor, "n d_m"]], table: FeatureTable) -> dict[str, float]:
-    """`validation_score` of features under the overlap of posteriors instead of cosines."""
-
-    def one_way(a: int, b: int, both: Tensor) -> Tensor:
-        left, right = maps.compared(a, b, rows[a][both], rows[b][both])
-        return left @ right.T
-
-    def compared(a: int, b: int, both: Tensor) -> tuple[Tensor, Tensor]:
-        return one_way(a, b, both), one_way(b, a, both)
-
-    return mean_ranks(compared, table)
+    if kind not in _KINDS:
+        raise CalmrlError(f"unknown similarity '{kind}'", hint=f"known: {', '.join(_KINDS)}")
+    made: Similarity = _KINDS[kind].read(description, tensors, prefix)
+    return made

@@ -29,6 +29,7 @@ class CalMRL(SpectralObjective):
     """
 
     name = "calmrl"
+    uses_imputed = True
 
     def __init__(
         self,

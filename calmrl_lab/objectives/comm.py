@@ -20,7 +20,7 @@ class CoMM(Objective):
     """What all modalities say together agrees with what each says alone (CoMM, Dufumier et al., ICLR 2025).
 
     NT-Xent between the fusion of everything shown in one augmentation and that of each modality alone in the other; loss = sum over modalities, and over the whole set itself, of the mean of both augmentation orders; 2N - 2 negatives; temperature 0.1,
-    fixed, as released. Substitutes, since features are cached: augmentation is Gaussian noise of expected length `noise` on each embedding, and
+    fixed, as released. The release averages these terms over the modalities and the whole, so its loss is this one over their number. Substitutes, since features are cached: augmentation is Gaussian noise of expected length `noise` on each embedding, and
     the fusion transformer is a small masked network that starts as the mean (see `MaskedFusion`). Mask: a modality's term
     is over the items that show it and at least one other; the whole of an item is what it shows. Others are counted in `skipped`.
     """
@@ -55,6 +55,20 @@ class CoMM(Objective):
             parts = parts + (there + back) / 2
         used = able & (able.sum() > 1)
         return {"loss": whole + parts, "whole": whole, "parts": parts, "skipped": skipped(used, whole)}
+
+    @torch.no_grad()
+    def item_scores(
+        self, query: int, queries: Float[Tensor, "q d"], items: Float[Tensor, "g k d"], shown: Bool[Tensor, "g k"]
+    ) -> Float[Tensor, "q g"]:
+        """Cosine of the fusion of every query of modality `query` alone with that of everything else that an item shows, as trained."""
+        others = shown.clone()
+        others[:, query] = False
+        alone = torch.zeros(len(queries), items.shape[1], dtype=torch.bool, device=items.device)
+        alone[:, query] = True
+        placed = items.new_zeros(len(queries), *items.shape[1:])
+        placed[:, query] = queries
+        asked, fused = (self.fusion(self.fusion.mapped(z), seen) for z, seen in ((placed, alone), (items, others)))
+        return asked @ fused.mT
 
     def _augmented(self, shown: Tensor) -> Tensor:
         if not self.noise:

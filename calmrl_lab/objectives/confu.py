@@ -77,9 +77,12 @@ class ConFu(Objective):
             total = total + torch.where(both, head(items[:, a], items[:, b]), 0.0)
         return functional.normalize(total, dim=1, eps=1e-12)
 
-    def fused_query(self, query: int, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """What a query is compared by: its embedding."""
-        return vectors
+    @torch.no_grad()
+    def item_scores(
+        self, query: int, queries: Float[Tensor, "q d"], items: Float[Tensor, "g k d"], shown: Bool[Tensor, "g k"]
+    ) -> Float[Tensor, "q g"]:
+        """Cosine of every query of modality `query` with `fused_items`."""
+        return queries @ self.fused_items(query, items, shown).mT
 
 
 class _PairHead(nn.Module):

@@ -105,7 +105,7 @@ class GatedSymile(Objective):
         return torch.cat([own.unsqueeze(1), drawn], dim=1), torch.cat([itself, possible], dim=1)
 
     @torch.no_grad()
-    def scores(
+    def item_scores(
         self, query: int, queries: Float[Tensor, "q d"], items: Float[Tensor, "g k d"], shown: Bool[Tensor, "g k"]
     ) -> Float[Tensor, "q g"]:
         """Gated products of every query of modality `query` with what every item shows of the others, without the temperature.

@@ -29,7 +29,7 @@ class ImageBind(Objective):
     """Contrast of each modality with the image alone (Girdhar et al. 2023): the others meet only through it.
 
     Loss: mean over the modalities m of symmetric cross-entropy of scale_m * <image, m>. Released factors: audio 20, depth 5, thermal 10, imu
-    5, fixed (`fixed_scales`); all others learned, from 1/0.07. Mask: a pair is trained on the items that show both, and an
+    5, fixed (`fixed_scales`); all others learned, from 1/0.07. The release adds both directions of a pair, where this takes their mean: half its loss. Mask: a pair is trained on the items that show both, and an
     item that lacks the image trains nothing (counted in `skipped`).
     `anchor_modality` (default: vision, image or video, else the first). `frozen` names modalities whose embeddings receive no gradient: released
     ImageBind freezes image and text as OpenCLIP left them, which makes sense for heads that start from a trained model (`init: stored`) and not

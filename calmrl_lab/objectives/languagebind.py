@@ -22,7 +22,8 @@ from calmrl_lab.objectives.terms.contrastive import hold, pairwise_contrast
 class LanguageBind(Objective):
     """Contrast of each modality with the text alone (Zhu et al. 2024): the others meet only through it.
 
-    Loss: mean over the modalities m of symmetric cross-entropy of scale * <text, m>, one learned factor for all, from 1/0.07 (OpenCLIP). Mask: a pair
+    Loss: mean over the modalities m of symmetric cross-entropy of scale * <text, m>, one learned factor for all, from 1/0.07 (OpenCLIP); released models are trained
+    one modality at a time, each with a factor of its own. Mask: a pair
     is trained on the items that show both, and an item that lacks the text trains nothing (counted in `skipped`).
     `anchor_modality` (default: caption or text, else the first). `freeze_anchor` stops the gradient into the text, as released: its tower stays
     as OpenCLIP left it. That makes sense for heads that start from a trained model (`init: stored`), so the default trains it.

@@ -50,6 +50,8 @@ class Totals:
     floor: Float[Tensor, " k"]
     # Sums of squares about the shift, an entry an observed modality, for every pattern.
     squares: dict[tuple[int, ...], Float[Tensor, " o"]]
+    # Dimensions of the modalities, also where the coordinates of the statistics are fewer (`calmrl_lab.ppca.row_span`).
+    sizes: Float[Tensor, " k"]
 
     @classmethod
     def of(cls, statistics: Statistics) -> Totals:
@@ -60,22 +62,23 @@ class Totals:
         square = [torch.zeros(d, dtype=torch.float64, device=device) for d in dims]
         squares = {}
         for observed, sums in statistics.patterns.items():
-            sizes = [dims[j] for j in observed]
-            parts = sums.diagonal().split(sizes)
+            widths = [dims[j] for j in observed]
+            parts = sums.diagonal().split(widths)
             squares[observed] = torch.stack([part.sum() for part in parts])
-            for j, first, second in zip(observed, sums.total.split(sizes), parts, strict=True):
+            for j, first, second in zip(observed, sums.total.split(widths), parts, strict=True):
                 count[j] += sums.count
                 weight[j] += sums.weight
                 total[j] += first
                 square[j] += second
         items = torch.where(weight > 0, weight, 1.0)
         scatter = torch.stack([(sq - t.square() / n).clamp(min=0).sum() for sq, t, n in zip(square, total, items, strict=True)])
-        size = items * torch.tensor(dims, dtype=torch.float64, device=device)
+        whole = torch.tensor(statistics.sizes, dtype=torch.float64, device=device)
+        size = items * whole
         # The scatter is a difference: what is left of a constant modality is rounding of the squares it came from.
         lost = _CANCELLATION_FLOOR * torch.stack([sq.sum() for sq in square])
         raw = torch.stack([_ROUNDING_FLOOR * c.square().mean() for c in statistics.shift])
         floor = torch.maximum(torch.maximum(_RELATIVE_FLOOR * scatter, lost) / size, raw).clamp(min=_ABSOLUTE_FLOOR)
-        return cls(count, weight, total, scatter, floor, squares)
+        return cls(count, weight, total, scatter, floor, squares, whole)
 
 
 @dataclass
@@ -124,7 +127,7 @@ def expect(statistics: Statistics, totals: Totals, parameters: Parameters) -> Ex
         log_likelihood -= 0.5 * (2 * n * factor.diagonal().log().sum() - half.diagonal().sum())
         for j, square, total in zip(observed, totals.squares[sums.observed], sums.total.split(sizes), strict=True):
             scatter = square - 2 * means[j] @ total + w * means[j] @ means[j]
-            log_likelihood -= 0.5 * (n * dims[j] * torch.log(2 * math.pi * noise[j]) + scatter / noise[j])
+            log_likelihood -= 0.5 * (n * totals.sizes[j] * torch.log(2 * math.pi * noise[j]) + scatter / noise[j])
     return Expectation(latent, latent_square, torch.cat(cross), float(log_likelihood))
 
 
@@ -180,7 +183,7 @@ def maximise(
         weights.append(solved)
         means.append((total - solved @ latent) / n)
         residuals.append(totals.scatter[j] - (solved * target).sum())
-    sizes = torch.tensor(dims, dtype=torch.float64, device=eye.device)
+    sizes = totals.sizes
     freedom = totals.count * sizes if ridge == 0 else (totals.count + _used(columns, totals.count, q)) * sizes
     residual = torch.stack(residuals)
     variance, floor = residual / freedom, totals.floor
@@ -191,14 +194,14 @@ def maximise(
 
 
 def log_prior(
-    dims: tuple[int, ...], parameters: Parameters, ridge: float, columns: Sequence[Bool[Tensor, " q"]] | None = None
+    statistics: Statistics, parameters: Parameters, ridge: float, columns: Sequence[Bool[Tensor, " q"]] | None = None
 ) -> float:
     """Log-density (nats) of W under the prior of `maximise`; 0 without one."""
     if ridge == 0:
         return 0.0
-    sizes = torch.tensor(dims, dtype=torch.float64, device=parameters.noise.device)
+    sizes = torch.tensor(statistics.sizes, dtype=torch.float64, device=parameters.noise.device)
     entries = _used(columns, parameters.noise, parameters.weights.shape[1]) * sizes
-    square = torch.stack([part.square().sum() for part in parameters.weights.split(dims)])
+    square = torch.stack([part.square().sum() for part in parameters.weights.split(statistics.dims)])
     variance = parameters.noise / ridge
     return float(-0.5 * (entries * torch.log(2 * math.pi * variance) + square / variance).sum())
 
@@ -243,7 +246,7 @@ def iterate(
     """
 
     def goal(of: Parameters, expected: Expectation) -> float:
-        return expected.log_likelihood + log_prior(statistics.dims, of, ridge, columns)
+        return expected.log_likelihood + log_prior(statistics, of, ridge, columns)
 
     likelihoods: list[float] = []
     reached: list[float] = []

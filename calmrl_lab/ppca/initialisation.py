@@ -74,7 +74,7 @@ def block_ppca(
     Blocks in `unknown` are filled with what the components say, so that chains of co-observation carry over.
     """
     dims, device = statistics.dims, statistics.device
-    sizes = torch.tensor(dims, dtype=torch.float64, device=device)
+    sizes = totals.sizes
     repeats = torch.tensor(dims, device=device)
     spread = torch.stack([block.sum() for block in covariance.diagonal().split(dims)])
     variance = torch.maximum(spread / sizes, totals.floor)

@@ -50,7 +50,7 @@ def held_out_masks(
             yield complete, pattern.expand(len(complete), -1)
 
 
-def temper(
+def scale_noise(
     imputer: Any, embeddings: Sequence[Float[Tensor, "h d"]], held_out: Bool[Tensor, "h k"], training_mask: Bool[Tensor, "n k"]
 ) -> tuple[Any, float]:
     """`imputer` with its noise scaled so that it errs least on complete held-out items under the patterns of training; and the scale.

@@ -139,6 +139,32 @@ class Statistics:
         self.device = device if device is not None and device.type in ("cpu", "cuda") else torch.device("cpu")
         self.shift = [value.to(self.device, torch.float64) for value in shift]
         self.patterns: dict[tuple[int, ...], PatternStatistics] = {}
+        # Orthonormal bases (k of [d_m, r_m]) whose coordinates these statistics are in; None: of the features themselves.
+        self.bases: Sequence[Float[Tensor, "d r"]] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """d_m of every modality: `dims`, unless the statistics are in the coordinates of `bases`."""
+        return self.dims if self.bases is None else tuple(len(basis) for basis in self.bases)
+
+    def along(self, bases: Sequence[Float[Tensor, "d r"]]) -> Statistics:
+        """The same items in the coordinates of `bases`, which span them; all patterns must hold rows."""
+        result = Statistics([basis.shape[1] for basis in bases], self.shift, self.device)
+        result.bases = bases
+        for observed, sums in self.patterns.items():
+            assert sums.moment is None, "only rows can be projected without a D x D matrix"
+            sizes = [self.dims[j] for j in observed]
+            rows = [
+                torch.cat([part @ bases[j] for j, part in zip(observed, block.split(sizes, dim=1), strict=True)], dim=1)
+                for block in sums.rows
+            ]
+            total = torch.cat([part @ bases[j] for j, part in zip(observed, sums.total.split(sizes), strict=True)])
+            result.patterns[observed] = replace(sums, total=total, rows=rows, roots=list(sums.roots))
+        return result
+
+    def features(self, parts: Sequence[Float[Tensor, r * q]]) -> list[Float[Tensor, d * q]]:
+        """Vectors or columns (k of [r_m, ...]) in the coordinates of these statistics as vectors of features (without the shift)."""
+        return list(parts) if self.bases is None else [basis @ part for basis, part in zip(self.bases, parts, strict=True)]
 
     @classmethod
     def of(cls, data: Observations, shift: Sequence[Tensor] | None = None, block: int = _BLOCK) -> Statistics:
@@ -210,6 +236,7 @@ class Statistics:
         if other.dims != self.dims:
             raise CalmrlError(f"statistics of dimensions {list(self.dims)} and {list(other.dims)} cannot be merged")
         result = Statistics(self.dims, self.shift, self.device)
+        result.bases = self.bases
         for part in (self, other._shifted(self.shift)):
             for sums in part.patterns.values():
                 result._insert(replace(sums, rows=list(sums.rows), roots=list(sums.roots)))
@@ -220,6 +247,7 @@ class Statistics:
         if not 0 < factor < float("inf"):
             raise CalmrlError(f"statistics can be scaled by a positive factor only (got {factor})")
         result = Statistics(self.dims, self.shift, self.device)
+        result.bases = self.bases
         result.patterns = {observed: sums.scaled(factor) for observed, sums in self.patterns.items()}
         return result
 

@@ -53,17 +53,18 @@ def show(table: Table) -> None:
 
 
 class _PlainTicker:
-    """Progress for logs: a line at most every two seconds, and a last one."""
+    """Progress for logs: a first line after two seconds, then one at most every ten, and a last one."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
-        self.started = self.spoken = time.monotonic()
+        self.started = time.monotonic()
+        self.speaks_at = self.started + 2.0
 
     def advance(self, count: int = 1, detail: str = "") -> None:
         self.done += count
         now = time.monotonic()
-        if self.done >= self.total or now - self.spoken >= 2.0:
-            self.spoken = now
+        if self.done >= self.total or now >= self.speaks_at:
+            self.speaks_at = now + 10.0
             elapsed = max(now - self.started, 1e-9)
             rate = self.done / elapsed
             left = (self.total - self.done) / rate if rate else 0.0

@@ -97,7 +97,7 @@ def _acquire(handle: int) -> None:
     import msvcrt
 
     try:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     except OSError:
         raise BlockingIOError from None
 

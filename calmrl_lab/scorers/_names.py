@@ -1,9 +1,6 @@
-"""What the name of a scorer tells: whether it looks at one modality only, and what it compares."""
+"""What the name of a scorer tells: whether it looks at one modality only, and which similarity it compares by."""
 
 from __future__ import annotations
-
-# Scorers that take evidence about a latent vector; all others compare embeddings.
-OF_EVIDENCE = ("overlap", "both")
 
 
 def is_single(scorer: str) -> bool:
@@ -12,6 +9,10 @@ def is_single(scorer: str) -> bool:
 
 
 def family(scorer: str) -> str:
-    """What single modalities are scored by beside `scorer`: overlap, both, or cosine."""
-    name = scorer.partition(":")[0]
-    return name if name in OF_EVIDENCE else "cosine"
+    """The similarity that `scorer` compares by, which is also what single modalities are scored by beside it: cosine, likelihood-ratio or sum.
+
+    Raises CalmrlError for an unknown scorer.
+    """
+    from calmrl_lab.scorers import scorers
+
+    return str(scorers.get(scorer.partition(":")[0]).compares)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +16,19 @@ from calmrl_lab.errors import CalmrlError
 class Scorer(ABC):
     """Base of the scorers.
 
-    `query` is the modality that asks, `modalities` are the k modalities of the items, in the order of their arrays. Larger
+    `query` is the modality of the queries, `modalities` are the k modalities of the items, in the order of their arrays. Larger
     scores are better. Embeddings have unit norm where the mask is True; what stands elsewhere is never looked at.
     """
 
     name: ClassVar[str]
     # An item becomes one vector, whatever the query: ranks take the exact fast path, and a search index can hold the items.
     items_are_vectors: ClassVar[bool] = False
+    # The similarity whose vectors of queries and items it takes: embeddings for the cosine.
+    compares: ClassVar[str] = "cosine"
+    # Parts of a model that its constructor takes by these names: similarity, imputer, objective.
+    needs: ClassVar[tuple[str, ...]] = ()
+    # Whether it conditions on what is shown, so that gaps need no filling.
+    conditions: ClassVar[bool] = False
     # Scores closer than this are tied: the rounding of the scorer in float64.
     tie: ClassVar[float] = 1e-9
 
@@ -81,8 +87,12 @@ class VectorScorer(Scorer):
         return queries @ self._vectors(items, mask).T
 
 
-def make_scorer(name: str, query: str, modalities: Sequence[str], **options: Any) -> Scorer:
+def make_scorer(
+    name: str, query: str, modalities: Sequence[str], parts: Mapping[str, Any] | None = None, **options: Any
+) -> Scorer:
     """The scorer called `name`, or `name:modality` (as cosine:vision), for queries of modality `query`.
+
+    `parts` are those of a model, of which the scorer gets what it `needs`.
 
     Raises CalmrlError for an unknown scorer, modality or option.
     """
@@ -91,7 +101,7 @@ def make_scorer(name: str, query: str, modalities: Sequence[str], **options: Any
     kind, _, argument = name.partition(":")
     if argument:
         options["modality"] = argument
-    try:
-        return scorers.get(kind)(query, modalities, **options)
-    except TypeError as error:
-        raise CalmrlError(f"scorer '{name}': {error}", hint="see calmrl-lab list scorers") from None
+    needs = scorers.get(kind).needs
+    options |= {need: value for need, value in (parts or {}).items() if need in needs}
+    made: Scorer = scorers.create(kind, query, modalities, **options)
+    return made

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import VectorScorer
 
@@ -30,12 +30,7 @@ class Cosine(VectorScorer):
                 hint=f"for example cosine:{self.modalities[0]}",
             )
         self.modality = modality or self.modalities[0]
-        if self.modality not in self.modalities:
-            raise CalmrlError(
-                f"scorer 'cosine': items have no modality '{self.modality}'{nearest(self.modality, list(self.modalities))}",
-                hint=f"they have: {', '.join(self.modalities)}",
-            )
-        self._index = self.modalities.index(self.modality)
+        self._index = known(self.modality, self.modalities, "scorer 'cosine': items have no modality")
 
     def serves(self, mask: Tensor) -> Tensor:
         return mask[:, self._index]

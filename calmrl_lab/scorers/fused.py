@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import VectorScorer
 
@@ -17,11 +17,12 @@ from calmrl_lab.scorers.base import VectorScorer
 class Fused(VectorScorer):
     """Cosine of the query with the fused vector of what the item shows (VAST): a linear map that was trained for exactly that combination.
 
-    `objective` is the trained objective of a run (`Run.load_objective`) that fuses; it was trained for queries of one modality and serves no
+    `objective` is the trained objective of a run (`AlignmentModel.trained_objective`) that fuses; it was trained for queries of one modality and serves no
     other. A single modality is taken as it is. A modality of the training that `modalities` leaves out counts as missing.
     """
 
     name = "fused"
+    needs: ClassVar[tuple[str, ...]] = ("objective",)
 
     def __init__(self, query: str, modalities: Sequence[str], objective: Any = None) -> None:
         super().__init__(query, modalities)
@@ -34,11 +35,7 @@ class Fused(VectorScorer):
                 f"scorer 'fused': the fusion heads of this run were trained for queries of '{asking}', not of '{query}'"
             )
         for name in self.modalities:
-            if name not in others:
-                raise CalmrlError(
-                    f"scorer 'fused': the fusion heads of this run take no '{name}'{nearest(name, others)}",
-                    hint=f"they take: {', '.join(others)}",
-                )
+            known(name, others, "scorer 'fused': the fusion heads of this run take no modality")
         self._objective = objective
         self._places = [others.index(name) for name in self.modalities]
         self._count = len(others)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.ppca.posterior import Posterior
+from calmrl_lab.registry import known
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import Scorer
 
@@ -25,6 +26,8 @@ class Likelihood(Scorer):
     """
 
     name = "likelihood"
+    needs: ClassVar[tuple[str, ...]] = ("imputer",)
+    conditions: ClassVar[bool] = True
     # Log-densities of a few hundred dimensions are large numbers.
     tie = 1e-7
 
@@ -37,14 +40,10 @@ class Likelihood(Scorer):
         ):
             raise CalmrlError("scorer 'likelihood' needs a fitted PPCA", hint="score a run that was trained with --impute ppca")
         names = tuple(imputer.modalities or ())
-        for modality in (query, *self.modalities):
-            if modality not in names:
-                raise CalmrlError(
-                    f"scorer 'likelihood': the fitted PPCA has no modality '{modality}'",
-                    hint=f"it has: {', '.join(names) or 'no names'}",
-                )
-        self._query = names.index(query)
-        self._places = [names.index(modality) for modality in self.modalities]
+        self._query, *self._places = (
+            known(modality, names, "scorer 'likelihood': the fitted PPCA has no modality")
+            for modality in (query, *self.modalities)
+        )
         self._weights = [torch.as_tensor(w, dtype=torch.float64) for w in imputer.weights]
         self._means = [torch.as_tensor(mu, dtype=torch.float64) for mu in imputer.means]
         self._noise = torch.as_tensor(imputer.noise, dtype=torch.float64)

@@ -1,9 +1,9 @@
-"""A searchable gallery: the items of a store under the heads of a run, in an index folder that stands alone."""
+"""A searchable gallery: the items of a store as the model of a run sees them, in an index folder that needs neither run nor store."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,21 +14,21 @@ from jaxtyping import Float
 
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.run_space import RunSpace
-from calmrl_lab.registry import nearest
+from calmrl_lab.evaluation.run_items import open_run
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.similarity import weights_of
+from calmrl_lab.registry import known
 from calmrl_lab.runs.artifact_folder import digest, parquet_bytes
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.atomic_folders import settled
-from calmrl_lab.scorers._names import OF_EVIDENCE, family
+from calmrl_lab.scorers._names import family
 from calmrl_lab.search.faiss_index import Index, Kind, build_index, recall_against_exact
-from calmrl_lab.search.item_vectors import of_embeddings, of_evidence
-from calmrl_lab.search.overlap_vectors import EvidenceVectors, InnerProductTransform
+from calmrl_lab.search.inner_product_transform import InnerProductTransform
+from calmrl_lab.search.item_vectors import by_embeddings, by_similarity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from calmrl_lab.model.joined import AnyHeads
-    from calmrl_lab.ppca.latent_maps import LatentMaps
     from calmrl_lab.store import FeatureStore
 
 FORMAT = 2
@@ -44,7 +44,7 @@ class IndexFolder(Run):
     GALLERY: ClassVar[str] = "gallery.json"
     INDEX: ClassVar[str] = "index.faiss"
     ITEMS: ClassVar[str] = "items.parquet"
-    TRANSFORM: ClassVar[str] = f"{Run.MODEL}/balance.safetensors"
+    TRANSFORM: ClassVar[str] = f"{Run.MODEL}/transform.safetensors"
     RECALL: ClassVar[str] = "recall.csv"
     FIGURE: ClassVar[str] = "recall.svg"
     RECORD: ClassVar[str] = GALLERY
@@ -87,15 +87,14 @@ class IndexFolder(Run):
 
 @dataclass(frozen=True)
 class Gallery:
-    """An index in memory: the vectors, the items in the order of the vectors (id, group, pattern, labels), the heads that make query vectors,
-    and what turns them into information vectors where items are compared by overlap."""
+    """An index in memory: the vectors, the items in the order of the vectors (id, group, pattern, labels), the model that makes query vectors, and
+    what changes these where items are compared by another similarity than the cosine."""
 
     path: Path
     facts: dict[str, Any]
     index: Index
     items: pd.DataFrame
-    heads: AnyHeads
-    maps: LatentMaps | None
+    model: AlignmentModel
     transform: InnerProductTransform | None
 
     @classmethod
@@ -120,48 +119,37 @@ class Gallery:
         items = folder.read_frame(folder.ITEMS)
         if len(items) != len(index):
             raise CalmrlError(f"index '{folder.path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
-        by_overlap = family(facts["scorer"]) in OF_EVIDENCE
-        maps = folder.load_latent() if by_overlap else None
-        transform = InnerProductTransform(folder.read_tensors(folder.TRANSFORM)[0]["scale"]) if by_overlap else None
-        return cls(folder.path, facts, index.on_gpus(gpus) if gpus else index, items, folder.load_heads(), maps, transform)
+        transform = None
+        if family(facts["scorer"]) != "cosine":
+            transform = InnerProductTransform(folder.read_tensors(folder.TRANSFORM)[0]["scale"])
+        model = AlignmentModel.load(folder)
+        return cls(folder.path, facts, index.on_gpus(gpus) if gpus else index, items, model, transform)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities a query may have: all those of the heads, whatever the items were made of."""
+        """Modalities a query may have: all those of the model, whatever the items were made of."""
         return tuple(self.facts["encoders"])
 
     def embed(self, modality: str, features: Float[np.ndarray, "q d_m"]) -> Float[np.ndarray, "q d"]:
         """Query vectors (float32) of cached or freshly encoded features. Raises CalmrlError for an unknown modality or another dimension."""
-        if modality not in self.modalities:
-            raise CalmrlError(
-                f"index '{self.path}' has no heads for '{modality}'{nearest(modality, list(self.modalities))}",
-                hint=f"it has: {', '.join(self.modalities)}",
-            )
-        heads = self.heads
+        known(modality, self.modalities, f"index '{self.path}' has no modality")
+        model = self.model
         given = np.asarray(features)
         if given.dtype.kind not in "fiu":
             raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
         wide = np.atleast_2d(given.astype(np.float32))
-        if wide.ndim != 2 or wide.shape[1] != heads.dims[modality]:
+        if wide.ndim != 2 or wide.shape[1] != model.dims[modality]:
             raise CalmrlError(
-                f"features of '{modality}' have {heads.dims[modality]} values, got an array of shape {list(wide.shape)}"
+                f"features of '{modality}' have {model.dims[modality]} values, got an array of shape {list(wide.shape)}"
             )
         if not np.isfinite(wide).all():
             raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
-        rows, place = torch.from_numpy(wide), heads.modalities.index(modality)
         with torch.no_grad():
-            embeddings = heads.project(place, rows)
-            if self.maps is None or self.transform is None:
-                return embeddings.numpy()
-            maker = self._evidence_vectors(self.maps)
-            asked = maker.queries(place, maker.maps.information_vector(place, rows), embeddings)
+            if self.transform is None:
+                return model.project(modality, torch.from_numpy(wide)).numpy()
+            vectors = model.vectors(modality, torch.from_numpy(wide))
+            asked = model.similarity.query_vectors(self.facts["modalities"], self.facts["patterns"], modality, vectors)
         return self.transform.queries(asked.numpy())
-
-    def _evidence_vectors(self, maps: LatentMaps) -> EvidenceVectors:
-        places = {name: place for place, name in enumerate(maps.modalities)}
-        shown = tuple(places[name] for name in self.facts["modalities"])
-        patterns = tuple(tuple(places[name] for name in pattern) for pattern in self.facts["patterns"])
-        return EvidenceVectors(maps, self.facts["cosine_weight"], shown, patterns)
 
     def search(self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None) -> pd.DataFrame:
         """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
@@ -186,15 +174,15 @@ def build_gallery(
     gpus: int = 0,
     device: str = "auto",
 ) -> Gallery:
-    """Index the items of a store (default: all of the run's own) under the heads of `run`, and write the folder `out`.
+    """Index the items of a store (default: all of the run's own) as the model of `run` sees them, and write the folder `out`.
 
     An item is the vector `scorer` makes of what it shows of `modalities` (default: all); the scorer is the run's own: the centroid for
-    runs that compare pairs by cosine, overlap or both for the others. `calibrate` fills its gaps with the run's imputer first. Items that
+    runs that compare pairs by cosine, likelihood-ratio or sum for the others. `calibrate` fills its gaps with the run's imputer first. Items that
     show none of the modalities are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the true ten
     nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 of the store's own rows as queries; recall.csv
     holds it for more and for less effort, on the CPU. `gpus` are used to build the index; the folder is the same.
     Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `calibrate` with a run without imputer or
-    a scorer that needs no gap filled, an overlap for a run without PPCA, and an existing folder that is no index.
+    a scorer that needs no gap filled, a likelihood ratio for a run without PPCA, and an existing folder that is no index.
     """
     with IndexFolder.replacing(out) as folder:
         _fill(folder, run, store, split, modalities, scorer, calibrate, kind, options, gpus, device)
@@ -217,38 +205,39 @@ def _fill(
     """Everything that an index folder holds, gallery.json last."""
     import pandas as pd
 
-    space = RunSpace.open(run, store, device)
-    score = space.run.config.score
-    scorer = scorer or ("centroid" if score == "cosine" else score)
-    by_overlap = family(scorer) in OF_EVIDENCE
-    if by_overlap and calibrate:
+    run, model, found = open_run(run, store, device)
+    scorer = scorer or ("centroid" if model.similarity.name == "cosine" else model.similarity.name)
+    by_cosine = family(scorer) == "cosine"
+    if calibrate and not by_cosine:
         raise CalmrlError(
             f"scorer '{scorer}' adds up what an item shows, so there are no gaps to fill",
             hint="index without --calibrate, or with --scorer centroid",
         )
-    if by_overlap:
-        made = of_evidence(space, split, modalities, scorer)
+    table = found.of(split)
+    if by_cosine:
+        made = by_embeddings(model, table, modalities, scorer, calibrate)
     else:
-        made = of_embeddings(space, split, modalities, scorer, calibrate)
+        made = by_similarity(model, table, modalities, scorer)
     embedded, vectors, shown = made.embedded, made.vectors, made.rows
     # Built on GPUs or not: what is measured below is what a search will open.
     index = build_index(vectors, kind, options, gpus).on_cpu()
     patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
     items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
-    labels = {f"label.{name}": values[shown] for name, values in embedded.labels.items()}
+    labels = {f"label.{name}": values[shown] for name, values in found.labels(split).items()}
     facts = {
         "format": FORMAT,
-        "run": space.run.name,
-        "store": {"path": str(space.store.path), "dataset": space.store.dataset, "digest": space.store.digest},
+        "run": run.name,
+        "store": {"path": str(found.store.path), "dataset": found.store.dataset, "digest": found.store.digest},
         "split": split or "all",
         "kind": kind,
         "options": dict(options or {}),
         "scorer": scorer,
-        "run_score": score,
+        "run_similarity": model.similarity.name,
+        "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
         "calibrated": calibrate,
         "modalities": list(made.modalities),
         **made.facts,
-        "encoders": {m: encoder_of(space.store, m) for m in embedded.modalities},
+        "encoders": {m: encoder_of(found.store, m) for m in embedded.modalities},
         "dim": vectors.shape[1],
         "items": len(shown),
         "left_out": len(embedded) - len(shown),
@@ -259,10 +248,10 @@ def _fill(
     if kind != "flat":
         exact = build_index(vectors).search(probes, PROBED)
         facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, PROBED), exact).mean())
-    folder.save_heads(space.heads)
-    if made.balance is not None and made.maps is not None:
-        folder.save_latent(made.maps)
-        folder.write_tensors(folder.TRANSFORM, {"scale": made.balance.scale}, {})
+    # What makes query vectors, and nothing else of the run.
+    replace(model.compared_by(family(scorer)), alternatives=(), imputer=None, objective=None).save(folder)
+    if made.transform is not None:
+        folder.write_tensors(folder.TRANSFORM, {"scale": made.transform.scale}, {})
     folder.write_bytes(folder.ITEMS, parquet_bytes(pd.DataFrame({**items, **labels})))
     folder.write_bytes(folder.INDEX, index.to_bytes())
     if kind != "flat":

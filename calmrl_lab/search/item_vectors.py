@@ -1,4 +1,4 @@
-"""The items of a store under the heads of a run as vectors for a search index, and queries to measure the index with."""
+"""The items of a store as vectors for a search index, and queries to measure the index with."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.run_space import Embeddings, RunSpace
-from calmrl_lab.ppca.latent_maps import LatentMaps
-from calmrl_lab.registry import nearest
-from calmrl_lab.scorers.base import make_scorer
-from calmrl_lab.search.overlap_vectors import EvidenceVectors, InnerProductTransform
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.embeddings import Embeddings
+from calmrl_lab.registry import known
+from calmrl_lab.scorers._names import family
+from calmrl_lab.search.inner_product_transform import InnerProductTransform
 
 _PROBES = 1000
 
 
 @dataclass(frozen=True)
 class GalleryVectors:
-    """`vectors` [g, r] float32 of the items at `rows` of `embedded`, made of `modalities`; `probes` [p, r] float32 to measure an index with; `facts`
-    and, of overlaps, `balance` and `maps` that whoever makes query vectors must know."""
+    """`vectors` [g, r] float32 of the items at `rows` of `embedded`, made of `modalities`, and `probes` [p, r] float32 to measure an index with.
+
+    `facts` and, of items that are compared by another similarity than the cosine, `transform` are what query vectors are made with.
+    """
 
     embedded: Embeddings
     modalities: tuple[str, ...]
@@ -32,33 +35,30 @@ class GalleryVectors:
     rows: np.ndarray
     probes: Float[np.ndarray, "q r"]
     facts: dict[str, Any]
-    balance: InnerProductTransform | None = None
-    maps: LatentMaps | None = None
+    transform: InnerProductTransform | None = None
 
 
-def of_embeddings(
-    space: RunSpace, split: str | None, modalities: Sequence[str] | None, scorer: str, calibrate: bool
+def by_embeddings(
+    model: AlignmentModel, table: FeatureTable, modalities: Sequence[str] | None, scorer: str, calibrate: bool
 ) -> GalleryVectors:
     """Items by a scorer whose items are vectors whatever the query, `calibrate` filling their gaps first; the errors of `build_gallery`."""
-    embedded = space.embed(split)
+    embedded = model.embed(table)
     names = _names(embedded, modalities)
     columns = [embedded.modalities.index(name) for name in names]
     items, mask = embedded.items[:, columns], embedded.mask[:, columns]
     if calibrate:
-        imputer = space.imputer()
-        if imputer is None:
+        if model.imputer is None:
             raise CalmrlError(
-                f"run '{space.run.path}' has no imputer to fill gaps with",
-                hint="index without --calibrate, or train with --impute ppca",
+                "the run has no imputer to fill gaps with", hint="index without --calibrate, or train with --impute ppca"
             )
         seen = torch.zeros_like(embedded.mask)
         seen[:, columns] = mask
-        items, mask = embedded.filled(imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
-    maker = space.scorer(scorer, "", names)
+        items, mask = embedded.filled(model.imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
+    maker = model.scorer(scorer, "", names)
     if not maker.items_are_vectors:
         raise CalmrlError(
             f"scorer '{scorer}' makes no single vector of an item, and an index holds vectors",
-            hint="use centroid, anchor, fused, cosine:<modality>, overlap or both",
+            hint="use centroid, anchor, fused, cosine:<modality>, likelihood-ratio or sum",
         )
     shown = maker.serves(mask)
     vectors = maker.vectors(items, mask)[shown].float().cpu().numpy()
@@ -66,31 +66,34 @@ def of_embeddings(
     return GalleryVectors(embedded, names, vectors, np.flatnonzero(shown.cpu().numpy()), probes.float().cpu().numpy(), {})
 
 
-def of_evidence(space: RunSpace, split: str | None, modalities: Sequence[str] | None, scorer: str) -> GalleryVectors:
-    """Items by scorer overlap or both, of one modality if it names one (`EvidenceVectors`); the errors of `build_gallery`."""
-    space.run.require_latent()
-    embedded = space.embed(split, evidence=True)
-    names, known = _names(embedded, modalities), embedded.evidence
-    assert known is not None
-    kind, _, single = scorer.partition(":")
-    # The scorer refuses a modality that items do not have, and a run that chose no weight.
-    options = {"weight": known.weight} if kind == "both" else {}
-    make_scorer(scorer, names[0], names, maps=known.maps, **options)
+def by_similarity(model: AlignmentModel, table: FeatureTable, modalities: Sequence[str] | None, scorer: str) -> GalleryVectors:
+    """Items by the similarity of `scorer`, of one modality if it names one (`Similarity.item_vectors`); the errors of `build_gallery`."""
+    model = model.compared_by(family(scorer))
+    compared = model.represent(table)
+    names, single = _names(compared, modalities), scorer.partition(":")[2]
+    # The scorer refuses a modality that items do not have.
+    model.scorer(scorer, names[0], names)
     names = (single,) if single else names
-    columns = [embedded.modalities.index(name) for name in names]
-    mask = embedded.mask[:, columns]
-    maker = EvidenceVectors.of_items(known.maps, options.get("weight"), columns, mask)
+    columns = [compared.modalities.index(name) for name in names]
+    mask = compared.mask[:, columns]
     shown = mask.any(dim=1)
-    items = maker.items(known.items[:, columns], embedded.items[:, columns], mask)[shown].cpu().numpy()
-    asked = [maker.queries(j, known.rows[j][rows], embedded.rows[j][rows]) for j, rows in enumerate(_probed(embedded))]
-    queries = torch.cat(asked).cpu().numpy()
-    balance = InnerProductTransform.of(items, queries)
-    facts = {
-        "cosine_weight": maker.weight,
-        "patterns": [[embedded.modalities[place] for place in pattern] for pattern in maker.patterns],
-    }
+    patterns = patterns_of(names, mask)
+    items = model.similarity.item_vectors(names, patterns, compared.items[:, columns], mask)[shown].cpu().numpy()
+    queries = [
+        model.similarity.query_vectors(names, patterns, modality, rows[chosen])
+        for modality, rows, chosen in zip(compared.modalities, compared.rows, _probed(compared), strict=True)
+    ]
+    asked = torch.cat(queries).cpu().numpy()
+    transform = InnerProductTransform.of(items, asked)
     rows = np.flatnonzero(shown.cpu().numpy())
-    return GalleryVectors(embedded, names, balance.items(items), rows, balance.queries(queries), facts, balance, known.maps)
+    facts = {"patterns": patterns}
+    return GalleryVectors(compared, names, transform.items(items), rows, transform.queries(asked), facts, transform)
+
+
+def patterns_of(names: Sequence[str], mask: torch.Tensor) -> list[list[str]]:
+    """The different subsets of `names` that items show, `mask` [n, k] saying which; an item that shows nothing has no pattern."""
+    kinds = torch.unique(mask[mask.any(dim=1)], dim=0).tolist()
+    return [[name for name, seen in zip(names, kind, strict=True) if seen] for kind in kinds]
 
 
 def _names(embedded: Embeddings, modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -102,11 +105,7 @@ def _names(embedded: Embeddings, modalities: Sequence[str] | None) -> tuple[str,
             hint=f"the run has: {', '.join(embedded.modalities)}",
         )
     for name in names:
-        if name not in embedded.modalities:
-            raise CalmrlError(
-                f"the run has no modality '{name}'{nearest(name, list(embedded.modalities))}",
-                hint=f"it has: {', '.join(embedded.modalities)}",
-            )
+        known(name, embedded.modalities, "the run has no modality")
     return names
 
 

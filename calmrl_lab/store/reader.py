@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import known
 from calmrl_lab.runtime.atomic_folders import retired
 from calmrl_lab.store.disk.arrays import StoredArray, read_json
 from calmrl_lab.store.disk.integrity import WHOLE_CHECK_BYTES, Checksums, size_of
@@ -132,14 +133,7 @@ class FeatureStore:
 
     def column(self, modality: str) -> int:
         """The column of `modality` in mask and reason; CalmrlError with the nearest name if there is none."""
-        from calmrl_lab.registry import nearest
-
-        if modality not in self.dims:
-            raise CalmrlError(
-                f"store '{self.path}' has no modality '{modality}'{nearest(modality, list(self.modalities))}",
-                hint=f"it has: {', '.join(self.modalities)}",
-            )
-        return self.modalities.index(modality)
+        return known(modality, self.modalities, f"store '{self.path}' has no modality")
 
     def offsets(self, modality: str) -> Int64[np.ndarray, " n_plus_1"]:
         """Item i owns rows offsets[i]:offsets[i+1] of `modality`."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from calmrl_lab.config import TrainConfig, build
+from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.methods.resolve import label, resolve
-from calmrl_lab.model.encode import encode
+from calmrl_lab.methods.resolve import CUSTOM, label, resolve
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.feature_map import SideBySide
 from calmrl_lab.model.joined import JoinedHeads
 from calmrl_lab.model.projection import Heads
-from calmrl_lab.model.similarity import choose_weights
+from calmrl_lab.model.selection import choose_weights
+from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import processes
 from calmrl_lab.store import FeatureStore
+from calmrl_lab.training.requirements import check_settings
 
 # What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
 SHARED = (
@@ -27,8 +32,8 @@ SHARED = (
 
 
 def member_configs(config: TrainConfig) -> list[TrainConfig]:
-    """The settings of every member: those of the run, or of the method that it names, with the member's own over them. A member is scored by cosine
-    unless it says overlap itself.
+    """The settings of every member: those of the run, or of the method that it names, with the member's own over them. A member compares by cosine
+    unless it says otherwise itself.
 
     Raises CalmrlError for settings that make no sense, members of members, and members that see other data than the run.
     """
@@ -38,7 +43,7 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
             hint="--set members=[{objective: none, init: ppca}, {objective: clip}]",
         )
     run = config.model_dump(mode="json", exclude={"members", "changed"})
-    shared = {**run, "score": "cosine"}
+    shared = {**run, "similarity": "cosine"}
     found = []
     for number, changes in enumerate(config.members):
         where = f"member {number + 1}"
@@ -50,17 +55,19 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
         if "method" in changes:
             found.append(resolve({**{key: run[key] for key in (*SHARED, "device") if key in run}, **changes}, where))
         else:
-            found.append(build(TrainConfig, {**shared, **changes}, where))
-    overlaps = [number for number, member in enumerate(found, 1) if member.score != "cosine"]
+            found.append(build(TrainConfig, {**shared, "method": CUSTOM, **changes}, where))
+        check_settings(found[-1])
+    others = [number for number, member in enumerate(found, 1) if member.similarity != "cosine"]
     if (
-        config.score == "overlap"
-        or len(overlaps) != (config.score == "both")
-        or any(found[n - 1].score == "both" for n in overlaps)
+        config.similarity == "likelihood-ratio"
+        or len(others) != (config.similarity == "sum")
+        or any(found[n - 1].similarity == "sum" for n in others)
     ):
+        beside = " to the likelihood ratio of one member" if config.similarity == "sum" else ""
         raise CalmrlError(
-            f"an ensemble with score '{config.score}' adds cosines{' to the overlap of one member' if config.score == 'both' else ''}; scored "
-            f"otherwise are {', '.join(f'member {n}' for n in overlaps) or 'no members'}",
-            hint="--set score=both with one member {objective: none, init: ppca, score: overlap}, or cosines throughout",
+            f"an ensemble with similarity '{config.similarity}' adds cosines{beside}; compared otherwise are "
+            f"{', '.join(f'member {n}' for n in others) or 'no members'}",
+            hint="--set similarity=sum with one member {objective: none, init: ppca, similarity: likelihood-ratio}, or cosines throughout",
         )
     return found
 
@@ -84,22 +91,17 @@ def train_members(config: TrainConfig, path: Path, resume: bool = False, overwri
 
 def _join(config: TrainConfig, run: Run, trained: Sequence[Run], started: float) -> None:
     """Choose the weights of the members on validation, and write what makes the ensemble a run."""
-    maps = next((part.load_latent() for part in trained if part.config.score == "overlap"), None)
-    loaded = [part.load_heads() for part in trained if part.config.score == "cosine"]
-    heads = [part for part in loaded if isinstance(part, Heads)]
     data = open_data(config, str(resolve_device(config.device)))
-    weights, score = choose_weights([encode(part, data.validation) for part in heads], data.validation, maps)
+    model, weights, score = join([part.model() for part in trained], data.validation.on("cpu"))
     run.write_bytes(run.METRICS, json.dumps({"epoch": 0, "phase": "join", "step": 0, **score}).encode() + b"\n")
-    run.save_heads(JoinedHeads(heads, weights) if len(heads) > 1 else heads[0])
-    if maps is not None:
-        run.save_latent(maps)
+    model.save(run)
     mask = data.train.mask
     summary = {
         "name": run.name, "method": label(config), "objective": "+".join(part.config.objective for part in trained), "imputer": "none",
         "scenario": config.scenario, "seed": config.seed,
         "store": {"path": str(config.store), "dataset": data.store.dataset, "digest": data.store.digest},
-        "modalities": list(data.train.modalities), "dim": sum(part.dim for part in heads), "weights": weights,
-        "cosine_weight": None if maps is None else sum(weights),
+        "modalities": list(data.train.modalities), "dim": model.projection.dim, "weights": weights,
+        "cosine_weight": sum(weights) if isinstance(model.similarity, Sum) else None,
         "epochs": 0, "best_epoch": 0, **score, "silent_terms": [], "imputer_noise_scale": 1.0, "gate": None, "start": None, "processes": 1,
         "seconds": round(time.monotonic() - started, 2),
         "counts": {
@@ -109,6 +111,29 @@ def _join(config: TrainConfig, run: Run, trained: Sequence[Run], started: float)
     }  # fmt: skip
     run.append(run.LOG, f"joined {len(trained)} members with weights {weights}")
     run.finish(summary)
+
+
+def join(members: Sequence[AlignmentModel], validation: FeatureTable) -> tuple[AlignmentModel, list[float], dict[str, float]]:
+    """Members as one model, the weights of their cosines, and its validation score (`choose_weights`).
+
+    The embeddings of members that compare by cosine stand side by side; beside the likelihood ratio of a member, if one compares by that, their
+    cosine is a part of a sum. `validation` are the items that choose the weights, on the CPU.
+    """
+    ratio = next((model for model in members if model.similarity.name == LikelihoodRatio.name), None)
+    cosines = [model for model in members if model.similarity.name == Cosine.name]
+    compared = [(model, model.represent(validation)) for model in (*([ratio] if ratio else []), *cosines)]
+    found, score = choose_weights([(model.similarity, items.items.unbind(dim=1)) for model, items in compared], validation)
+    weights = list(found[1:] if ratio else found)
+    joined = cosines[0] if len(cosines) == 1 else _side_by_side(cosines, weights)
+    if ratio is not None:
+        joined = replace(joined, similarity=Sum(((ratio.similarity, 1.0), (joined.similarity, sum(weights)))), alternatives=())
+    return replace(joined, imputer=None, objective=None), weights, score
+
+
+def _side_by_side(models: Sequence[AlignmentModel], weights: Sequence[float]) -> AlignmentModel:
+    heads = JoinedHeads([model.projection for model in models if isinstance(model.projection, Heads)], weights)
+    maps = tuple(SideBySide(parts) for parts in zip(*(model.feature_maps for model in models), strict=True))
+    return AlignmentModel(models[0].dims, maps, heads, Cosine(heads.dim))
 
 
 def _finished(path: Path, config: TrainConfig) -> Run | None:

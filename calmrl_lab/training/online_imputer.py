@@ -13,13 +13,12 @@ from torch import Tensor
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.data.patterns import Observations, observe
 from calmrl_lab.data.table import BLOCK, FeatureTable, Table
-from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.model.encode import encode, stack
-from calmrl_lab.model.joined import AnyHeads
+from calmrl_lab.model.projection import Projection
 from calmrl_lab.ppca.distributed_statistics import agreed_shift, pooled
-from calmrl_lab.ppca.noise_scale import floor_noise, temper
+from calmrl_lab.ppca.noise_scale import floor_noise, scale_noise
 from calmrl_lab.ppca.statistics import Statistics, observed_means
 from calmrl_lab.runtime.distributed import first_says, processes, rank
 
@@ -57,13 +56,10 @@ class OnlineImputer:
         self.scale_noise = scale_noise
         self.imputer = self._make()
         # What fills: the fitted imputer, its noise scaled by what held-out items say. EM itself goes on from the fitted one.
-        self.tempered = self.imputer
+        self.noise_scaled = self.imputer
 
     def _make(self) -> Any:
-        try:
-            imputer = imputers.get(self.name)(**self.options)
-        except TypeError as error:
-            raise CalmrlError(f"imputer '{self.name}': {error}", hint="see calmrl-lab list imputers") from None
+        imputer = imputers.create(self.name, **self.options)
         imputer.modalities = self.modalities
         return imputer
 
@@ -71,7 +67,7 @@ class OnlineImputer:
     def fills(self) -> bool:
         return bool(self.imputer.fills)
 
-    def refresh(self, heads: AnyHeads, table: Table, iterations: int) -> dict[str, float]:
+    def refresh(self, heads: Projection, table: Table, iterations: int) -> dict[str, float]:
         """Fit on the current embeddings of `table` (its mask) and the replay tables; returns what is worth logging.
 
         Where there are more items than a block holds, or several processes train together, PPCA is fitted on statistics that are summed block by
@@ -108,16 +104,18 @@ class OnlineImputer:
 
     def forget(self) -> None:
         """Fit from the beginning next time: the embeddings are others than those the parameters were fitted to."""
-        self.imputer = self.tempered = self._make()
+        self.imputer = self.noise_scaled = self._make()
 
-    def settle(self, heads: AnyHeads, table: Table) -> dict[str, float]:
+    def settle(self, heads: Projection, table: Table) -> dict[str, float]:
         """Make what fills out of the imputer as it is fitted, by held-out items under these `heads`; returns what is worth logging."""
         held_out = encode(heads, self.held_out)
-        self.tempered, logged = self.imputer, {"imputer_noise_scale": 1.0}
+        self.noise_scaled, logged = self.imputer, {"imputer_noise_scale": 1.0}
         if self.scale_noise:
-            self.tempered, logged["imputer_noise_scale"] = temper(self.imputer, held_out, self.held_out.mask, table.mask)
+            self.noise_scaled, logged["imputer_noise_scale"] = scale_noise(
+                self.imputer, held_out, self.held_out.mask, table.mask
+            )
         if self.gate is not None:
-            logged |= self.gate.set_on(self.tempered, held_out, self.held_out.mask, table.mask)
+            logged |= self.gate.set_on(self.noise_scaled, held_out, self.held_out.mask, table.mask)
         return logged
 
     @torch.no_grad()
@@ -131,18 +129,18 @@ class OnlineImputer:
         """
         detached = embeddings.detach()
         columns = list(detached.unbind(dim=1))
-        if host_mask is not None and getattr(type(self.tempered), "impute", None) is Imputer.impute:
-            parts = self.tempered.completed(Observations(columns, mask, False, self.modalities, host_mask))
+        if host_mask is not None and getattr(type(self.noise_scaled), "impute", None) is Imputer.impute:
+            parts = self.noise_scaled.completed(Observations(columns, mask, False, self.modalities, host_mask))
         else:
-            parts = self.tempered.impute(columns, mask)
+            parts = self.noise_scaled.impute(columns, mask)
         filled = stack(parts).to(detached.dtype)
         if self.gate is not None:
-            shut = ~self.gate.opens(self.tempered, detached, mask, filled)
+            shut = ~self.gate.opens(self.noise_scaled, detached, mask, filled)
             filled = torch.where(shut.view(-1, 1, 1) & ~mask.unsqueeze(2), torch.nan, filled)
         return filled
 
     @torch.no_grad()
-    def gated(self, heads: AnyHeads, table: Table) -> dict[str, int]:
+    def gated(self, heads: Projection, table: Table) -> dict[str, int]:
         """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
         shut = 0
         for block in table.blocks():
@@ -154,12 +152,12 @@ class OnlineImputer:
         """The parameters of the fitted imputer, of the one that fills and of the gate; nothing before the first fit."""
         if not self.fills or not self.imputer.fitted:
             return {}
-        both = [("fitted", self.imputer), ("tempered", self.tempered), *([("gate", self.gate)] if self.gate else [])]
+        both = [("fitted", self.imputer), ("noise_scaled", self.noise_scaled), *([("gate", self.gate)] if self.gate else [])]
         return {f"{part}/{key}": np.asarray(value) for part, holder in both for key, value in holder.state().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from what `state` returned."""
-        self.imputer, self.tempered = (self._restored(_part(state, part)) for part in ("fitted", "tempered"))
+        self.imputer, self.noise_scaled = (self._restored(_part(state, part)) for part in ("fitted", "noise_scaled"))
         if self.gate is not None:
             self.gate.load(_part(state, "gate"))
 
@@ -170,7 +168,7 @@ class OnlineImputer:
 
 
 @torch.no_grad()
-def summed_statistics(heads: AnyHeads, tables: Sequence[Table], modalities: Sequence[str]) -> Statistics:
+def summed_statistics(heads: Projection, tables: Sequence[Table], modalities: Sequence[str]) -> Statistics:
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:

@@ -1,57 +1,129 @@
-"""What an objective and an imputer require of a run before it starts."""
+"""What the settings of a run require of each other, checked in one place before any work."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.model.stacked.fit import FROM_FEATURES
 from calmrl_lab.objectives import objectives
-from calmrl_lab.runtime.distributed import Batch
-
-if TYPE_CHECKING:
-    pass
-
+from calmrl_lab.registry import nearest
 
 # The heads stay where they start: what they do untrained.
 NO_OBJECTIVE = "none"
 
 
-def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> torch.nn.Module:
-    """The objective of a run over embeddings of `modalities` of dimension `dim`, on the CPU. Raises CalmrlError for options, modalities and scores that do not fit together."""
-    if config.score == "overlap" and (config.init != "ppca" or config.objective != NO_OBJECTIVE):
-        raise CalmrlError(
-            "score 'overlap' compares by the PPCA that heads start from, which no training changes",
-            hint="use --init ppca --objective none with it, --init ppca --score both, or --score cosine",
-        )
-    if config.score == "both" and config.init != "ppca":
-        raise CalmrlError(
-            "score 'both' adds the cosine of heads to the overlap under the PPCA that they start from",
-            hint="use --init ppca with it",
-        )
-    if config.objective == NO_OBJECTIVE:
-        return torch.nn.Identity()
-    try:
-        objective: torch.nn.Module = objectives.get(config.objective)(tuple(modalities), dim, **config.objective_options)
-    except TypeError as error:
-        raise CalmrlError(f"objective '{config.objective}': {error}", hint="see calmrl-lab list objectives") from None
-    if config.exclude_same_group and len(inspect.signature(objective.forward).parameters) < len(Batch._fields):
+def check_settings(config: TrainConfig) -> None:
+    """Refuse settings of one run that cannot work together, whatever the data. Raises CalmrlError with one sentence and what to do instead."""
+    _check_start(config)
+    _check_imputer(config)
+    _check_data(config)
+    if config.objective != NO_OBJECTIVE and config.exclude_same_group and not _says(config, "takes_groups"):
         raise CalmrlError(
             f"objective '{config.objective}' takes no groups, which exclude_same_group would have it spare",
-            hint="leave exclude_same_group out, or give its forward a fourth argument `groups`",
+            hint="leave exclude_same_group out, or build it on calmrl_lab.objectives.Objective",
         )
+
+
+def uses_imputed(config: TrainConfig) -> bool:
+    """Whether anything that an imputer fills reaches the loss."""
+    return config.objective != NO_OBJECTIVE and (config.impute_as_observed or _says(config, "uses_imputed"))
+
+
+def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> torch.nn.Module:
+    """The objective of a run over embeddings of `modalities` of dimension `dim`, on the CPU. Raises CalmrlError for options and modalities that it does not take."""
+    if config.objective == NO_OBJECTIVE:
+        return torch.nn.Identity()
+    objective: torch.nn.Module = objectives.create(config.objective, tuple(modalities), dim, **config.objective_options)
     return objective
 
 
 def refuse_unfilled(config: TrainConfig) -> None:
-    """CalmrlError if the objective trains on imputed embeddings and the imputer makes none."""
-    if config.objective == "calmrl" and not imputers.get(config.impute).fills:
+    """CalmrlError if the objective trains on imputed embeddings and the imputer makes none; for training data with gaps."""
+    if uses_imputed(config) and not imputers.get(config.impute).fills:
         raise CalmrlError(
-            f"objective 'calmrl' needs the gaps filled, and imputer '{config.impute}' fills none",
-            hint="use --impute ppca (or mean, random), or --objective pmrl",
+            f"objective '{config.objective}' needs the gaps filled, and imputer '{config.impute}' fills none",
+            hint="use --impute ppca (or mean, random), or --method pmrl",
         )
+
+
+def _check_start(config: TrainConfig) -> None:
+    """Start of the heads, what they see, and how pairs are compared."""
+    if config.init == "ppca" and config.head != "linear":
+        raise CalmrlError(
+            f"heads that start from PPCA in closed form are linear, so head '{config.head}' cannot start there",
+            hint=f"--method clip-kernel --head {config.head} trains such heads from a random start over kernel features",
+        )
+    if config.init == "stored" and config.head != "linear":
+        raise CalmrlError(
+            f"stored projection heads are linear, so head '{config.head}' cannot start there", hint="use --init random with it"
+        )
+    if config.init == "ppca" and config.features != type(config).model_fields["features"].default:
+        raise CalmrlError(
+            f"features '{config.features}' is what heads that start at random see, and init is 'ppca'",
+            hint="leave features out, or use --set init_options.kernel=rbf, or --init random",
+        )
+    if (
+        config.similarity == "likelihood-ratio"
+        and (config.init != "ppca" or config.objective != NO_OBJECTIVE)
+        and not config.members
+    ):
+        raise CalmrlError(
+            "similarity 'likelihood-ratio' compares by the PPCA that heads start from, which no training changes",
+            hint="use --method likelihood-ratio, or --similarity sum, or --similarity cosine",
+        )
+    if config.similarity in FROM_FEATURES and config.objective != NO_OBJECTIVE:
+        raise CalmrlError(
+            f"similarity '{config.similarity}' compares features, which no training changes",
+            hint="use --method cca or --method shared-space, or --similarity stacked, which adds trained heads",
+        )
+    if config.init == "identity" and config.head != "linear":
+        raise CalmrlError(
+            f"heads that start as the identity are linear, so head '{config.head}' cannot start there",
+            hint="use --init random with it",
+        )
+    if config.init == "identity" and config.features == "kernel":
+        raise CalmrlError(
+            "heads that start as the identity leave features as they are, which kernel features are not",
+            hint="use --init random",
+        )
+    if config.similarity == "sum" and config.init != "ppca" and not config.members:
+        raise CalmrlError(
+            f"similarity 'sum' adds the cosine of heads to the likelihood ratio under the PPCA that they start from, and init is '{config.init}'",
+            hint="use --init ppca or --similarity cosine with it, or another --method",
+        )
+
+
+def _check_imputer(config: TrainConfig) -> None:
+    imputer = imputers.create(config.impute, **config.impute_options)
+    if imputer.fills and not uses_imputed(config):
+        raise CalmrlError(
+            f"imputer '{config.impute}' would never be used: objective '{config.objective}' does not train on imputed embeddings",
+            hint="use --method calmrl, or --set impute_as_observed=true, or leave --impute out",
+        )
+    if config.gate and not imputer.fills:
+        raise CalmrlError(
+            f"there is nothing to gate: imputer '{config.impute}' fills no gaps", hint="use --method calmrl with --gate"
+        )
+    if config.impute_as_observed and not imputer.fills:
+        raise CalmrlError(
+            f"impute_as_observed shows imputed embeddings to the objective, and imputer '{config.impute}' fills no gaps",
+            hint="name an imputer with --impute",
+        )
+    if config.warm_up is None and config.imputer_data == "warm-up":
+        raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one with --warm-up")
+
+
+def _check_data(config: TrainConfig) -> None:
+    for store in config.scenarios:
+        if store not in config.mix:
+            raise CalmrlError(f"scenarios names the store '{store}', which is not in the mix{nearest(store, list(config.mix))}")
+
+
+def _says(config: TrainConfig, attribute: str) -> bool:
+    """An attribute of `Objective`; False for objectives of other packages that are not built on it."""
+    return bool(getattr(objectives.get(config.objective), attribute, False))

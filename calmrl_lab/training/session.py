@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,14 @@ from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbe
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.methods.resolve import label
+from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
 from calmrl_lab.model.encode import encode
-from calmrl_lab.model.initialisation import start_heads
-from calmrl_lab.model.selection import validation_score
+from calmrl_lab.model.initialisation import start_model
+from calmrl_lab.model.selection import choose_weights, validation_score
 from calmrl_lab.model.signs import best_signs, pair_cosines
-from calmrl_lab.model.similarity import choose_weights, overlap_score
+from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
+from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
+from calmrl_lab.model.stacked.stack import said, stack
 from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
@@ -32,7 +34,7 @@ from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, proc
 from calmrl_lab.training.gradient_health import liveness, saturated
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
-from calmrl_lab.training.requirements import NO_OBJECTIVE, make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import NO_OBJECTIVE, check_settings, make_objective, refuse_unfilled
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +43,7 @@ _STATE = (
     "epoch", "step", "best", "best_objective", "skipped_batches", "silent", "heads", "objective", "optimiser", "generator", "objective_generator", "imputer",
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
-STARTING_ITEMS = 50_000
+STARTING_ITEMS = 20_000
 # Items by which the signs of modalities are checked every epoch.
 SIGN_ITEMS = 2_048
 
@@ -52,23 +54,24 @@ class _Session:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.started = time.monotonic()
+        check_settings(config)
         self.device = device
         self.data = open_data(config, str(self.device))
-        self.train_table, self.validation_table = self.data.train, self.data.validation
-        modalities = self.train_table.modalities
-        replay = self._replay()
+        modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
+        self._replay()
         make_objective(config, modalities, config.dim)
-        shown = self.data.shown(STARTING_ITEMS)
-        heads, self.start = start_heads(config, self.data.released, shown, self.validation_table)
-        self.heads = heads.to(self.device)
-        # What the overlap of posteriors looks at, which has kernels of its own or none.
-        self.plain_validation = self.validation_table
-        if heads.kernels and isinstance(self.train_table, FeatureTable):
-            self._lift(self.train_table)
-            replay = self._replay()
-        self.sign_items = (self.heads.lift(shown) if self.heads.lifted else shown).sample(SIGN_ITEMS).on(str(self.device))
-        self.objective = make_objective(config, modalities, heads.dim).to(self.device)
+        shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
+        self.start = start_model(config, self.data.released, shown, self.plain_validation)
+        self.of_features = self._of_features(shown)
+        self.heads = self.start.heads.to(self.device)
+        self.ratio_vectors = self._ratio_vectors()
+        # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
+        self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
+        self.train_table, self.validation_table = self.data.train, self.data.validation
+        self.sign_items = self.data.shown(SIGN_ITEMS)
+        replay = self._replay()
+        self.objective = make_objective(config, modalities, self.heads.dim).to(self.device)
         gate = Gate(config.gate_level) if config.gate else None
         self.filler = OnlineImputer(
             config.impute,
@@ -94,19 +97,26 @@ class _Session:
         self.best_objective: dict[str, Tensor] = {}
         self.skipped_batches = 0
         self.silent: list[str] = []
+        self.compared: Mapping[str, Any] = {}
 
     @torch.no_grad()
-    def _lift(self, train: FeatureTable) -> None:
-        """Kernels do not learn: tables in memory are turned into their components once, not once a pass."""
-        lift, warm_up = self.heads.lift, self.data.warm_up
-        self.data = replace(
-            self.data,
-            train=lift(train),
-            validation=lift(self.data.validation),
-            warm_up=None if warm_up is None else lift(warm_up),
-        )
-        self.train_table, self.validation_table = self.data.train, self.data.validation
-        self.heads.lifted = True
+    def _ratio_vectors(self) -> list[Tensor]:
+        """What the likelihood ratio of a start by PPCA, which no training changes, compares of the validation items."""
+        ratio, table = self.start.likelihood_ratio, self.data.validation
+        if ratio is None or self.config.similarity == Cosine.name:
+            return []
+        ratio = ratio.to(self.device)
+        return [ratio.vectors(name, rows, rows) for name, rows in zip(table.modalities, table.first_rows(), strict=True)]
+
+    def _of_features(self, shown: FeatureTable) -> FeatureSimilarities:
+        """What is compared beside, or in place of, trained heads."""
+        name = self.config.similarity
+        if name == "stacked":
+            return fit_all(shown, self.plain_validation)
+        if name in FROM_FEATURES:
+            part, chosen = fit_one(name, shown, self.plain_validation)
+            return FeatureSimilarities({name: part}, chosen={name: chosen})
+        return FeatureSimilarities({})
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
@@ -115,12 +125,9 @@ class _Session:
 
     def _replay(self) -> list[FeatureTable]:
         """Complete items that stay in the imputer's statistics."""
-        config = self.config
-        if self.data.warm_up is None:
-            if config.imputer_data == "warm-up":
-                raise CalmrlError("imputer_data is 'warm-up', and there is no warm-up store", hint="name one with --warm-up")
+        if self.data.warm_up is None or self.config.imputer_data == "train":
             return []
-        return [] if config.imputer_data == "train" else [self.data.warm_up]
+        return [self.data.warm_up]
 
     def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
         tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
@@ -237,12 +244,13 @@ class _Session:
     def _validate(self, run: Run, phase: str, logged: Mapping[str, Any] | None = None) -> float:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
-        if self.config.score == "overlap" and self.start is not None:
-            score = overlap_score(self.start.overlap, self.plain_validation.first_rows(), self.plain_validation)
+        ratio = self.start.likelihood_ratio
+        if ratio is not None and self.config.similarity == LikelihoodRatio.name:
+            score = validation_score(ratio, self.ratio_vectors, self.validation_table)
         else:
-            signs = self._signs()
             embeddings = encode(self.heads, self.validation_table)
-            score = validation_score([sign * rows for sign, rows in zip(signs, embeddings, strict=True)], self.validation_table)
+            mirrored = [sign * rows for sign, rows in zip(self._signs(), embeddings, strict=True)]
+            score = validation_score(Cosine(self.heads.dim), mirrored, self.validation_table)
         self.heads.train()
         score = first_says(score)
         line = dict(logged or {"epoch": 0, "phase": phase})
@@ -253,9 +261,12 @@ class _Session:
         return score["validation_mrr"]
 
     def _signs(self) -> tuple[int, ...]:
-        """The signs that observed pairs of training items ask for: objectives made of singular values cannot tell z from -z."""
-        if self.start is not None:
-            return (1,) * len(self.heads.modalities)
+        """The signs that observed pairs of training items ask for: objectives made of singular values cannot tell z from -z.
+
+        Heads that start as published or in closed form, and those that do not learn, keep theirs.
+        """
+        if self.config.objective == NO_OBJECTIVE or self.config.init not in ("auto", "random"):
+            return (1,) * len(self.dims)
         return best_signs(pair_cosines(encode(self.heads, self.sign_items), self.sign_items.mask))
 
     def _keep_best(self, score: float) -> None:
@@ -325,7 +336,7 @@ class _Session:
             self.heads.change_signs(signs)
             self.filler.forget()
         self.objective.load_state_dict(self.best_objective)
-        noise_scale, gate = 1.0, None
+        noise_scale, gate, imputer = 1.0, None, None
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
@@ -333,22 +344,17 @@ class _Session:
             refit = self.filler.settle if frozen else partial(self.filler.refresh, iterations=config.first_iterations)
             logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
-            if leads:
-                run.save_imputer(config.impute, self.filler.tempered.state())
+            imputer = self.filler.noise_scaled
             if self.filler.gate is not None:
                 gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
         if not leads:
             return
-        run.save_heads(self.heads)
-        run.save_objective(self.objective)
-        score, cosine_weight = self.best["score"], None
-        if self.start is not None:
-            run.save_latent(self.start.overlap)
-        if self.start is not None and config.score == "both":
-            embeddings = encode(self.heads, self.validation_table)
-            (cosine_weight,), found = choose_weights([embeddings], self.plain_validation, self.start.overlap)
-            score = found["validation_mrr"]
+        similarity, alternatives, score = self._similarities()
+        objective = TrainedObjective.of(config.objective, config.objective_options, self.objective)
+        AlignmentModel(
+            self.dims, self.start.feature_maps, self.heads, similarity, alternatives, imputer, objective
+        ).save(run)  # fmt: skip
         mask = self.train_table.mask
         summary = {
             "name": run.name,
@@ -360,11 +366,12 @@ class _Session:
             "store": {"path": str(config.store), "dataset": self.data.store.dataset, "digest": self.data.store.digest},
             "modalities": list(self.train_table.modalities),
             "dim": self.heads.dim,
-            "start": None if self.start is None else self.start.chosen,
+            "start": self.start.chosen,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
             "validation_mrr": score,
-            "cosine_weight": cosine_weight,
+            "cosine_weight": similarity.parts[1][1] if config.similarity == "sum" and isinstance(similarity, Sum) else None,
+            "similarity": dict(self.compared) or None,
             "silent_terms": self.silent,
             "imputer_noise_scale": noise_scale,
             "gate": gate,
@@ -385,6 +392,35 @@ class _Session:
             )
         run.append(run.LOG, f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
         run.finish(summary)
+
+    def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
+        """How the trained model compares, how it could compare otherwise, and its validation score."""
+        ratio, cosine, score = self.start.likelihood_ratio, Cosine(self.heads.dim), self.best["score"]
+        if self.config.similarity in FROM_FEATURES:
+            part, features = self.of_features.parts[self.config.similarity], self.plain_validation.first_rows()
+            rows = zip(self.plain_validation.modalities, features, strict=True)
+            found = validation_score(part, [part.vectors(name, own, own) for name, own in rows], self.plain_validation)
+            self.compared = {"parts": self.of_features.chosen, **found}
+            return part, (), found["validation_mrr"]
+        if self.config.similarity == "stacked":
+            parts: dict[str, Similarity] = {"trained-cosine": cosine}
+            if ratio is not None:
+                parts[ratio.name] = ratio
+            parts |= self.of_features.parts
+            embeddings = encode(self.heads, self.validation_table)
+            total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
+            self.compared = {"parts": dict(self.of_features.chosen), **record}
+            console.note(f"pairs are compared by (shares of the sum): {said(record)}")
+            return total, () if ratio is None else (ratio,), record["validation_mrr"]
+        if ratio is None:
+            return cosine, (), score
+        if self.config.similarity == Cosine.name:
+            return cosine, (ratio,), score
+        if self.config.similarity == LikelihoodRatio.name:
+            return ratio, (), score
+        embeddings = encode(self.heads, self.validation_table)
+        weights, found = choose_weights([(ratio, self.ratio_vectors), (cosine, embeddings)], self.validation_table)
+        return Sum(tuple(zip((ratio, cosine), weights, strict=True))), (), found["validation_mrr"]
 
 
 def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tuple[Tensor, Tensor]:

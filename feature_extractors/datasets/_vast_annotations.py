@@ -53,6 +53,8 @@ class AnnotatedDataset:
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gram-compat": {"captions": "first", "require_audio": True},
         "pmrl-compat": {"captions": "first", "require_audio": True},
+        "calmrl-released": {"captions": "first", "require_audio": True},
+        "pmrl-zero-shot": {"captions": "first", "require_audio": True},
     }
     # Names of files in other forms that circulate, by split; a file that says the splits itself may stand under several.
     other_files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -128,6 +130,13 @@ class AnnotatedDataset:
         index = self._index()
         items = [item for annotation in annotated if (item := self._item(annotation, index)) is not None]
         if not items:
+            lacking = [m for m, asked in self.required.items() if asked and m in self.modalities and not index.folders(m)]
+            if lacking:
+                what, folder = ("sound", AUDIO_FOLDERS[0]) if lacking[0] == "audio" else ("video", VIDEO_FOLDERS[0])
+                raise CalmrlError(
+                    f"dataset '{self.name}': only items with a {what} file are asked for, and there is no folder '{folder}' in '{self.media}'",
+                    hint=f"extract the {what} into it, as the preset's released code needs it, or keep all items: --set require_{lacking[0]}=false",
+                )
             raise CalmrlError(
                 f"dataset '{self.name}': none of the {len(annotated)} annotated items has a file in '{self.media}'",
                 hint=f"the media folder must look like this:\n{self.layout()}",
@@ -329,12 +338,13 @@ def refuse_unknown(dataset: str, unknown: Mapping[str, Any], known: Sequence[str
 
 
 def presets(
-    vision: Mapping[str, str] | str, audio: str, caption: str = "vast/bert-caption", **more: str
+    vision: Mapping[str, str] | str, audio: str, caption: str = "vast/bert-caption", zero_shot: str | None = None, **more: str
 ) -> dict[str, dict[str, str]]:
-    """The presets of a dataset: VAST as its paper, GRAM and PMRL run it, and `open` for people without its weights.
+    """The presets of a dataset: VAST as its paper, GRAM, PMRL and CalMRL run it, and `open` for people without its weights.
 
     `vision` maps `vast` and `gram` to an encoder (one name: the same for both); GRAM's `audio` is the `-mono` variant; `more` holds
-    the encoders of further text modalities.
+    the encoders of further text modalities. `zero_shot`: the vision encoder of PMRL's released zero-shot evaluation, whose captions have
+    40 tokens on every set; None where it has none. CalMRL's released code tests with the same encoders.
     """
     given = {"vast": vision, "gram": vision} if isinstance(vision, str) else vision
     base = {"vision": given["vast"], "audio": audio, "caption": caption, **more}
@@ -342,6 +352,8 @@ def presets(
         "vast-paper": base,
         "gram-compat": {**base, "vision": given["gram"], "audio": f"{audio}-mono"},
         "pmrl-compat": dict(base),
+        **({"pmrl-zero-shot": {**base, "vision": zero_shot, "caption": "vast/bert-caption"}} if zero_shot else {}),
+        "calmrl-released": {**base, "vision": zero_shot or given["vast"], "caption": "vast/bert-caption"},
         "open": {"vision": "clip/image", "audio": "clap/audio", **dict.fromkeys(("caption", *more), "sentence/text")},
     }
 

@@ -25,4 +25,6 @@ class ActivityNet(AnnotatedDataset):
     annotation_folders = ("activitynet",)
     licence = "annotations: research use; videos remain their owners'"
     attribution = "ActivityNet Captions (Krishna et al., ICCV 2017), lists as released with VAST and GRAM"
-    presets = presets({"vast": "vast/eva-g-32", "gram": "vast/eva-g-gram"}, "vast/beats64-2", "vast/bert-caption-70")
+    presets = presets(
+        {"vast": "vast/eva-g-32", "gram": "vast/eva-g-gram"}, "vast/beats64-2", "vast/bert-caption-70", zero_shot="vast/eva-g"
+    )

@@ -29,7 +29,7 @@ class AudioCaps(AnnotatedDataset):
     annotation_folders = ("audiocaps",)
     licence = "captions: MIT; clips remain their owners'"
     attribution = "AudioCaps (Kim et al., NAACL 2019), lists as released with VAST and GRAM"
-    presets = presets({"vast": "vast/eva-g", "gram": "vast/eva-g-gram"}, "vast/beats64")
+    presets = presets({"vast": "vast/eva-g", "gram": "vast/eva-g-gram"}, "vast/beats64", zero_shot="vast/eva-g")
     preset_options = with_video("gram-compat")
 
     def aliases(self, name: str, modality: str) -> Iterable[str]:

@@ -37,4 +37,4 @@ class Clotho(AnnotatedDataset):
     annotation_folders = ("clothov2", "clotho")
     licence = "captions: Tampere University licence (non-commercial); sounds: their Freesound licences"
     attribution = "Clotho (Drossos et al., ICASSP 2020), lists as released with VAST and GRAM"
-    presets = without(presets("vast/eva-g", "vast/beats64-3"), "vision")
+    presets = without(presets("vast/eva-g", "vast/beats64-3", zero_shot="vast/eva-g"), "vision")

@@ -26,7 +26,9 @@ class DiDeMo(AnnotatedDataset):
     annotation_folders = ("didemo",)
     licence = "annotations: BSD-2-Clause; videos: Creative Commons, they remain their owners'"
     attribution = "DiDeMo (Hendricks et al., ICCV 2017), lists as released with VAST and GRAM"
-    presets = presets({"vast": "vast/eva-g-32", "gram": "vast/eva-g-gram"}, "vast/beats64-2", "vast/bert-caption-70")
+    presets = presets(
+        {"vast": "vast/eva-g-32", "gram": "vast/eva-g-gram"}, "vast/beats64-2", "vast/bert-caption-70", zero_shot="vast/eva-g"
+    )
 
     def aliases(self, name: str, modality: str) -> Iterable[str]:
         # GRAM writes the extracted sound as audio_<id>.mp3.

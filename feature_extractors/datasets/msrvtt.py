@@ -34,7 +34,10 @@ class MSRVTT(AnnotatedDataset):
     licence = "clips: research use only, they remain their owners'; annotations as released with VAST and GRAM (MIT)"
     attribution = "MSR-VTT (Xu et al., CVPR 2016), split 1k-A (Yu et al., ECCV 2018), subtitles by VAST (arXiv 2305.18500)"
     presets = presets(
-        {"vast": "vast/eva-g-16-crop", "gram": "vast/eva-g-crop-gram"}, "vast/beats64", subtitle="vast/bert-subtitle"
+        {"vast": "vast/eva-g-16-crop", "gram": "vast/eva-g-crop-gram"},
+        "vast/beats64",
+        zero_shot="vast/eva-g-crop",
+        subtitle="vast/bert-subtitle",
     )
 
     def arranged(self, annotated: list[Annotation], files: Mapping[str, Path]) -> list[Annotation]:

@@ -23,7 +23,6 @@ class VAST150K(AnnotatedDataset):
     presets = presets(
         {"vast": "vast/eva-g-crop", "gram": "vast/eva-g-crop-gram"},
         "vast/beats64",
-        "vast/bert-caption-70",
         subtitle="vast/bert-subtitle",
     )
     preset_options = with_video("gram-compat", "pmrl-compat")
@@ -38,7 +37,6 @@ class VAST150KCaptions(VAST150K):
     presets = presets(
         {"vast": "vast/eva-g-crop", "gram": "vast/eva-g-crop-gram"},
         "vast/beats64",
-        "vast/bert-caption-70",
         subtitle="vast/bert-subtitle",
         vision_caption="vast/bert-caption",
         audio_caption="vast/bert-caption",

@@ -25,7 +25,12 @@ class VATEX(AnnotatedDataset):
     annotation_folders = ("vatex",)
     licence = "captions: CC BY 4.0; clips remain their owners'"
     attribution = "VATEX (Wang et al., ICCV 2019), lists and subtitles as released with VAST and GRAM"
-    presets = presets({"vast": "vast/eva-g-16", "gram": "vast/eva-g-gram"}, "vast/beats64", subtitle="vast/bert-subtitle")
+    presets = presets(
+        {"vast": "vast/eva-g-16", "gram": "vast/eva-g-gram"},
+        "vast/beats64",
+        zero_shot="vast/eva-g-16",
+        subtitle="vast/bert-subtitle",
+    )
 
     def group(self, name: str) -> str:
         # YTID_000179_000189: clips of one video stay together.

@@ -46,16 +46,17 @@ class ClapAudio(OpenEncoder):
     def prepare(self, medium: Medium) -> Float32[np.ndarray, "1 frames bins"]:
         """Mel spectrogram of the mean of the channels; longer sounds give their middle, where CLAP's own rule would pick at random."""
         target, most = self.processor.sampling_rate, self.processor.nb_max_samples
-        chosen: list[int] = []
+        start = stop = 0
 
         def choose(length: int, rate: int) -> list[tuple[int, int]]:
+            nonlocal start, stop
             total = resampled_length(length, rate, target)
             start = max(0, (total - most) // 2)
-            chosen[:] = [start, min(start + most, total)]
-            return [source_span(*chosen, rate, target)]
+            stop = min(start + most, total)
+            return [source_span(start, stop, rate, target)]
 
         (samples,), rate = spans_of(medium, choose)
-        middle = resample_span(samples.mean(axis=0), *chosen, rate, target)
+        middle = resample_span(samples.mean(axis=0), start, stop, rate, target)
         if len(middle) == 0:
             raise MediaError("too_short", "no samples")
         made = self.processor(

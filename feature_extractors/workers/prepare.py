@@ -20,7 +20,7 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError, WorkFailedError, complaint
 from feature_extractors.encoder_setup import Equipment
 from feature_extractors.media.links import AllowedPlaces
-from feature_extractors.protocols import AbsentError, Encoder, File, MediaError, Medium
+from feature_extractors.protocols import AbsentError, Encoder, File, MediaError, Medium, OrSilence, bare
 from feature_extractors.workers.process import NoAnswer, Process, ProcessDied
 from feature_extractors.workers.shared_memory import send_array
 
@@ -32,7 +32,7 @@ _START_SECONDS = 600.0
 
 def is_foreign(medium: Medium) -> bool:
     """True for what somebody else's bytes or a native library make: files and recipes. These are read in another process."""
-    return isinstance(medium, File) or hasattr(medium, "make")
+    return isinstance(bare(medium), File) or hasattr(medium, "make")
 
 
 def attempt(encoder: Encoder, medium: Medium, media: Path | None, followed: Sequence[Path] = ()) -> Outcome:
@@ -41,6 +41,10 @@ def attempt(encoder: Encoder, medium: Medium, media: Path | None, followed: Sequ
     Whatever a library throws at one medium is the failure of that medium; only a CalmrlError (a missing package, wrong weights)
     concerns them all, and is raised.
     """
+    if isinstance(medium, OrSilence):
+        outcome = attempt(encoder, medium.medium, media, followed) if medium.medium is not None else AbsentError()
+        missing = isinstance(outcome, AbsentError) or (isinstance(outcome, MediaError) and outcome.code == "not_found")
+        return encoder.stand_in() if missing and hasattr(encoder, "stand_in") else outcome
     try:
         if isinstance(medium, File):
             check_place(medium.path, media, followed)
@@ -85,6 +89,7 @@ def check_place(path: Path, media: Path | None, followed: Sequence[Path] = ()) -
 def failure(item: str, modality: str, medium: Medium, error: MediaError) -> dict[str, Any]:
     """The line of failures.jsonl: where, why, and which bytes it was (size and digest of the first MiB)."""
     record: dict[str, Any] = {"id": item, "modality": modality, "code": error.code, "error": error.detail}
+    medium = bare(medium) or medium
     if isinstance(medium, File):
         record["path"] = medium.path.name
         with suppress(OSError):

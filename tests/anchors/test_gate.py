@@ -187,7 +187,7 @@ def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, monkeypatch):
         train(asked, tmp_path / "halved")
     monkeypatch.setattr(_Session, "_one_epoch", original)
     halved = train(asked, tmp_path / "halved", resume=True)
-    first, second = (run.read_tensors("model/heads.safetensors")[0] for run in (whole, halved))
+    first, second = (run.read_tensors("model/model.safetensors")[0] for run in (whole, halved))
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 

@@ -110,7 +110,7 @@ def test_a_streamed_run_learns_resumes_and_is_evaluated(small_store, tmp_path, m
         train(asked, tmp_path / "halved")
     monkeypatch.setattr(_Session, "_one_epoch", original)
     halved = train(asked, tmp_path / "halved", resume=True)
-    first, second = (r.read_tensors("model/heads.safetensors")[0] for r in (run, halved))
+    first, second = (r.read_tensors("model/model.safetensors")[0] for r in (run, halved))
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 

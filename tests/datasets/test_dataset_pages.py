@@ -20,6 +20,7 @@ FAMILY = (
     "vast150k-captions",
     "vatex",
     "vggsound",
+    "webvid",
     "youcook2",
 )
 

@@ -259,7 +259,15 @@ class TestPresets:
         from feature_extractors.encoders import encoders
 
         dataset = datasets.get(name)
-        assert list(dataset.presets) == ["vast-paper", "gram-compat", "pmrl-compat", "open"]
+        zero_shot = name in ("msrvtt", "activitynet", "didemo", "vatex", "audiocaps", "clotho")
+        assert list(dataset.presets) == [
+            "vast-paper",
+            "gram-compat",
+            "pmrl-compat",
+            *["pmrl-zero-shot"] * zero_shot,
+            "calmrl-released",
+            "open",
+        ]
         for preset in dataset.presets.values():
             assert all(encoder in encoders for encoder in preset.values())
             if name in FAMILY:
@@ -270,7 +278,7 @@ class TestPresets:
 
         write(media, "descs_ret_test.json", [{"video_id": v, "desc": ["x", "y"]} for v in ("a", "b")])
         touch(media, "videos/a.mp4", "videos/b.mp4", "audios/a.wav")
-        for given, meant, items in (("vast", "vast-paper", 2), ("gram", "gram-compat", 1), ("pmrl-compat", "pmrl-compat", 1)):
+        for given, meant, items in (("vast", "vast-paper", 2), ("gram", "gram-compat", 1), ("pmrl", "pmrl-compat", 1)):
             request = resolve_request("msrvtt", given, media)
             assert request.preset == meant
             assert request.equipment.choice == datasets.get("msrvtt").presets[meant]
@@ -278,11 +286,57 @@ class TestPresets:
         with pytest.raises(CalmrlError, match="no encoder preset 'vas'"):
             resolve_request("msrvtt", "vas", media)
 
+    def test_zero_shot_as_released(self):
+        """8 frames (VATEX 16), 40 tokens everywhere, the slices of each set; VAST-150K at 40 tokens too."""
+        from feature_extractors.encoders import encoders
+
+        expected = {
+            "msrvtt": (8, 1),
+            "activitynet": (8, 2),
+            "didemo": (8, 2),
+            "vatex": (16, 1),
+            "audiocaps": (8, 1),
+            "clotho": (None, 3),
+        }
+        for name, (frames, slices) in expected.items():
+            preset = {m: encoders.get(encoder) for m, encoder in datasets.get(name).presets["pmrl-zero-shot"].items()}
+            assert preset["caption"].length == 40
+            assert preset["audio"].slices == slices
+            assert (preset["vision"].frames if "vision" in preset else None) == frames
+            assert datasets.get(name).preset_options["pmrl-zero-shot"] == {"captions": "first", "require_audio": True}
+        assert encoders.get(datasets.get("msrvtt").presets["pmrl-zero-shot"]["vision"]).resize == "crop"
+        for preset in ("vast-paper", "gram-compat", "pmrl-compat"):
+            assert encoders.get(datasets.get("vast150k").presets[preset]["caption"]).length == 40
+
+    def test_sound_that_a_preset_requires_and_nobody_extracted(self, media):
+        write(media, "descs_ret_test.json", [{"video_id": "a", "desc": "x"}])
+        touch(media, "videos/a.mp4")
+        (media / "audios").rmdir() if (media / "audios").is_dir() else None
+        with pytest.raises(
+            CalmrlError, match="only items with a sound file are asked for, and there is no folder 'audios'"
+        ) as caught:
+            datasets.get("msrvtt")(media, **datasets.get("msrvtt").preset_options["gram-compat"]).manifest()
+        assert "require_audio=false" in caught.value.hint
+
+    def test_empty_captions_are_left_out_and_counted(self, media, capsys):
+        rows = [{"video_id": "a", "desc": ["x", " ", "y"]}, {"video_id": "b", "desc": ""}, {"video_id": "c", "desc": "z"}]
+        write(media, "descs_ret_test.json", rows)
+        touch(media, "videos/a.mp4", "videos/b.mp4", "videos/c.mp4")
+        items = datasets.get("msrvtt")(media).manifest().items
+        assert [[text.text for text in item.media["caption"]] for item in items] == [["x", "y"], [], ["z"]]
+        assert "2 empty captions are left out" in " ".join(capsys.readouterr().err.split())
+
     def test_where_the_three_differ(self):
         presets = datasets.get("msrvtt").presets
         assert presets["vast-paper"]["vision"] == presets["pmrl-compat"]["vision"] == "vast/eva-g-16-crop"
         assert presets["gram-compat"]["vision"] == "vast/eva-g-crop-gram"
         assert presets["gram-compat"]["audio"] == "vast/beats64-mono"
+
+    def test_calmrl_tests_with_eight_frames_and_forty_tokens(self):
+        for name, frames in (("msrvtt", "-crop"), ("activitynet", ""), ("didemo", ""), ("vatex", "-16"), ("audiocaps", "")):
+            preset = datasets.get(name).presets["calmrl-released"]
+            assert (preset["vision"], preset["caption"]) == (f"vast/eva-g{frames}", "vast/bert-caption")
+        assert datasets.get("didemo").presets["pmrl-compat"]["caption"] == "vast/bert-caption-70"
 
 
 class TestRefusing:

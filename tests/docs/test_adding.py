@@ -34,7 +34,7 @@ def test_the_page_goes_from_the_list_to_the_report(part):
 
 def test_an_objective_from_outside_reaches_the_tables(room, cli):
     folder = room(ROOT / "docs" / "adding" / "objective.md")
-    quick = ["--objective", "huddle", "--impute", "none", "--epochs", "1", "--set", "dim=8", "--run", "runs/x/huddle-s0"]
+    quick = ["--method", "clip", "--objective", "huddle", "--epochs", "1", "--set", "dim=8", "--run", "runs/x/huddle-s0"]
     assert cli("train-heads", "--store", "stores/openmoji.zarr", *quick)[0] == 0
     last = json.loads((folder / "runs/x/huddle-s0/metrics.jsonl").read_text().splitlines()[-1])
     assert {"loss", "together", "apart"} <= last.keys()

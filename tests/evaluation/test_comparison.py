@@ -8,7 +8,7 @@ import pytest
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.comparison import compare_runs, runs_at
-from calmrl_lab.evaluation.retrieval import recall
+from calmrl_lab.evaluation.score_rows import hits
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runs.run_folder import FORMAT
 
@@ -21,7 +21,7 @@ def rng():
 def written(tmp_path):
     """written(name, skill, seed) -> an evaluated run of invented ranks; queries share their difficulty over runs."""
 
-    def write(name, skill, seed=0, items=300, digest="d", captions=1, score="cosine"):
+    def write(name, skill, seed=0, items=300, digest="d", captions=1, similarity="cosine"):
         folder = tmp_path / f"{name}-s{seed}"
         folder.mkdir()
         (folder / "config.yaml").write_text(f"format: {FORMAT}\nstore: s\n")
@@ -34,8 +34,8 @@ def written(tmp_path):
             frames.append(
                 pd.DataFrame(
                     {
-                        "query": query, "gallery": gallery, "scorer": score, "gallery_scenario": "full", "item": [f"i{i}" for i in item],
-                        "group": [f"g{i // 2}" for i in item], "pattern": "a+b", "greater": np.where(ease + luck < skill, 0, 5), "equal": 0,
+                        "query": query, "gallery": gallery, "scorer": similarity, "gallery_scenario": "full", "item": [f"i{i}" for i in item],
+                        "group": [f"g{i // 2}" for i in item], "pattern": "a+b", "greater": np.where(ease + luck < skill, 0, 5), "equal": 0, "best_positives": 1,
                         "candidates": items, "positives": 1,
                     }
                 )
@@ -56,7 +56,7 @@ def test_a_difference_is_that_of_the_means(written):
         means = []
         for run in (a, b):
             part = run.read_frame("scores.parquet").query(f"query == '{row.query}'")
-            means.append(100 * recall(part["greater"], part["equal"], 1).mean())
+            means.append(100 * hits(part, 1).mean())
         assert [row.first, row.second] == pytest.approx(means)
         assert row.difference == pytest.approx(means[0] - means[1])
     assert table["clear"].all()
@@ -90,14 +90,14 @@ def test_captions_are_paired_in_order_and_strays_are_counted(written):
 
 
 def test_runs_that_compare_pairs_otherwise_are_compared_and_told_apart(written, tmp_path, cli):
-    a, b = written("overlap", 0.5, score="overlap"), written("cosine", 0.5)
+    a, b = written("ratio", 0.5, similarity="likelihood-ratio"), written("cosine", 0.5)
     table = compare_runs([a], [b], rng())
     assert (table["unpaired"] == 0).all()
-    assert (table["first_score"][0], table["second_score"][0]) == ("overlap", "cosine")
-    _, said, _ = cli("compare", tmp_path / "overlap", tmp_path / "cosine")
-    assert "overlap compares pairs by overlap, cosine by cosine" in said
-    with pytest.raises(CalmrlError, match="scored differently: both and cosine"):
-        compare_runs([written("mixed", 0.5), written("mixed", 0.5, 1, score="both")], [b], rng())
+    assert (table["first_similarity"][0], table["second_similarity"][0]) == ("likelihood-ratio", "cosine")
+    _, said, _ = cli("compare", tmp_path / "ratio", tmp_path / "cosine")
+    assert "ratio compares pairs by likelihood-ratio, cosine by cosine" in said
+    with pytest.raises(CalmrlError, match="scored differently: cosine and sum"):
+        compare_runs([written("mixed", 0.5), written("mixed", 0.5, 1, similarity="sum")], [b], rng())
 
 
 def test_runs_are_found_by_method(written, tmp_path):

@@ -35,7 +35,7 @@ def ranks(generator, queries=400, candidates=100, positives=1, skill=0.0):
     greater = np.where(generator.random(queries) < skill, 0, draws)
     item = np.arange(queries)
     return pd.DataFrame(
-        {"query": "a", "gallery": "b", "scorer": "cosine", "item": item, "group": item, "greater": greater, "equal": 0, "candidates": candidates, "positives": positives}
+        {"query": "a", "gallery": "b", "scorer": "cosine", "item": item, "group": item, "greater": greater, "equal": 0, "best_positives": 1, "candidates": candidates, "positives": positives}
     )  # fmt: skip
 
 

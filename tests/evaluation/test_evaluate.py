@@ -52,9 +52,9 @@ def test_every_ordered_pair_of_modalities_is_a_direction(evaluation):
 def test_ranks_equal_a_plain_sort(run, evaluation, small_store):
     table = load_table(FeatureStore.open(small_store), FOUR)
     test = table.select(np.flatnonzero(FeatureStore.open(small_store).split == "test"))
-    heads = run.load_heads()
+    model = run.model()
     with torch.no_grad():
-        caption, vision = (heads.project(index, test.rows[index]).double() for index in (2, 0))
+        caption, vision = (model.project(name, test.rows[FOUR.index(name)]).double() for name in ("caption", "vision"))
     scores = (caption @ vision.T).numpy()
     order = np.argsort(-scores, axis=1)
     place = np.argmax(order == np.arange(len(test))[:, None], axis=1)
@@ -152,7 +152,7 @@ def test_anchor_shifts_keep_their_proven_bounds(evaluation):
 
 def test_what_was_scored_and_how_is_on_record(evaluation, run, small_store):
     found = json.loads((run.path / "evaluation.json").read_text())
-    assert found["score"] == "cosine"
+    assert found["similarity"] == "cosine"
     assert found["store"] == {"dataset": "openmoji", "digest": FeatureStore.open(small_store).digest}
 
 

@@ -8,8 +8,9 @@ import torch
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.missing_curves import aggregation_gain, curve_table, default_scenarios, missing_curves, run_curves
-from calmrl_lab.evaluation.retrieval import rank_both, recall
-from calmrl_lab.evaluation.run_space import RunSpace
+from calmrl_lab.evaluation.retrieval import rank_both
+from calmrl_lab.evaluation.run_items import imputer_of, open_run
+from calmrl_lab.evaluation.score_rows import hits
 from calmrl_lab.imputers.mean import Mean
 
 
@@ -103,7 +104,7 @@ def test_the_gain_is_the_difference_to_the_best_single(invented):
     frame = missing_curves(invented(200, noise=(0.2, 0.5, 0.5)), scenarios=["full"], queries=["a"], scorers=["centroid"])
     gain = aggregation_gain(frame, rng()).set_index("side").loc["gallery"]
     forward = frame[frame["side"] == "gallery"]
-    first = {name: 100 * recall(part["greater"], part["equal"], 1).mean() for name, part in forward.groupby("scorer")}
+    first = {name: 100 * hits(part, 1).mean() for name, part in forward.groupby("scorer")}
     assert gain["joint"] == pytest.approx(first["centroid"])
     assert gain["single"] == pytest.approx(max(first["cosine:b"], first["cosine:c"]))
     assert gain["gain"] == pytest.approx(gain["joint"] - gain["single"])
@@ -129,11 +130,11 @@ def test_two_modalities_have_no_joint_to_speak_of_and_still_work(invented):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"queries": ["z"]}, "no modality 'z' to ask with"),
+        ({"queries": ["z"]}, "queries have no modality 'z'"),
         ({"scenarios": ["drop:a"], "queries": ["a"]}, "unknown modality 'a'"),
         ({"scorers": ["centriod"]}, "did you mean 'centroid'?"),
         ({"scorers": ["likelihood"]}, "scorer 'likelihood' needs a fitted PPCA"),
-        ({"scorers": ["overlap"]}, "this run has none"),
+        ({"scorers": ["likelihood-ratio"]}, "needs a model that can compare by similarity 'likelihood-ratio'"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(invented, arguments, said):
@@ -144,7 +145,7 @@ def test_what_makes_no_sense_is_one_sentence(invented, arguments, said):
 def test_a_gallery_without_the_asking_modality_is_refused(invented):
     data = invented(noise=(0.3, 0.3))
     lost = replace(data, rows=(data.rows[0][:0], data.rows[1]), owners=(data.owners[0][:0], data.owners[1]))
-    with pytest.raises(CalmrlError, match="nothing can be asked"):
+    with pytest.raises(CalmrlError, match="there are no queries of it"):
         missing_curves(lost, queries=["a"])
 
 
@@ -154,16 +155,17 @@ def test_a_run_writes_its_curves(trained):
     assert set(frame.loc[frame["scorer"] == "anchor", "calibrated"]) == {False, True}
     assert frame.loc[frame["scorer"] == "likelihood", "calibrated"].all()
     assert set(frame["side"]) == {"gallery", "query"}
-    test = RunSpace.open(trained).embed("test")
-    assert set(frame["item"]) <= set(test.ids)
+    _, _, items = open_run(trained)
+    assert set(frame["item"]) <= set(items.of("test").ids)
 
 
 def test_an_imputer_can_be_fitted_after_the_fact(trained):
-    space = RunSpace.open(trained)
-    assert type(space.imputer()).name == "ppca"
-    mean = space.imputer("mean")
+    opened = run, model, items = open_run(trained)
+    assert type(imputer_of(*opened)).name == "ppca"
+    mean = imputer_of(run, model, items, "mean")
     assert type(mean).name == "mean"
-    filled = space.embed("test").filled(mean, torch.zeros(len(space.embed("test")), 5, dtype=torch.bool))
+    test = model.embed(items.of("test"))
+    filled = test.filled(mean, torch.zeros(len(test), 5, dtype=torch.bool))
     assert torch.isfinite(filled).all()
     with pytest.raises(CalmrlError, match="no items in split 'tset'"):
-        space.embed("tset")
+        items.of("tset")

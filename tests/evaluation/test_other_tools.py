@@ -19,10 +19,10 @@ def test_the_numbers_of_ir_measures(captions):
     owner, text_owner = torch.arange(60), torch.arange(60).repeat_interleave(captions)
     from_item, from_text = rank_both(items, texts, owner, text_owner)
     # What trec tools call Success@k (at least one right answer among the first k) is what retrieval papers call Recall@k.
-    names = {f"Success@{k}": (lambda ranks, k=k: recall(ranks.greater, ranks.equal, k)) for k in (1, 5, 10)}
-    names["RR"] = lambda ranks: reciprocal_rank(ranks.greater, ranks.equal)
+    names = {f"Success@{k}": (lambda ranks, k=k: recall(ranks, k)) for k in (1, 5, 10)}
+    names["RR"] = lambda ranks: reciprocal_rank(ranks)
     if captions == 1:
-        names["nDCG"] = lambda ranks: discounted_gain(ranks.greater, ranks.equal)
+        names["nDCG"] = lambda ranks: discounted_gain(ranks)
     directions = ((from_item, items, texts, owner, text_owner), (from_text, texts, items, text_owner, owner))
     for ranks, queries, gallery, asking, answering in directions:
         scores = (queries.double() @ gallery.double().T).numpy()

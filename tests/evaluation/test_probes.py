@@ -52,21 +52,21 @@ def test_the_names_of_classes_are_encoded_as_the_texts_of_the_store(trained, cli
     import torch
 
     from calmrl_lab.evaluation.classification import classify_run
-    from calmrl_lab.evaluation.run_space import RunSpace
+    from calmrl_lab.evaluation.run_items import open_run
     from feature_extractors.encoders.minilm import MiniLM
     from feature_extractors.protocols import Text
 
     words = ("classify", "--run", trained.path, "--label", "category", "--kind", "zero-shot", "--encode-classes")
     code, said, err = cli(*words, "--json")
     assert code == 0, err
-    space, encoder = RunSpace.open(trained), MiniLM()
-    test = space.embed("test")
-    classes = sorted({str(name) for name in space.store.labels["category"] if name})
+    encoder, (_, model, items) = MiniLM(), open_run(trained)
+    test, truths = model.embed(items.of("test")), items.labels("test")["category"]
+    classes = sorted({str(name) for name in items.store.labels["category"] if name})
     features = torch.from_numpy(encoder.encode([encoder.prepare(Text(name)) for name in classes]))
     with torch.no_grad():
-        texts = space.heads.project(space.heads.modalities.index("caption"), features)
+        texts = model.project("caption", features)
     best = (test.items[:, 0] @ texts.T).argmax(dim=1).numpy()
-    expected = 100 * np.mean([classes[index] == truth for index, truth in zip(best, test.labels["category"], strict=True)])
+    expected = 100 * np.mean([classes[index] == truth for index, truth in zip(best, truths, strict=True)])
     assert next(row for row in json.loads(said) if row["modality"] == "vision")["accuracy"] == pytest.approx(expected)
     assert len(classify_run(trained, "category", kinds=["captions"])) > 0
     code, _, err = cli(*words, "--text", "vision")

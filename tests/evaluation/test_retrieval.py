@@ -1,5 +1,8 @@
 """Ranks against a plain float64 sort: ties, duplicates, several positives, queries without one; any tile, any number of threads."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,26 +11,27 @@ from hypothesis import strategies as st
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation import rank_counts as tiles
-from calmrl_lab.evaluation.retrieval import discounted_gain, expected_rank, rank, rank_both, recall, reciprocal_rank
+from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, rank_both, recall, reciprocal_rank
 
 
 def slow_ranks(scores, query_owner, gallery_owner):
-    """Query by query, candidate by candidate."""
+    """Query by query, candidate by candidate: greater, equal, best positives, positives."""
     rows = []
     for i, own in enumerate(query_owner):
         positives = [scores[i, j] for j, other in enumerate(gallery_owner) if other == own]
         if not positives:
-            rows.append((0, 0, 0))
+            rows.append((0, 0, 0, 0))
             continue
         best = max(positives)
         greater = sum(s > best for s in scores[i])
         equal = sum(s == best for j, s in enumerate(scores[i]) if gallery_owner[j] != own)
-        rows.append((greater, equal, len(positives)))
-    return np.array(rows).reshape(-1, 3)
+        rows.append((greater, equal, sum(s == best for s in positives), len(positives)))
+    return np.array(rows).reshape(-1, 4)
 
 
 def check(ranks, expected):
-    np.testing.assert_array_equal(np.stack([ranks.greater, ranks.equal, ranks.positives], axis=1), expected)
+    found = np.stack([ranks.greater, ranks.equal, ranks.best_positives, ranks.positives], axis=1)
+    np.testing.assert_array_equal(found, expected)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6), st.integers(1, 5), st.integers(0, 9999))
@@ -55,13 +59,11 @@ def test_a_hand_checked_case():
     ranks, _ = rank_both(torch.eye(3), scores.T, owner, owner)
     assert ranks.greater.tolist() == [0, 1, 0]
     assert ranks.equal.tolist() == [0, 0, 2]
-    assert recall(ranks.greater, ranks.equal, 1).mean() == pytest.approx(4 / 9)
-    assert recall(ranks.greater, ranks.equal, 1, "optimistic").mean() == pytest.approx(2 / 3)
-    assert recall(ranks.greater, ranks.equal, 1, "pessimistic").mean() == pytest.approx(1 / 3)
-    assert expected_rank(ranks.greater, ranks.equal).tolist() == [1, 2, 2]
-    assert reciprocal_rank(ranks.greater, ranks.equal).tolist() == pytest.approx([1, 1 / 2, (1 + 1 / 2 + 1 / 3) / 3])
+    assert recall(ranks, 1).mean() == pytest.approx(4 / 9)
+    assert expected_rank(ranks).tolist() == [1, 2, 2]
+    assert reciprocal_rank(ranks).tolist() == pytest.approx([1, 1 / 2, (1 + 1 / 2 + 1 / 3) / 3])
     thirds = (1 + 1 / np.log2(3) + 1 / np.log2(4)) / 3
-    assert discounted_gain(ranks.greater, ranks.equal).tolist() == pytest.approx([1, 1 / np.log2(3), thirds])
+    assert discounted_gain(ranks).tolist() == pytest.approx([1, 1 / np.log2(3), thirds])
 
 
 def test_every_item_twice_ties_with_its_double():
@@ -70,7 +72,7 @@ def test_every_item_twice_ties_with_its_double():
     ranks, _ = rank_both(z, z, torch.arange(100), torch.arange(100))
     assert (ranks.greater == 0).all()
     assert (ranks.equal == 1).all()
-    assert recall(ranks.greater, ranks.equal, 1).mean() == 0.5
+    assert recall(ranks, 1).mean() == 0.5
 
 
 def float64_ranks(left, right):
@@ -133,31 +135,44 @@ def test_products_of_low_precision_change_no_rank(precision):
     np.testing.assert_array_equal(ranks.equal, expected.equal)
 
 
-@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), st.integers(0, 9999))
-@settings(max_examples=40, deadline=None)
-def test_listed_positives_equal_a_plain_count(q, g, tile, seed):
-    rng = np.random.default_rng(seed)
-    left, right = (torch.from_numpy(rng.integers(-2, 3, (n, 2)).astype(np.float32)) for n in (q, g))
-    listed = [np.flatnonzero(rng.random(g) < 0.3) for _ in range(q)]
-    offsets = torch.from_numpy(np.cumsum([0, *map(len, listed)]))
-    indices = torch.from_numpy(np.concatenate(listed).astype(np.int64))
-    scores = left.double().numpy() @ right.double().numpy().T
-    expected = []
-    for row, own in zip(scores, listed, strict=True):
-        best = max((row[j] for j in own), default=np.inf)
-        others = np.delete(row, own)
-        expected.append((int((row > best).sum()), int((others == best).sum()), len(own)) if len(own) else (0, 0, 0))
-    check(rank(left, right, (offsets, indices), tile=tile), np.array(expected).reshape(-1, 3))
+def ranks_of(greater, equal, best, candidates=1000):
+    parts = (np.atleast_1d(np.asarray(part, dtype=np.int64)) for part in (greater, equal, best, best, candidates))
+    return Ranks(*parts)
 
 
-def test_one_position_a_query():
-    ranks = rank(torch.eye(3), torch.eye(3), torch.tensor([0, -1, 1]))
-    assert ranks.positives.tolist() == [1, 0, 1]
-    assert ranks.greater.tolist() == [0, 0, 1]
-    with pytest.raises(CalmrlError, match="indices below 3"):
-        rank(torch.eye(3), torch.eye(3), torch.tensor([0, 5, 1]))
-    with pytest.raises(CalmrlError, match="positives for 3 queries, got them for 2"):
-        rank(torch.eye(3), torch.eye(3), torch.tensor([0, 1]))
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 3), st.integers(1, 8))
+@settings(max_examples=80, deadline=None)
+def test_ties_are_the_mean_over_all_orders_of_the_tied(greater, equal, best, k):
+    orders = set(itertools.permutations([True] * best + [False] * equal))
+    first = np.array([greater + 1 + order.index(True) for order in orders], dtype=float)
+    ranks = ranks_of(greater, equal, best)
+    assert recall(ranks, k)[0] == pytest.approx((first <= k).mean(), abs=1e-12)
+    assert expected_rank(ranks)[0] == pytest.approx(first.mean())
+    assert reciprocal_rank(ranks)[0] == pytest.approx((1 / first).mean())
+    assert discounted_gain(ranks)[0] == pytest.approx((1 / np.log2(1 + first)).mean())
+
+
+@given(st.integers(0, 30), st.integers(0, 200), st.integers(1, 20), st.integers(1, 60))
+@settings(max_examples=80, deadline=None)
+def test_many_tied_candidates_are_hypergeometric(greater, equal, best, k):
+    ranks, places = ranks_of(greater, equal, best), max(k - greater, 0)
+    tied = equal + best
+    missed = math.comb(equal, places) / math.comb(tied, places) if places <= tied else 0.0
+    assert recall(ranks, k)[0] == pytest.approx(1 - missed, abs=1e-12)
+    chances = [math.comb(tied - r, best - 1) / math.comb(tied, best) for r in range(1, equal + 2)]
+    assert reciprocal_rank(ranks)[0] == pytest.approx(sum(c / (greater + r) for r, c in enumerate(chances, 1)))
+    assert expected_rank(ranks)[0] == pytest.approx(sum(c * (greater + r) for r, c in enumerate(chances, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_right_answers_at_one_point_are_found_as_often_as_by_chance(dtype):
+    # 20 clips with 5 captions each, all alike: each of the 100 captions may come first, and 5 of them are right.
+    clips, captions = torch.ones(20, 4, dtype=dtype) / 2, torch.ones(100, 4, dtype=dtype) / 2
+    ranks, back = rank_both(clips, captions, torch.arange(20), torch.arange(20).repeat_interleave(5))
+    found = [100 * recall(ranks, k).mean() for k in (1, 5, 10)]
+    assert found == pytest.approx([5.0, 23.04, 41.62], abs=0.01)
+    assert expected_rank(ranks).mean() == pytest.approx(101 / 6)
+    assert [100 * recall(back, k).mean() for k in (1, 5, 10)] == pytest.approx([5.0, 25.0, 50.0])
 
 
 def test_half_precision_is_ranked_in_float32():
@@ -189,4 +204,4 @@ def test_a_nan_is_refused():
 
 def test_recall_starts_at_one():
     with pytest.raises(CalmrlError, match="from 1"):
-        recall(np.zeros(1), np.zeros(1), 0)
+        recall(ranks_of(0, 0, 1), 0)

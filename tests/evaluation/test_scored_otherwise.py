@@ -5,9 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
-from calmrl_lab.config import SCORE_WORDS, TrainConfig
+from calmrl_lab.config import SIMILARITY_WORDS, TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
 from calmrl_lab.evaluation.missing_curves import aggregation_gain, run_curves
@@ -19,8 +18,8 @@ START = {
     "init_options": {"latent_dim": 24, "components": 60, "whitening": 0.5, "embedding": "precision"},
 }
 KINDS = {
-    "overlap": {**START, "score": "overlap"},
-    "both": {**START, "objective": "clip", "score": "both"},
+    "likelihood-ratio": {**START, "similarity": "likelihood-ratio"},
+    "sum": {**START, "objective": "clip", "similarity": "sum"},
     "ensemble": {"objective": "clip", "members": [START, {"learning_rate": 0.003}]},
 }
 
@@ -32,14 +31,13 @@ def made(small_store, tmp_path_factory):
     common["modalities"] = ["vision", "caption", "subtitle"]
     runs = {}
     for kind, settings in KINDS.items():
-        impute = "ppca" if kind == "ensemble" else "none"
-        config = TrainConfig(**{**common, "impute": impute, **settings})
+        config = TrainConfig(**{**common, **settings})
         runs[kind] = train(config, tmp_path_factory.mktemp("runs") / kind)
         evaluate(runs[kind])
     return runs
 
 
-@pytest.mark.parametrize("kind", ["overlap", "both"])
+@pytest.mark.parametrize("kind", ["likelihood-ratio", "sum"])
 def test_curves_compare_as_the_run_does(made, kind):
     frame = run_curves(made[kind], queries=["caption"], scenarios=["full", "random:0.5"])
     assert set(frame["scorer"]) == {kind, f"{kind}:vision", f"{kind}:subtitle"}
@@ -55,21 +53,21 @@ def test_curves_compare_as_the_run_does(made, kind):
 
 
 def test_a_scorer_that_was_asked_for_is_used(made):
-    frame = run_curves(made["overlap"], scorers=["centroid"], queries=["caption"], scenarios=["full"])
+    frame = run_curves(made["likelihood-ratio"], scorers=["centroid"], queries=["caption"], scenarios=["full"])
     assert set(frame["scorer"]) == {"centroid", "cosine:vision", "cosine:subtitle"}
-    both = run_curves(made["both"], scorers=["centroid", "overlap"], queries=["caption"], scenarios=["full"])
+    both = run_curves(made["sum"], scorers=["centroid", "likelihood-ratio"], queries=["caption"], scenarios=["full"])
     gain = aggregation_gain(both, np.random.default_rng(0)).set_index(["side", "scorer"])
     first = both.assign(hit=both["greater"] == 0).query("side == 'gallery'").groupby("scorer")["hit"].mean()
-    for scorer, alone in (("centroid", "cosine"), ("overlap", "overlap")):
+    for scorer, alone in (("centroid", "cosine"), ("likelihood-ratio", "likelihood-ratio")):
         best = max(first[f"{alone}:vision"], first[f"{alone}:subtitle"])
         assert gain.loc[("gallery", scorer), "single"] == pytest.approx(100 * best)
 
 
-def test_a_run_without_ppca_has_no_overlap(made, trained):
-    with pytest.raises(CalmrlError, match="this run has none"):
-        run_curves(trained, scorers=["overlap"], queries=["caption"], scenarios=["full"])
-    with pytest.raises(CalmrlError, match="needs the weight of the cosine"):
-        run_curves(made["overlap"], scorers=["both"], queries=["caption"], scenarios=["full"])
+def test_a_run_without_ppca_has_no_likelihood_ratio(made, trained):
+    with pytest.raises(CalmrlError, match="has no PPCA of its features"):
+        run_curves(trained, scorers=["likelihood-ratio"], queries=["caption"], scenarios=["full"])
+    with pytest.raises(CalmrlError, match="chose no weight for similarity 'sum'"):
+        run_curves(made["likelihood-ratio"], scorers=["sum"], queries=["caption"], scenarios=["full"])
 
 
 def test_an_ensemble_fills_no_gaps_of_its_own(made):
@@ -84,17 +82,20 @@ def test_an_ensemble_fills_no_gaps_of_its_own(made):
 def test_evaluate_says_how_pairs_are_compared(made, cli, kind):
     code, said, _ = cli("evaluate", "--run", made[kind].path, "--direction", "caption:vision")
     assert code == 0
-    words = {"overlap": "posteriors under PPCA;", "both": "PPCA plus the cosine", "ensemble": "the cosine of their embeddings"}
+    words = {
+        "likelihood-ratio": "likelihood ratio under PPCA (PLDA scoring);",
+        "sum": "PPCA plus the cosine",
+        "ensemble": "the cosine of their embeddings",
+    }
     assert words[kind] in said
-    assert json.loads((made[kind].path / "evaluation.json").read_text())["score"] == made[kind].config.score
+    assert json.loads((made[kind].path / "evaluation.json").read_text())["similarity"] == made[kind].config.similarity
     evaluate(made[kind])
 
 
-@pytest.mark.parametrize("kind", ["overlap", "both"])
+@pytest.mark.parametrize("kind", ["likelihood-ratio", "sum"])
 def test_an_index_compares_as_the_run_does(small_store, tmp_path, kind):
     pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
-    from calmrl_lab.evaluation.run_space import RunSpace
-    from calmrl_lab.scorers.base import make_scorer
+    from calmrl_lab.evaluation.run_items import open_run
     from calmrl_lab.search.index_folder import Gallery, build_gallery
     from calmrl_lab.store import FeatureStore
 
@@ -105,16 +106,14 @@ def test_an_index_compares_as_the_run_does(small_store, tmp_path, kind):
     build_gallery(run, tmp_path / "index", split="test", modalities=["vision", "keywords"])
     shutil.move(tmp_path / "index", tmp_path / "moved")  # it stands alone
     gallery = Gallery.open(tmp_path / "moved")
-    assert gallery.facts["scorer"] == gallery.facts["run_score"] == kind
+    assert gallery.facts["scorer"] == gallery.facts["run_similarity"] == kind
     assert len(gallery.facts["patterns"]) > 1
 
-    space = RunSpace.open(run).embed("test", evidence=True)
-    weight = {"weight": space.evidence.weight} if kind == "both" else {}
-    scorer = make_scorer(kind, "caption", ["vision", "keywords"], maps=space.evidence.maps, **weight)
+    _, model, stored = open_run(run)
+    space = model.represent(stored.of("test"))
+    scorer = model.scorer(kind, "caption", ["vision", "keywords"])
     asked, columns = space.modalities.index("caption"), [space.modalities.index(m) for m in ("vision", "keywords")]
-    queries = torch.cat([space.evidence.rows[asked], space.rows[asked].double()], dim=1)
-    items = torch.cat([space.evidence.items, space.items.double()], dim=2)[:, columns]
-    expected = scorer.score(queries, items, space.mask[:, columns])
+    expected = scorer.score(space.rows[asked], space.items[:, columns], space.mask[:, columns])
     best = expected.topk(3, dim=1)
 
     store = FeatureStore.open(run.config.store)
@@ -126,14 +125,14 @@ def test_an_index_compares_as_the_run_does(small_store, tmp_path, kind):
     assert (found["id"].to_numpy() == space.ids[best.indices.flatten().numpy()]).mean() > 0.98  # the rest are ties in float32
 
 
-@pytest.mark.parametrize("kind", ["overlap", "both"])
+@pytest.mark.parametrize("kind", ["likelihood-ratio", "sum"])
 def test_the_commands_of_an_index_say_how_it_compares(made, tmp_path, cli, kind):
     pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
     words = ("index", "--run", made[kind].path, "--out", tmp_path / "index")
     code, said, _ = cli(*words, "--kind", "hnsw")
     assert code == 0
-    assert "overlap of posteriors (nats)" in said
-    assert ("times the cosine" in said) == (kind == "both")
+    assert "likelihood ratio (nats)" in said
+    assert ("times the cosine" in said) == (kind == "sum")
     assert "with what an item shows of vision, caption, subtitle" in said
     assert "of the true ten nearest items" in said
     code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")
@@ -146,9 +145,9 @@ def test_the_commands_of_an_index_say_how_it_compares(made, tmp_path, cli, kind)
     # Over the first one, which knew a PPCA.
     code, said, _ = cli(*words, "--scorer", "centroid")
     assert code == 0
-    assert not (tmp_path / "index" / "model" / "latent.safetensors").exists()
+    assert not (tmp_path / "index" / "model" / "transform.safetensors").exists()
     assert "cosine with the centroid of vision, caption, subtitle" in said
-    assert "the run itself compares pairs by the overlap of their posteriors" in said
+    assert "the run itself compares pairs by their likelihood ratio" in said
     code, said, noted = cli("search", "--index", tmp_path / "index", "--item", "2615", "-k", "2")
     assert (code, len(said.splitlines())) == (0, 3)
     assert "found by cosine with the centroid" in noted
@@ -158,13 +157,13 @@ def test_indexes_that_make_no_sense_are_one_sentence(made, trained, tmp_path):
     from calmrl_lab.search.index_folder import build_gallery
 
     with pytest.raises(CalmrlError, match="there are no gaps to fill"):
-        build_gallery(made["both"], tmp_path / "index", calibrate=True)
+        build_gallery(made["sum"], tmp_path / "index", calibrate=True)
     with pytest.raises(CalmrlError, match="has no PPCA of its features"):
-        build_gallery(trained, tmp_path / "index", scorer="overlap")
-    with pytest.raises(CalmrlError, match="needs the weight of the cosine"):
-        build_gallery(made["overlap"], tmp_path / "index", scorer="both")
+        build_gallery(trained, tmp_path / "index", scorer="likelihood-ratio")
+    with pytest.raises(CalmrlError, match="chose no weight for similarity 'sum'"):
+        build_gallery(made["likelihood-ratio"], tmp_path / "index", scorer="sum")
     with pytest.raises(CalmrlError, match="no modality 'visoin'; did you mean 'vision'"):
-        build_gallery(made["overlap"], tmp_path / "index", scorer="overlap:visoin")
+        build_gallery(made["likelihood-ratio"], tmp_path / "index", scorer="likelihood-ratio:visoin")
     assert not (tmp_path / "index").exists()
 
 
@@ -173,8 +172,8 @@ def test_an_ensemble_is_indexed_by_its_joined_heads(made, tmp_path):
     from calmrl_lab.search.index_folder import build_gallery
 
     gallery = build_gallery(made["ensemble"], tmp_path / "index", split="test")
-    assert gallery.facts["dim"] == made["ensemble"].load_heads().dim
-    assert gallery.facts["run_score"] == "cosine"
+    assert gallery.facts["dim"] == made["ensemble"].model().projection.dim
+    assert gallery.facts["run_similarity"] == "cosine"
 
 
 def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
@@ -182,16 +181,16 @@ def test_a_report_draws_every_run_by_the_scorer_it_has(made, tmp_path):
     from calmrl_lab.reporting.output.palette import inks
     from calmrl_lab.reporting.results.collect import gather
 
-    for kind in ("overlap", "ensemble"):
+    for kind in ("likelihood-ratio", "ensemble"):
         run_curves(made[kind], queries=["caption"], scenarios=["full", "random:0.5"])
         shutil.copytree(made[kind].path, tmp_path / f"{kind}-s0")
     gathered = gather(tmp_path)
     found = robustness(gathered)
     ink = inks(gathered.methods)
     caption = curve_figure(found, ink).caption
-    assert ": overlap)" in caption
+    assert ": likelihood-ratio)" in caption
     assert {(gain.method.name, gain.scorer) for gain in found.gains} == {
-        ("overlap", "overlap"),
+        ("likelihood-ratio", "likelihood-ratio"),
         ("ensemble", "centroid"),
         ("ensemble", "anchor"),
     }
@@ -207,7 +206,7 @@ def test_a_report_shows_what_the_run_found_first(made, tmp_path, small_store, ki
 
     shutil.copytree(made[kind].path, tmp_path / f"{kind}-s0")
     gathered = gather(tmp_path)
-    assert _similarity(gathered) == SCORE_WORDS[made[kind].config.score]
+    assert _similarity(gathered) == SIMILARITY_WORDS[made[kind].config.similarity]
     run = gathered.methods[0].runs[0]
     ranks = run.scores.query("query == 'caption' and gallery == 'subtitle'").set_index("item")
     found = found_first(FeatureStore.open(small_store), run, ("caption", "subtitle"), list(ranks.index), "test")

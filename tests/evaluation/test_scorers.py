@@ -10,6 +10,8 @@ from scipy.stats import multivariate_normal
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.retrieval import rank_items
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.model.feature_map import identities
+from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.objectives import objectives
 from calmrl_lab.ppca.latent_maps import LatentMaps
 from calmrl_lab.scorers import scorers
@@ -56,34 +58,51 @@ def vast():
     return objective
 
 
-# Scorers of evidence read the first half of a vector as evidence, the rest as an embedding.
+# Half of a vector that a sum compares is an information vector, the rest an embedding.
 LATENT = DIM // 2
 TESTED = (
-    "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood", "fused", "overlap", "overlap:audio",
-    "both", "multilinear",
+    "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood", "fused", "likelihood-ratio",
+    "likelihood-ratio:audio", "sum", "multilinear", "objective",
 )  # fmt: skip
 
 
-def latent_maps(seed=3, dims=(4, 5, 3, 2)):
+def latent_maps(seed=3, dims=(4, 5, 3, 2), q=LATENT):
     """PPCA of features of the four modalities: weights, noise, and the maps they give."""
     draw = np.random.default_rng(seed)
-    weights, noise = [draw.normal(size=(d, LATENT)) for d in dims], draw.uniform(0.2, 2, len(dims))
+    weights, noise = [draw.normal(size=(d, q)) for d in dims], draw.uniform(0.2, 2, len(dims))
     scaled = tuple(torch.from_numpy(w / s) for w, s in zip(weights, noise, strict=True))
     precisions = torch.stack([torch.from_numpy(w.T @ w / s) for w, s in zip(weights, noise, strict=True)])
     centres = tuple(torch.zeros(d, dtype=torch.float64) for d in dims)
     return weights, noise, LatentMaps(("caption", *NAMES)[: len(dims)], centres, scaled, precisions)
 
 
+def ratio(q=LATENT, dims=(4, 5, 3, 2)):
+    """The likelihood ratio under that model."""
+    return LikelihoodRatio(latent_maps(dims=dims, q=q)[2], identities(dims))
+
+
+def summed(weight=7.0):
+    """The same plus `weight` times the cosine of embeddings of the other half."""
+    return Sum(((ratio(), 1.0), (Cosine(DIM - LATENT), weight)))
+
+
+def trained(name):
+    """An objective away from its start."""
+    objective = objectives.get(name)(("caption", *NAMES), DIM).double()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return objective
+
+
 @pytest.fixture(params=TESTED)
 def scorer(request, ppca, vast):
     kind = request.param.partition(":")[0]
-    options = {"likelihood": {"imputer": ppca}, "fused": {"objective": vast}, "overlap": {"maps": latent_maps()[2]}}.get(
-        kind, {}
-    )
-    if kind == "both":
-        options = {"maps": latent_maps()[2], "weight": 7.0}
+    objective = trained("comm") if kind == "objective" else vast
+    parts = {"imputer": ppca, "objective": objective, "similarity": summed() if kind == "sum" else ratio(DIM)}
     names = NAMES[:2] if request.param == "area" else NAMES
-    return make_scorer(request.param, "caption", names, **options)
+    return make_scorer(request.param, "caption", names, parts)
 
 
 def test_every_scorer_is_tested():
@@ -131,6 +150,7 @@ class TestEveryScorer:
             assert forward.greater[i] == ((scores[i] > best) & ~close).sum()
             assert forward.equal[i] == (close & ~own).sum()
             assert forward.positives[i] == own.sum()
+            assert forward.best_positives[i] == (close & own).sum()
         assert (forward.candidates == 18).all()
         for j in range(18):
             own = (query_owner == item_owner[j]).numpy()
@@ -144,7 +164,7 @@ class TestEveryScorer:
             assert backward.equal[j] == (close & ~own).sum()
 
     def test_a_perfect_copy_is_the_best_answer(self, scorer):
-        if scorer.name in ("likelihood", "fused", "overlap", "both"):
+        if scorer.name in ("likelihood", "fused", "likelihood-ratio", "sum"):
             pytest.skip("a likelihood asks what is likely, a trained fusion what it was taught; not what is equal")
         queries, items, mask = self.case(scorer, 8)
         items[3], mask[3] = queries[0], True
@@ -229,7 +249,7 @@ def test_fusion_heads_serve_what_they_were_trained_for(vast):
         ("caption", NAMES, None, "needs fusion heads"),
         ("caption", NAMES, objectives.get("clip")(("caption", *NAMES), DIM), "needs fusion heads"),
         ("vision", NAMES, vast, "trained for queries of 'caption', not of 'vision'"),
-        ("caption", ("vision", "sound"), vast, "take no 'sound'"),
+        ("caption", ("vision", "sound"), vast, "take no modality 'sound'"),
     ):
         with pytest.raises(CalmrlError, match=said):
             make_scorer("fused", query, names, objective=objective)
@@ -320,11 +340,11 @@ def test_the_likelihood_names_a_modality_it_does_not_know(ppca):
 
 
 @pytest.mark.parametrize("shown", [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)])
-def test_an_overlap_with_a_set_is_the_log_density_ratio_of_the_joint_gaussian(shown):
+def test_a_likelihood_ratio_with_a_set_is_the_log_density_ratio_of_the_joint_gaussian(shown):
     weights, noise, maps = latent_maps()
     draw = np.random.default_rng(1)
     x = [draw.normal(size=(3, len(w))) for w in weights]
-    evidence = torch.stack([maps.information_vector(j, torch.from_numpy(part)) for j, part in enumerate(x)], dim=1)
+    vectors = torch.stack([maps.information_vector(j, torch.from_numpy(part)) for j, part in enumerate(x)], dim=1)
     mask = torch.zeros(3, 3, dtype=torch.bool)
     mask[:, list(shown)] = True
     blocks = [0, *(j + 1 for j in shown)]
@@ -334,37 +354,32 @@ def test_an_overlap_with_a_set_is_the_log_density_ratio_of_the_joint_gaussian(sh
         diagonal = np.concatenate([np.full(len(weights[j]), noise[j]) for j in places])
         return multivariate_normal(np.zeros(len(stacked)), stacked @ stacked.T + np.diag(diagonal)).logpdf(values)
 
-    # Embeddings stand behind the evidence; overlap alone must not look at them.
-    behind = torch.full((3, 4, 2), 9.0, dtype=torch.float64)
-    vectors = torch.cat([evidence, behind], dim=2)
-    found = make_scorer("overlap", "caption", NAMES, maps=maps).score(vectors[:, 0], vectors[:, 1:], mask)
+    found = make_scorer("likelihood-ratio", "caption", NAMES, similarity=ratio()).score(vectors[:, 0], vectors[:, 1:], mask)
     for i, j in np.ndindex(3, 3):
         item = np.concatenate([x[b][j] for b in blocks[1:]])
         together = density(blocks, np.concatenate([x[0][i], item]))
         assert found[i, j].item() == pytest.approx(together - density([0], x[0][i]) - density(blocks[1:], item))
 
 
-def test_both_adds_the_weighted_cosine_with_the_mean_of_what_is_shown():
-    maps = latent_maps()[2]
+def test_a_sum_adds_the_weighted_cosine_with_the_mean_of_what_is_shown():
     queries, items, mask = cone(4)
-    overlap, both = (
-        make_scorer(name, "caption", NAMES, maps=maps, **options).score(queries, items, mask)
-        for name, options in (("overlap", {}), ("both", {"weight": 7.0}))
-    )
+    alone = make_scorer("likelihood-ratio", "caption", NAMES, similarity=ratio())
+    expected = alone.score(queries[:, :LATENT], items[:, :, :LATENT], mask)
     cosine = make_scorer("centroid", "caption", NAMES).score(queries[:, LATENT:], items[:, :, LATENT:], mask)
-    torch.testing.assert_close(both, overlap + 7 * cosine)
+    found = make_scorer("sum", "caption", NAMES, similarity=summed()).score(queries, items, mask)
+    torch.testing.assert_close(found, expected + 7 * cosine)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("overlap", {}, "needs the PPCA that heads start from"),
-        ("both", {"maps": latent_maps()[2]}, "needs the weight of the cosine"),
-        ("overlap:smell", {"maps": latent_maps()[2]}, "no modality 'smell'"),
-        ("overlap", {"maps": latent_maps(dims=(4, 5))[2]}, "no modality 'audio'"),
+        ("likelihood-ratio", {}, "needs a model that can compare by similarity 'likelihood-ratio'"),
+        ("sum", {"similarity": ratio()}, "needs a model that can compare by similarity 'sum'"),
+        ("likelihood-ratio:smell", {"similarity": ratio()}, "no modality 'smell'"),
+        ("overlap", {}, "unknown scorer 'overlap'"),
     ],
 )
-def test_overlaps_that_make_no_sense_are_one_sentence(name, options, said):
+def test_likelihood_ratios_that_make_no_sense_are_one_sentence(name, options, said):
     with pytest.raises(CalmrlError, match=said):
         make_scorer(name, "caption", NAMES, **options)
 
@@ -392,3 +407,55 @@ def test_multilinear_product_against_loops():
             assert float(found[i, j]) == pytest.approx(total, abs=1e-12)
             assert float(query @ vectors[j]) == pytest.approx(total, abs=1e-12)
     assert (vectors[~mask.any(dim=1)] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["comm", "confu", "gated-symile"])
+def test_the_score_that_an_objective_trains_against_loops(name):
+    objective = trained(name)
+    queries, items, mask = cone(11)
+    mask[3] = False
+    found = make_scorer("objective", "caption", NAMES, {"objective": objective}).score(queries, items, mask)
+
+    def unit_of(vector):
+        return vector / vector.norm()
+
+    def comm(vectors):
+        h = torch.stack([z @ objective.fusion.maps[m] + objective.fusion.places[m] for m, z in vectors.items()]).mean(dim=0)
+        return unit_of(h + torch.nn.functional.gelu(h @ objective.fusion.inner) @ objective.fusion.outer)
+
+    def confu(shown):
+        if len(shown) == 1:
+            return next(iter(shown.values()))
+        heads = dict(zip(objective.pairs, objective.heads, strict=True))
+        made = []
+        for (a, b), head in heads.items():
+            if a in shown and b in shown:
+                hidden = torch.relu(torch.cat([shown[a], shown[b]]) @ head.inner + head.inner_bias)
+                made.append(unit_of(torch.nn.functional.leaky_relu(hidden @ head.outer + head.outer_bias, 0.2)))
+        return unit_of(sum(made))
+
+    def gated(query, shown):
+        gate, others = objective.gate, torch.tensor([[m in shown for m in range(4)]])
+        wide = torch.stack([shown.get(m, torch.zeros_like(query)) for m in range(4)])[None]
+        turned, product = gate(0, query[None], wide, others)[0], query
+        for m in shown:
+            product = product * turned[m]
+        return product.sum() * DIM ** (len(shown) / 2)
+
+    for i, query in enumerate(queries):
+        for j, (item, seen) in enumerate(zip(items, mask, strict=True)):
+            shown = {m + 1: item[m] for m in range(3) if seen[m]}
+            if not shown:
+                assert found[i, j] == -torch.inf
+                continue
+            expected = {
+                "comm": lambda q=query, s=shown: comm({0: q}) @ comm(s),
+                "confu": lambda q=query, s=shown: q @ confu(s),
+                "gated-symile": lambda q=query, s=shown: gated(q, s),
+            }[name]()
+            torch.testing.assert_close(found[i, j], expected.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_an_objective_without_a_score_of_its_own():
+    with pytest.raises(CalmrlError, match="needs an objective with a score of its own"):
+        make_scorer("objective", "caption", NAMES, {"objective": trained("clip")})

@@ -209,7 +209,10 @@ def test_a_killed_experiment_can_be_reported_and_goes_on_to_the_same_tables(tmp_
             {"methods": [{"name": "n", "method": "calmrl", "settings": {"impute": "none"}}]},
             "method 'n': objective 'calmrl' needs the gaps filled",
         ),
-        ({"methods": [{"name": "o", "settings": {"objective": "clip", "score": "overlap"}}]}, "method 'o': score 'overlap'"),
+        (
+            {"methods": [{"name": "o", "settings": {"objective": "clip", "similarity": "likelihood-ratio"}}]},
+            "method 'o': similarity 'likelihood-ratio'",
+        ),
         ({"common": {"scenario": "pears:0.25"}}, "method 'clip': unknown scenario"),
         ({"directions": ["caption-vision"]}, "direction 'caption-vision' is not of the form"),
         ({"common": {"epoch": 3}}, r"method 'clip': epoch: unknown key; did you mean 'epochs'\?"),

@@ -126,3 +126,14 @@ def test_a_dry_run_needs_neither_encoders_nor_media(cli, tmp_path):
     assert found["modalities"]["vision"]["files_missing"] == 2
     assert found["modalities"]["caption"] | {"encoder": None} == found["modalities"]["caption"]
     assert (found["modalities"]["caption"]["items"], found["modalities"]["caption"]["rows"]) == (1, 2)
+
+
+def test_a_dry_run_says_which_modality_of_the_preset_nobody_has(cli, tmp_path):
+    for name in ("train/cat/a.jpg", "test/dog/b.jpg", "annotations/list.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    code, said, err = cli("extract", "--dataset", "class-folder", "--media", tmp_path, "--dry-run")
+    assert code == 0, err
+    assert "2 items (1 test, 1 train)" in said
+    assert "no item has audio: choose --encoders vision=vast/eva-g,caption=vast/bert-caption" in said
+    assert cli("extract", "--dataset", "class-folder", "--media", tmp_path, "--dry-run", "--encoders", "open")[0] == 2

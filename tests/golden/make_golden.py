@@ -29,7 +29,7 @@ from calmrl_lab.scorers import scorers
 from calmrl_lab.training.train import train
 
 # Setting that says how pairs are compared, and its values for posteriors under PPCA and for these plus the cosine.
-SCORE, OVERLAP, BOTH = "score", "overlap", "both"
+SIMILARITY, RATIO, SUM = "similarity", "likelihood-ratio", "sum"
 
 
 def train_recommended(store: Path, run: Path, **settings: Any) -> Any:
@@ -158,7 +158,7 @@ def imputer_numbers(name: str, folder: Path) -> Quantities:
 @cache
 def scored_run(folder: Path) -> Any:
     """A run with all that scorers other than 'fused' need: a start by PPCA and a fitted PPCA of its embeddings."""
-    settings = {**QUICK, **PPCA_START, SCORE: BOTH}
+    settings = {**QUICK, **PPCA_START, SIMILARITY: SUM}
     return train_method(STORE, folder / "scored", "calmrl", "ppca", **settings)
 
 
@@ -168,9 +168,15 @@ def fusing_run(folder: Path) -> Any:
     return train_method(STORE, folder / "fusing", "vast", "none", **QUICK)
 
 
+@cache
+def comm_run(folder: Path) -> Any:
+    """A run whose objective has a score of its own."""
+    return train_method(STORE, folder / "comm", "comm", "none", **QUICK)
+
+
 def scorer_numbers(name: str, folder: Path) -> Quantities:
     """Recalls of captions against items that show drawing and speech, and back, with nothing and with half of it hidden."""
-    run = (fusing_run if name == "fused" else scored_run)(folder.parent)
+    run = {"fused": fusing_run, "objective": comm_run}.get(name, scored_run)(folder.parent)
     asked = f"{name}:vision" if name == "cosine" else name
     curves = run_curves(run, [asked], ["full", "random:0.5"], ["caption"], device="cpu")
     # Single modalities are scored beside every scorer, and are a case of their own.
@@ -189,8 +195,8 @@ CASES: dict[str, Callable[[Path], Quantities]] = {
     "objective calmrl": partial(method, objective="calmrl", impute="ppca"),
     **{f"calmrl with {name}": partial(method, objective="calmrl", impute=name) for name in CALMRL_IMPUTERS},
     "recommended": recommended,
-    "closed form": partial(method, objective="none", **PPCA_START, **{SCORE: OVERLAP}),
-    "heads by PPCA and both scores": partial(method, objective="clip", **PPCA_START, **{SCORE: BOTH}),
+    "closed form": partial(method, objective="none", **PPCA_START, **{SIMILARITY: RATIO}),
+    "heads by PPCA and both scores": partial(method, objective="clip", **PPCA_START, **{SIMILARITY: SUM}),
     "mlp heads": partial(method, objective="clip", head="mlp"),
     "five modalities": partial(method, objective="calmrl", impute="ppca", modalities=None, scenario="full"),
     **{f"imputer {name}": partial(imputer_numbers, name) for name in imputers},

@@ -10,13 +10,11 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
-from calmrl_lab.evaluation.run_space import RunSpace
+from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.linalg import kernel_pca as kernel_map
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import start_by_ppca
-from calmrl_lab.model.initialisation import ppca_heads
-from calmrl_lab.model.joined import JoinedHeads
-from calmrl_lab.model.projection import Heads
+from calmrl_lab.model.initialisation import ppca_start
 from calmrl_lab.runs.run import Run
 from calmrl_lab.training.train import train
 
@@ -76,45 +74,36 @@ def circles(n, seed):
     return FeatureTable(("a", "b"), ids, ids, rows, (torch.arange(n + 1),) * 2, torch.ones(n, 2, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("score", ["cosine", "overlap", "both"])
-def test_a_kernel_finds_what_linear_heads_cannot(score):
+@pytest.mark.parametrize("similarity", ["cosine", "likelihood-ratio", "sum"])
+def test_a_kernel_finds_what_linear_heads_cannot(similarity):
     seen, held_out = circles(300, 0), circles(80, 1)
     options = {"latent_dim": "auto", "components": 20}
-    plain, kernel = (start_by_ppca(seen, held_out, {**options, "kernel": k}, score) for k in ("none", "rbf"))
+    plain, kernel = (start_by_ppca(seen, held_out, {**options, "kernel": k}, similarity) for k in ("none", "rbf"))
     assert kernel.chosen["validation_mrr"] > 1.8 * plain.chosen["validation_mrr"]
-    heads = ppca_heads(kernel, seen)
+    start = ppca_start(kernel, seen)
     for index, rows in enumerate(held_out.first_rows()):
-        coordinates = kernel.kernels[index](rows).double()
+        coordinates = kernel.feature_maps[index](rows).double()
         exact = (coordinates - kernel.maps.centres[index]) @ kernel.maps.embedding_weights("precision")[index]
         wanted = torch.nn.functional.normalize(exact, dim=1)
-        assert torch.allclose(heads.project(index, rows).double(), wanted, atol=1e-3)
+        assert torch.allclose(start.heads.project(index, start.feature_maps[index](rows)).double(), wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("score", ["cosine", "overlap", "both"])
-def test_kernels_can_be_for_the_heads_alone(score):
+@pytest.mark.parametrize("similarity", ["cosine", "likelihood-ratio", "sum"])
+def test_kernels_can_be_for_the_heads_alone(similarity):
     seen, held_out = circles(300, 0), circles(80, 1)
     options = {"latent_dim": 3, "components": 20}
-    apart = start_by_ppca(seen, held_out, {**options, "kernel": "heads"}, score)
+    apart = start_by_ppca(seen, held_out, {**options, "kernel": "heads"}, similarity)
     heads = start_by_ppca(seen, held_out, {**options, "kernel": "rbf"}, "cosine")
-    beside = start_by_ppca(seen, held_out, {**options, "kernel": "none"}, "overlap")
-    of_heads, of_overlap = (beside if score == "overlap" else heads).maps, (heads if score == "cosine" else beside).overlap
-    for index, rows in enumerate(held_out.first_rows()):
-        assert torch.equal(apart.maps.information_vector(index, rows), of_heads.information_vector(index, rows))
-        assert torch.equal(apart.overlap.information_vector(index, rows), of_overlap.information_vector(index, rows))
-    if score == "both":
+    beside = start_by_ppca(seen, held_out, {**options, "kernel": "none"}, "likelihood-ratio")
+    of_heads = beside if similarity == "likelihood-ratio" else heads
+    of_ratio = (heads if similarity == "cosine" else beside).likelihood_ratio
+    for index, (name, rows) in enumerate(zip(held_out.modalities, held_out.first_rows(), strict=True)):
+        one, other = (s.maps.information_vector(index, s.feature_maps[index](rows)) for s in (apart, of_heads))
+        assert torch.equal(one, other)
+        assert torch.equal(apart.likelihood_ratio.vectors(name, rows, rows), of_ratio.vectors(name, rows, rows))
+    if similarity == "sum":
         assert apart.chosen["candidates"] == heads.chosen["candidates"] + beside.chosen["candidates"]
-        assert apart.chosen["overlap_noise_scale"] == beside.chosen["overlap_noise_scale"]
-
-
-def test_heads_with_kernels_are_kept(tmp_path):
-    seen = circles(60, 0)
-    kernels = [KernelPCA.of(rows, 10) for rows in seen.rows]
-    one, other = Heads(seen.dims, 5, seed=1, kernels=kernels), Heads(seen.dims, 4, "mlp", 2)
-    for heads in (one, other, JoinedHeads([one, other, Heads(seen.dims, 3, kernels=kernels[::-1])], [1, 2, 3])):
-        Run(tmp_path).save_heads(heads)
-        again = Run(tmp_path).load_heads()
-        for index, rows in enumerate(seen.rows):
-            assert torch.equal(again.project(index, rows), heads.project(index, rows))
+        assert apart.chosen["likelihood_ratio_noise_scale"] == beside.chosen["likelihood_ratio_noise_scale"]
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "heads"])
@@ -122,18 +111,18 @@ def test_a_run_with_kernels_does_what_every_run_does(small_store, tmp_path, kern
     common = {"store": str(small_store), "scenario": "pairs:0.25", "epochs": 1, "impute": "none", "objective": "clip"}
     common["modalities"] = ["vision", "caption", "subtitle"]
     options = {"kernel": kernel, "latent_dim": 16, "components": 40, "whitening": 0.5}
-    run = train(TrainConfig(**common, init="ppca", init_options=options, score="both"), tmp_path / "both")
+    run = train(TrainConfig(**common, init="ppca", init_options=options, similarity="sum"), tmp_path / "sum")
     assert run.summary["start"]["kernel"] == kernel
     first = evaluate(run).table()
     assert first.equals(evaluate(Run.open(run.path)).table())
-    space = RunSpace.open(run).embed("test", evidence=True)
-    assert torch.isfinite(space.evidence.items).all()
+    _, model, items = open_run(run)
+    assert torch.isfinite(model.represent(items.of("test")).items).all()
     random = train(TrainConfig(**common, init="random", features="kernel", dim=16), tmp_path / "random")
-    assert random.load_heads().inputs != list(random.load_heads().dims.values())
+    assert random.model().projection.inputs != list(random.model().dims.values())
     evaluate(random)
 
 
-def test_tables_in_memory_are_lifted_once_and_streams_row_by_row(small_store, tmp_path, monkeypatch):
+def test_tables_in_memory_are_mapped_once_and_streams_as_they_are_read(small_store, tmp_path, monkeypatch):
     common = {
         "store": str(small_store),
         "scenario": "pairs:0.25",
@@ -150,9 +139,8 @@ def test_tables_in_memory_are_lifted_once_and_streams_row_by_row(small_store, tm
     stream = train(TrainConfig(**config, memory="stream"), tmp_path / "stream")
     assert len(calls) - once > once
     assert memory.summary["validation_mrr"] == pytest.approx(stream.summary["validation_mrr"], abs=0.02)
-    assert not memory.load_heads().lifted
-    table = RunSpace.open(memory).embed("test")
-    assert torch.isfinite(table.items).all()
+    _, model, items = open_run(memory)
+    assert torch.isfinite(model.embed(items.of("test")).items).all()
 
 
 def test_kernels_need_two_rows(small_store, tmp_path):

@@ -92,7 +92,7 @@ def test_python_and_the_command_line_train_the_same(cli, small_store, tmp_path, 
     python = train_heads(small_store, *([method] if method else []), scenario="pairs:0.5", run=tmp_path / "b", **quick)
     command = Run.open(tmp_path / "a")
     assert command.config == python.config
-    first, second = (run.read_tensors("heads.safetensors")[0] for run in (command, python))
+    first, second = (run.read_tensors("model/model.safetensors")[0] for run in (command, python))
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[key], second[key]) for key in first)
 

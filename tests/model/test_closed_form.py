@@ -11,9 +11,9 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
 from calmrl_lab.model.closed_form import start_by_ppca
-from calmrl_lab.model.initialisation import ppca_heads
-from calmrl_lab.model.selection import validation_score
-from calmrl_lab.model.similarity import BESIDE_OVERLAP
+from calmrl_lab.model.initialisation import ppca_start
+from calmrl_lab.model.selection import BESIDE_LIKELIHOOD_RATIO, validation_score
+from calmrl_lab.model.similarity import Cosine, weights_of
 from calmrl_lab.runs.run import Run
 from calmrl_lab.training.train import train
 
@@ -43,9 +43,9 @@ OPTIONS = {"latent_dim": 3, "components": 6, "whitening": 0.5, "iterations": 20,
 def test_planted_factors_are_found_without_a_gradient_step():
     seen, held_out = table(), table(n=60, seed=1, missing=0.0)
     start = start_by_ppca(seen, held_out, OPTIONS, "cosine")
-    heads = ppca_heads(start, seen)
-    embeddings = [heads.project(j, rows) for j, rows in enumerate(held_out.first_rows())]
-    assert validation_score(embeddings, held_out)["validation_mrr"] > 0.5
+    made = ppca_start(start, seen)
+    embeddings = [made.heads.project(j, made.feature_maps[j](rows)) for j, rows in enumerate(held_out.first_rows())]
+    assert validation_score(Cosine(3), embeddings, held_out)["validation_mrr"] > 0.5
     assert start.chosen["candidates"] == 1
     assert {**start.chosen, **OPTIONS} == start.chosen
 
@@ -53,11 +53,11 @@ def test_planted_factors_are_found_without_a_gradient_step():
 def test_heads_compute_the_embedding_of_the_model():
     seen = table()
     start = start_by_ppca(seen, seen, OPTIONS, "cosine")
-    heads = ppca_heads(start, seen)
+    made = ppca_start(start, seen)
     for index, rows in enumerate(seen.first_rows()):
         exact = (rows.double() - start.maps.centres[index]) @ start.maps.embedding_weights("precision")[index]
         wanted = torch.nn.functional.normalize(exact, dim=1)
-        assert torch.allclose(heads.project(index, rows).double(), wanted, atol=1e-3)
+        assert torch.allclose(made.heads.project(index, made.feature_maps[index](rows)).double(), wanted, atol=1e-3)
 
 
 def test_what_is_hidden_changes_nothing():
@@ -136,36 +136,43 @@ def test_gentle_training_goes_on_from_there(small_store, tmp_path):
     )
 
 
-def test_runs_can_be_scored_by_the_overlap_of_posteriors(small_store, tmp_path):
-    run = train(config(small_store, objective="none", score="overlap"), tmp_path / "overlap")
+def test_runs_can_compare_by_the_likelihood_ratio(small_store, tmp_path):
+    run = train(config(small_store, objective="none", similarity="likelihood-ratio"), tmp_path / "ratio")
     scored = evaluate(run)
-    assert set(scored.scores["scorer"]) == {"overlap"}
-    assert mean_recall(run, score="cosine") > 0
+    assert set(scored.scores["scorer"]) == {"likelihood-ratio"}
+    assert mean_recall(run, similarity="cosine") > 0
     cosine = train(config(small_store, objective="none"), tmp_path / "cosine")
-    assert mean_recall(cosine, score="overlap") == pytest.approx(scored.table()["recall_at_10"].mean())
+    assert mean_recall(cosine, similarity="likelihood-ratio") == pytest.approx(scored.table()["recall_at_10"].mean())
 
 
-def test_one_run_can_add_the_cosine_of_its_heads_to_the_overlap(small_store, tmp_path, cli):
-    run = train(config(small_store, objective="clip", score="both"), tmp_path / "both")
-    assert run.summary["cosine_weight"] in BESIDE_OVERLAP
-    assert set(evaluate(run).scores["scorer"]) == {"both"}
-    assert set(evaluate(run, score="cosine").scores["scorer"]) == {"cosine"}
+def test_one_run_can_add_the_cosine_of_its_heads_to_the_likelihood_ratio(small_store, tmp_path, cli):
+    run = train(config(small_store, objective="clip", similarity="sum"), tmp_path / "sum")
+    assert run.summary["cosine_weight"] in BESIDE_LIKELIHOOD_RATIO
+    assert weights_of(run.model().similarity) == {"likelihood-ratio": 1.0, "cosine": run.summary["cosine_weight"]}
+    assert set(evaluate(run).scores["scorer"]) == {"sum"}
+    assert set(evaluate(run, similarity="cosine").scores["scorer"]) == {"cosine"}
     cosine = train(config(small_store, objective="clip"), tmp_path / "cosine")
-    code, _, err = cli("evaluate", "--run", cosine.path, "--score", "both")
+    code, _, err = cli("evaluate", "--run", cosine.path, "--similarity", "sum")
     assert code == 2
-    assert "chose no weight for score 'both'" in err
+    assert "chose no weight for similarity 'sum'" in err
 
 
-def test_overlap_needs_the_model_it_compares_by(small_store, tmp_path, cli):
-    with pytest.raises(CalmrlError, match="score 'both' adds the cosine"):
-        train(config(small_store, objective="clip", score="both", init="random", init_options={}), tmp_path / "a")
-    with pytest.raises(CalmrlError, match="score 'overlap' compares by the PPCA"):
-        train(config(small_store, objective="clip", score="overlap"), tmp_path / "a")
+def test_a_likelihood_ratio_needs_the_model_it_compares_by(small_store, tmp_path, cli):
+    with pytest.raises(CalmrlError, match="similarity 'sum' adds the cosine"):
+        train(config(small_store, objective="clip", similarity="sum", init="random", init_options={}), tmp_path / "a")
+    with pytest.raises(CalmrlError, match="similarity 'likelihood-ratio' compares by the PPCA"):
+        train(config(small_store, objective="clip", similarity="likelihood-ratio"), tmp_path / "a")
     plain = train(config(small_store, objective="none", init="random", init_options={}), tmp_path / "b")
-    code, _, err = cli("evaluate", "--run", plain.path, "--score", "overlap")
+    code, _, err = cli("evaluate", "--run", plain.path, "--similarity", "likelihood-ratio")
     assert code == 2
     assert "has no PPCA of its features" in err
-    assert cli("evaluate", "--run", plain.path, "--score", "dot")[0] == 2
+    assert cli("evaluate", "--run", plain.path, "--similarity", "dot")[0] == 2
+    code, _, err = cli("evaluate", "--run", plain.path, "--score", "cosine")
+    assert code == 2
+    assert "it is now called '--similarity'" in err
+    code, _, err = cli("evaluate", "--run", plain.path, "--similarity", "overlap")
+    assert code == 2
+    assert "it is now called 'likelihood-ratio'" in err
 
 
 def test_the_command_line_trains_and_scores_in_closed_form(small_store, tmp_path, cli):
@@ -177,10 +184,10 @@ def test_the_command_line_trains_and_scores_in_closed_form(small_store, tmp_path
         "init_options.latent_dim=16",
         "--set",
         "init_options.components=40",
-        "--score",
-        "overlap",
+        "--similarity",
+        "likelihood-ratio",
     )
     code, _, err = cli(*words, *options, "--run", tmp_path / "run")
     assert code == 0, err
     assert cli("evaluate", "--run", tmp_path / "run", "--direction", "caption:subtitle")[0] == 0
-    assert Run.open(tmp_path / "run").load_latent().latent_dim == 16
+    assert Run.open(tmp_path / "run").model().similarity.dim == 16

@@ -38,43 +38,16 @@ def test_the_seed_alone_decides_the_start():
     assert not torch.equal(first["maps.0.0.weight"], Heads(DIMS, 4, "mlp", seed=4).state_dict()["maps.0.0.weight"])
 
 
-@pytest.mark.parametrize("how", ["scaled", "centred", "standardised"])
-def test_rescaling_makes_the_scale_irrelevant_and_centring_the_offset(how):
-    rows = features()[0]
-    moved = 1e3 * rows + (0 if how == "scaled" else 50)
-    plain, other = Heads(DIMS, 4), Heads(DIMS, 4)
-    plain.rescale(0, rows, how)
-    other.rescale(0, moved, how)
-    assert torch.allclose(plain.project(0, rows), other.project(0, moved), atol=1e-4)
-
-
-def test_standardising_makes_the_scale_of_a_coordinate_irrelevant_and_survives_a_constant_one():
-    rows = features(50)[0].double()
-    rows[:, 3] = 7.0
-    stretched = rows * torch.tensor([1.0, 10, 100, 1, 1e-3, 5, 1], dtype=torch.float64)
-    plain, other = Heads(DIMS, 4).double(), Heads(DIMS, 4).double()
-    plain.rescale(0, rows, "standardised")
-    other.rescale(0, stretched, "standardised")
-    moved = rows.clone()
-    moved[0, 3] = 7.5
-    # The constant coordinate keeps the common scale: an item that differs there is no outlier beyond all measure.
-    assert torch.allclose(plain.project(0, rows), other.project(0, stretched), atol=1e-9)
-    assert plain.get_buffer("scale_0")[3] == pytest.approx(float((rows - rows.mean(0)).square().sum(1).mean().sqrt()))
-    scaled = (rows - plain.get_buffer("centre_0")) / plain.get_buffer("scale_0")
-    assert float(scaled.square().sum(1).mean()) == pytest.approx(6 / 7)
-
-
 def test_a_start_in_closed_form_keeps_the_map_up_to_a_factor():
     generator = torch.Generator().manual_seed(1)
-    rows, weight, centre = features(20)[0], torch.randn(4, 7, generator=generator), torch.randn(7, generator=generator)
+    rows, weight = features(20)[0], torch.randn(4, 7, generator=generator)
     heads = Heads(DIMS, 4)
-    heads.rescale(0, rows, "standardised")
-    heads.load_affine(0, weight, centre)
-    wanted = torch.nn.functional.normalize((rows - centre) @ weight.T, dim=1)
+    heads.load_direction(0, weight)
+    wanted = torch.nn.functional.normalize(rows @ weight.T, dim=1)
     assert torch.allclose(heads.project(0, rows), wanted, atol=1e-5)
     assert float(heads.maps[0].weight.detach().norm()) == pytest.approx((4 / 3) ** 0.5, rel=1e-5)
     with pytest.raises(CalmrlError, match="linear heads only"):
-        Heads(DIMS, 4, "mlp").load_affine(0, weight, centre)
+        Heads(DIMS, 4, "mlp").load_direction(0, weight)
 
 
 def test_published_weights_must_fit():

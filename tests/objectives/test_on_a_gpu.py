@@ -108,7 +108,7 @@ class Session:
         self.filler = OnlineImputer("ppca", {"latent_dim": 4}, NAMES[:k], self.table)
         with torch.no_grad():
             shown = self.heads(self.table.first_rows(), self.table.mask)
-        self.filler.imputer = self.filler.tempered = PPCA(latent_dim=4).fit(
+        self.filler.imputer = self.filler.noise_scaled = PPCA(latent_dim=4).fit(
             list(shown.unbind(1)), self.table.mask, iterations=2
         )
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]

@@ -1,4 +1,4 @@
-"""The overlap of posteriors is the density ratio of the dense Gaussian; the embeddings are what their formulas say."""
+"""The likelihood ratio is the density ratio of the dense Gaussian; the embeddings are what their formulas say."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.model.feature_map import identities
+from calmrl_lab.model.similarity import LikelihoodRatio
 from calmrl_lab.ppca.latent_maps import EMBEDDINGS, LatentMaps
 
 MODALITIES = ("a", "b", "c")
 
 
 def model(seed, dims, q):
-    """PPCA parameters and the maps they give: no lifting, features as they are."""
+    """PPCA parameters and the maps they give: features as they are."""
     draw = np.random.default_rng(seed)
     weights = [draw.normal(size=(d, q)) for d in dims]
     means = [draw.normal(size=d) for d in dims]
@@ -30,7 +32,7 @@ def model(seed, dims, q):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(1, 4))
-def test_the_overlap_is_the_log_density_ratio_of_the_joint_gaussian(seed, dims, q):
+def test_the_likelihood_ratio_is_the_log_density_ratio_of_the_joint_gaussian(seed, dims, q):
     weights, means, noise, maps = model(seed, dims, q)
     draw = np.random.default_rng(seed + 1)
     x, y = draw.normal(size=(3, dims[0])), draw.normal(size=(4, dims[1]))
@@ -47,10 +49,10 @@ def test_the_overlap_is_the_log_density_ratio_of_the_joint_gaussian(seed, dims, 
     h, g = maps.information_vector(0, torch.from_numpy(x)), maps.information_vector(1, torch.from_numpy(y))
     found = maps.log_density_ratio(0, [1], h, g).numpy()
     assert found == pytest.approx(expected, rel=1e-8, abs=1e-8)
-    # Symmetric, as a ratio of densities must be; and `compared` differs by a term a query.
+    # Symmetric, as a ratio of densities must be; and vectors of pairs differ by a term per query.
     back = maps.log_density_ratio(1, [0], g, h).numpy()
     assert np.allclose(back.T, found, rtol=1e-8, atol=1e-8)
-    left, right = maps.compared(0, 1, torch.from_numpy(x), torch.from_numpy(y))
+    left, right = LikelihoodRatio(maps, identities(dims)).pair_vectors("a", "b", h, g)
     rest = found - (left @ right.T).numpy()
     assert rest == pytest.approx(np.broadcast_to(rest[:, :1], rest.shape), rel=1e-8, abs=1e-8)
 
@@ -65,21 +67,23 @@ def test_the_mean_embedding_is_the_posterior_mean():
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0, 8.0])
-def test_a_tempered_model_is_the_model_with_more_noise(scale):
+def test_a_model_with_scaled_noise_is_the_model_with_more_noise(scale):
     weights, means, noise, maps = model(2, (5, 4), 3)
     x, y = np.random.default_rng(1).normal(size=(2, 6, 5))
     y = y[:, :4]
-    tempered = maps.tempered(scale)
+    scaled = maps.noise_scaled(scale)
     covariance = weights[0] @ weights[0].T + scale * noise[0] * np.eye(5)
     expected = (x - means[0]) @ np.linalg.solve(covariance, weights[0])
-    found = (torch.from_numpy(x) - tempered.centres[0]) @ tempered.embedding_weights("mean")[0]
+    found = (torch.from_numpy(x) - scaled.centres[0]) @ scaled.embedding_weights("mean")[0]
     assert found.numpy() == pytest.approx(expected)
-    # What only depends on the evidence can be had from the evidence.
-    small = maps.of_evidence().tempered(scale)
+    # What only depends on the information vectors can be had from them.
+    small = maps.of_information_vectors().noise_scaled(scale)
     seen = [maps.information_vector(index, torch.from_numpy(rows)) for index, rows in enumerate((x, y))]
-    slow = tempered.compared(0, 1, torch.from_numpy(x), torch.from_numpy(y))
-    fast = small.compared(0, 1, *seen)
+    slow = [scaled.information_vector(index, torch.from_numpy(rows)) for index, rows in enumerate((x, y))]
+    fast = [small.information_vector(index, rows) for index, rows in enumerate(seen)]
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(slow, fast, strict=True))
+    one, other = (model.log_density_ratio(0, [1], *slow) for model in (scaled, small))
+    assert torch.allclose(one, other, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)

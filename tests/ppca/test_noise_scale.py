@@ -6,7 +6,7 @@ import torch
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.ppca.noise_scale import SCALES, floor_noise, held_out_errors, temper
+from calmrl_lab.ppca.noise_scale import SCALES, floor_noise, held_out_errors, scale_noise
 
 
 def moving(turns, n=400):
@@ -63,7 +63,7 @@ def test_the_noise_is_scaled_to_the_least_held_out_error():
     shown = torch.tensor([[True, False], [False, True], [True, True]])
     complete = torch.ones(60, 2, dtype=torch.bool)
     complete[:5, 0] = False
-    tempered, scale = temper(fitted, held, complete, shown)
+    tempered, scale = scale_noise(fitted, held, complete, shown)
     assert scale > 1
 
     def error(factor):
@@ -82,6 +82,6 @@ def test_the_noise_is_scaled_to_the_least_held_out_error():
     total = 55 * sum(errors.sum() for errors in promised.values())
     assert total == pytest.approx(error(scale), rel=1e-9)
     # Without complete held-out items, or without noise, there is nothing to choose.
-    assert temper(fitted, held, torch.zeros(60, 2, dtype=torch.bool), shown) == (fitted, 1.0)
+    assert scale_noise(fitted, held, torch.zeros(60, 2, dtype=torch.bool), shown) == (fitted, 1.0)
     mean = imputers.get("mean")().fit(train, torch.ones(30, 2, dtype=torch.bool))
-    assert temper(mean, held, complete, shown) == (mean, 1.0)
+    assert scale_noise(mean, held, complete, shown) == (mean, 1.0)

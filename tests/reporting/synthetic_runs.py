@@ -131,7 +131,7 @@ def scores(recipe: Recipe, seed: int, items: int, modalities: Sequence[str]) -> 
                     "query": query, "gallery": gallery, "scorer": "cosine", "gallery_scenario": "full",
                     "item": [f"item-{i:03d}" for i in range(items)], "group": [f"group-{i // 2:03d}" for i in range(items)],
                     "pattern": "+".join(modalities), "greater": greater, "equal": (luck > 0.97).astype(int),
-                    "candidates": items, "positives": 1,
+                    "best_positives": 1, "candidates": items, "positives": 1,
                 }
             )
         )  # fmt: skip
@@ -198,7 +198,8 @@ def curves(recipe: Recipe, seed: int, items: int, modalities: Sequence[str]) -> 
                         "gallery": "+".join(others) if side == "gallery" else query, "calibrated": calibrated,
                         "gallery_scenario": scenario, "item": [f"item-{i:03d}" for i in range(items)],
                         "group": [f"group-{i // 2:03d}" for i in range(items)], "pattern": "+".join(others),
-                        "greater": np.where(luck < share, 0, 7), "equal": 0, "candidates": items, "positives": 1, "unserved": 0,
+                        "greater": np.where(luck < share, 0, 7), "equal": 0, "best_positives": 1, "candidates": items, "positives": 1,
+                        "unserved": 0,
                     }
                 )
             )  # fmt: skip

@@ -11,7 +11,10 @@ import yaml
 from runs.resealing import reseal
 from synthetic_runs import RECIPES, write_experiment
 
+from calmrl_lab.model.alignment_model import AlignmentModel
+from calmrl_lab.model.feature_map import identities
 from calmrl_lab.model.projection import Heads
+from calmrl_lab.model.similarity import Cosine
 from calmrl_lab.reporting import write_report
 from calmrl_lab.reporting.content.examples import cases, harmed_fillings, worst_shifts
 from calmrl_lab.reporting.content.nearest_items import Items, describe, found_first, source
@@ -33,7 +36,8 @@ def real(small_store, tmp_path_factory):
         run = folder / name
         config = yaml.safe_load((run / "config.yaml").read_text())
         (run / "config.yaml").write_text(yaml.safe_dump({**config, "store": str(small_store)}))
-        Run(run).save_heads(Heads({m: store.dims[m] for m in MODALITIES}, 32, seed=index))
+        dims = {m: store.dims[m] for m in MODALITIES}
+        AlignmentModel(dims, identities(list(dims.values())), Heads(dims, 32, seed=index), Cosine(32)).save(Run(run))
         reseal(run)
         ranks(run, store).to_parquet(run / "scores.parquet")
         reseal(run)
@@ -45,11 +49,11 @@ def real(small_store, tmp_path_factory):
 
 def similarity(run, store, query, gallery):
     """[N, N] cosine by plain matrix products, and the ids of the test items."""
-    heads, test = Run.open(run).load_heads(), np.flatnonzero(store.split == "test")
+    model, test = Run.open(run).model(), np.flatnonzero(store.split == "test")
     sides = []
     for name in (query, gallery):
         rows = np.asarray(store.features(name), dtype=np.float32)[store.offsets(name)[test]]
-        sides.append(heads.project(MODALITIES.index(name), torch.from_numpy(rows)).detach().numpy())
+        sides.append(model.project(name, torch.from_numpy(rows)).detach().numpy())
     return sides[0] @ sides[1].T, store.ids[test], store.group[test]
 
 
@@ -68,7 +72,17 @@ def ranks(run, store):
         }
         greater = (scores > own).sum(axis=1)
         frames.append(
-            pd.DataFrame({**columns, "pattern": "x", "greater": greater, "equal": 0, "candidates": len(ids), "positives": 1})
+            pd.DataFrame(
+                {
+                    **columns,
+                    "pattern": "x",
+                    "greater": greater,
+                    "equal": 0,
+                    "best_positives": 1,
+                    "candidates": len(ids),
+                    "positives": 1,
+                }
+            )
         )
     return pd.concat(frames)
 

@@ -6,22 +6,8 @@ import pytest
 from synthetic_runs import RECIPES, scores, with_skills, write_experiment
 
 from calmrl_lab.reporting.results.collect import gather
-from calmrl_lab.reporting.results.recalls import hits, recalls
+from calmrl_lab.reporting.results.recalls import recalls
 from calmrl_lab.runs.run import Run
-
-
-def test_a_three_way_tie_is_a_third_of_a_hit():
-    greater, equal = np.array([0, 1, 0]), np.array([0, 0, 2])
-    assert hits(greater, equal, 1) == pytest.approx([1, 0, 1 / 3])
-    assert hits(greater, equal, 5) == pytest.approx([1, 1, 1])
-
-
-def test_hits_agree_with_the_evaluation():
-    retrieval = pytest.importorskip("calmrl_lab.evaluation.retrieval")
-    generator = np.random.default_rng(0)
-    greater, equal = generator.integers(0, 12, 200), generator.integers(0, 4, 200)
-    for depth in (1, 5, 10):
-        assert hits(greater, equal, depth) == pytest.approx(retrieval.recall(greater, equal, depth))
 
 
 def _rewrite(folder, change):
@@ -41,7 +27,10 @@ def test_recall_chance_and_median_by_hand(tmp_path):
         "positives": 1,
     }
     for seed, greater in ((0, [0, 0, 1, 3]), (1, [0, 2, 1, 3])):
-        rows = [{**base, "item": str(i), "group": str(i), "greater": g, "equal": 0} for i, g in enumerate(greater)]
+        rows = [
+            {**base, "item": str(i), "group": str(i), "greater": g, "equal": 0, "best_positives": 1}
+            for i, g in enumerate(greater)
+        ]
         Run(folder / f"pmrl-s{seed}").write_frame("scores.parquet", pd.DataFrame(rows))
     found = recalls(gather(folder))["pmrl"].directions["a", "b"]
     assert found.recalls[1].value == pytest.approx((2 / 4 + 1 / 4) / 2)

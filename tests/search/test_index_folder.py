@@ -10,15 +10,20 @@ import pytest
 import torch
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.run_space import RunSpace
+from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.search.index_folder import Gallery, IndexFolder, build_gallery
 
 pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
 
 
+def embeddings(run, split=None):
+    _, model, items = open_run(run)
+    return model.embed(items.of(split))
+
+
 def test_the_first_answer_is_the_best_centroid(trained, tmp_path):
     gallery = build_gallery(trained, tmp_path / "index", split="test")
-    space = RunSpace.open(trained).embed("test")
+    space = embeddings(trained, "test")
     centroids = torch.nn.functional.normalize(space.items.sum(dim=1), dim=1)
     caption = space.rows[space.modalities.index("caption")]
     found = gallery.search(caption.numpy(), k=3)
@@ -31,7 +36,7 @@ def test_the_first_answer_is_the_best_centroid(trained, tmp_path):
 
 def test_items_that_show_nothing_are_left_out_and_counted(trained, tmp_path):
     gallery = build_gallery(trained, tmp_path / "index", modalities=["keywords"])
-    space = RunSpace.open(trained).embed(None)
+    space = embeddings(trained)
     lacking = int((~space.mask[:, space.modalities.index("keywords")]).sum())
     assert lacking > 0
     assert (gallery.facts["left_out"], gallery.facts["items"]) == (lacking, len(space) - lacking)
@@ -90,7 +95,7 @@ def test_a_query_comes_from_the_encoder_of_the_gallery(trained, tmp_path, cli, s
 
 def test_more_items_than_there_are(trained, tmp_path):
     gallery = build_gallery(trained, tmp_path / "index", split="test")
-    vectors = RunSpace.open(trained).embed("test").rows[0].numpy()[:2]
+    vectors = embeddings(trained, "test").rows[0].numpy()[:2]
     assert len(gallery.search(vectors, k=10**9)) == 2 * 75
 
 
@@ -125,7 +130,7 @@ def test_what_makes_no_sense_is_one_sentence(trained, tmp_path):
     for odd in (np.array(["a"]), np.zeros((1, 384), dtype=complex)):
         with pytest.raises(CalmrlError, match="features of 'caption' are numbers, got an array of"):
             gallery.embed("caption", odd)
-    with pytest.raises(CalmrlError, match="no heads for 'smell'"):
+    with pytest.raises(CalmrlError, match="no modality 'smell'"):
         gallery.embed("smell", np.zeros(3))
     facts = json.loads((tmp_path / "index" / "gallery.json").read_text())
     (tmp_path / "index" / "gallery.json").write_text(json.dumps({**facts, "format": 99}))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab.search.overlap_vectors import InnerProductTransform
+from calmrl_lab.search.inner_product_transform import InnerProductTransform
 
 
 @settings(max_examples=50, deadline=None)

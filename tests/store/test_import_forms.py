@@ -129,6 +129,26 @@ def pkl_two(path):
     path.write_bytes(pickle.dumps((NAMES, V)))
 
 
+def pt_pairs(path):
+    torch.save(list(tensors().items()), path)
+
+
+def npz_object_rows(path):
+    rows = np.empty(N, dtype=object)
+    rows[:] = list(V)
+    np.savez(path, features=rows, names=np.array(NAMES))
+
+
+def npy_structured(path):
+    kind = [("id", "U8"), *((f"x{n}", "f4") for n in range(D))]
+    np.save(path, np.array([(name, *row) for name, row in by_id().items()], dtype=kind))
+
+
+def csv_index(path):
+    lines = [f"{name},{','.join(map(str, row))}" for name, row in by_id().items()]
+    path.write_text("\n".join([",0,1,2,3,4", *lines]))
+
+
 def csv(path):
     lines = [f"{name},{','.join(map(str, row))}" for name, row in by_id().items()]
     path.write_text("\n".join(["id,0,1,2,3,4", *lines]))
@@ -252,13 +272,13 @@ def saved_dataset(path, rows=slice(None)):
 
 
 FORMS = {
-    "npz": [npz, npz_compressed, npz_object_ids, npz_of_a_dict],
-    "npy": [npy_dict, npy_dict_of_two],
+    "npz": [npz, npz_compressed, npz_object_ids, npz_of_a_dict, npz_object_rows],
+    "npy": [npy_dict, npy_dict_of_two, npy_structured],
     "h5": [h5_by_id, h5_group_an_item, h5_group_of_items],
     "safetensors": [safetensors_by_id],
-    "pt": [pt_by_id, pt_one_by_d, pt_lists, pt_numpy, pt_records, pt_nested],
+    "pt": [pt_by_id, pt_one_by_d, pt_lists, pt_numpy, pt_records, pt_nested, pt_pairs],
     "pkl": [pkl_by_id, pkl_old, pkl_factory, pkl_records, pkl_two],
-    "csv": [csv, csv_lists],
+    "csv": [csv, csv_lists, csv_index],
     "jsonl": [jsonl],
     "json": [json_by_id, json_printed],
     "parquet": [parquet, parquet_folder],
@@ -406,3 +426,16 @@ def test_a_folder_of_nothing(tmp_path):
     (tmp_path / "v" / "a.jpg").touch()
     with pytest.raises(CalmrlError, match="holds no features"):
         import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"})
+
+
+def test_groups_with_ids_of_their_own_are_parts(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        for split, part in (("train", slice(0, 8)), ("val", slice(8, 10)), ("test", slice(10, 12))):
+            file[f"{split}/features"] = V[part]
+            file[f"{split}/names"] = NAMES[part]
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.h5"}))
+    assert dict(zip(store.ids.tolist(), store.split.tolist(), strict=True)) == {
+        name: "train" if n < 8 else "validation" if n < 10 else "test" for n, name in enumerate(NAMES)
+    }
+    order = [NAMES.index(name) for name in store.ids.tolist()]
+    np.testing.assert_array_equal(store.features("v"), V[order])

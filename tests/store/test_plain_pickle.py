@@ -82,8 +82,15 @@ class Call:
     def __reduce__(self):
         return self.parts
 
+    def __repr__(self):
+        # Names of tests must not depend on the process: several collect them.
+        return f"{self.parts[0].__qualname__}{self.parts[1]}"
+
 
 class State:
+    def __repr__(self):
+        return "State()"
+
     def __setstate__(self, state):
         raise AssertionError("executed")
 
@@ -128,7 +135,7 @@ def forms(thing):
         collections.Counter("aab"),
         ValueError("x"),
     ],
-    ids=repr,
+    ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_anything_else_is_refused_and_not_run(tmp_path, monkeypatch, thing, protocol):
@@ -252,3 +259,10 @@ def test_headers_that_claim_more_than_there_is(tmp_path):
     for path in sorted(tmp_path.iterdir())[:3]:
         with pytest.raises(CalmrlError):
             import_features(tmp_path / "s.zarr", {"v": path})
+
+
+def test_a_pickled_data_frame_is_named_as_what_it_is():
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(CalmrlError, match="pandas") as caught:
+        load_plain(PATH, pickle.dumps(pd.DataFrame({"x": [1.0]})))
+    assert "to_parquet" in caught.value.hint

@@ -6,14 +6,15 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
-from calmrl_lab.evaluation.run_space import RunSpace
+from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.model.joined import JoinedHeads
 from calmrl_lab.model.projection import Heads
-from calmrl_lab.model.similarity import BESIDE_COSINE, BESIDE_OVERLAP
+from calmrl_lab.model.selection import BESIDE_COSINE, BESIDE_LIKELIHOOD_RATIO
 from calmrl_lab.runs.run import Run
 from calmrl_lab.training.train import train
 
 DIMS = {"a": 7, "b": 5}
+RATIO = {"similarity": "likelihood-ratio"}
 CLOSED = {
     "objective": "none",
     "init": "ppca",
@@ -33,13 +34,13 @@ def test_the_joined_cosine_is_the_weighted_mean_of_the_cosines():
     parts = [Heads(DIMS, 4, seed=0), Heads(DIMS, 6, "mlp", seed=1)]
     joined = JoinedHeads(parts, [1.0, 3.0])
     a, b = torch.randn(8, 7), torch.randn(9, 5)
-    found = joined.project(0, a) @ joined.project(1, b).T
+    both = [torch.cat([x, x], dim=1) for x in (a, b)]
+    found = joined.project(0, both[0]) @ joined.project(1, both[1]).T
     cosines = [part.project(0, a) @ part.project(1, b).T for part in parts]
     assert torch.allclose(found, 0.25 * cosines[0] + 0.75 * cosines[1], atol=1e-6)
-    assert torch.allclose(joined.project(0, a).norm(dim=1), torch.ones(8), atol=1e-6)
-    assert joined.dim == joined.project(0, a).shape[1] == 10
-    mask = torch.tensor([[True, False]] * 8)
-    assert bool((joined([a, torch.randn(8, 5)], mask)[:, 1] == 0).all())
+    assert torch.allclose(joined.project(0, both[0]).norm(dim=1), torch.ones(8), atol=1e-6)
+    assert joined.dim == joined.project(0, both[0]).shape[1] == 10
+    assert joined.inputs == [14, 10]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,13 @@ def test_an_ensemble_trains_its_members_and_keeps_them(small_store, tmp_path):
     assert run.summary["weights"][1] in BESIDE_COSINE
     alone = [member.summary["validation_mrr"] for member in members]
     assert run.summary["validation_mrr"] > min(alone)
-    space = RunSpace.open(run)
-    assert space.embed("validation").items.shape[2] == 40
+    _, model, items = open_run(run)
+    held_out = items.of("validation")
+    joined, apart = (model.embed(held_out), [member.model().embed(held_out) for member in members])
+    assert joined.items.shape[2] == 40
+    weights = [weight / sum(run.summary["weights"]) for weight in run.summary["weights"]]
+    cosines = [w * (part.items[:, 0] @ part.items[:, 1].T) for w, part in zip(weights, apart, strict=True)]
+    assert torch.allclose(joined.items[:, 0] @ joined.items[:, 1].T, sum(cosines), atol=1e-5)
     assert len(evaluate(run).table()) == 6
     # An ensemble that was killed before its members were joined takes them as they are.
     (run.path / "summary.json").unlink()
@@ -84,11 +90,11 @@ def test_an_ensemble_trains_its_members_and_keeps_them(small_store, tmp_path):
         ({"members": [CLOSED, {"seed": 1}]}, "member 2: 'seed' is that of the whole run"),
         ({"members": [CLOSED, {"scenario": "full"}]}, "member 2: 'scenario' is that of the whole run"),
         ({"members": [CLOSED, {"epoch": 3}]}, "member 2: epoch: unknown key"),
-        ({"score": "overlap"}, "score 'overlap' adds cosines; scored otherwise are no members"),
-        ({"score": "both"}, "adds cosines to the overlap of one member; scored otherwise are no members"),
-        ({"members": [{**CLOSED, "score": "overlap"}, {}]}, "score 'cosine' adds cosines; scored otherwise are member 1"),
-        ({"score": "both", "members": [{**CLOSED, "score": "both"}, {}]}, "scored otherwise are member 1"),
-        ({"score": "both", "members": [{**CLOSED, "score": "overlap"}] * 2}, "scored otherwise are member 1, member 2"),
+        ({"similarity": "likelihood-ratio"}, "similarity 'likelihood-ratio' adds cosines; compared otherwise are no members"),
+        ({"similarity": "sum"}, "adds cosines to the likelihood ratio of one member; compared otherwise are no members"),
+        ({"members": [{**CLOSED, **RATIO}, {}]}, "similarity 'cosine' adds cosines; compared otherwise are member 1"),
+        ({"similarity": "sum", "members": [{**CLOSED, "similarity": "sum"}, {}]}, "compared otherwise are member 1"),
+        ({"similarity": "sum", "members": [{**CLOSED, **RATIO}] * 2}, "compared otherwise are member 1, member 2"),
         ({"gate": True}, "and no gate"),
     ],
 )
@@ -99,17 +105,17 @@ def test_ensembles_that_make_no_sense_are_refused(small_store, tmp_path, changes
 
 
 @pytest.mark.parametrize("others", [1, 2])
-def test_members_scored_by_cosine_are_added_to_one_scored_by_overlap(small_store, tmp_path, others):
-    members = [{**CLOSED, "score": "overlap"}, *[{"learning_rate": 0.001 * (i + 1)} for i in range(others)]]
-    run = train(config(small_store, members=members, score="both"), tmp_path / "run")
+def test_members_compared_by_cosine_are_added_to_the_likelihood_ratio_of_one(small_store, tmp_path, others):
+    members = [{**CLOSED, **RATIO}, *[{"learning_rate": 0.001 * (i + 1)} for i in range(others)]]
+    run = train(config(small_store, members=members, similarity="sum"), tmp_path / "run")
     assert len(run.summary["weights"]) == others
-    assert set(run.summary["weights"]) <= set(BESIDE_OVERLAP)
+    assert set(run.summary["weights"]) <= set(BESIDE_LIKELIHOOD_RATIO)
     assert run.summary["cosine_weight"] == sum(run.summary["weights"])
     assert run.summary["dim"] == 16 * others
     scored = evaluate(run)
-    assert set(scored.scores["scorer"]) == {"both"}
-    overlap = evaluate(run, score="overlap").table()["recall_at_10"].mean()
-    assert scored.table()["recall_at_10"].mean() > 0.9 * overlap
+    assert set(scored.scores["scorer"]) == {"sum"}
+    ratio = evaluate(run, similarity="likelihood-ratio").table()["recall_at_10"].mean()
+    assert scored.table()["recall_at_10"].mean() > 0.9 * ratio
 
 
 def test_the_command_line_takes_members(small_store, tmp_path, cli):

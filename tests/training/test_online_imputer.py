@@ -8,6 +8,7 @@ from calmrl_lab.data.table import load_table
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_auto import AutoPPCA
 from calmrl_lab.model.encode import encode, stack
+from calmrl_lab.model.feature_map import fit_scaling
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.online_imputer import OnlineImputer
@@ -20,6 +21,7 @@ def tables(small_store):
     """Complete training items, the same items as a vision-caption source shows them, and validation items."""
     store = FeatureStore.open(small_store)
     table = load_table(store, FOUR)
+    table = table.mapped([fit_scaling(rows, "scaled") for rows in table.rows])
     train = table.select(np.flatnonzero(store.split == "train"))
     half = len(train) // 2
     complete, pairs = train.select(np.arange(half)), train.select(np.arange(half, len(train)))
@@ -29,10 +31,7 @@ def tables(small_store):
 
 
 def heads_of(table, seed=0):
-    heads = Heads(table.dims, 16, seed=seed)
-    for index, rows in enumerate(table.rows):
-        heads.rescale(index, rows, "scaled")
-    return heads.eval()
+    return Heads(table.dims, 16, seed=seed).eval()
 
 
 def filler(tables, **options):
@@ -61,7 +60,7 @@ def test_replay_keeps_modalities_that_training_no_longer_shows(tables):
     old, new = heads_of(pairs, 0), heads_of(pairs, 1)
     kept = filler(tables)
     kept.refresh(old, pairs, 30)
-    stale = kept.tempered
+    stale = kept.noise_scaled
     kept.refresh(new, pairs, 30)
     truth = encode(new, validation)
     shown = torch.tensor([True, False, True, False]).expand(len(validation), -1)
@@ -71,7 +70,7 @@ def test_replay_keeps_modalities_that_training_no_longer_shows(tables):
         filled = imputer.impute(truth, shown)
         return float((stack(filled) - stack(truth)).square().sum(dim=2)[hidden].mean())
 
-    assert error(kept.tempered) < 0.9 * error(stale)
+    assert error(kept.noise_scaled) < 0.9 * error(stale)
 
 
 def test_near_duplicates_stay_together_where_the_imputer_holds_items_out(tables, monkeypatch):

@@ -41,6 +41,6 @@ def test_three_processes_are_one(small_store, tmp_path, objective):
         assert a["validation_mrr"] == pytest.approx(b["validation_mrr"], abs=1e-3)
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    first, second = (run.read_tensors("model/heads.safetensors")[0] for run in (one, two))
+    first, second = (run.read_tensors("model/model.safetensors")[0] for run in (one, two))
     for key, value in first.items():
         np.testing.assert_allclose(second[key], value, atol=1e-4)

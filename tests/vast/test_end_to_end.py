@@ -133,7 +133,7 @@ def test_training_starts_from_the_released_heads_and_reports(store_path, cli, tm
         assert code == 0, said
         code, _, said = cli("evaluate", "--run", runs / name)
         assert code == 0, said
-    heads = Run.open(runs / "zero-shot").load_heads()
+    heads = Run.open(runs / "zero-shot").model().projection
     assert_allclose(heads.maps[0].weight.detach().numpy(), tensors["contra_head_v.linear.weight"].numpy())
     assert Run.open(runs / "trained").summary["epochs"] == 2
     code, _, said = cli("report", "--runs", runs, "--out", tmp_path / "report")

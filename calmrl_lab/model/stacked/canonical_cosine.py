@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.linalg.canonical_correlation import CanonicalCorrelation
 from calmrl_lab.linalg.whitened_pca import WhitenedPCA
-from calmrl_lab.model.selection import mean_ranks
+from calmrl_lab.model.selection import mean_over_directions, pairs_of_modalities
 from calmrl_lab.model.similarity import Patterns, similarity_kind
 
 # Principal components that are kept of each modality.
@@ -139,15 +139,13 @@ def fit_canonical_cosine(table: FeatureTable, validation: FeatureTable) -> tuple
         }
 
     def reached(found: Mapping[tuple[int, int], tuple[Tensor, Tensor]], dimensions: int) -> float:
-        def compared(a: int, b: int, both: Tensor) -> tuple[Tensor, Tensor]:
-            if (a, b) not in found:
-                nothing = torch.zeros(int(both.sum()), int(both.sum()), dtype=torch.float64)
-                return nothing, nothing
-            ours, theirs = (part[:, :dimensions] for part in found[a, b])
-            scores = normalize(held_out[a][both] @ ours, dim=1) @ normalize(held_out[b][both] @ theirs, dim=1).T
-            return scores, scores.T
-
-        return mean_ranks(compared, validation)["validation_mrr"]
+        directions = []
+        for a, b, both in pairs_of_modalities(validation):
+            if (a, b) in found:
+                ours, theirs = (part[:, :dimensions] for part in found[a, b])
+                scores = normalize(held_out[a][both] @ ours, dim=1) @ normalize(held_out[b][both] @ theirs, dim=1).T
+                directions += [scores, scores.T]
+        return mean_over_directions(directions)["validation_mrr"]
 
     tried: dict[float, tuple[float, int, dict[tuple[int, int], tuple[Tensor, Tensor]]]] = {}
 

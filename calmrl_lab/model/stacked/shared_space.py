@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from calmrl_lab.data.table import FeatureTable
-from calmrl_lab.model.selection import mean_ranks
+from calmrl_lab.model.selection import mean_over_directions, pairs_of_modalities
 from calmrl_lab.model.stacked.feature_cosine import FeatureCosine
 from calmrl_lab.model.stacked.weights import MOST_ITEMS, logistic_weights
 from calmrl_lab.ppca.latent_maps import LatentMaps
@@ -140,12 +140,14 @@ class _ShrinkageSearch:
     def _score(self, place: tuple[int, int]) -> float:
         if place not in self.scores:
             shrunk = self.model.shrunk(_WITHIN[place[0]], _BETWEEN[place[1]])
-            self.scores[place] = mean_ranks(_Ratios(shrunk, self.lying).compared, self.validation)["validation_mrr"]
+            ratios = _Ratios(shrunk, self.lying)
+            directions = (scores for pair in pairs_of_modalities(self.validation) for scores in ratios.compared(*pair))
+            self.scores[place] = mean_over_directions(directions)["validation_mrr"]
         return self.scores[place]
 
 
 class _Ratios:
-    """Likelihood ratios of validation rows under one model, for `mean_ranks`."""
+    """Likelihood ratios of validation rows under one model."""
 
     def __init__(self, model: TwoCovariance, lying: Sequence[Tensor]) -> None:
         # In the coordinates of `TwoCovariance.canonical` everything is diagonal.

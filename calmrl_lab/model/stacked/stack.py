@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.model.selection import mean_over_directions
 from calmrl_lab.model.similarity import Similarity, Sum
 from calmrl_lab.model.stacked.pair_weighted import PairWeighted
-from calmrl_lab.model.stacked.weights import MOST_ITEMS, logistic_weights
+from calmrl_lab.model.stacked.weights import MOST_ITEMS, logistic_weights, rank_weights
 
 
 def stack(
@@ -24,7 +24,7 @@ def stack(
     embeddings: Sequence[Float[Tensor, "n d"]],
     groups: Sequence[tuple[int, ...]] = (),
 ) -> tuple[Sum, dict[str, Any]]:
-    """The sum of `parts` whose weights make the matches of `validation` most likely (`logistic_weights`), and what was chosen.
+    """The sum of `parts` whose weights `validation` chooses (`logistic_weights`, then `rank_weights`), and what was chosen.
 
     `parts` have names for the record; `embeddings` are those of the first row of each validation item, one [n, d] per modality. The
     modalities of one of `groups` share a feature space: the pairs inside each group have weights of their own, and all other pairs have
@@ -32,21 +32,46 @@ def stack(
     together; where nothing tells matches from others, the first part stands alone.
     """
     names, k = validation.modalities, len(validation.modalities)
-    scores = _scores(parts, validation, embeddings)
+    scores, items = _scores(parts, validation, embeddings)
     kinds = _kinds(k, groups)
-    together = _positive(list(scores.values()), len(parts))
+    together = _positive(scores, items, list(scores), len(parts))
     table = torch.zeros(len(parts), k, k, dtype=torch.float64)
     records = []
     for pairs in kinds:
-        own = [scores[pair] for pair in pairs if pair in scores]
-        weights = _positive(own, len(parts), otherwise=together)
+        weights = _positive(scores, items, pairs, len(parts), otherwise=together)
         for a, b in pairs:
             table[:, a, b] = torch.from_numpy(weights)
-        records.append({"pairs": _named(pairs, names), "weights": dict(zip(parts, weights.tolist(), strict=True))})
+        shares = _shares(weights, [scores[pair] for pair in pairs if pair in scores])
+        records.append({
+            "pairs": _named(pairs, names),
+            "weights": dict(zip(parts, weights.tolist(), strict=True)),
+            "shares": dict(zip(parts, shares.tolist(), strict=True)),
+        })  # fmt: skip
     counted = [number for number in range(len(parts)) if bool((table[number] > 0).any())]
     chosen = list(parts.values())
     total = Sum(tuple((PairWeighted(chosen[number], names, table[number]), 1.0) for number in counted))
     return total, {"weights": records, **_reached(scores, table)}
+
+
+def said(record: Mapping[str, Any]) -> str:
+    """What `stack` chose, in words: for every kind of pairs the parts that count, each with its share of the deviation of the sum."""
+    sentences = []
+    for part in record["weights"]:
+        counted = sorted(((share, name) for name, share in part["shares"].items() if share >= 0.005), reverse=True)
+        listed = ", ".join(f"{name} {100 * share:.0f} %" for share, name in counted) or next(iter(part["weights"]))
+        pairs = part["pairs"]
+        shown = ", ".join(pairs) if len(pairs) < 5 else f"{len(pairs)} pairs ({pairs[0]}, {pairs[1]}, ...)"
+        sentences.append(f"{shown}: {listed}")
+    return "; ".join(sentences)
+
+
+def _shares(weights: Float[np.ndarray, " c"], scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarray, " c"]:
+    """How much of the sum each part is: weight times deviation within a query, as shares of one."""
+    if not scores:
+        return weights / max(float(weights.sum()), 1e-300)
+    spread = torch.stack([part.double().std(dim=2, correction=0).mean(dim=1) for part in scores]).mean(dim=0).numpy()
+    found: np.ndarray = weights * spread
+    return found / max(float(found.sum()), 1e-300)
 
 
 def _kinds(k: int, groups: Sequence[tuple[int, ...]]) -> list[list[tuple[int, int]]]:
@@ -62,25 +87,31 @@ def _named(pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> list[str]:
 
 
 def _positive(
-    scores: Sequence[Float[Tensor, "c n n"]], count: int, otherwise: np.ndarray | None = None
+    scores: Mapping[tuple[int, int], Float[Tensor, "c n n"]],
+    items: Mapping[tuple[int, int], Int[Tensor, " n"]],
+    pairs: Sequence[tuple[int, int]],
+    count: int,
+    otherwise: np.ndarray | None = None,
 ) -> Float[np.ndarray, " c"]:
-    weights = logistic_weights(scores) if scores else np.zeros(count)
-    if weights.any():
-        return weights
-    return np.eye(count)[0] if otherwise is None else otherwise
+    """The weights that the directions `pairs` choose; where nothing finds a match, `otherwise`, or the first part alone."""
+    known = [pair for pair in pairs if pair in scores]
+    weights = logistic_weights([scores[pair] for pair in known]) if known else np.zeros(count)
+    if not weights.any():
+        return np.eye(count)[0] if otherwise is None else otherwise
+    return rank_weights([scores[pair] for pair in known], [items[pair] for pair in known], weights)
 
 
 @torch.no_grad()
 def _scores(
     parts: Mapping[str, Similarity], validation: FeatureTable, embeddings: Sequence[Tensor]
-) -> dict[tuple[int, int], Float[Tensor, "c n n"]]:
-    """Scores of every part for every direction, among at most `MOST_ITEMS` items that have both modalities."""
+) -> tuple[dict[tuple[int, int], Float[Tensor, "c n n"]], dict[tuple[int, int], Int[Tensor, " n"]]]:
+    """Scores of every part for every direction, among at most `MOST_ITEMS` items that have both modalities, and which items those are."""
     owned, rows, names = validation.natural_mask(), validation.first_rows(), validation.modalities
     vectors = [
         [part.vectors(name, features, own) for name, features, own in zip(names, rows, embeddings, strict=True)]
         for part in parts.values()
     ]
-    scores = {}
+    scores, chosen = {}, {}
     for a, b in itertools.permutations(range(len(names)), 2):
         items = (owned[:, a] & owned[:, b]).nonzero().squeeze(1)[:MOST_ITEMS]
         if len(items) < 2:
@@ -90,7 +121,8 @@ def _scores(
             for part, own in zip(parts.values(), vectors, strict=True)
         )
         scores[a, b] = torch.stack([(left.double() @ right.double().T).cpu() for left, right in pairs])
-    return scores
+        chosen[a, b] = items.cpu()
+    return scores, chosen
 
 
 def _reached(scores: Mapping[tuple[int, int], Float[Tensor, "c n n"]], table: Float[Tensor, "c k k"]) -> dict[str, float]:

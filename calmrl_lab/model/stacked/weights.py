@@ -1,12 +1,12 @@
-"""Non-negative weights of a sum of similarities, by multinomial logistic regression on validation items."""
+"""Non-negative weights of a sum of similarities, chosen on validation items: by multinomial logistic regression, then by rank where that is sure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -14,6 +14,10 @@ from torch import Tensor
 MOST_ITEMS = 500
 # Weights are of scores with unit deviation; this keeps them finite where validation items are told apart without an error.
 _RIDGE = 1e-3
+# Factors by which a weight is changed on the way uphill, shares of its own best scale at which one of zero may enter, and steps at most.
+_FACTORS, _ENTRIES, _STEPS = (0.0, 0.25, 0.5, 2.0, 4.0), (0.25, 0.5, 1.0), 8
+# Standard errors that a step has to gain. The best of many candidates is taken: one error is passed by chance too often.
+_ERRORS = 2.0
 
 
 def logistic_weights(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarray, " c"]:
@@ -47,3 +51,68 @@ def logistic_weights(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarr
     start = np.full(len(scale), 1.0 / len(scale))
     found = minimize(loss, start, jac=True, bounds=[(0.0, None)] * len(start), method="L-BFGS-B")
     return np.asarray(found.x, dtype=np.float64) * scale.numpy()
+
+
+def rank_weights(
+    scores: Sequence[Float[Tensor, "c n n"]], items: Sequence[Int[Tensor, " n"]], start: Float[np.ndarray, " c"]
+) -> Float[np.ndarray, " c"]:
+    """Weights uphill from `start` in mean reciprocal rank, one weight at a time, while a step gains more than two standard errors.
+
+    Logistic weights make matches likely, hard queries above all; what is reported are ranks. With few items the mean reciprocal rank is too noisy
+    to choose by, so that a step has to be sure: the error is that of the paired difference over items. `items` [n] number the items of each
+    direction of `scores`.
+    """
+    scaled = [part.double() for part in scores]
+    entries = _own_scales(scores)
+    weights, ranks = start, _reciprocal_ranks(scaled, start)
+    for _ in range(_STEPS):
+        best, reached = weights, ranks
+        for candidate in _neighbours(weights, entries):
+            found = _reciprocal_ranks(scaled, candidate)
+            if _mean(found) > _mean(reached):
+                best, reached = candidate, found
+        gain, error = _paired([a - b for a, b in zip(reached, ranks, strict=True)], items)
+        if gain <= max(_ERRORS * error, 1e-9):
+            return weights
+        weights, ranks = best, reached
+    return weights
+
+
+def _neighbours(weights: np.ndarray, entries: np.ndarray) -> Iterator[np.ndarray]:
+    for place, weight in enumerate(weights):
+        for value in (weight * np.array(_FACTORS)) if weight > 0 else entries[place] * np.array(_ENTRIES):
+            candidate = weights.copy()
+            candidate[place] = value
+            if candidate.any():
+                yield candidate
+
+
+def _own_scales(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarray, " c"]:
+    """The logistic weight of every similarity alone."""
+    count = len(scores[0])
+    return np.array([logistic_weights([part[place : place + 1] for part in scores])[0] for place in range(count)])
+
+
+def _reciprocal_ranks(scores: Sequence[Float[Tensor, "c n n"]], weights: np.ndarray) -> list[Float[Tensor, " n"]]:
+    ranks = []
+    for part in scores:
+        total = torch.einsum("c,cij->ij", torch.from_numpy(weights), part)
+        positive = total.diagonal().unsqueeze(1)
+        greater = (total > positive).sum(dim=1).double()
+        equal = (total == positive).sum(dim=1).double() - 1
+        ranks.append(1 / (1 + greater + equal / 2))
+    return ranks
+
+
+def _mean(ranks: Sequence[Float[Tensor, " n"]]) -> float:
+    return sum(float(part.mean()) for part in ranks) / len(ranks)
+
+
+def _paired(gains: Sequence[Float[Tensor, " n"]], items: Sequence[Int[Tensor, " n"]]) -> tuple[float, float]:
+    """The mean gain over directions and its standard error, items taken as independent and the directions of one item as not."""
+    totals = torch.zeros(max(int(part.max()) for part in items) + 1, dtype=torch.float64)
+    for gain, own in zip(gains, items, strict=True):
+        totals[own] += gain / (len(gain) * len(gains))
+    totals = totals[torch.unique(torch.cat(list(items)))]
+    count = len(totals)
+    return float(totals.sum()), float(totals.std() * count**0.5) if count > 1 else float("inf")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 
 # Modalities that speak for an item where a published system has text, or an image, in that place.
 TEXT = ("caption", "text")
@@ -19,12 +20,16 @@ IMAGE = ("vision", "image", "video")
 
 
 class Objective(nn.Module, ABC):
-    """An alignment objective over the embeddings of a batch.
+    """An alignment objective over the embeddings of a batch: the base of all objectives here, and of those of other packages.
 
-    `name` appears in messages. An objective that draws random numbers keeps its own `generator`, so that runs repeat and checkpoints can save it.
+    A subclass sets `name`, which appears in messages, and writes `terms`; the checks of `forward` are done by then. `uses_imputed`
+    says that it trains on imputed embeddings too (an imputer is fitted only for objectives that do), `takes_groups` that items of one group
+    are never negatives of each other. An objective that draws random numbers keeps its own `generator`, so that runs repeat and checkpoints can save it.
     """
 
     name: str
+    uses_imputed: ClassVar[bool] = False
+    takes_groups: ClassVar[bool] = True
     generator: torch.Generator | None = None
 
     def __init__(self, modalities: tuple[str, ...], dim: int) -> None:
@@ -148,12 +153,7 @@ def modality_index(objective: str, modalities: Sequence[str], wanted: str | None
     """Place of `wanted` among `modalities`; without a wish, of the first of `usual` that is there, else 0."""
     if wanted is None:
         return next((modalities.index(name) for name in usual if name in modalities), 0)
-    if wanted not in modalities:
-        raise CalmrlError(
-            f"objective '{objective}': there is no modality '{wanted}'{nearest(str(wanted), list(modalities))}",
-            hint=f"there are: {', '.join(modalities)}",
-        )
-    return modalities.index(wanted)
+    return known(str(wanted), modalities, f"objective '{objective}': there is no modality")
 
 
 def modality_columns(

@@ -66,8 +66,9 @@ class CrossObjective(Objective):
         self.scale = LearnedTemperature(start, fixed=fixed_temperature, direct=True)
         self.smoothing = share(self.name, "smoothing", smoothing)
         self.alpha = not_negative(self.name, "alpha", alpha)
-        named = negative_temperature is not None
-        self.negative_temperature = positive(self.name, "negative_temperature", negative_temperature) if named else None
+        self.negative_temperature: float | None = None
+        if negative_temperature is not None:
+            self.negative_temperature = positive(self.name, "negative_temperature", negative_temperature)
         self.detach_gathered = flag(self.name, "detach_gathered", detach_gathered)
         self.generator = torch.Generator().manual_seed(seed)
         if self.alpha:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calmrl_lab.evaluation.score_rows import expected_ranks
 from calmrl_lab.reporting.content.main_tables import signed
 from calmrl_lab.reporting.content.nearest_items import Items
 from calmrl_lab.reporting.output.table import Cell, Column, Table
@@ -74,7 +75,7 @@ def _ranks(run: RunRecord, direction: Direction) -> pd.Series:
     """Expected rank by item (the best of several rows of one item)."""
     frame = plain(run.scores)
     frame = frame[(frame["query"] == direction[0]) & (frame["gallery"] == direction[1])]
-    rank = 1 + frame["greater"] + frame["equal"] / 2
+    rank = frame.assign(rank=expected_ranks(frame))["rank"]
     return rank.groupby(frame["item"].astype(str)).min().sort_index()
 
 

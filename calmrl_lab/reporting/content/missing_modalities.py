@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calmrl_lab.evaluation.score_rows import hits
 from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.axes import seeds_in_words
 from calmrl_lab.reporting.output.drawing import Drawing, Figure, canvas
@@ -16,7 +17,6 @@ from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
-from calmrl_lab.reporting.results.recalls import hits
 from calmrl_lab.scorers._names import family, is_single
 
 if TYPE_CHECKING:
@@ -107,11 +107,10 @@ def _sums(runs: Sequence[tuple[int, pd.DataFrame]], groups: Sequence[str]) -> tu
 
 
 def _by_group(frame: pd.DataFrame) -> pd.DataFrame:
-    hit = hits(frame["greater"].to_numpy(float), frame["equal"].to_numpy(float), 1)
     single = frame["query"].where(frame["side"] == "gallery", frame["gallery"]).astype(str)
     columns = [frame[name] for name in ("side", "scorer", "calibrated", "gallery_scenario")]
     return (
-        frame.assign(hit=hit)
+        frame.assign(hit=hits(frame, 1))
         .groupby([*columns, single.rename("single"), frame["group"]], observed=True)["hit"]
         .agg(["sum", "count"])
     )

@@ -66,35 +66,28 @@ def found_first(
     of the run cannot be read.
     """
     import numpy as np
-    import torch
 
     from calmrl_lab.data.table import load_table
     from calmrl_lab.data.training_data import splits_of
-    from calmrl_lab.evaluation.run_space import pair_model
     from calmrl_lab.runs.run import Run
 
-    score = str(run.scores["scorer"].iloc[0]) if "scorer" in run.scores.columns else "cosine"
     try:
         trained = Run.open(run.path)
-        heads, config = trained.load_heads(), trained.config
-        model = None if score == "cosine" else pair_model(trained, heads, score)
+        model, config = trained.model(), trained.config
+        if "scorer" in run.scores.columns:
+            model = model.compared_by(str(run.scores["scorer"].iloc[0]))
     except CalmrlError:
         return {}
-    query, gallery = (heads.modalities.index(name) for name in direction)
-    table = load_table(store, heads.modalities)
+    query, gallery = (model.modalities.index(name) for name in direction)
+    table = load_table(store, model.modalities)
     held_out = table.select(np.flatnonzero(splits_of(store, config) == split))
     place = {str(item): index for index, item in enumerate(held_out.ids)}
     asked = [item for item in items if item in place and _owns(held_out, query, place[item])]
     if not asked:
         return {}
-    with torch.no_grad():
-        starts = held_out.offsets[query][[place[item] for item in asked]]
-        questions, answers = held_out.rows[query][starts], held_out.rows[gallery]
-        if model is None:
-            left, right = heads.project(query, questions), heads.project(gallery, answers)
-        else:
-            left, right = model.compared(query, gallery, questions, answers)
-        scores = left @ right.T
+    starts = held_out.offsets[query][[place[item] for item in asked]]
+    left, right = model.pair_vectors(*direction, held_out.rows[query][starts], held_out.rows[gallery])
+    scores = left @ right.T
     owners = np.repeat(np.arange(len(held_out)), held_out.offsets[gallery].diff().numpy())
     found = {}
     for item, row in zip(asked, scores.numpy(), strict=True):

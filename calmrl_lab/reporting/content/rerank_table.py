@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from calmrl_lab.reporting.content.main_tables import span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
@@ -29,24 +27,33 @@ def rerank_table(gathered: Gathered, inks: dict[str, Ink]) -> Table | None:
     """A row a method, direction and stage; None if no run was re-ranked."""
     import pandas as pd
 
-    from calmrl_lab.evaluation.retrieval import recall
-    from calmrl_lab.evaluation.significance import interval
+    from calmrl_lab.evaluation.score_rows import recall_table
 
     rows, records = [], []
     for method in gathered.methods:
         found = [frame.assign(seed=seed) for seed, frame in method.frame("rerank")]
         if not found:
             continue
-        for (query, gallery, scorer), part in pd.concat(found).groupby(["query", "gallery", "scorer"], sort=False):
-            counts = part["greater"].to_numpy(), part["equal"].to_numpy()
-            generator, units = np.random.default_rng(0), (part["group"].to_numpy(), part["seed"].to_numpy())
-            found_at = [interval(100 * recall(*counts, k), generator, *units, top=100) for k in (1, 5, 10)]
-            first, later = found_at[0], [one.value for one in found_at[1:]]
-            name = Cell(method.label, swatch=f"var({inks[method.name].variable})")
-            numbers = [Cell(f"{e.value:.1f}", span(Estimate(e.value, e.low, e.high)), sort=e.value) for e in found_at]
-            rows.append([name, Cell(f"{query} → {gallery}"), Cell(str(scorer)), *numbers, Cell(str(len(part) // len(found)))])
-            values = (first.value, first.low, first.high, *later, len(found), len(part) // len(found))
-            records.append(dict(zip(FIELDS, (method.label, query, gallery, scorer, *values), strict=True)))
+        name = Cell(method.label, swatch=f"var({inks[method.name].variable})")
+        table = recall_table(pd.concat(found), ("query", "gallery", "scorer"))
+        for row in table.to_dict("records"):
+            estimates = [Estimate(row[f"recall_at_{k}"], row[f"low_{k}"], row[f"high_{k}"]) for k in (1, 5, 10)]
+            numbers = [Cell(f"{e.value:.1f}", span(e), sort=e.value) for e in estimates]
+            queries, direction = row["queries"] // len(found), f"{row['query']} → {row['gallery']}"
+            rows.append([name, Cell(direction), Cell(row["scorer"]), *numbers, Cell(str(queries))])
+            first, later = estimates[0], [one.value for one in estimates[1:]]
+            values = (
+                row["query"],
+                row["gallery"],
+                row["scorer"],
+                first.value,
+                first.low,
+                first.high,
+                *later,
+                len(found),
+                queries,
+            )
+            records.append(dict(zip(FIELDS, (method.label, *values), strict=True)))
     if not rows:
         return None
     heads = ("method", "direction", "scorer", "R@1 %", "R@5 %", "R@10 %", "queries")

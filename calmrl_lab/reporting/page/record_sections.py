@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from calmrl_lab.config import SCORE_WORDS
+from calmrl_lab.config import SIMILARITY_WORDS
 from calmrl_lab.reporting.page.context import Findings, Section
 from calmrl_lab.reporting.page.result_sections import chart
 from calmrl_lab.reporting.results.collect import Gathered, Method
@@ -81,8 +81,8 @@ def _similarity(gathered: Gathered) -> str:
             labels.setdefault(name, []).append(method.label)
     if len(labels) == 1:
         (only,) = labels
-        return SCORE_WORDS.get(only, only)
-    return "; ".join(f"{SCORE_WORDS.get(name, name)} ({listed(own)})" for name, own in labels.items())
+        return SIMILARITY_WORDS.get(only, only)
+    return "; ".join(f"{SIMILARITY_WORDS.get(name, name)} ({listed(own)})" for name, own in labels.items())
 
 
 def _range(values: Sequence[int]) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from calmrl_lab.config import TrainConfig, laid_over
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.evaluation.score_rows import COUNTS
+from calmrl_lab.methods import load, names
 from calmrl_lab.methods.resolve import resolve
 from calmrl_lab.runs.run import Run
 
@@ -93,12 +95,20 @@ class Method:
         return self.objective != "none" and self._asked("epochs") != 0
 
     @property
+    def plain_contrast(self) -> bool:
+        """Whether it is plain contrastive training of the observed pairs: CLIP from a start that knows no model of what is missing."""
+        return self.objective == "clip" and self.imputer == "none" and not _models_gaps(self._config())
+
+    @property
     def warmed_up(self) -> bool:
         """Whether heads were trained on complete items of a warm-up store first."""
         return self._asked("warm_up") not in (None, "?") and self._asked("warm_up_epochs") != 0
 
     def _asked(self, key: str) -> Any:
-        return self.runs[0].config.get(key, "?") if self.runs else self.settings.get(key, "?")
+        return self._config().get(key, "?")
+
+    def _config(self) -> dict[str, Any]:
+        return self.runs[0].config if self.runs else self.settings
 
     def frame(self, name: str) -> list[tuple[int, pd.DataFrame]]:
         """(seed, table) of the runs that have the Parquet table `name`."""
@@ -245,12 +255,12 @@ def _local(sentence: str, path: Path) -> str:
 
 # The columns that the report computes with; a table without one of them is of another version.
 _NEEDED = {
-    "scores": ("query", "gallery", "item", "group", "pattern", "greater", "equal", "candidates", "positives"),
+    "scores": ("query", "gallery", "item", "group", "pattern", *COUNTS),
     "imputation": ("imputer", "modality", "pattern", "split", "item", "group", "squared_error"),
     "anchors": ("imputer", "pattern", "split", "item", "group", "shift_observed", "shift_calibrated", "lower", "upper"),
     "classification": ("kind", "modality", "item", "group", "label", "correct"),
-    "rerank": ("query", "gallery", "scorer", "group", "greater", "equal"),
-    "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", "greater", "equal"),
+    "rerank": ("query", "gallery", "scorer", "group", *COUNTS),
+    "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", *COUNTS),
 }
 # Tables of this many rows a run are read with the needed columns only.
 _LARGE = frozenset({"curves"})
@@ -380,12 +390,19 @@ def _methods_by_name(found: dict[str, RunRecord]) -> list[Method]:
     return methods
 
 
+def _models_gaps(config: dict[str, Any]) -> bool:
+    """Whether a run, or a member of it, starts from PPCA under the mask of the training items."""
+    members = [dict(member) for member in config.get("members") or ()]
+    methods = [load(str(member["method"])).settings for member in members if member.get("method") in names()]
+    return any(part.get("init") == "ppca" for part in (config, *members, *methods))
+
+
 def _role(config: dict[str, Any], hidden: bool) -> Role:
     if hidden and config.get("scenario", "full") == "full":
         return "oracle"
     imputer = config.get("impute", "none")
     if imputer == "none":
-        return "baseline"
+        return "calibrated" if _models_gaps(config) else "baseline"
     return "control" if imputer in _CONTROL_IMPUTERS else "calibrated"
 
 

@@ -37,7 +37,7 @@ def cast(gathered: Gathered) -> Cast:
     return Cast(
         calibrated=calibrated,
         fair=next((m for m in others if m.objective == "pmrl"), others[0] if others else None),
-        clip=next((m for m in plain if m.objective == "clip"), None),
+        clip=next((m for m in plain if m.plain_contrast), None),
         complete_only=next((m for m in gathered.role("baseline") if _on_complete_items(m)), None),
         oracle=next(iter(gathered.role("oracle")), None),
         controls=tuple(gathered.role("control")),

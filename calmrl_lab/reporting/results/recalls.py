@@ -7,21 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
+from calmrl_lab.evaluation.score_rows import DEPTHS, chance, expected_ranks, hits
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DEPTHS = (1, 5, 10)
 Direction = tuple[str, str]
-
-
-def hits(greater: Float[np.ndarray, " n"], equal: Float[np.ndarray, " n"], depth: int) -> Float[np.ndarray, " n"]:
-    """Probability that the best positive is among the first `depth` when ties are broken at random."""
-    return np.clip((depth - greater) / (equal + 1.0), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,9 +121,8 @@ def _sums(runs: Sequence[tuple[int, pd.DataFrame]], groups: Sequence[str], direc
         group = frame["group"].astype(str).map(place).to_numpy()
         pairs = zip(frame["query"].astype(str), frame["gallery"].astype(str), strict=True)
         direction = np.fromiter((order[pair] for pair in pairs), dtype=np.int64, count=len(frame))
-        greater, equal = frame["greater"].to_numpy(float), frame["equal"].to_numpy(float)
         for depth_index, depth in enumerate(DEPTHS):
-            np.add.at(totals[index, :, :, depth_index], (group, direction), hits(greater, equal, depth))
+            np.add.at(totals[index, :, :, depth_index], (group, direction), hits(frame, depth))
             np.add.at(counts[index, :, :, depth_index], (group, direction), 1.0)
     flat = (shape[0], shape[1], -1)
     return Sums(tuple(seed for seed, _ in runs), tuple(groups), totals.reshape(flat), counts.reshape(flat))
@@ -152,27 +145,17 @@ def _result(
     for (query, gallery), part in rows.groupby(["query", "gallery"], sort=False, observed=True):
         direction = (str(query), str(gallery))
         where = {depth: columns.index((direction, depth)) for depth in DEPTHS}
-        rank = 1 + part["greater"].to_numpy(float) + part["equal"].to_numpy(float) / 2
         directions[direction] = DirectionResult(
             direction=direction,
             recalls={depth: estimate(value[at], replicates[:, at], sums.units(at)) for depth, at in where.items()},
-            chance={depth: _chance(part, depth) for depth in DEPTHS},
+            chance={depth: float(chance(part, depth).mean()) for depth in DEPTHS},
             median_rank=resamples.median(
-                rank, part["group"].astype(str).map(groups).to_numpy(), part["run"].to_numpy(), len(runs)
+                expected_ranks(part), part["group"].astype(str).map(groups).to_numpy(), part["run"].to_numpy(), len(runs)
             ),
             queries=round(len(part) / len(runs)),
             gallery=int(part["candidates"].max()),
         )
     chosen = {depth: [i for i, (d, at) in enumerate(columns) if at == depth and d in common] for depth in DEPTHS}
     means = {depth: estimate(value[at].mean(), replicates[:, at].mean(axis=1)) for depth, at in chosen.items() if at}
-    chance = {depth: float(np.mean([directions[d].chance[depth] for d in common])) for depth in DEPTHS if common}
-    return MethodResult(method, directions, means, chance)
-
-
-def _chance(part: pd.DataFrame, depth: int) -> float:
-    """Probability of a hit within `depth` under a random order of the gallery, averaged over the queries."""
-    candidates, positives = part["candidates"].to_numpy(float), part["positives"].to_numpy(float)
-    missed = np.ones(len(part))
-    for drawn in range(depth):
-        missed *= np.clip((candidates - positives - drawn) / np.maximum(candidates - drawn, 1.0), 0.0, 1.0)
-    return float(np.mean(1.0 - missed))
+    by_chance = {depth: float(np.mean([directions[d].chance[depth] for d in common])) for depth in DEPTHS if common}
+    return MethodResult(method, directions, means, by_chance)

@@ -42,11 +42,15 @@ def read_source(path: str | Path, modality: str, key: str | None = None, options
     rows = source.rows
     if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind not in "fiu" or rows.dtype.itemsize > 8:
         raise CalmrlError(
-            f"'{path}': the features of '{modality}' are {rows.dtype} {list(rows.shape)}; expected numbers [rows, d]"
+            f"'{path}': the features of '{modality}' are {rows.dtype} {list(rows.shape)}; expected numbers [rows, d]",
+            hint="name another array as FILE:KEY; one array for each item is read from a file of several",
         )
     for what, array in (("ids", source.ids), ("mask", source.observed)):
         if array is not None and array.shape != (len(rows),):
-            raise CalmrlError(f"'{path}': {what} has shape {list(array.shape)}; the features have {len(rows)} rows")
+            raise CalmrlError(
+                f"'{path}': {what} has shape {list(array.shape)}; the features have {len(rows)} rows",
+                hint="ids and mask have one entry for every row of features",
+            )
     return source
 
 

@@ -86,7 +86,9 @@ def import_features(
     for what, given in (("ids", ids_of), ("a mask", masks), ("an encoder", encoders), ("an id column", {**columns, _ALL: ""})):
         for name in given or {}:
             if name and name not in modalities:
-                raise CalmrlError(f"{what} is given for '{name}', but no such modality is imported")
+                raise CalmrlError(
+                    f"{what} is given for '{name}', but no such modality is imported", hint="name one that --modality names"
+                )
     if dtype != "keep" and dtype not in DTYPES:
         raise CalmrlError(f"dtype '{dtype}' is unknown", hint=f"keep, {', '.join(DTYPES)}")
     if pool not in (None, "mean", "rows"):
@@ -211,13 +213,17 @@ def _complete(
     elif ids is None and shared is not None:
         ids = read_ids(shared, len(source.rows)) if isinstance(shared, (str, Path)) else np.array(list(shared), dtype=np.str_)
     if ids is not None and len(ids) != len(source.rows):
-        raise CalmrlError(f"'{path}' has {len(source.rows)} rows of '{name}', but {len(ids)} ids are given for them")
+        raise CalmrlError(
+            f"'{path}' has {len(source.rows)} rows of '{name}', but {len(ids)} ids are given for them",
+            hint="--ids takes one id for every row, in the order of the rows",
+        )
     if name in masks:
         mask_path, mask_key = split_key(str(masks[name]))
         observed = _read_mask(mask_path, mask_key)
         if observed.shape != (len(source.rows),):
             raise CalmrlError(
-                f"the mask '{mask_path}' is {list(observed.shape)}; '{path}' has {len(source.rows)} rows of '{name}'"
+                f"the mask '{mask_path}' is {list(observed.shape)}; '{path}' has {len(source.rows)} rows of '{name}'",
+                hint="a mask has one entry for every row of features",
             )
     return replace(source, ids=ids, observed=observed)
 
@@ -275,7 +281,7 @@ def _universe(row_ids: Mapping[str, np.ndarray], items: ItemTable | None, table:
     """All items, in the order of the table, or of first appearance."""
     for name, ids in row_ids.items():
         if (ids == "").any():
-            raise CalmrlError(f"row {int(np.argmax(ids == ''))} of '{name}' has an empty id")
+            raise CalmrlError(f"row {int(np.argmax(ids == ''))} of '{name}' has an empty id", hint="give every row an id")
     seen = dict.fromkeys(item for ids in row_ids.values() for item in ids.tolist())
     if items is None:
         return np.array(list(seen), dtype=np.str_)

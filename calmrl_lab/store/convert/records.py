@@ -92,7 +92,10 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise CalmrlError(f"the file '{path}' does not exist") from None
     except OSError as error:
-        raise CalmrlError(f"'{path}' cannot be read: {(error.strerror or 'input error').lower()}") from None
+        raise CalmrlError(
+            f"'{path}' cannot be read: {(error.strerror or 'input error').lower()}",
+            hint="look at its permissions, and at the disk",
+        ) from None
 
 
 def parse_json(path: Path, text: str) -> Any:
@@ -136,7 +139,8 @@ def _json_document(path: Path, text: str) -> Records:
     for number, entry in enumerate(document, start=1):
         if not isinstance(entry, dict):
             raise CalmrlError(
-                f"'{path}', entry {number} is a {type(entry).__name__}, expected an object with the columns of a row"
+                f"'{path}', entry {number} is a {type(entry).__name__}, expected an object with the columns of a row",
+                hint="write a list of objects",
             )
         rows.append(Record(f"entry {number}", entry))
     return Records(path, _names(rows), rows, is_json=True)
@@ -166,10 +170,13 @@ def _json_lines(path: Path, text: str) -> Records:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CalmrlError(f"'{path}', line {number} is no JSON: {str(error)[:80]}") from None
+            raise CalmrlError(
+                f"'{path}', line {number} is no JSON: {str(error)[:80]}", hint="write it again, one JSON object on each line"
+            ) from None
         if not isinstance(values, dict):
             raise CalmrlError(
-                f"'{path}', line {number} is a {type(values).__name__}, expected an object with 'id' (it is not a JSON object)"
+                f"'{path}', line {number} is a {type(values).__name__}, expected an object with 'id' (it is not a JSON object)",
+                hint="write one JSON object on each line",
             )
         rows.append(Record(f"line {number}", values))
     return Records(path, _names(rows), rows, is_json=True)
@@ -240,10 +247,13 @@ def _csv(path: Path, text: str) -> Records:
             if twice[0]
             else "has more than one column without a name"
         )
-        raise CalmrlError(f"the table '{path}' {said}")
+        raise CalmrlError(f"the table '{path}' {said}", hint="rename one of them")
     rows = []
     for number, cells in lines:
         if len(cells) != len(names):
-            raise CalmrlError(f"'{path}', line {number} has {len(cells)} columns, the heading has {len(names)}")
+            raise CalmrlError(
+                f"'{path}', line {number} has {len(cells)} columns, the heading has {len(names)}",
+                hint="quote cells that hold the delimiter",
+            )
         rows.append(Record(f"line {number}", dict(zip(names, cells, strict=True))))
     return Records(path, names, rows)

@@ -76,6 +76,10 @@ class TextEncoder(VastEncoder):
             raise AbsentError("the text is empty")
         return np.array(self.tokenizer.encode(text).ids, dtype=np.int64)
 
+    def stand_in(self) -> np.ndarray:
+        """What the released evaluation encodes where there is no subtitle: [CLS] and [SEP]."""
+        return np.array(self.tokenizer.encode("").ids, dtype=np.int64)
+
     def encode(self, batch: Sequence[np.ndarray]) -> Float32[np.ndarray, "b width"]:
         """Class tokens; texts of one padded length go through the model together."""
         features = np.empty((len(batch), self.dimension), np.float32)

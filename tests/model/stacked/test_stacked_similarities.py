@@ -178,3 +178,12 @@ def test_without_validation_items_the_first_part_stands_alone() -> None:
     assert weighted.part is KINDS["canonical"]
     assert weight == 1.0
     assert record["validation_mrr"] == 0.0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_features_in_half_precision_are_compared_in_full(name: str) -> None:
+    table = shared_and_separate(2, n=10)
+    half = [part.half() for part in table.first_rows()]
+    for modality, rows in zip(NAMES, half, strict=True):
+        exact = KINDS[name].vectors(modality, rows.float(), rows.float())
+        torch.testing.assert_close(KINDS[name].vectors(modality, rows, rows), exact, rtol=1e-6, atol=1e-6)

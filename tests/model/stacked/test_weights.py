@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab.model.stacked.weights import logistic_weights
+from calmrl_lab.model.stacked.weights import logistic_weights, rank_weights
 
 
 def _scores(seed: int, n: int, qualities: list[float]) -> torch.Tensor:
@@ -59,3 +59,33 @@ def test_perfect_scores_have_finite_weights() -> None:
     found = logistic_weights([torch.eye(5, dtype=torch.float64)[None]])
     assert np.isfinite(found).all()
     assert found[0] > 0
+
+
+def _mean_reciprocal_rank(weights: np.ndarray, directions: list[torch.Tensor]) -> float:
+    total = 0.0
+    for scores in directions:
+        ranks = []
+        for i in range(scores.shape[1]):
+            sums = sum(w * part[i] for w, part in zip(weights, scores, strict=True))
+            ranks.append(1 / (1 + int((sums > sums[i]).sum())))
+        total += sum(ranks) / len(ranks)
+    return total / len(directions)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_ranks_never_get_worse_on_the_way(seed: int) -> None:
+    directions = [_scores(seed, 30, [2.0, 1.5, 0.0]), _scores(seed + 1, 30, [2.0, 1.5, 0.0])]
+    start = logistic_weights(directions)
+    found = rank_weights(directions, [torch.arange(30)] * 2, start)
+    assert _mean_reciprocal_rank(found, directions) >= _mean_reciprocal_rank(start, directions)
+
+
+def test_a_step_that_is_sure_is_taken_and_one_that_is_not_is_not() -> None:
+    good, bad = _scores(0, 200, [4.0])[0], _scores(1, 200, [0.0])[0]
+    scores = [torch.stack([good, bad])]
+    # Nearly everything on noise: giving the other weight is sure to help.
+    found = rank_weights(scores, [torch.arange(200)], np.array([0.05, 1.0]))
+    assert _mean_reciprocal_rank(found, scores) > 2 * _mean_reciprocal_rank(np.array([0.05, 1.0]), scores)
+    alike = [torch.stack([good, good + 1e-3 * bad])]
+    np.testing.assert_array_equal(rank_weights(alike, [torch.arange(200)], np.array([1.0, 1.0])), [1.0, 1.0])

@@ -182,7 +182,8 @@ def _lists(path: Path, name: str, column: Any) -> np.ndarray | None:
             if not (pa.types.is_floating(inner) or pa.types.is_integer(inner)):
                 return None
             raise CalmrlError(
-                f"'{path}': the lists of features in '{name}' have lengths {sorted(lengths)[:4]}; expected one length"
+                f"'{path}': the lists of features in '{name}' have lengths {sorted(lengths)[:4]}; expected one length",
+                hint="pool or pad the features to one length before they are saved",
             )
         shape.append(int(lengths[0]))
         values = values.flatten()

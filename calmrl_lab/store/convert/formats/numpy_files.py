@@ -32,6 +32,8 @@ class Npy:
             if dtype.hasobject:
                 return content_of(path, load_plain(path, file.read()))
         array = np.load(path, mmap_mode="r", allow_pickle=False) if math.prod(shape) else np.empty(shape, dtype)
+        if dtype.names and array.ndim == 1:
+            return Content(path, {name: Field.of(name, array[name]) for name in dtype.names}, table=True, nested=False)
         return Content(path, {"features": Field.of("features", array)}, nested=False)
 
 
@@ -45,10 +47,11 @@ class Npz:
     @staticmethod
     def read(path: Path) -> Content:
         fields: dict[str, Field] = {}
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".npy"):
-                    fields[name[:-4]] = _member(path, archive, name)
+        # It stays open as long as a field may be loaded: there may be one for each of many thousand items.
+        archive = zipfile.ZipFile(path)
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                fields[name[:-4]] = _member(path, archive, name)
         if not fields:
             raise CalmrlError(f"'{path}' holds no .npy arrays", hint="np.savez(path, features=..., ids=...) writes such a file")
         if list(fields) == ["arr_0"] and not fields["arr_0"].shape:
@@ -72,13 +75,12 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Field:
         )
 
     def load() -> np.ndarray:
-        with zipfile.ZipFile(path) as opened:
-            mapped = npz_mapped(path, opened, name) if len(shape) >= 2 else None
-            if mapped is not None:
-                return mapped
-            check_memory(path, claimed)
-            with opened.open(name) as member:
-                return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        mapped = npz_mapped(path, archive, name) if len(shape) >= 2 else None
+        if mapped is not None:
+            return mapped
+        check_memory(path, claimed)
+        with archive.open(name) as member:
+            return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
 
     return Field(name[:-4], shape, kind_of(dtype), load)
 
@@ -93,6 +95,8 @@ def _texts(array: np.ndarray) -> np.ndarray:
         return np.array(texts, dtype=np.str_).reshape(array.shape)
     if all(isinstance(value, (int, float)) for value in values):
         return np.array(values).reshape(array.shape)
+    if values and all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:
+        return np.stack(values).reshape(*array.shape, *values[0].shape)
     return array
 
 

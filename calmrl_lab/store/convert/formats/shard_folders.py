@@ -38,7 +38,10 @@ class Shards:
             parts = {number: np.load(file, mmap_mode="r", allow_pickle=False) for number, file in shards.items()}
             shapes = {part.shape[1:] for part in parts.values()}
             if len(shapes) != 1 or any(part.ndim < 2 for part in parts.values()):
-                raise CalmrlError(f"the shards '{name}' in '{path}' have rows of different shapes: {sorted(shapes)[:4]}")
+                raise CalmrlError(
+                    f"the shards '{name}' in '{path}' have rows of different shapes: {sorted(shapes)[:4]}",
+                    hint="all shards of a family have rows of one length",
+                )
             rows = StackedRows(list(parts.values()))
             fields[name] = Field(name, rows.shape, "numbers", lambda rows=rows: rows)  # type: ignore[misc]
             lengths[name] = {number: len(part) for number, part in parts.items()}
@@ -95,6 +98,9 @@ def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Fie
             )
         table = pq.read_table(files[number])
         if len(table) != count:
-            raise CalmrlError(f"'{files[number]}' has {len(table)} rows; shard {number} has {count}")
+            raise CalmrlError(
+                f"'{files[number]}' has {len(table)} rows; shard {number} has {count}",
+                hint="fetch both files of that shard again",
+            )
         tables.append(table)
     return dict(table_content(folder, pa.concat_tables(tables, promote_options="default")).fields)

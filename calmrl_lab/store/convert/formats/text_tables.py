@@ -34,12 +34,15 @@ class Csv:
         width = len(lines[0][1])
         for number, cells in body:
             if len(cells) != width:
-                raise CalmrlError(f"'{path}', line {number} has {len(cells)} columns, the first has {width}")
+                raise CalmrlError(
+                    f"'{path}', line {number} has {len(cells)} columns, the first has {width}",
+                    hint="quote cells that hold the delimiter",
+                )
         if names is None:
             names = _invented([cells for _, cells in body[:20]])
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise CalmrlError(f"'{path}' names the column {twice!r} twice")
+            raise CalmrlError(f"'{path}' names the column {twice!r} twice", hint="rename one of them")
         columns = [[cells[place] for _, cells in body] for place in range(width)]
         arrays = dict(zip(names, (_column(path, name, cells) for name, cells in zip(names, columns, strict=True)), strict=True))
         # pandas writes its index as a first column without a name.
@@ -130,7 +133,9 @@ def _list(path: Path, name: str, cell: str) -> Any:
     try:
         return [float(number) for number in cell.strip("[]").replace(",", " ").split()]
     except ValueError:
-        raise CalmrlError(f"'{path}': a cell of '{name}' is no list of numbers: {cell[:40]!r}") from None
+        raise CalmrlError(
+            f"'{path}': a cell of '{name}' is no list of numbers: {cell[:40]!r}", hint="write the features as .npy or Parquet"
+        ) from None
 
 
 def _number(cell: str) -> float:

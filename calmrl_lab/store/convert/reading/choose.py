@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from calmrl_lab.store.convert.reading.content import Content, Field, as_float32,
 from calmrl_lab.store.convert.reading.reading_errors import check_memory
 from calmrl_lab.store.convert.reading.row_names import ids_from, names_of_rows
 from calmrl_lab.store.convert.reading.source import ReadOptions, Source
+from calmrl_lab.store.splits import split_named
 
 # Where a file of several arrays keeps features and mask, tried in this order (after the modality's own name, for features).
 FEATURE_NAMES = ("features", "embeddings", "embedding", "feature", "feats", "feat", "emb", "vectors")
@@ -38,10 +39,57 @@ def choose(content: Content, modality: str, options: ReadOptions) -> Source:
             f"'{content.path}' holds no arrays of its own, so it does not say which are the features",
             hint="expected features [rows, d]",
         )
+    if parts := _parts(content, modality, options):
+        return _together(content, modality, options, parts)
     found = _columns_of_one_table(content, modality, options) if content.table else _array(content, modality, options)
     if found is not None:
         return _beside(content, options, *found)
     return _one_array_an_item(content, modality, options)
+
+
+def _parts(content: Content, modality: str, options: ReadOptions) -> list[str]:
+    """The groups of a file that each hold features and the ids of their rows (train/features, train/ids): parts of one modality."""
+    if content.table or options.key is not None:
+        return []
+    homes: dict[str, list[Field]] = {}
+    for field in content.fields.values():
+        homes.setdefault(field.name.rpartition("/")[0], []).append(field)
+    whole = []
+    for group, fields in homes.items():
+        lengths = {f.shape for f in fields if f.kind == "strings"}
+        rows = [f for f in fields if f.kind == "numbers" and len(f.shape) == 2 and _leaf(f.name) in (modality, *FEATURE_NAMES)]
+        if group and len(rows) == 1 and rows[0].shape[:1] in lengths:
+            whole.append(group)
+    return whole if len(whole) > 1 else []
+
+
+def _together(content: Content, modality: str, options: ReadOptions, groups: Sequence[str]) -> Source:
+    """The rows of several groups one after the other; groups called like splits give the splits."""
+    found = []
+    for group in groups:
+        inner = {name.removeprefix(f"{group}/"): f for name, f in content.fields.items() if name.startswith(f"{group}/")}
+        fields = {name: replace(f, name=name) for name, f in inner.items()}
+        found.append(choose(Content(content.path, fields, ordered=content.ordered, nested=False), modality, options))
+    if any(part.ids is None for part in found):
+        raise unclear(content, modality, None, [f.name for f in content.fields.values()])
+    rows = np.concatenate([part.rows for part in found])
+    check = [part.observed if part.observed is not None else np.ones(len(part.rows), dtype=bool) for part in found]
+    observed = np.concatenate(check) if any(part.observed is not None for part in found) else None
+    splits = np.concatenate(
+        [np.full(len(part.rows), group.rpartition("/")[2]) for group, part in zip(groups, found, strict=True)]
+    )
+    named = all(split_named(group.rpartition("/")[2]) for group in groups)
+    ids = np.concatenate([part.ids for part in found if part.ids is not None])
+    return Source(
+        content.path,
+        rows,
+        ids,
+        observed,
+        splits if named else None,
+        (),
+        None,
+        f"the groups {', '.join(groups)}, {list(rows.shape)} in all",
+    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +237,7 @@ def _beside(content: Content, options: ReadOptions, matrix: _Matrix) -> Source:
         # Frames became rows of their item.
         observed, splits = (None if part is None else np.repeat(part, len(rows) // length) for part in (observed, splits))
     left = [n for n in content.fields if n not in (*taken, named, split)]
-    told = f"{_listed(matrix.names)} {list(matrix.shape)}" + (f", ids from '{named}'" if named else "")
+    told = f"{_listed(matrix.names)} {list(matrix.shape)}" + (f", ids from {_shown(named)!r}" if named is not None else "")
     told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
     return Source(
         content.path,
@@ -220,7 +268,7 @@ def _as_mask(content: Content, name: str) -> np.ndarray:
 def as_mask(values: np.ndarray, what: str) -> np.ndarray:
     """`values` as bool; CalmrlError unless they are True and False, or 1 and 0."""
     if values.dtype != bool and not np.isin(values, (0, 1)).all():
-        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1")
+        raise CalmrlError(f"{what} holds {values.dtype} values other than 0 and 1", hint="save a mask of True and False")
     return values.astype(bool)
 
 
@@ -272,7 +320,8 @@ def _one_array_an_item(content: Content, modality: str, options: ReadOptions) ->
     rows = np.concatenate(parts)
     if all(field.printed for field in items.values()):
         rows = as_float32(rows)
-    left = [n for n in content.fields if n not in {f.name for f in items.values()}]
+    taken = {field.name for field in items.values()}
+    left = [name for name in content.fields if name not in taken]
     told = f"one array an item, {len(items)} of {list(rows.shape[1:])}"
     told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
     return Source(
@@ -397,4 +446,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    return name if name.isprintable() else repr(spelled(name))
+    return (name if name.isprintable() else repr(spelled(name))) or "the column without a name"

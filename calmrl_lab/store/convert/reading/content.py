@@ -72,6 +72,9 @@ def content_of(path: Path, loaded: Any, ordered: bool = True) -> Content:
         return _of_records(path, loaded)
     if isinstance(loaded, (list, tuple)) and len(loaded) == 2 and _is_strings(loaded[0]) and not _is_strings(loaded[1]):
         loaded = {"ids": loaded[0], "features": loaded[1]}
+    if isinstance(loaded, (list, tuple)) and loaded and all(_is_pair(entry) for entry in loaded):
+        # Pairs (id, array); an id that comes again would be lost in a dict.
+        loaded = {"ids": [spelled(name) for name, _ in loaded], "features": [value for _, value in loaded]}
     if not isinstance(loaded, Mapping):
         loaded = {"features": loaded}
     fields: dict[str, Field] = {}
@@ -119,7 +122,10 @@ def column_of(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
             return np.array([str(value) for value in values], dtype=object)
         if len(shapes) != 1:
             told = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
-            raise CalmrlError(f"'{path}': the lists in '{name}' have lengths {told}; expected one length")
+            raise CalmrlError(
+                f"'{path}': the lists in '{name}' have lengths {told}; expected one length",
+                hint="pool or pad the features to one length before they are saved",
+            )
         stacked = np.stack(arrays)
         if len(present) == len(values):
             return stacked
@@ -157,6 +163,15 @@ def as_array(value: Any) -> np.ndarray:
         except ValueError:
             return np.array(str(value)[:80], dtype=object)
     return np.asarray(value)
+
+
+def _is_pair(entry: Any) -> bool:
+    return (
+        isinstance(entry, (list, tuple))
+        and len(entry) == 2
+        and isinstance(entry[0], str)
+        and not isinstance(entry[1], (str, bytes))
+    )
 
 
 def _holds_arrays(value: Sequence[Any]) -> bool:

@@ -28,8 +28,6 @@ _REFUSED = {
     "EXT4",
     "INST",
     "OBJ",
-    "NEWOBJ",
-    "NEWOBJ_EX",
     "NEXT_BUFFER",
     "READONLY_BUFFER",
 }

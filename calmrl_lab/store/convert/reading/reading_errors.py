@@ -54,7 +54,7 @@ def reading_errors(path: Path) -> Iterator[None]:
             ) from None
         said = str(error).strip().split("\n")[0][:120] or type(error).__name__
         kind = path.suffix.lstrip(".") or ("a folder of features" if path.is_dir() else "a table")
-        raise CalmrlError(f"'{path}' cannot be read as {kind}: {said}") from None
+        raise CalmrlError(f"'{path}' cannot be read as {kind}: {said}", hint="write it again, or download it again") from None
 
 
 def check_memory(path: Path, bytes_needed: int) -> None:

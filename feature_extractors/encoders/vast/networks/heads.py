@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from calmrl_lab.errors import CalmrlError
-
 # A modality, the letter that names its head, in the order in which joint heads concatenate.
 LETTERS = {"vision": "v", "audio": "a", "subtitle": "s", "caption": "t"}
 JOINT = {"va": ("vision", "audio"), "vs": ("vision", "subtitle"), "vas": ("vision", "audio", "subtitle")}
@@ -31,22 +29,6 @@ def own_heads(heads: Mapping[str, np.ndarray], modality: str) -> dict[str, np.nd
 def project(features: Float[np.ndarray, "n d_m"], weight: Float[np.ndarray, "d d_m"]) -> Float[np.ndarray, "n d"]:
     """Unit-norm embeddings of one modality; a zero projection stays zero."""
     return _unit(features @ weight.T)
-
-
-def project_jointly(
-    features: Mapping[str, Float[np.ndarray, "n d_m"]], heads: Mapping[str, np.ndarray], name: str
-) -> Float[np.ndarray, "n d"]:
-    """Unit-norm embeddings of the joint head `va`, `vs` or `vas` from pooled features, concatenated as vision, audio, subtitle.
-
-    All rows must have all the modalities of the head; CalmrlError for an unknown head or a modality that is not given.
-    """
-    if name not in JOINT:
-        raise CalmrlError(f"unknown joint head '{name}'", hint=f"known: {', '.join(JOINT)}")
-    lacking = [m for m in JOINT[name] if m not in features]
-    if lacking:
-        raise CalmrlError(f"the joint head '{name}' needs '{lacking[0]}', which is not among: {', '.join(features)}")
-    joined = np.concatenate([features[m] for m in JOINT[name]], axis=1)
-    return _unit(joined @ heads[f"contra_head_{name}.weight"].T + heads[f"contra_head_{name}.bias"])
 
 
 def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -16,7 +16,9 @@ from calmrl_lab.errors import CalmrlError
 from feature_extractors.encoders.vast.encoder import VastEncoder
 from feature_extractors.encoders.vast.rerank.matching import TOP, Matcher, rerank
 from feature_extractors.encoders.vast.rerank.token_file import TokenFile, writing_tokens
-from feature_extractors.protocols import AbsentError, Encoder, File, Item, Manifest, MediaError
+from feature_extractors.media.links import AllowedPlaces
+from feature_extractors.protocols import Encoder, File, Item, Manifest, bare
+from feature_extractors.workers.prepare import attempt
 
 _CONDITIONS = ("vision", "audio", "subtitle")
 
@@ -31,12 +33,13 @@ def keep_tokens(
     workers: int = 4,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
+    followed: Sequence[Path] = (),
 ) -> dict[str, int]:
     """Encode the items of one split once more, all tokens instead of pooled ones, and write their condition tokens to `path`.
 
     `encoders` maps modalities to VAST's encoders (`caption` is needed for its tokenizer). `mark` names what the tokens belong to. A
     modality that is absent or fails gives no tokens (extraction itself records why), and an item without any is left out. `workers`
-    threads decode ahead. Tokens that are there already, of the same mark, stay, unless `overwrite` replaces them. Returns counts:
+    threads decode ahead. `followed`: folders that links in `media` may lead to. Tokens that are there already, of the same mark, stay, unless `overwrite` replaces them. Returns counts:
     `kept`, `left_out`. Raises CalmrlError for encoders that are not VAST's, a split without items, or tokens of another mark in the way.
     """
     made = vast_encoders(encoders)
@@ -51,10 +54,11 @@ def keep_tokens(
     checkpoint = made["caption"].checkpoint
     for encoder in made.values():
         encoder.__dict__["checkpoint"] = checkpoint  # read and checked once, not once a modality
+    places = AllowedPlaces(media, followed) if media is not None else None
     matcher = Matcher(checkpoint, made["caption"].device, made["caption"].precision)
     kept = 0
     with writing_tokens(path, matcher.width, mark, overwrite) as writer:
-        for item, prepared in _ahead(items, lambda item: _prepare(made, item, media), workers):
+        for item, prepared in _ahead(items, lambda item: _prepare(made, item, places), workers):
             tokens = {m: made[m].tokens([prepared[m]])[0] for m in _CONDITIONS if m in prepared}
             # What an encoder cannot make sense of has no feature in the store either.
             tokens = {m: values for m, values in tokens.items() if np.isfinite(values).all()}
@@ -81,16 +85,18 @@ def vast_encoders(encoders: Mapping[str, Encoder]) -> dict[str, VastEncoder]:
     return made
 
 
-def _prepare(made: Mapping[str, VastEncoder], item: Item, media: Path | None) -> dict[str, np.ndarray]:
-    """The prepared media of one item, by modality; what is absent, fails or lies outside `media` is not in it."""
+def _prepare(made: Mapping[str, VastEncoder], item: Item, places: AllowedPlaces | None) -> dict[str, np.ndarray]:
+    """The prepared media of one item, by modality; what is absent, fails or lies outside `places` is not in it."""
     prepared = {}
     for modality in _CONDITIONS:
-        for medium in item.media.get(modality, ()) if modality in made else ():
-            if isinstance(medium, File) and media is not None and not medium.path.resolve().is_relative_to(media.resolve()):
-                break
-            with suppress(AbsentError, MediaError, OSError):
-                prepared[modality] = made[modality].prepare(medium)
-            break
+        for medium in item.media.get(modality, ())[:1] if modality in made else ():
+            file = bare(medium)
+            if isinstance(file, File) and places is not None and not places.holds(file.path):
+                continue
+            with suppress(OSError):
+                outcome = attempt(cast(Encoder, made[modality]), medium, None)
+                if isinstance(outcome, np.ndarray):
+                    prepared[modality] = outcome
     return prepared
 
 
