@@ -20,7 +20,7 @@ def standard_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     # A closed stream is None. An open file in its place keeps its number from being given to a file of ours.
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open as long as the process
-    sys.stdout = _Droppable(sys.stdout or open(os.devnull, "w"))  # type: ignore[assignment]  # noqa: SIM115
+    sys.stdout = _Droppable(sys.stdout or open(os.devnull, "w"))  # noqa: SIM115
     try:
         yield
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from reporting.synthetic_runs import RECIPES, write_experiment
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.evaluation.evaluate import evaluate
+from calmrl_lab.reporting.output.drawing import Figure
 from calmrl_lab.reporting.report import write_report
 from calmrl_lab.search.index_folder import build_gallery
 from calmrl_lab.training.train import train
@@ -86,9 +87,12 @@ def _config(store, **values):
 @pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["new", "over an old one"])
 @pytest.mark.parametrize("what", ["train", "evaluate", "index", "report"])
-def test_every_step_killed_once(what, old, small_store, finished, tmp_path, record_property):
+def test_every_step_killed_once(what, old, small_store, finished, tmp_path, record_property, monkeypatch):
     """`old`: the command replaces what another one of its kind has left."""
     if what == "report":
+        # Drawing takes most of the time, and writes nothing.
+        monkeypatch.setattr(Figure, "pdf", lambda figure: b"pdf")
+        monkeypatch.setattr(Figure, "svg", lambda figure: "<svg></svg>")
         source = write_experiment(tmp_path / "source", RECIPES[2:4], seeds=(0,), items=10)
         other = write_experiment(tmp_path / "other", RECIPES[:2], seeds=(0,), items=10)
 
