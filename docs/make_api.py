@@ -15,6 +15,7 @@ SHOWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Errors", "calmrl_lab.errors", ("CalmrlError", "WorkFailedError")),
     ("Extraction", "feature_extractors.extraction", ("extract",)),
     ("Training", "calmrl_lab.training.train", ("train_heads", "train")),
+    ("Runs", "calmrl_lab.runs.run", ("Run",)),
     ("Configuration", "calmrl_lab.config", ("TrainConfig",)),
     ("Closed form", "calmrl_lab.model.closed_form", ("start_by_ppca", "StartOptions")),
     ("Closed form", "calmrl_lab.ppca.latent_maps", ("LatentMaps",)),

@@ -85,7 +85,7 @@ def test_anchors_of_a_run_are_measured_and_written_into_a_page(small_store, tmp_
     assert stated["upper, two-sided"]["over_shift"] <= stated["upper, as printed"]["over_shift"]
     assert "stale" not in page.read_text()
     assert f"{imputed['sine']['value']:.3f}" in page.read_text()
-    assert "imputes with 'mean'" in bench("anchors", trained(small_store, tmp_path, "mean"), code=2).stderr
+    assert "does not impute with PPCA" in bench("anchors", trained(small_store, tmp_path, "mean"), code=2).stderr
 
 
 def test_requests_that_make_no_sense(small_store, tmp_path):

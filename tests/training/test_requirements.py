@@ -16,7 +16,7 @@ from calmrl_lab.training.requirements import check_settings, uses_imputed
     [
         ({"head": "mlp"}, "heads that start from PPCA in closed form are linear, so head 'mlp' cannot start there"),
         ({"gate": True}, "there is nothing to gate: imputer 'none' fills no gaps"),
-        ({"init": "random"}, "init is 'random'"),
+        ({"similarity": "sum", "init": "random"}, "init is 'random'"),
         ({"features": "centred"}, "features 'centred' is what heads that start at random see, and init is 'ppca'"),
         ({"method": "clip", "impute": "ppca"}, "imputer 'ppca' would never be used: objective 'clip'"),
         ({"method": "closed-form", "impute": "mean"}, "imputer 'mean' would never be used: objective 'none'"),

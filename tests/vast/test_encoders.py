@@ -230,10 +230,10 @@ def test_vocabularies_that_do_not_fit(make_weights, tensors):
     folder = make_weights(tensors)
     path = folder / "bert" / "bert-base-uncased" / "vocab.txt"
     path.write_text(path.read_text() + "extra\n")
-    with pytest.raises(CalmrlError, match="entries, the weights have"):
+    with pytest.raises(CalmrlError, match="words, the weights are for"):
         make(weights=folder).prepare(Text("a"))
     path.write_text("a\nb\n")
-    with pytest.raises(CalmrlError, match=r"\(2 lines\) has no \[PAD\]"):
+    with pytest.raises(CalmrlError, match=r"\(2 words\) has no \[PAD\]"):
         make(weights=folder).prepare(Text("a"))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(CalmrlError, match="cannot be read"):
