@@ -92,7 +92,13 @@ def test_every_step_killed_once(what, old, small_store, finished, tmp_path, reco
     if what == "report":
         # Drawing takes most of the time, and writes nothing.
         monkeypatch.setattr(Figure, "pdf", lambda figure: b"pdf")
-        monkeypatch.setattr(Figure, "svg", lambda figure: "<svg></svg>")
+        svg, drawn = Figure.svg, {}
+
+        def once(figure, narrow=False):
+            key = drawn["of"], figure.name, narrow
+            return drawn.get(key) or drawn.setdefault(key, svg(figure, narrow))
+
+        monkeypatch.setattr(Figure, "svg", once)
         source = write_experiment(tmp_path / "source", RECIPES[2:4], seeds=(0,), items=10)
         other = write_experiment(tmp_path / "other", RECIPES[:2], seeds=(0,), items=10)
 
@@ -104,7 +110,13 @@ def test_every_step_killed_once(what, old, small_store, finished, tmp_path, reco
         elif what == "index":
             build_gallery(finished, place, split="validation" if earlier else "test")
         else:
+            drawn["of"] = earlier
             write_report(other if earlier else source, place)
+
+    if what == "report":
+        # Drawn here once, for all children.
+        for earlier in (False, True):
+            command(tmp_path / f"drawn-{earlier}", earlier)
 
     def start(folder):
         folder.mkdir()
