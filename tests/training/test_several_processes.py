@@ -43,4 +43,5 @@ def test_three_processes_are_one(small_store, tmp_path, objective):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     first, second = (run.read_tensors("model/model.safetensors")[0] for run in (one, two))
     for key, value in first.items():
-        np.testing.assert_allclose(second[key], value, atol=1e-4)
+        # Sums over items (log-likelihoods) are large: their rounding is relative.
+        np.testing.assert_allclose(second[key], value, rtol=1e-5, atol=1e-4)
