@@ -70,3 +70,26 @@ def invented():
         return Embeddings(names, ids, ids, torch.stack(rows, dim=1), mask, tuple(rows), (owner,) * len(rows), labels)
 
     return make
+
+
+@pytest.fixture
+def stop_training():
+    """stop_training(config, folder, epoch): trains and is interrupted before that epoch, so that what is left can be resumed."""
+
+    def stop(asked, folder, epoch):
+        from calmrl_lab.training.session import _Session
+        from calmrl_lab.training.train import train
+
+        original = _Session._one_epoch
+
+        def dies(self, *arguments):
+            if self.epoch == epoch:
+                raise KeyboardInterrupt
+            return original(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Session, "_one_epoch", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(asked, folder)
+
+    return stop

@@ -166,26 +166,16 @@ def test_summary_and_anchors_say_what_the_gate_did(gated_run):
     assert told["harm_rate"] < 0.15
 
 
-def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, monkeypatch):
+def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, stop_training):
     from calmrl_lab.config import TrainConfig
-    from calmrl_lab.training.session import _Session
     from calmrl_lab.training.train import train
 
     asked = TrainConfig(
         store=str(small_store), modalities=FOUR, scenario="pairs:0.25", gate=True, objective="calmrl", impute="ppca", impute_options={"latent_dim": 4},
         **{**QUICK, "epochs": 3, "checkpoint_every": 1, "refresh": 2},
     )  # fmt: skip
-    whole, original = train(asked, tmp_path / "whole"), _Session._one_epoch
-
-    def dies(self, *arguments):
-        if self.epoch == 1:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(_Session, "_one_epoch", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(asked, tmp_path / "halved")
-    monkeypatch.setattr(_Session, "_one_epoch", original)
+    whole = train(asked, tmp_path / "whole")
+    stop_training(asked, tmp_path / "halved", 1)
     halved = train(asked, tmp_path / "halved", resume=True)
     first, second = (run.read_tensors("model/model.safetensors")[0] for run in (whole, halved))
     assert all(np.array_equal(first[key], second[key]) for key in first)

@@ -16,7 +16,6 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
 from calmrl_lab.runs.run import Run
 from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
-from calmrl_lab.training.session import _Session
 from calmrl_lab.training.train import train
 
 CALMRL = {"objective": "calmrl", "impute": "ppca", "impute_options": {"latent_dim": 4}}
@@ -89,7 +88,7 @@ def test_auto_looks_at_the_free_memory(small_store, monkeypatch):
     assert streamed.free_bytes() > 0
 
 
-def test_a_streamed_run_learns_resumes_and_is_evaluated(small_store, tmp_path, monkeypatch):
+def test_a_streamed_run_learns_resumes_and_is_evaluated(small_store, tmp_path, stop_training):
     asked = config(small_store, memory="stream")
     run = train(asked, tmp_path / "whole")
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -98,17 +97,7 @@ def test_a_streamed_run_learns_resumes_and_is_evaluated(small_store, tmp_path, m
     table = evaluate(run, device="cpu").table()
     assert len(table) == 12
 
-    original = _Session._one_epoch
-
-    def dies(self, *arguments):
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(_Session, "_one_epoch", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(asked, tmp_path / "halved")
-    monkeypatch.setattr(_Session, "_one_epoch", original)
+    stop_training(asked, tmp_path / "halved", 2)
     halved = train(asked, tmp_path / "halved", resume=True)
     first, second = (r.read_tensors("model/model.safetensors")[0] for r in (run, halved))
     assert all(np.array_equal(first[key], second[key]) for key in first)

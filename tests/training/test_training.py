@@ -52,24 +52,14 @@ def test_the_same_seed_gives_the_same_numbers(small_store, tmp_path, objective):
 
 
 @pytest.mark.parametrize("objective", ["calmrl", "pmrl"])
-def test_a_resumed_run_equals_an_undisturbed_one(small_store, tmp_path, monkeypatch, objective):
+def test_a_resumed_run_equals_an_undisturbed_one(small_store, tmp_path, objective, stop_training):
     impute = "ppca" if objective == "calmrl" else "none"
     asked = config(
         small_store, objective=objective, impute=impute, impute_options={"latent_dim": 4} if impute == "ppca" else {}
     )
     whole = train(asked, tmp_path / "whole")
 
-    original = _Session._one_epoch
-
-    def dies(self, *arguments):
-        if self.epoch == 3:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(_Session, "_one_epoch", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(asked, tmp_path / "halved")
-    monkeypatch.setattr(_Session, "_one_epoch", original)
+    stop_training(asked, tmp_path / "halved", 3)
     assert not Run.open(tmp_path / "halved").finished()
     halved = train(asked, tmp_path / "halved", resume=True)
     assert same(tensors(whole), tensors(halved))
