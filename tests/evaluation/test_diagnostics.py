@@ -196,7 +196,15 @@ def test_a_gallery_of_one_cannot_be_told_from_chance():
 def test_the_exact_reverse_is_not_called_a_random_order():
     def direction(query, greater):
         n = len(greater)
-        about = {"query": query, "gallery": "b", "scorer": "cosine", "candidates": n, "positives": 1, "equal": 0}
+        about = {
+            "query": query,
+            "gallery": "b",
+            "scorer": "cosine",
+            "candidates": n,
+            "positives": 1,
+            "best_positives": 1,
+            "equal": 0,
+        }
         return pd.DataFrame({**about, "greater": greater, "group": [str(i) for i in range(n)]})
 
     reverse = direction("a", np.full(200, 190))
