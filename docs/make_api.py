@@ -16,6 +16,8 @@ SHOWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Extraction", "feature_extractors.extraction", ("extract",)),
     ("Training", "calmrl_lab.training.train", ("train_heads", "train")),
     ("Runs", "calmrl_lab.runs.run", ("Run",)),
+    ("Models", "calmrl_lab.model.alignment_model", ("AlignmentModel",)),
+    ("Models", "calmrl_lab.model.embeddings", ("Embeddings",)),
     ("Configuration", "calmrl_lab.config", ("TrainConfig",)),
     ("Closed form", "calmrl_lab.model.closed_form", ("start_by_ppca", "StartOptions")),
     ("Closed form", "calmrl_lab.ppca.latent_maps", ("LatentMaps",)),
