@@ -63,7 +63,7 @@ def store_arrays(
         for column, (name, values) in enumerate(arrays.items())
     }
     groups = names if group is None else np.asarray(group, dtype=np.str_)
-    about = {
+    about: dict[str, Any] = {
         "ids": names,
         "group": groups,
         "split": _splits(split, groups, names),
@@ -261,8 +261,8 @@ def _splits(given: Sequence[str] | np.ndarray | None, groups: np.ndarray, ids: n
 
 def _digest(rows: np.ndarray, offsets: np.ndarray) -> str:
     checksum = hashlib.sha256(f"{rows.dtype} {rows.shape}".encode())
-    checksum.update(np.ascontiguousarray(rows))
-    checksum.update(np.ascontiguousarray(offsets))
+    checksum.update(np.ascontiguousarray(rows).data)
+    checksum.update(np.ascontiguousarray(offsets).data)
     return checksum.hexdigest()
 
 
