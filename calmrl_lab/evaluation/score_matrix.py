@@ -63,7 +63,7 @@ class MatrixEvaluation:
 
 def evaluate_matrix(
     scores: Float[np.ndarray, "q g"],
-    positives: Shaped[np.ndarray, "q *g"] | Sequence[int] | None = None,
+    positives: Shaped[np.ndarray, "*shape"] | Sequence[int] | None = None,
     groups: Sequence[Any] | Shaped[np.ndarray, " q"] | None = None,
 ) -> MatrixEvaluation:
     """Rank the candidates of every query by a matrix of scores [Q, G], larger is better; ties are counted, not broken.
