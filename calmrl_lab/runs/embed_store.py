@@ -134,7 +134,12 @@ class _Embedding:
     @property
     def mask(self) -> np.ndarray:
         """[N, k]: what the items show of the modalities that are embedded."""
-        return self.store.mask[np.ix_(self.items, [self.store.column(name) for name in self.modalities])]
+        return self.store.mask[self.items][:, self.columns]
+
+    @property
+    def columns(self) -> list[int]:
+        """The columns of the modalities in the arrays of the store."""
+        return [self.store.column(name) for name in self.modalities]
 
     @property
     def texts(self) -> dict[str, np.ndarray]:
@@ -196,8 +201,7 @@ def _write_zarr(embedding: _Embedding, out: Path, overwrite: bool) -> None:
         offsets[name] = offsets_of(counts)
         rows = np.repeat(starts[:-1][items] - offsets[name][:-1], counts) + np.arange(offsets[name][-1])
         features[name] = embedding.rows(name, rows)
-    columns = [store.column(name) for name in embedding.modalities]
-    reason = store.reason[np.ix_(items, columns)]
+    reason = store.reason[items][:, embedding.columns]
     # What an item shows may be a modality that the run does not have.
     reason[(reason == Reason.ABSENT).all(axis=1)] = Reason.NOT_EXTRACTED
     fingerprint, texts = digest(embedding.run.read_bytes(MODEL)), embedding.texts
