@@ -72,8 +72,8 @@ class Attention(nn.Module):
         if self.key_bias:
             key = torch.cat([key, self.bias_k.to(key.dtype).expand(len(x), 1, -1)], dim=1)
             value = torch.cat([value, self.bias_v.to(value.dtype).expand(len(x), 1, -1)], dim=1)
-        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        mixed = functional.scaled_dot_product_attention(*split, is_causal=causal)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

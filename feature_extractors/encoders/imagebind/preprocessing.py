@@ -36,7 +36,7 @@ def picture(frame: UInt8[np.ndarray, "height width 3"], side: int) -> Float32[np
     """One view of a still picture: the short side by Pillow's bicubic filter, the centre, and the frame twice."""
     from PIL import Image
 
-    height, width = short_side(*frame.shape[:2], side)
+    height, width = short_side(frame.shape[0], frame.shape[1], side)
     scaled = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
     top, left = round((height - side) / 2), round((width - side) / 2)
     pixels = _normalised(scaled[top : top + side, left : left + side] / 255.0)

@@ -24,14 +24,14 @@ def clip(frames: UInt8[np.ndarray, "n height width 3"], side: int) -> Float32[np
     """The frames of one clip: short side by bilinear interpolation, the centre, normalised. The mirror images of training are left out."""
     height, width = frames.shape[1:3]
     size = (side, math.floor(width / height * side)) if width >= height else (math.floor(height / width * side), side)
-    rows, columns = _centre(*size, side)
-    return np.stack([_normalised(resized(frame, *size, rows, columns) / 255.0) for frame in frames])[None]
+    rows, columns = _centre(size[0], size[1], side)
+    return np.stack([_normalised(resized(frame, size[0], size[1], rows, columns) / 255.0) for frame in frames])[None]
 
 
 def picture(frame: UInt8[np.ndarray, "height width 3"], side: int) -> Float32[np.ndarray, "1 3 side side"]:
     """A still picture: short side by bicubic interpolation without antialiasing, the centre, normalised."""
-    size = short_side(*frame.shape[:2], side)
-    rows, columns = _centre(*size, side)
+    size = short_side(frame.shape[0], frame.shape[1], side)
+    rows, columns = _centre(size[0], size[1], side)
     window = _cubic(_cubic(frame / 255.0, size[0], rows).transpose(1, 0, 2), size[1], columns).transpose(1, 0, 2)
     return _normalised(window)[None]
 
