@@ -96,7 +96,7 @@ class ImageBindVision(ImageBind):
         if isinstance(medium, File) and medium.path.is_dir():
             if self.folder_rate is None:
                 raise MediaError(
-                    "not_media", "a folder of frames says no frames a second (--set-encoder MODALITY.frame_rate=N says it)"
+                    "not_media", "a folder of frames says no frames a second (--encoder-option MODALITY.frame_rate=N says it)"
                 )
             return self.folder_rate
         assert isinstance(medium, File)
