@@ -160,7 +160,7 @@ class TrainConfig(BaseModel):
         0.05,
         gt=0,
         lt=1,
-        description="largest share of items with gaps that gated calibration may harm (conformal risk control)",
+        description="largest share of items with gaps that gated calibration may harm, with probability 0.9 over the held-out items",
     )
     patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
