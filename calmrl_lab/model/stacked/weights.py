@@ -1,5 +1,4 @@
-"""Non-negative weights of a sum of similarities, chosen on validation items: by multinomial logistic regression, by rank where that is sure, and
-for every pair of modalities near what suits all pairs."""
+"""Non-negative weights of a sum of similarities, chosen on validation items: for all pairs of modalities, then for each pair near those."""
 
 from __future__ import annotations
 
