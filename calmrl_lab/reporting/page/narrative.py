@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.content.accuracy_differences import ClassDifferences, classes_in_words
 from calmrl_lab.reporting.content.main_tables import probability, signed
 from calmrl_lab.reporting.results.anchor_shifts import Shifts
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Cast, Comparisons
-from calmrl_lab.reporting.results.estimates import Difference
 from calmrl_lab.reporting.results.imputation_errors import Imputations
 from calmrl_lab.reporting.results.recalls import Recalls
 from calmrl_lab.reporting.results.warnings import cautions as cautions_of
@@ -19,7 +19,7 @@ from calmrl_lab.reporting.results.warnings import listed
 
 @dataclass(frozen=True)
 class Narrative:
-    """`headline` in one line, `findings` with the reasons, a sentence a question, `sureness` on how far they hold, `cautions` to be read
+    """`headline` in one line, `findings` with the reasons, a sentence per question, `sureness` on how far they hold, `cautions` to be read
     before quoting."""
 
     headline: str
@@ -78,30 +78,30 @@ def _what(method: Method) -> str:
     return "Filling in missing modalities" if _fills(method) else method.label
 
 
-def _by(found: Difference) -> str:
+def _by(found: Comparison) -> str:
     """The size of a sure difference with its interval, both without sign."""
     points = found.scaled(100)
     low, high = sorted((abs(points.low), abs(points.high)))
     return f"{abs(points.value):.1f} points [{low:.1f}, {high:.1f}]"
 
 
-def _points(found: Difference) -> str:
+def _points(found: Comparison) -> str:
     """A difference that may be none, with its signs; p where only the correction for all comparisons keeps it from being sure."""
     points = found.scaled(100)
     text = f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]"
     return f"{text}, p {_p(found)} after correction" if _doubtful(found) else text
 
 
-def _doubtful(found: Difference) -> bool:
+def _doubtful(found: Comparison) -> bool:
     return found.verdict == 0 and not found.low <= 0 <= found.high
 
 
-def _p(found: Difference) -> str:
+def _p(found: Comparison) -> str:
     text = probability(found.corrected)
     return text if text.startswith("<") else f"= {text}"
 
 
-def _bound(found: Difference) -> str:
+def _bound(found: Comparison) -> str:
     """What an interval around zero still allows."""
     low, high = 100 * found.low, 100 * found.high
     if max(abs(low), abs(high)) <= 1:
@@ -131,7 +131,7 @@ def _effect(compared: Comparisons) -> list[str]:
     return sentences + _other_effects(found[len(whole) :])
 
 
-def _other_effects(found: list[tuple[Method, Difference]]) -> list[str]:
+def _other_effects(found: list[tuple[Method, Comparison]]) -> list[str]:
     """Many calibrated methods in one sentence, by how they came out against the same reference."""
     kinds = ((1, "higher"), (-1, "lower"), (0, "not surely different"))
     clauses = []
@@ -159,7 +159,7 @@ def _controls(compared: Comparisons) -> list[str]:
     return [f"{text}."]
 
 
-def _versus(found: Difference, other: str) -> str:
+def _versus(found: Comparison, other: str) -> str:
     """How "it was ..." goes on, in the three ways it can come out."""
     if found.verdict == 0:
         return f"not surely different from {other} ({_points(found)})"
