@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REASONS = (
     "installs a package",
     "needs the weights of VAST",
+    "needs the weights of ImageBind or LanguageBind",
     "needs the clips of a dataset",
     "needs several machines or GPUs",
     "takes minutes",
