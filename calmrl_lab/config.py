@@ -159,7 +159,7 @@ class TrainConfig(BaseModel):
         0.05,
         gt=0,
         lt=1,
-        description="largest share of items with gaps that calibration may harm under risk_control (conformal risk control)",
+        description="largest share of items with gaps that calibration may harm under risk_control, with probability 0.9 over the held-out items",
     )
     patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
