@@ -22,6 +22,8 @@ LEVEL = 0.95
 _MEDIANS = 500
 # Sign patterns drawn at once: 256 x 10,000 groups of float64 are 20 MB.
 _AT_ONCE = 256
+# A p-value that fewer sign patterns than this decide is drawn again, this many times as often.
+_FEW, _MORE = 10, 10
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Interval:
 class Comparison:
     """A paired difference a - b with its interval and two-sided p-value, over `units` groups of queries and `seeds` seeds.
 
-    `corrected` is p after Holm's correction where the difference is one of several (`corrected_family`), else p.
+    `corrected` is p after Holm's correction where the difference is one of several (`corrected_family`), else p. `at_floor`: p is the smallest
+    that so many resamples can give, so the true one is at most that.
     """
 
     value: float
@@ -53,13 +56,19 @@ class Comparison:
     units: int
     seeds: int
     corrected: float
+    at_floor: bool = False
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 if the interval leaves out zero, else 0; p after correction may still be large, see `verdict`."""
+        if self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.value > 0 else -1
 
     @property
     def verdict(self) -> int:
         """1 or -1 if the sign is sure (interval and corrected p agree at 95 %), else 0."""
-        if self.corrected >= 1 - LEVEL or self.low <= 0 <= self.high:
-            return 0
-        return 1 if self.value > 0 else -1
+        return 0 if self.corrected >= 1 - LEVEL else self.direction
 
     def scaled(self, factor: float) -> Comparison:
         """The same in other units; `factor` is positive."""
@@ -187,8 +196,8 @@ def compare(
     if len(sums.seeds) > 1:
         return _random_seeds(sums, level)
     low, high = _limits(_resampled(sums, generator, replicates), level)
-    p = _sign_flips(sums, generator, replicates)
-    return Comparison(float(sums.means().mean()), low, high, p, len(sums.groups), 1, p)
+    p, at_floor = _sign_flips(sums, generator, replicates)
+    return Comparison(float(sums.means().mean()), low, high, p, len(sums.groups), 1, p, at_floor)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
@@ -323,18 +332,25 @@ def _codes(labels: np.ndarray | None, n: int, what: str) -> tuple[np.ndarray, in
     return codes, len(names)
 
 
-def _sign_flips(sums: Sums, generator: np.random.Generator, replicates: int) -> float:
-    """Share of sign patterns over groups whose difference is at least as large as the one seen, that one included."""
+def _sign_flips(sums: Sums, generator: np.random.Generator, replicates: int) -> tuple[float, bool]:
+    """(share of sign patterns over groups whose difference is at least as large as the one seen, that one included; whether no other was)."""
     totals = sums.totals[0, :, 0]
     seen = abs(totals.sum())
     # Groups without any difference do not change under a flip; of n groups of one size, Binomial(n, 1/2) stay positive.
     amounts, sizes = np.unique(np.abs(totals[totals != 0]), return_counts=True)
     slack = 1e-12 * (amounts * sizes).sum()
-    reached = 0
-    for start in range(0, replicates, _AT_ONCE):
-        positive = generator.binomial(sizes, 0.5, size=(min(_AT_ONCE, replicates - start), len(sizes)))
-        reached += int((np.abs((2.0 * positive - sizes) @ amounts) >= seen - slack).sum())
-    return (reached + 1) / (replicates + 1)
+
+    def reached(draws: int) -> int:
+        count = 0
+        for start in range(0, draws, _AT_ONCE):
+            positive = generator.binomial(sizes, 0.5, size=(min(_AT_ONCE, draws - start), len(sizes)))
+            count += int((np.abs((2.0 * positive - sizes) @ amounts) >= seen - slack).sum())
+        return count
+
+    drawn, as_large = replicates, reached(replicates)
+    if as_large < _FEW:
+        drawn, as_large = _MORE * replicates, as_large + reached((_MORE - 1) * replicates)
+    return (as_large + 1) / (drawn + 1), as_large == 0
 
 
 def _random_seeds(sums: Sums, level: float) -> Comparison:
