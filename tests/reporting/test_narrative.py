@@ -9,11 +9,11 @@ import pytest
 from runs.resealing import reseal
 from synthetic_runs import RECIPES, Recipe, with_skills, write_experiment
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.page.narrative import narrate
 from calmrl_lab.reporting.results.anchor_shifts import shifts
 from calmrl_lab.reporting.results.collect import gather
 from calmrl_lab.reporting.results.comparisons import comparisons
-from calmrl_lab.reporting.results.estimates import Difference
 from calmrl_lab.reporting.results.imputation_errors import imputations
 from calmrl_lab.reporting.results.recalls import recalls
 
@@ -100,7 +100,7 @@ def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(t
     found = recalls(gathered)
     compared = comparisons(gathered, found)
     main, fair, clip = (part.name for part in (compared.cast.calibrated[0], compared.cast.fair, compared.cast.clip))
-    doubtful = Difference(0.073, 0.030, 0.116, 0.005, 0.07)
+    doubtful = Comparison(0.073, 0.030, 0.116, 0.005, 0.07)
     better, worse = doubtful, replace(doubtful, value=-0.073, low=-0.116, high=-0.030)
     told = narrate(
         gathered, found, replace(compared, pairs={**compared.pairs, (main, fair): better, (main, clip): worse}), None, None

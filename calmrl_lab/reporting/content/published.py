@@ -201,7 +201,7 @@ _SETS = ("MSR-VTT", "DiDeMo", "ActivityNet", "VATEX", "AudioCaps")
 
 
 def retrieval() -> Table:
-    """Recall@1 of the systems of Table 1 and their successors, a row a system, inputs and source."""
+    """Recall@1 of the systems of Table 1 and their successors, a row per system, inputs and source."""
     chosen = [fact for fact in facts() if fact.table in _RETRIEVAL and fact.task != "classification"]
     notes = (
         "R@1 in percent; T→V: text asks for the item, V→T the other way round, T→A and A→T with sound. T-VAS: text against vision, audio and subtitle, and "
@@ -255,7 +255,7 @@ def _spread(
     notes: Sequence[str],
     row: Callable[[Fact], tuple[str, str]] = _inputs,
 ) -> Table:
-    """Facts as a table: a row a system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
+    """Facts as a table: a row per system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
     lines: dict[tuple[str, str, str], dict[tuple[str, str], Fact]] = {}
     for fact in chosen:
         lines.setdefault((*row(fact), fact.source), {})[column(fact)] = fact

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calmrl_lab.evaluation.significance import Interval
 from calmrl_lab.reporting.content.main_tables import arrow, probability, signed, span
 from calmrl_lab.reporting.output.axes import dot, legend, name_rows, seeds_in_words, wrapped
 from calmrl_lab.reporting.output.drawing import INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.output.palette import GREEN, GREY, VERMILLION, Ink
 from calmrl_lab.reporting.results.collect import Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
-from calmrl_lab.reporting.results.estimates import Estimate
 from calmrl_lab.reporting.results.recalls import DEPTHS, Recalls
 from calmrl_lab.reporting.results.warnings import listed
 
@@ -66,7 +66,7 @@ def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
         for y, (method, other, found) in enumerate(told):
             points = found.scaled(100)
             ink = {1: GREEN, 0: GREY, -1: VERMILLION}[found.direction]._replace(marker="o")
-            value = Estimate(points.value, points.low, points.high)
+            value = Interval(points.value, points.low, points.high)
             p = probability(found)
             words = f"{method.label} − {other.label}: {signed(points.value)} points {span(points, sign=True)}, p {p}"
             dot(drawing, axis, value, y, ink, words, hollow=found.verdict == 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.content.accuracy_differences import ClassDifferences, classes_in_words
 from calmrl_lab.reporting.content.main_tables import probability, signed
 from calmrl_lab.reporting.results.anchor_shifts import Shifts
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
-from calmrl_lab.reporting.results.estimates import Difference
 from calmrl_lab.reporting.results.imputation_errors import Imputations
 from calmrl_lab.reporting.results.recalls import Recalls
 from calmrl_lab.reporting.results.warnings import cautions as cautions_of
@@ -19,7 +19,7 @@ from calmrl_lab.reporting.results.warnings import listed
 
 @dataclass(frozen=True)
 class Narrative:
-    """`headline` in one line, `findings` with the reasons, a sentence a question, `sureness` on how far they hold, `cautions` to be read
+    """`headline` in one line, `findings` with the reasons, a sentence per question, `sureness` on how far they hold, `cautions` to be read
     before quoting."""
 
     headline: str
@@ -78,30 +78,30 @@ def _what(method: Method) -> str:
     return "Filling in missing modalities" if _fills(method) else method.label
 
 
-def _by(found: Difference) -> str:
+def _by(found: Comparison) -> str:
     """The size of a difference whose interval leaves out zero, without sign; with p where the correction for all comparisons leaves doubt."""
     points = found.scaled(100)
     low, high = sorted((abs(points.low), abs(points.high)))
     return f"{abs(points.value):.1f} points [{low:.1f}, {high:.1f}]{_doubt(found)}"
 
 
-def _points(found: Difference) -> str:
+def _points(found: Comparison) -> str:
     """A difference with its signs; with p where the correction for all comparisons leaves doubt."""
     points = found.scaled(100)
     return f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]{_doubt(found)}"
 
 
-def _doubt(found: Difference) -> str:
+def _doubt(found: Comparison) -> str:
     """ ", p = .070 after correction" where the interval leaves out zero and p after correction is not small; else nothing."""
     return f", p {_p(found)} after correction" if found.direction and not found.verdict else ""
 
 
-def _p(found: Difference) -> str:
+def _p(found: Comparison) -> str:
     text = probability(found)
     return text if text[0] in "<≤" else f"= {text}"
 
 
-def _bound(found: Difference) -> str:
+def _bound(found: Comparison) -> str:
     """What an interval around zero still allows."""
     low, high = 100 * found.low, 100 * found.high
     if max(abs(low), abs(high)) <= 1:
@@ -131,7 +131,7 @@ def _effect(compared: Comparisons) -> list[str]:
     return sentences + _other_effects(found[len(whole) :])
 
 
-def _other_effects(found: list[tuple[Method, Difference]]) -> list[str]:
+def _other_effects(found: list[tuple[Method, Comparison]]) -> list[str]:
     """Many calibrated methods in one sentence, by how they came out against the same reference."""
     kinds = ((1, "higher"), (-1, "lower"), (0, "not surely different"))
     clauses = []
@@ -163,7 +163,7 @@ def _controls(compared: Comparisons) -> list[str]:
     return [f"{text}."]
 
 
-def _versus(found: Difference, other: str) -> str:
+def _versus(found: Comparison, other: str) -> str:
     """How "it was ..." goes on, in the three ways it can come out."""
     if found.direction == 0:
         return f"not surely different from {other} ({_points(found)})"

@@ -205,7 +205,7 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _files(files: Sequence[str]) -> str:
-    """One row a table or figure, with a link a format."""
+    """One row per table or figure, with a link a format."""
     formats: dict[str, list[str]] = {}
     for name in files:
         formats.setdefault(name.rsplit(".", 1)[0], []).append(name)

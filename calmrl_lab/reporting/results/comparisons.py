@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference
 from calmrl_lab.reporting.results.recalls import Recalls
 
 
@@ -63,12 +63,12 @@ class Comparisons:
     """Differences in mean Recall@1 (fractions), method minus reference, p corrected over all that the report looks at."""
 
     cast: Cast
-    pairs: dict[tuple[str, str], Difference]
+    pairs: dict[tuple[str, str], Comparison]
 
-    def of(self, name: str, other: str) -> Difference | None:
+    def of(self, name: str, other: str) -> Comparison | None:
         return self.pairs.get((name, other))
 
-    def told(self) -> list[tuple[Method, Method, Difference]]:
+    def told(self) -> list[tuple[Method, Method, Comparison]]:
         """The comparisons worth a line of their own, in the order of the questions they answer."""
         parts, pairs = self.cast, []
         for method in parts.calibrated:
