@@ -34,6 +34,7 @@ from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.progress import tracked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,7 +224,7 @@ def rank_directions(model: AlignmentModel, table: FeatureTable, directions: Sequ
     owners = {name: owners_of(table.offsets[place]) for name, place in places.items()}
     patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
     done: dict[tuple[str, str], Ranks] = {}
-    for query, gallery in directions:
+    for query, gallery in tracked(directions, "ranking", unit="directions"):
         if (query, gallery) not in done:
             left, right = similarity.pair_vectors(query, gallery, rows[query], rows[gallery])
             done[query, gallery], back = rank_both(left, right, owners[query], owners[gallery])
@@ -265,7 +266,7 @@ def _calibration(
     seen = joined([*replay, train_table], [""] * (len(replay) + 1))
     seen_embeddings, validation_embeddings = model.encode(seen), model.encode(validation)
     errors, shifts = [], []
-    for name in names:
+    for name in tracked(names, "imputation errors", unit="imputers"):
         imputer = _fitted(config, model, name, seen_embeddings, seen.mask)
         own = name == config.impute
         expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
