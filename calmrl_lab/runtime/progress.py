@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -94,7 +94,7 @@ class _Bars:
             if not self._started:
                 self._bars.start()
                 self._started = True
-            fields = {"count": _count(task, now), "detail": task.detail}
+            fields: dict[str, Any] = {"count": _count(task, now), "detail": task.detail}
             if task not in self._rows:
                 self._rows[task] = self._bars.add_task("  " * depth + task.label, total=task.total, **fields)
             self._bars.update(self._rows[task], completed=task.done, **fields)
@@ -184,7 +184,7 @@ def progress(label: str, total: int | None = None, unit: str = "items") -> Itera
 
 def tracked(values: Iterable[Value], label: str, total: int | None = None, unit: str = "items") -> Iterator[Value]:
     """`values`, one after the other, as work under way; `total` defaults to their number where they have one."""
-    if total is None and hasattr(values, "__len__"):
+    if total is None and isinstance(values, Sized):
         total = len(values)
     with progress(label, total, unit) as task:
         for value in values:
