@@ -21,7 +21,7 @@ _CHECKED = 20_000
 
 @dataclass(frozen=True)
 class Check:
-    """Predicted and real squared errors, both over the error of mean imputation: in bins of prediction, and a row a modality."""
+    """Predicted and real squared errors, both over the error of mean imputation: in bins of prediction, and a row per modality."""
 
     items: int
     reliability: Reliability
@@ -68,7 +68,7 @@ def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
         raise CalmrlError(
             f"store '{ready.store.path}' has nothing to check predictions on: that takes items outside the fitted split that show "
             "more than some other item does",
-            hint="fit on a part of the items only (--fit-on train)",
+            hint="fit on a part of the items only (--fit-split train)",
         )
     index, predicted, real = (np.concatenate(column) for column in zip(*parts, strict=True))
     modalities = [

@@ -56,7 +56,7 @@ def by_embeddings(
     columns = [table.modalities.index(name) for name in names]
     if calibrate and model.imputer is None:
         raise CalmrlError(
-            "the run has no imputer to fill gaps with", hint="index without --calibrate, or train with --impute ppca"
+            "the run has no imputer to fill gaps with", hint="index without --impute-gaps, or train with --impute ppca"
         )
     maker = model.scorer(scorer, "", names)
     if not maker.items_are_vectors:
