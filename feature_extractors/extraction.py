@@ -21,6 +21,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.registry import nearest
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take, recover
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.runtime.ray_cluster import check_cluster
 from calmrl_lab.runtime.signals import stopping_gently
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
@@ -269,14 +270,14 @@ def _run(job: _Job, finished: PartsFolder, todo: Sequence[Block], resumed: int, 
         return
     total = sum(len(media_of(block.items, m)) for block in todo for m in job.manifest.modalities)
     label = f"extracting {job.manifest.dataset}" + (f" (after {resumed} finished blocks)" if resumed else "")
-    with console.progress(label, total) as ticker:
+    with progress(label, total, "media") as task:
         done = 0
         for count in _engine(job, finished, todo, stop):
             # A block that is repeated after a crash counts once.
             count = min(count, total - done)
             if count:
                 done += count
-                ticker.advance(count)
+                task.advance(count)
 
 
 def _engine(job: _Job, finished: PartsFolder, todo: Sequence[Block], stop: threading.Event) -> Iterator[int]:

@@ -53,6 +53,7 @@ def train_heads(
     run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
     resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished run in the run directory."),
+    keep_state: bool = typer.Option(False, "--keep-state", help="Keep the last checkpoint of the finished run."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Train projection heads over the cached features of a store.
@@ -80,7 +81,7 @@ def train_heads(
             "store": store and str(store), "method": method, "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
             "similarity": similarity,
             "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
-            "risk_control": risk_control or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
+            "risk_control": risk_control or None, "keep_state": keep_state or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
         console.note(in_words(asked))

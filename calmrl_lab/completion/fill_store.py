@@ -17,8 +17,8 @@ from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predi
 from calmrl_lab.completion.item_rows import BLOCK
 from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, write_store
 from calmrl_lab.store.disk.files import looks_like_store
 
@@ -132,7 +132,7 @@ def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_Fill
     """Impute block by block into `filled`, and the expected errors, over the variance of the modality, into `relative` [N, k]."""
     rows, mask = ready.rows, ready.mask
     gaps = np.flatnonzero(fill.any(axis=1))
-    with console.progress(f"filling with {ready.imputer.name}", len(gaps)) as ticker:
+    with progress(f"filling with {ready.imputer.name}", len(gaps)) as task:
         for items in rows.blocks(gaps):
             block = rows.of(items)
             values = ready.imputer.impute(block, mask[items])
@@ -141,7 +141,7 @@ def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_Fill
                 filled[j].append(new if scale is None else new * scale)
             if relative is not None:
                 relative[items] = predicted_errors(ready.imputer, block, mask[items]) / ready.variances
-            ticker.advance(len(items))
+            task.advance(len(items))
 
 
 def _labels(names: Sequence[str], fill: Bool[np.ndarray, "n k"], relative: np.ndarray | None) -> dict[str, np.ndarray]:

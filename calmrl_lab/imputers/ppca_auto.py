@@ -23,6 +23,7 @@ from calmrl_lab.ppca.initialisation import pairwise_start
 from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime.progress import tracked
 
 # Folds that settings are chosen on, and the items from which on one of them says enough; gains are estimated on all.
 _SEARCH_FOLDS = 2
@@ -200,7 +201,7 @@ class AutoPPCA(PPCA):
     ) -> None:
         assert self.choice is not None
         found = []
-        for fold in folds:
+        for fold in tracked(folds, "held-out errors", unit="folds"):
             parameters = pairwise_start(fold.training, fold.totals, self.choice.latent_dim, self._noise_kind)
             ridge = pseudo_items(fold.totals, self.choice.ridge)
             parameters, _ = iterate(fold.training, fold.totals, parameters, self.choice.iterations, self._noise_kind, ridge)
