@@ -13,7 +13,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known, nearest
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.ensemble import member_configs
-from calmrl_lab.training.requirements import check_settings, make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import check_settings, item_ranking, make_objective, refuse_unfilled
 
 if TYPE_CHECKING:
     from calmrl_lab.experiments.spec import Experiment
@@ -32,7 +32,7 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
         modalities = config.modalities or _modalities([config.store, *config.mix])
         if not modalities:
             return
-        make_objective(config, modalities, config.dim)
+        item_ranking(config, modalities, make_objective(config, modalities, config.dim))
         if config.scenario != "full":
             refuse_unfilled(config)
         nobody = np.zeros((0, len(modalities)), dtype=bool)
