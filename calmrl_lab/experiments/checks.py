@@ -46,21 +46,24 @@ def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
     """CalmrlError for directions, probes or a split that the store of the experiment does not have; nothing where it does not exist yet."""
     from calmrl_lab.experiments.spec import asked_directions
 
-    directions = asked_directions(experiment)
-    if not Path(experiment.store).exists():
+    directions, scored_on = asked_directions(experiment), experiment.score_on or experiment.store
+    if experiment.score_on and experiment.probes and experiment.probes.queries:
+        raise CalmrlError(
+            f"{path}: probes: curves of missing modalities are of the store that runs are trained on, and score_on is '{experiment.score_on}'",
+            hint="queries: []",
+        )
+    if not Path(scored_on).exists():
         return
-    store = FeatureStore.open(experiment.store)
+    store = FeatureStore.open(scored_on)
     for name in dict.fromkeys(name for direction in directions for name in direction):
-        known(name, store.modalities, f"{path}: directions: store '{experiment.store}' has no modality")
+        known(name, store.modalities, f"{path}: directions: store '{scored_on}' has no modality")
     if experiment.split not in store.split and not experiment.split_by_seed and "split_seed" not in experiment.common:
         splits = ", ".join(np.unique(store.split))
-        raise CalmrlError(
-            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {splits}"
-        )
+        raise CalmrlError(f"{path}: store '{scored_on}' has no items in split '{experiment.split}'", hint=f"it has: {splits}")
     label = experiment.probes.label if experiment.probes else None
     if label is not None and label not in store.labels:
         raise CalmrlError(
-            f"{path}: probes: store '{experiment.store}' has no label '{label}'{nearest(label, list(store.labels))}",
+            f"{path}: probes: store '{scored_on}' has no label '{label}'{nearest(label, list(store.labels))}",
             hint=f"it has: {', '.join(store.labels)}" if store.labels else "it has no labels",
         )
 
