@@ -16,6 +16,8 @@ REPLICATES = 2000
 LEVEL = 0.95
 # Sign patterns drawn at once: 256 x 10,000 groups of float64 are 20 MB.
 _AT_ONCE = 256
+# A p-value that fewer sign patterns than this decide is drawn again, this many times as often.
+_FEW, _MORE = 10, 10
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference a - b with its interval and two-sided p-value, over `units` groups of queries and `seeds` seeds."""
+    """A paired difference a - b with its interval and two-sided p-value, over `units` groups of queries and `seeds` seeds.
+
+    `at_floor`: p is the smallest that so many resamples can give, so the true one is at most that.
+    """
 
     value: float
     low: float
@@ -39,6 +44,7 @@ class Comparison:
     p: float
     units: int
     seeds: int
+    at_floor: bool = False
 
     def clear(self, level: float = LEVEL, corrected: float | None = None) -> bool:
         """Whether the difference may be called one: zero outside the interval, and p (or Holm's p, if given) below 1 - level."""
@@ -111,7 +117,8 @@ def compare(
         return _random_seeds(table, level)
     value = table.mean(np.ones((1, table.units)), np.ones((1, 1)))[0]
     low, high = np.quantile(table.resampled(generator, replicates), [(1 - level) / 2, (1 + level) / 2])
-    return Comparison(float(value), float(low), float(high), _sign_flips(table, generator, replicates), table.units, 1)
+    p, at_floor = _sign_flips(table, generator, replicates)
+    return Comparison(float(value), float(low), float(high), p, table.units, 1, at_floor)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
@@ -190,18 +197,25 @@ def _codes(labels: np.ndarray | None, n: int, what: str) -> tuple[np.ndarray, in
     return codes, len(names)
 
 
-def _sign_flips(table: _Table, generator: np.random.Generator, replicates: int) -> float:
-    """Share of sign patterns over groups whose difference is at least as large as the one seen, that one included."""
+def _sign_flips(table: _Table, generator: np.random.Generator, replicates: int) -> tuple[float, bool]:
+    """(share of sign patterns over groups whose difference is at least as large as the one seen, that one included; whether no other was)."""
     totals = table.totals[0]
     seen = abs(totals.sum())
     # Groups without any difference do not change under a flip; of n groups of one size, Binomial(n, 1/2) stay positive.
     amounts, sizes = np.unique(np.abs(totals[totals != 0]), return_counts=True)
     slack = 1e-12 * (amounts * sizes).sum()
-    reached = 0
-    for start in range(0, replicates, _AT_ONCE):
-        positive = generator.binomial(sizes, 0.5, size=(min(_AT_ONCE, replicates - start), len(sizes)))
-        reached += int((np.abs((2.0 * positive - sizes) @ amounts) >= seen - slack).sum())
-    return (reached + 1) / (replicates + 1)
+
+    def reached(draws: int) -> int:
+        count = 0
+        for start in range(0, draws, _AT_ONCE):
+            positive = generator.binomial(sizes, 0.5, size=(min(_AT_ONCE, draws - start), len(sizes)))
+            count += int((np.abs((2.0 * positive - sizes) @ amounts) >= seen - slack).sum())
+        return count
+
+    drawn, as_large = replicates, reached(replicates)
+    if as_large < _FEW:
+        drawn, as_large = _MORE * replicates, as_large + reached((_MORE - 1) * replicates)
+    return (as_large + 1) / (drawn + 1), as_large == 0
 
 
 def _random_seeds(table: _Table, level: float) -> Comparison:

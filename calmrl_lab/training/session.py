@@ -84,7 +84,7 @@ class _Session:
         self.selected_by = selected_by(config)
         self.ranking = item_ranking(config, modalities, self.objective)
         self.ranked_items = self.validation_table.sample(RANKED_ITEMS)
-        gate = Gate(config.gate_level) if config.gate else None
+        gate = Gate(config.risk_level) if config.risk_control else None
         self.filler = OnlineImputer(
             config.impute,
             config.impute_options,
@@ -96,7 +96,7 @@ class _Session:
             config.scale_noise,
         )
         if gate is not None:
-            gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
+            gate.refuse_unless_possible(self.validation_table.mask, config.risk_level, config.store)
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
         if self.filler.fills:
@@ -124,7 +124,7 @@ class _Session:
         """What is compared beside, or in place of, trained heads."""
         name = self.config.similarity
         if name == "stacked":
-            return fit_all(shown, self.plain_validation)
+            return fit_all(shown, self.plain_validation, self.start.kernels)
         if name in FROM_FEATURES:
             part, chosen = fit_one(name, shown, self.plain_validation)
             return FeatureSimilarities({name: part}, chosen={name: chosen})
@@ -372,7 +372,7 @@ class _Session:
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled
             if self.filler.gate is not None:
-                gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
+                gate = {"level": config.risk_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
         if not leads:
             return

@@ -164,3 +164,12 @@ def test_the_paired_test_keeps_its_level_and_finds_a_planted_point(seeds, power)
     assert found[0.0] / trials <= 0.05 + 2.5 * (0.05 * 0.95 / trials) ** 0.5
     assert covered / trials >= 0.91
     assert found[0.01] / trials > power
+
+
+def test_a_p_value_that_few_sign_patterns_decide_is_drawn_more_often_and_its_floor_is_said():
+    generator = rng(7)
+    clear = compare(0.5 + 0.1 * generator.random(300), np.zeros(300), rng())
+    assert clear.at_floor
+    assert clear.p < 1 / 2001
+    weak = compare(generator.standard_normal(300), np.zeros(300), rng())
+    assert not weak.at_floor

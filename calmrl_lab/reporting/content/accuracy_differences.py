@@ -14,6 +14,7 @@ from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Cast
 from calmrl_lab.reporting.results.estimates import Difference, Sums, holm, paired
+from calmrl_lab.reporting.results.warnings import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +100,7 @@ def _cells(found: Difference | None, itself: bool) -> list[Cell]:
         return [Cell("reference" if itself else "–"), Cell("")]
     points = found.scaled(100)
     shown = Cell(signed(points.value), span(points, sign=True), bold=found.verdict != 0, sort=round(points.value, 6))
-    return [shown, Cell(probability(found.corrected), sort=found.corrected)]
+    return [shown, Cell(probability(found), sort=found.corrected)]
 
 
 def classes_in_words(compared: ClassDifferences | None, parts: Cast) -> list[str]:
@@ -107,11 +108,15 @@ def classes_in_words(compared: ClassDifferences | None, parts: Cast) -> list[str
     main = next(iter(parts.calibrated), None)
     if compared is None or main is None:
         return []
+    found = {kind: compared.found[main.name, kind] for kind in compared.kinds if (main.name, kind) in compared.found}
     clauses = []
-    for kind in compared.kinds:
-        found = compared.found.get((main.name, kind))
-        if found is not None:
-            points = found.scaled(100)
-            verdict = {1: "better", -1: "worse", 0: "not surely different"}[found.verdict]
-            clauses.append(f"{verdict} by {kind} ({signed(points.value)} points {span(points, sign=True)})")
-    return [f"In classification {main.label} was {'; '.join(clauses)} against {compared.fair.label}."] if clauses else []
+    for direction, word in ((1, "better"), (-1, "worse"), (0, "not surely different")):
+        own = [f"{kind} ({_in_words(one)})" for kind, one in found.items() if one.direction == direction]
+        clauses += [f"{word} by {listed(own)}"] if own else []
+    return [f"In classification {main.label} against {compared.fair.label} was {'; '.join(clauses)}."] if clauses else []
+
+
+def _in_words(found: Difference) -> str:
+    points = found.scaled(100)
+    doubt = f", p {probability(found)} after correction" if found.direction and not found.verdict else ""
+    return f"{signed(points.value)} points {span(points, sign=True)}{doubt}"

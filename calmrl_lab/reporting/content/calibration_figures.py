@@ -54,7 +54,11 @@ def imputation_error(found: Imputations) -> Figure:
     )
     description = "Imputation error by modality: " + "; ".join(f"{r.modality} {r.imputer} {r.mse.value:.2f}" for r in rows)
     basis = f"n = {size} items a modality, {seeds_in_words([found.method])}; bars: 95 % interval"
-    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis)
+    reading = (
+        "A row is a hidden modality, a mark an imputer; farther left is a better guess. An imputer is of use where it lies left of the mean, which "
+        "knows nothing of the item."
+    )
+    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis, reading)
 
 
 def _over_coordinates(value: float, found: Imputations) -> str:
@@ -107,7 +111,11 @@ def reliability(found: Imputations) -> Figure | None:
     )
     gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
     basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps an imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
-    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis)
+    reading = (
+        "On the dotted line an imputer made the error that it predicted. Above it the error was larger than predicted, below it smaller; how far right a "
+        "mark lies says only how hard that gap is."
+    )
+    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis, reading)
 
 
 def anchor_shift(found: Shifts) -> Figure:
@@ -141,7 +149,11 @@ def anchor_shift(found: Shifts) -> Figure:
     )
     title = "Anchor shift with and without calibration (Figure 4)"
     basis = f"n = {whole.items} items, {seeds_in_words([found.method])}; bars: 95 % interval"
-    return Figure("fig4_anchor_shift", title, caption, description, draw, basis)
+    reading = (
+        "Farther left is better: the anchor stays closer to that of the complete item. A filled mark left of its hollow one means that calibration "
+        "helped this pattern; in the right panel bars right of zero are cases that it harmed."
+    )
+    return Figure("fig4_anchor_shift", title, caption, description, draw, basis, reading)
 
 
 def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> None:

@@ -33,8 +33,13 @@ def span(found: Estimate | Difference, digits: int = 1, sign: bool = False) -> s
     return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def probability(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+def probability(found: Difference) -> str:
+    """p after correction; "≤" where it is the smallest that the resampling can give."""
+    p = found.corrected
+    if p < 0.001:
+        return "< .001"
+    text = f"{p:.3f}".lstrip("0") if p < 1 else "1"
+    return f"≤ {text}" if found.at_floor and p < 1 else text
 
 
 def _estimate(found: Estimate, digits: int = 1, bold: bool = False) -> Cell:
@@ -168,7 +173,7 @@ def _difference(found: Difference | None, itself: bool) -> list[Cell]:
         return [Cell("reference" if itself else "–", sort=0.0), Cell("")]
     points = found.scaled(100)
     cell = Cell(signed(points.value), span(points, sign=True), bold=found.verdict != 0, sort=round(points.value, 6))
-    return [cell, Cell(probability(found.corrected), sort=found.corrected)]
+    return [cell, Cell(probability(found), sort=found.corrected)]
 
 
 def imputation_table(found: Imputations) -> Table:

@@ -31,20 +31,29 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference with its 95 % interval, two-sided p, and p after Holm's correction in its family."""
+    """A paired difference with its 95 % interval, two-sided p, and p after Holm's correction in its family.
+
+    `at_floor`: both p are the smallest that the resampling can give, so the true ones are at most these.
+    """
 
     value: float
     low: float
     high: float
     p: float
     corrected: float
+    at_floor: bool = False
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 if the interval leaves out zero, else 0; p after correction may still be large, see `verdict`."""
+        if self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.value > 0 else -1
 
     @property
     def verdict(self) -> int:
         """1 or -1 if the sign is sure (interval and corrected p agree), else 0."""
-        if self.corrected >= 1 - LEVEL or self.low <= 0 <= self.high:
-            return 0
-        return 1 if self.value > 0 else -1
+        return 0 if self.corrected >= 1 - LEVEL else self.direction
 
     def scaled(self, factor: float) -> Difference:
         """The same in other units; `factor` is positive."""
@@ -162,7 +171,7 @@ def paired(a: Sums, a_columns: Sequence[int], b: Sums, b_columns: Sequence[int])
     groups = np.tile(np.arange(len(a.groups)), len(seeds))
     runs = np.repeat(np.arange(len(seeds)), len(a.groups))
     found = significance.compare(first.ravel(), second.ravel(), np.random.default_rng(0), groups, runs)
-    return Difference(found.value, found.low, found.high, found.p, found.p)
+    return Difference(found.value, found.low, found.high, found.p, found.p, found.at_floor)
 
 
 def holm(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
