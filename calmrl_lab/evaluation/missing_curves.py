@@ -20,7 +20,9 @@ from calmrl_lab.model.embeddings import Embeddings
 from calmrl_lab.model.similarity import Similarity
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
+from calmrl_lab.runtime import console
 from calmrl_lab.runtime.progress import tracked
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers import scorers as known_scorers
 from calmrl_lab.scorers._names import family, is_single
 from calmrl_lab.scorers.base import make_scorer
@@ -32,14 +34,27 @@ if TYPE_CHECKING:
 
 RATES = (0.25, 0.5, 0.75, 0.9)
 SCORERS = ("centroid", "anchor")
+# Query modalities, and modalities dropped in turn, of more of which some are taken where none are named: the work grows with the cube of them.
+MOST_QUERIES, MOST_DROPS = 6, 5
 # What makes one curve: rows that agree in these differ only in the scenario.
 CURVE = ("query", "gallery", "side", "scorer", "calibrated")
 
 
 def default_scenarios(modalities: Sequence[str]) -> list[str]:
-    """Nothing hidden, nested random masks at 25/50/75/90 %, and every modality dropped in turn (where another is left)."""
-    drops = [f"drop:{m}" for m in modalities] if len(modalities) > 1 else []
+    """Nothing hidden, nested random masks at 25/50/75/90 %, and modalities dropped in turn (where another is left), of many some."""
+    drops = [f"drop:{m}" for m in some(modalities, MOST_DROPS)] if len(modalities) > 1 else []
     return ["full", *(f"random:{rate:g}" for rate in RATES), *drops]
+
+
+def some(names: Sequence[str], most: int) -> list[str]:
+    """At most `most` of `names`, evenly spread over their order.
+
+    >>> some("abcdef", 3)
+    ['a', 'c', 'f']
+    """
+    if len(names) <= most:
+        return list(names)
+    return [names[round(place)] for place in np.linspace(0, len(names) - 1, most)]
 
 
 def missing_curves(
@@ -75,7 +90,12 @@ def missing_curves(
         )
     parts = []
     parts_of_model = {"imputer": imputer, "objective": objective}
-    for query in dict.fromkeys(queries or embedded.modalities):
+    if queries is None and len(embedded.modalities) > MOST_QUERIES:
+        console.note(
+            f"curves for {MOST_QUERIES} of {len(embedded.modalities)} query modalities, at most {MOST_DROPS} modalities dropped in turn; --query and "
+            "--scenario name others"
+        )
+    for query in dict.fromkeys(queries or some(embedded.modalities, MOST_QUERIES)):
         known(query, embedded.modalities, "queries have no modality")
         others = [m for m in embedded.modalities if m != query]
         asked = list(dict.fromkeys(scenarios or default_scenarios(others)))
@@ -84,6 +104,7 @@ def missing_curves(
     return pd.concat(parts, ignore_index=True)
 
 
+@limited()
 @writes_into_run
 def run_curves(
     run: Run | str,

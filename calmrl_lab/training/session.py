@@ -45,6 +45,8 @@ _STATE = (
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 20_000
+# Validation items that choose among starts: every candidate ranks n x n, dozens of times what validation after an epoch takes.
+START_VALIDATION_ITEMS = 2_000
 # Items by which the signs of modalities are checked every epoch.
 SIGN_ITEMS = 2_048
 
@@ -64,10 +66,11 @@ class _Session:
         self._replay()
         make_objective(config, modalities, config.dim)
         shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
+        chosen_by = self.plain_validation.sample(START_VALIDATION_ITEMS)
         with progress("start of the heads"):
-            self.start = start_model(config, self.data.released, shown, self.plain_validation)
+            self.start = start_model(config, self.data.released, shown, chosen_by)
         with progress("similarities of features"):
-            self.of_features = self._of_features(shown)
+            self.of_features = self._of_features(shown, chosen_by)
         self.heads = self.start.heads.to(self.device)
         self.ratio_vectors = self._ratio_vectors()
         # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
@@ -113,13 +116,13 @@ class _Session:
         ratio = ratio.to(self.device)
         return [ratio.vectors(name, rows, rows) for name, rows in zip(table.modalities, table.first_rows(), strict=True)]
 
-    def _of_features(self, shown: FeatureTable) -> FeatureSimilarities:
+    def _of_features(self, shown: FeatureTable, chosen_by: FeatureTable) -> FeatureSimilarities:
         """What is compared beside, or in place of, trained heads."""
         name = self.config.similarity
         if name == "stacked":
             return fit_all(shown, self.plain_validation, self.start.kernels)
         if name in FROM_FEATURES:
-            part, chosen = fit_one(name, shown, self.plain_validation)
+            part, chosen = fit_one(name, shown, chosen_by)
             return FeatureSimilarities({name: part}, chosen={name: chosen})
         return FeatureSimilarities({})
 
