@@ -11,15 +11,19 @@ _HOME = {
     "PPCA": "calmrl_lab.imputers.ppca",
     "train_heads": "calmrl_lab.training.train",
     "evaluate": "calmrl_lab.evaluation.evaluate",
+    "evaluate_matrix": "calmrl_lab.evaluation.score_matrix",
     "Run": "calmrl_lab.runs.run",
+    "AlignmentModel": "calmrl_lab.model.alignment_model",
     "CalmrlError": "calmrl_lab.errors",
 }
-__all__ = ["PPCA", "CalmrlError", "FeatureStore", "Run", "evaluate", "train_heads"]
+__all__ = ["PPCA", "AlignmentModel", "CalmrlError", "FeatureStore", "Run", "evaluate", "evaluate_matrix", "train_heads"]
 
 if TYPE_CHECKING:
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.evaluation.evaluate import evaluate
+    from calmrl_lab.evaluation.score_matrix import evaluate_matrix
     from calmrl_lab.imputers.ppca import PPCA
+    from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.runs.run import Run
     from calmrl_lab.store import FeatureStore
     from calmrl_lab.training.train import train_heads

@@ -10,18 +10,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from calmrl_lab import commands
+from calmrl_lab import commands, renamed
 from calmrl_lab._version import __version__
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.runtime import console
+from calmrl_lab.runtime import console, progress
 from calmrl_lab.runtime.standard_streams import standard_streams, system_errors
 
 # The order of the main path; commands not named here follow.
 _ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
-
-
-# Options that were called otherwise once, and their names today.
-_RENAMED_FLAGS = {"--score": "--similarity"}
 
 
 class _OrderedGroup(TyperGroup):
@@ -51,6 +47,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    quiet: bool = typer.Option(False, "--quiet", help="Print neither notes nor progress."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and stop."),
 ) -> None:
     pass
@@ -65,22 +62,21 @@ def _assemble() -> None:
 _assemble()
 
 
-def _refuse_renamed_flags(words: list[str]) -> None:
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag in _RENAMED_FLAGS:
-            raise CalmrlError(f"there is no option '{flag}'", hint=f"it is now called '{_RENAMED_FLAGS[flag]}'")
+def _refuse_renamed_options(words: list[str]) -> None:
+    if found := renamed.option_hint(words):
+        raise CalmrlError(f"there is no option '{found[0]}'", hint=found[1])
 
 
 def main() -> None:
     """Entry point: exit code 0, 1 (the work failed) or 2 (the request makes no sense); a traceback only with --debug."""
-    debug = "--debug" in sys.argv
-    if debug:
-        # Accepted anywhere on the line, not only before the command.
-        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    debug, console.quiet = "--debug" in sys.argv, "--quiet" in sys.argv
+    # Accepted anywhere on the line, not only before the command.
+    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word not in ("--debug", "--quiet"))]
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "calmrl-lab")
     try:
-        _refuse_renamed_flags(sys.argv[1:])
-        with standard_streams(), system_errors():
+        _refuse_renamed_options(sys.argv[1:])
+        # What has no progress of its own is shown as the command that takes so long.
+        with standard_streams(), system_errors(), progress.shown(), progress.progress(command):
             app()
     except CalmrlError as error:
         if debug:

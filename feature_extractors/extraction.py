@@ -21,6 +21,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.registry import nearest
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take, recover
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.runtime.ray_cluster import check_cluster
 from calmrl_lab.runtime.signals import stopping_gently
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
@@ -125,7 +126,7 @@ def extract(
     workers, restarts or machines (all but provenance.json).
 
     preset: a preset of the dataset (default: its first), or `modality=encoder,modality=encoder`. media, weights: folders for the
-    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one a core (on a GPU: processes that
+    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one per core (on a GPU: processes that
     read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. encoder_options: modality -> options of its encoder (`{"vision": {"precision": "bf16"}}`). timeout: seconds that reading one medium
     may take. overwrite: replace an existing store, when the new one is complete. retry_failed: the store exists; only what failed in it
     is tried again. precision: `fp32` or `bf16`, for all encoders that have this option (`encoder_options` win).
@@ -269,14 +270,14 @@ def _run(job: _Job, ledger: Ledger, todo: Sequence[Block], resumed: int, stop: t
         return
     total = sum(len(media_of(block.items, m)) for block in todo for m in job.manifest.modalities)
     label = f"extracting {job.manifest.dataset}" + (f" (after {resumed} finished blocks)" if resumed else "")
-    with console.progress(label, total) as ticker:
+    with progress(label, total, "media") as task:
         done = 0
         for count in _engine(job, ledger, todo, stop):
             # A block that is repeated after a crash counts once.
             count = min(count, total - done)
             if count:
                 done += count
-                ticker.advance(count)
+                task.advance(count)
 
 
 def _engine(job: _Job, ledger: Ledger, todo: Sequence[Block], stop: threading.Event) -> Iterator[int]:

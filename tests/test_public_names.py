@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("calmrl_lab", ["FeatureStore", "Run", "train_heads", "evaluate", "PPCA", "CalmrlError"]),
+        ("calmrl_lab", ["FeatureStore", "Run", "AlignmentModel", "train_heads", "evaluate", "PPCA", "CalmrlError"]),
         ("calmrl_lab.objectives", ["CalMRL", "PMRL", "GRAM", "CLIP"]),
         ("calmrl_lab.imputers", ["PPCA", "Ridge"]),
     ],

@@ -16,8 +16,8 @@ from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predi
 from calmrl_lab.completion.item_rows import BLOCK
 from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take, scratch_folder
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, write_store
 from calmrl_lab.store.disk.files import looks_like_store
 
@@ -30,7 +30,7 @@ MARK, ERROR = "imputed", "relative error of"
 
 @dataclass(frozen=True)
 class Completion:
-    """What `complete_store` did: a row a modality with gaps and a row a pattern, errors relative to mean imputation (1.0); and
+    """What `complete_store` did: a row per modality with gaps and a row per pattern, errors relative to mean imputation (1.0); and
     what a check on held-out items found, if one was asked for."""
 
     path: Path
@@ -58,12 +58,12 @@ def complete_store(
     imputer: str | Imputer = "ppca-auto",
     options: Mapping[str, Any] | None = None,
     modalities: Sequence[str] | None = None,
-    fit_on: str = "train",
+    fit_split: str = "train",
     standardise: bool = False,
     overwrite: bool = False,
     check: bool = False,
 ) -> Completion:
-    """Write to `out` the store with the gaps of `modalities` (default: all) filled by `imputer`, fitted on the split `fit_on`.
+    """Write to `out` the store with the gaps of `modalities` (default: all) filled by `imputer`, fitted on the split `fit_split`.
 
     Features enter as they are stored (the first row where an item has several), or with `standardise` every coordinate scaled
     to unit variance first; the filled ones are returned to the store's units and dtype. Observed rows are copied. Items that
@@ -76,7 +76,7 @@ def complete_store(
     exists.
     """
     may_take(Path(os.path.abspath(out)), overwrite, looks_like_store)
-    ready = prepare(store, imputer, options or {}, modalities, fit_on, standardise)
+    ready = prepare(store, imputer, options or {}, modalities, fit_split, standardise)
     store, names, mask, chosen = ready.store, ready.names, ready.mask, ready.imputer
     checked = None
     if check:
@@ -89,7 +89,7 @@ def complete_store(
         filled = [_FilledRows(store.spec(name), fill[:, j], scratch / f"{j}") for j, name in enumerate(names)]
         _fill(ready, fill, filled, relative)
         labels = {**store.labels, **_labels(names, fill, relative)}
-        path = _write(store, out, dict(zip(names, filled, strict=True)), labels, chosen, fit_on, standardise, overwrite)
+        path = _write(store, out, dict(zip(names, filled, strict=True)), labels, chosen, fit_split, standardise, overwrite)
     return replace(_summary(path, chosen, names, mask, fill, relative), check=checked)
 
 
@@ -131,7 +131,7 @@ def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_Fill
     """Impute block by block into `filled`, and the expected errors, over the variance of the modality, into `relative` [N, k]."""
     rows, mask = ready.rows, ready.mask
     gaps = np.flatnonzero(fill.any(axis=1))
-    with console.progress(f"filling with {ready.imputer.name}", len(gaps)) as ticker:
+    with progress(f"filling with {ready.imputer.name}", len(gaps)) as task:
         for items in rows.blocks(gaps):
             block = rows.of(items)
             values = ready.imputer.impute(block, mask[items])
@@ -140,7 +140,7 @@ def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_Fill
                 filled[j].append(new if scale is None else new * scale)
             if relative is not None:
                 relative[items] = predicted_errors(ready.imputer, block, mask[items]) / ready.variances
-            ticker.advance(len(items))
+            task.advance(len(items))
 
 
 def _labels(names: Sequence[str], fill: Bool[np.ndarray, "n k"], relative: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -161,7 +161,7 @@ def _write(
     filled: Mapping[str, _FilledRows],
     labels: Mapping[str, Any],
     imputer: Imputer,
-    fit_on: str,
+    fit_split: str,
     standardise: bool,
     overwrite: bool,
 ) -> Path:
@@ -176,7 +176,7 @@ def _write(
     facts = {
         "imputer": imputer.name,
         "options": imputer.options(),
-        "fit_on": fit_on,
+        "fit_on": fit_split,
         "standardised": standardise,
         "of": store.digest,
     }

@@ -20,6 +20,7 @@ from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.ppca.held_out import split_by_group
 from calmrl_lab.ppca.statistics import Statistics, observed_means
 from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore
 
 # Items that an imputer is fitted to that needs all its rows at once.
@@ -55,19 +56,19 @@ def prepare(
     imputer: str | Imputer,
     options: Mapping[str, Any],
     modalities: Sequence[str] | None,
-    fit_on: str,
+    fit_split: str,
     standardise: bool,
 ) -> Prepared:
-    """The store's rows, and the imputer fitted on its split `fit_on`. Raises CalmrlError as `complete_store` does."""
+    """The store's rows, and the imputer fitted on its split `fit_split`. Raises CalmrlError as `complete_store` does."""
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     names = tuple(modalities or store.modalities)
     columns = [store.column(name) for name in names]
     chosen = _make(imputer, options, names)
     mask = store.mask[:, columns]
-    fitted = (store.split == fit_on) & mask.any(axis=1)
+    fitted = (store.split == fit_split) & mask.any(axis=1)
     if not fitted.any():
         raise CalmrlError(
-            f"store '{store.path}' has no items in split '{fit_on}'", hint=f"it has: {', '.join(np.unique(store.split))}"
+            f"store '{store.path}' has no items in split '{fit_split}'", hint=f"it has: {', '.join(np.unique(store.split))}"
         )
     items = np.flatnonzero(fitted)
     rows = ItemRows(store, names, mask, (None,) * len(names))
@@ -97,13 +98,14 @@ def _fit(imputer: Any, rows: ItemRows, items: Int[np.ndarray, " n"], groups: np.
             console.note(f"imputer '{imputer.name}' is fitted to {SAMPLED} of {len(items)} items, drawn at random")
             items = items[np.sort(np.random.default_rng(0).permutation(len(items))[:SAMPLED])]
         settings = {"groups": groups[items]} if imputer.takes_groups else {}
-        imputer.fit(rows.of(items), rows.mask[items], **settings)
+        with progress(f"fitting {imputer.name} to {len(items)} items"):
+            imputer.fit(rows.of(items), rows.mask[items], **settings)
 
 
 def _summed(imputer: Imputer, rows: ItemRows, items: np.ndarray, fold: Int[np.ndarray, " n"]) -> list[Statistics]:
     """Statistics of every fold, all in the same coordinates, from one pass over blocks of items."""
     parts: list[Statistics] = []
-    with console.progress(f"statistics for {imputer.name}", len(items)) as ticker:
+    with progress(f"statistics for {imputer.name}", len(items)) as task:
         for start in range(0, len(items), BLOCK):
             block = slice(start, start + BLOCK)
             data = observe(rows.of(items[block]), rows.mask[items[block]], rows.names)
@@ -113,7 +115,7 @@ def _summed(imputer: Imputer, rows: ItemRows, items: np.ndarray, fold: Int[np.nd
             for index, part in enumerate(parts):
                 inside = np.flatnonzero(fold[block] == index)
                 part.add(data if len(parts) == 1 else data.take(torch.from_numpy(inside)))
-            ticker.advance(len(data))
+            task.advance(len(data))
     return parts
 
 

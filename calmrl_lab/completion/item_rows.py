@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from calmrl_lab.linalg.floating_range import range_scale
+from calmrl_lab.runtime.progress import tracked
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
@@ -64,7 +65,7 @@ class ItemRows:
         """Mean and variance of every coordinate [d_m] of each modality over the items at `chosen` that show it, float64; zeros if none does."""
         sums: list[list[np.ndarray] | None] = [None] * len(self.names)
         counts = self.mask[chosen].sum(axis=0)
-        for items in self.blocks(chosen):
+        for items in tracked(self.blocks(chosen), "means and variances", -(-len(chosen) // BLOCK), "blocks"):
             for j, rows in enumerate(self.of(items)):
                 shown = rows[self.mask[items, j]].astype(np.float64)
                 if not len(shown):

@@ -34,6 +34,7 @@ from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.progress import tracked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,9 +116,9 @@ def evaluate(
         "store": scored_on,
         **_coverage(held_out, split, served, unserved),
     }
-    if config.gate and anchors is not None and len(anchors):
+    if config.risk_control and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
-        coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
+        coverage["gate"] = achieved(anchors, Counter(shown), config.risk_level)
     run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
@@ -219,13 +220,12 @@ def rank_directions(model: AlignmentModel, table: FeatureTable, directions: Sequ
 
     similarity = model.similarity
     places = {name: model.modalities.index(name) for direction in directions for name in direction}
-    rows = {name: _vectors(model, name, table.rows[place]) for name, place in places.items()}
     owners = {name: owners_of(table.offsets[place]) for name, place in places.items()}
     patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
     done: dict[tuple[str, str], Ranks] = {}
-    for query, gallery in directions:
+    for query, gallery in tracked(directions, "ranking", unit="directions"):
         if (query, gallery) not in done:
-            left, right = similarity.pair_vectors(query, gallery, rows[query], rows[gallery])
+            left, right = _pair_vectors(model, query, gallery, table.rows[places[query]], table.rows[places[gallery]])
             done[query, gallery], back = rank_both(left, right, owners[query], owners[gallery])
             if similarity.symmetric:
                 done[gallery, query] = back
@@ -265,7 +265,7 @@ def _calibration(
     seen = joined([*replay, train_table], [""] * (len(replay) + 1))
     seen_embeddings, validation_embeddings = model.encode(seen), model.encode(validation)
     errors, shifts = [], []
-    for name in names:
+    for name in tracked(names, "imputation errors", unit="imputers"):
         imputer = _fitted(config, model, name, seen_embeddings, seen.mask)
         own = name == config.impute
         expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
@@ -281,7 +281,7 @@ def _calibration(
             if own and place == split and bool(complete.any()):
                 items = truth[complete], mask[complete], filled[complete]
                 report = anchor_report(*items)
-                if config.gate:
+                if config.risk_control:
                     report = gated_columns(imputer, run.summary["gate"]["threshold"], report, *items)
                 kept = about[complete.cpu().numpy()].reset_index(drop=True)
                 shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))
@@ -296,9 +296,14 @@ def _fitted(config: TrainConfig, model: AlignmentModel, name: str, embeddings: l
     return imputer.fit(embeddings, mask)
 
 
-def _vectors(model: AlignmentModel, name: str, features: Tensor) -> Float[Tensor, "n r"]:
-    """Vectors of all `features` of a modality, a block at a time: what feature maps make of all of them at once may be large."""
-    return torch.cat([model.vectors(name, block) for block in features.split(BLOCK)])
+def _pair_vectors(
+    model: AlignmentModel, query: str, gallery: str, queries: Tensor, candidates: Tensor
+) -> tuple[Float[Tensor, "q s"], Float[Tensor, "g s"]]:
+    """The pair vectors of all rows of two modalities, a block at a time: what feature maps and similarities for other pairs make of all rows at
+    once is several times larger."""
+    left = [model.pair_vectors(query, gallery, block, candidates[:1])[0] for block in queries.split(BLOCK)]
+    right = [model.pair_vectors(query, gallery, queries[:1], block)[1] for block in candidates.split(BLOCK)]
+    return torch.cat(left), torch.cat(right)
 
 
 def _masked(

@@ -20,6 +20,7 @@ from calmrl_lab.model.embeddings import Embeddings
 from calmrl_lab.model.similarity import Similarity
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
+from calmrl_lab.runtime.progress import tracked
 from calmrl_lab.scorers import scorers as known_scorers
 from calmrl_lab.scorers._names import family, is_single
 from calmrl_lab.scorers.base import make_scorer
@@ -77,7 +78,8 @@ def missing_curves(
     for query in dict.fromkeys(queries or embedded.modalities):
         known(query, embedded.modalities, "queries have no modality")
         others = [m for m in embedded.modalities if m != query]
-        for scenario in dict.fromkeys(scenarios or default_scenarios(others)):
+        asked = list(dict.fromkeys(scenarios or default_scenarios(others)))
+        for scenario in tracked(asked, f"queries of {query}", unit="scenarios"):
             parts += _scenario_parts(embedded, parts_of_model, compared or {}, scorers, scenario, query, others, seed)
     return pd.concat(parts, ignore_index=True)
 

@@ -23,6 +23,7 @@ from calmrl_lab.model.selection import validation_score
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.ppca.latent_maps import Embedding, LatentMaps
 from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime.progress import tracked
 
 Kernel = Literal["none", "rbf"]
 # Where the search begins, and what it tries, in this order.
@@ -177,7 +178,8 @@ def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, 
         return found[settings].reached
 
     best = _first(asked, table, space)
-    for option in (name for name in _TRIED if getattr(asked, name) == "auto"):
+    options = [name for name in _TRIED if getattr(asked, name) == "auto"]
+    for option in tracked(options, "choosing the start by PPCA", unit="options"):
         best = max(_alternatives(best, option, space), key=reached)
     reached(best)
     model, candidates = found[best], judge.candidates

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ from calmrl_lab.store.disk.integrity import WHOLE_CHECK_BYTES, Checksums, size_o
 from calmrl_lab.store.schema import FAILURES_FILE, FORMAT, PROVENANCE_FILE, ModalitySpec, Reason, parse_attributes
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
     from calmrl_lab.store.streaming import StreamBatch
 
 
@@ -68,8 +72,108 @@ class FeatureStore:
         store._check_agreement()
         return store
 
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, Any],
+        ids: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
+        *,
+        mask: Bool[np.ndarray, "n k"] | None = None,
+        split: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
+        group: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
+        labels: Mapping[str, Sequence[str] | Shaped[np.ndarray, " n"]] | None = None,
+        path: str | Path | None = None,
+        dataset: str = "arrays",
+        licence: str = "",
+        overwrite: bool = False,
+    ) -> FeatureStore:
+        """A store of features that are in memory: {modality: array [N, d_m]}, written to `path` and opened.
+
+        Arrays are NumPy, torch, or anything that `numpy.asarray` takes; floating-point dtypes are kept. A row that is NaN throughout
+        is a gap, or, with `mask` ([N, k] bool, columns in the order of `arrays`), a row whose entry is False. Where items have several
+        rows of a modality (captions), give a list with one entry per item: [d_m], [rows, d_m], or None for a gap.
+
+        ids: [N] strings, default the numbers of the items. split: train, validation or test for each item, default drawn, whole groups
+        (`group`, default the id) together. labels: name -> [N] strings.
+        path: default `stores/<dataset>-<digest>.zarr` below the working directory, so that equal arrays are one store and runs that were
+        trained on it find it later. An existing store at a `path` that was given is replaced only with `overwrite`.
+
+        Raises CalmrlError, before anything is written, for shapes that disagree, repeated ids, NaN or infinity in observed rows, items
+        that show nothing, and groups in two splits.
+
+        >>> import numpy as np
+        >>> vision, text = np.random.default_rng(0).normal(size=(2, 6, 4))
+        >>> text[:2] = np.nan
+        >>> store = FeatureStore.from_arrays({"vision": vision, "text": text}, ids=list("abcdef"))
+        >>> len(store), store.mask[:, 1].tolist()
+        (6, [False, False, True, True, True, True])
+        """
+        from calmrl_lab.store.convert.arrays_in_memory import store_arrays
+
+        return cls.open(
+            store_arrays(
+                arrays, ids, mask=mask, split=split, group=group, labels=labels, path=path,
+                dataset=dataset, licence=licence, overwrite=overwrite,
+            )
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return int(self.mask.shape[0])
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """One item as a sample for `torch.utils.data.DataLoader`: id (str), features (modality -> [d_m] float32), mask [k] bool.
+
+        Of several rows it is the first; a gap is zeros under a False mask. Only the rows of this item are read. Raises IndexError.
+
+        >>> store = FeatureStore.from_arrays({"a": [[1.0, 2.0], None], "b": [[3.0], [4.0]]})
+        >>> store[1]["features"]["b"], store[1]["mask"]
+        (array([4.], dtype=float32), array([False,  True]))
+        """
+        number = operator.index(item)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"store '{self.path}' has items 0 to {len(self) - 1}, not {number}")
+        return self.__getitems__([number % len(self)])[0]
+
+    def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
+        """Several items at once: a `DataLoader` asks for a whole batch in this way."""
+        from calmrl_lab.store.convert.arrays_in_memory import samples
+
+        return samples(self, items)
+
+    def to_dense(self, split: str | None = None) -> tuple[dict[str, Float[np.ndarray, "n d_m"]], Bool[np.ndarray, "n k"]]:
+        """Items (of a split, default all) as arrays in memory: {modality: [N, d_m]} in the stored dtype, NaN rows for gaps; and mask [N, k].
+
+        Of several rows of an item it is the first. This is what imputers and `AlignmentModel.embed` take. Raises CalmrlError for a split
+        without items.
+
+        >>> store = FeatureStore.from_arrays({"a": [[1.0, 2.0], None], "b": [[3.0], [4.0]]})
+        >>> arrays, mask = store.to_dense()
+        >>> arrays["a"].tolist(), mask.tolist()
+        ([[1.0, 2.0], [nan, nan]], [[True, True], [False, True]])
+        """
+        from calmrl_lab.store.convert.arrays_in_memory import chosen_items, first_rows
+
+        return first_rows(self, chosen_items(self, split))
+
+    def to_torch(self, split: str | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """As `to_dense`, as float32 tensors with zeros for gaps, so that no gradient becomes NaN; and the mask as a bool tensor.
+
+        >>> features, mask = FeatureStore.from_arrays({"a": [[1.0, 2.0], None], "b": [[3.0], [4.0]]}).to_torch()
+        >>> features["a"], mask[:, 0]
+        (tensor([[1., 2.],
+                [0., 0.]]), tensor([ True, False]))
+        """
+        from calmrl_lab.store.convert.arrays_in_memory import chosen_items, tensors
+
+        return tensors(self, chosen_items(self, split))
+
+    def to_datasets(self, split: str | None = None) -> Dataset:
+        """As `to_dense`, as a `datasets.Dataset` of Hugging Face (extra `datasets`): columns id, split, group, label/NAME, and one per
+        modality, None for gaps. Raises CalmrlError if the package is not installed.
+        """
+        from calmrl_lab.store.convert.arrays_in_memory import as_datasets, chosen_items
+
+        return as_datasets(self, chosen_items(self, split))
 
     def __repr__(self) -> str:
         return f"FeatureStore('{self.path}', {len(self)} items, {', '.join(f'{m} {d}' for m, d in self.dims.items())})"
@@ -122,7 +226,7 @@ class FeatureStore:
         return read_json(self.path, PROVENANCE_FILE) if (self.path / PROVENANCE_FILE).exists() else {}
 
     def failures(self) -> list[dict[str, Any]]:
-        """One record a medium that failed."""
+        """One record per medium that failed."""
         if not (self.path / FAILURES_FILE).exists():
             return []
         self._checksums.check(FAILURES_FILE)
@@ -183,7 +287,7 @@ class FeatureStore:
         array = self._array(name)
         if not array.is_string or array.shape != (len(self),):
             raise CalmrlError(
-                f"store '{self.path}': {name} must be {len(self)} strings, one an item; its shape is {list(array.shape)}"
+                f"store '{self.path}': {name} must be {len(self)} strings, one per item; its shape is {list(array.shape)}"
             )
         return array.read()
 

@@ -27,10 +27,11 @@ from calmrl_lab.model.signs import best_signs, pair_cosines
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
 from calmrl_lab.model.stacked.stack import said, stack
-from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
+from calmrl_lab.runs.checkpoint import read_checkpoint, remove_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
+from calmrl_lab.runtime.progress import progress, tracked
 from calmrl_lab.training.gradient_health import liveness, saturated
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
@@ -56,23 +57,27 @@ class _Session:
         self.started = time.monotonic()
         check_settings(config)
         self.device = device
-        self.data = open_data(config, str(self.device))
+        with progress("reading features"):
+            self.data = open_data(config, str(self.device))
         modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
         self._replay()
         make_objective(config, modalities, config.dim)
         shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
-        self.start = start_model(config, self.data.released, shown, self.plain_validation)
-        self.of_features = self._of_features(shown)
+        with progress("start of the heads"):
+            self.start = start_model(config, self.data.released, shown, self.plain_validation)
+        with progress("similarities of features"):
+            self.of_features = self._of_features(shown)
         self.heads = self.start.heads.to(self.device)
         self.ratio_vectors = self._ratio_vectors()
         # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
-        self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
+        with progress("feature maps"):
+            self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
         self.train_table, self.validation_table = self.data.train, self.data.validation
         self.sign_items = self.data.shown(SIGN_ITEMS)
         replay = self._replay()
         self.objective = make_objective(config, modalities, self.heads.dim).to(self.device)
-        gate = Gate(config.gate_level) if config.gate else None
+        gate = Gate(config.risk_level) if config.risk_control else None
         self.filler = OnlineImputer(
             config.impute,
             config.impute_options,
@@ -84,7 +89,7 @@ class _Session:
             config.scale_noise,
         )
         if gate is not None:
-            gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
+            gate.refuse_unless_possible(self.validation_table.mask, config.risk_level, config.store)
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
         if self.filler.fills:
@@ -112,7 +117,7 @@ class _Session:
         """What is compared beside, or in place of, trained heads."""
         name = self.config.similarity
         if name == "stacked":
-            return fit_all(shown, self.plain_validation)
+            return fit_all(shown, self.plain_validation, self.start.kernels)
         if name in FROM_FEATURES:
             part, chosen = fit_one(name, shown, self.plain_validation)
             return FeatureSimilarities({name: part}, chosen={name: chosen})
@@ -156,8 +161,8 @@ class _Session:
         first_train = max(len(phases) - config.epochs, 0)
         if self.epoch == 0:
             self._validate(run, "start")
-        with console.progress(f"training {run.name}", len(phases)) as ticker:
-            ticker.advance(self.epoch)
+        with progress(f"training {run.name}", len(phases), "epochs") as task:
+            task.advance(self.epoch)
             while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
@@ -174,7 +179,7 @@ class _Session:
                     self._keep_best(score)
                 if self.epoch % config.checkpoint_every == 0 or self.epoch == len(phases):
                     self._checkpoint(run)
-                ticker.advance(1, f"validation MRR {score:.3f}")
+                task.advance(1, f"validation MRR {score:.3f}")
         self._finish(run)
 
     def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
@@ -183,7 +188,8 @@ class _Session:
         diagnosed: dict[str, float] = {}
         repeats = self.data.repeats(self.generator) if table is self.train_table else None
         groups = group_numbers(table.group, str(self.device)) if config.exclude_same_group else None
-        for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
+        batches = table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats)
+        for features in tracked(batches, f"epoch {self.epoch + 1}", -(-len(table) // config.batch_size), "batches"):
             batch = self._embedded(features, fill, groups)
             if not journal.steps and self.epoch % config.checkpoint_every == 0:
                 diagnosed = self._diagnosed(batch)
@@ -346,7 +352,7 @@ class _Session:
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled
             if self.filler.gate is not None:
-                gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
+                gate = {"level": config.risk_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
         if not leads:
             return
@@ -392,6 +398,9 @@ class _Session:
             )
         run.append(run.LOG, f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
         run.finish(summary)
+        # After the summary: until then the run can be resumed.
+        if not config.keep_state:
+            remove_checkpoint(run)
 
     def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
         """How the trained model compares, how it could compare otherwise, and its validation score."""
@@ -408,7 +417,8 @@ class _Session:
                 parts[ratio.name] = ratio
             parts |= self.of_features.parts
             embeddings = encode(self.heads, self.validation_table)
-            total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
+            with progress("weights of the similarities"):
+                total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
             self.compared = {"parts": dict(self.of_features.chosen), **record}
             console.note(f"pairs are compared by (shares of the sum): {said(record)}")
             return total, () if ratio is None else (ratio,), record["validation_mrr"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from calmrl_lab.anchors.bayes import calibration_gain, conformal_threshold
+from calmrl_lab.anchors.bayes import calibration_gain, risk_controlling_threshold
 from calmrl_lab.anchors.gate import Gate, realised_calibration_gain
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
@@ -85,7 +85,7 @@ def test_the_harm_rate_holds_on_new_items(sets, name, options):
     assert harmed < 0.05 + 0.042
     assert bool(opened[~gaps].all())
     if name == "ppca":
-        assert opened[gaps].double().mean() > 0.5
+        assert opened[gaps].double().mean() > 0.3
     if name == "random":
         assert opened[gaps].double().mean() < 0.5
 
@@ -99,7 +99,7 @@ def test_every_imputer_trains_heads_under_a_gate(small_store, tmp_path, name):
         small_store,
         imputer=name,
         scenario="pairs:0.25",
-        gate=True,
+        risk_control=True,
         run=tmp_path / "r",
         modalities=FOUR,
         impute_options=small,
@@ -115,12 +115,13 @@ def test_every_imputer_trains_heads_under_a_gate(small_store, tmp_path, name):
 
 
 def test_items_under_several_patterns_count_as_one():
-    # Two items; under the frequent pattern (3/4) item 0 is harmed at gain .5, under the rare one item 1 at gain .9.
-    predicted, realised = np.array([[0.5, 0.1], [0.2, 0.9]]), np.array([[-1.0, 1.0], [1.0, -1.0]])
+    # Of 60 items, 20 are harmed at gain .5 under the frequent pattern (3/4), 20 others at gain .9 under the rare one.
+    predicted, realised = np.tile([[0.5, 0.9]], (60, 1)), np.ones((60, 2))
+    realised[:20, 0], realised[20:40, 1] = -1.0, -1.0
     shares = np.array([0.75, 0.25])
-    # Allowed loss: .45 * 3 - 1 = .35, which covers the .25 of the rare pattern but not .75 more.
-    assert conformal_threshold(predicted, realised, 0.45, shares) == 0.5
-    assert conformal_threshold(predicted, realised, 0.7, shares) == 0.0
+    # The mean loss is 20 / 60 / 4 = .083 above .5, and .33 above 0.
+    assert risk_controlling_threshold(predicted, realised, 0.2, shares) == 0.5
+    assert risk_controlling_threshold(predicted, realised, 0.5, shares) == 0.0
 
 
 def test_an_item_left_uncalibrated_enters_with_what_it_shows(sets):
@@ -143,7 +144,7 @@ def test_an_item_left_uncalibrated_enters_with_what_it_shows(sets):
 def gated_run(small_store, tmp_path_factory):
     # Random imputation does harm, so that the gate has something to stop.
     return train_heads(
-        small_store, imputer="random", scenario="pairs:0.25", gate=True, run=tmp_path_factory.mktemp("g") / "r",
+        small_store, imputer="random", scenario="pairs:0.25", risk_control=True, run=tmp_path_factory.mktemp("g") / "r",
         modalities=FOUR, **QUICK,
     )  # fmt: skip
 
@@ -171,7 +172,7 @@ def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, stop_training):
     from calmrl_lab.training.train import train
 
     asked = TrainConfig(
-        store=str(small_store), modalities=FOUR, scenario="pairs:0.25", gate=True, objective="calmrl", impute="ppca", impute_options={"latent_dim": 4},
+        store=str(small_store), modalities=FOUR, scenario="pairs:0.25", risk_control=True, objective="calmrl", impute="ppca", impute_options={"latent_dim": 4},
         **{**QUICK, "epochs": 3, "checkpoint_every": 1, "refresh": 2},
     )  # fmt: skip
     whole = train(asked, tmp_path / "whole")
@@ -194,17 +195,17 @@ def test_the_command_prints_the_gate(cli, small_store, tmp_path):
         "--epochs",
         1,
     ]
-    code, out, _ = cli("train-heads", *asked, "--gate", "--set", "dim=16", "--run", tmp_path / "r")
+    code, out, _ = cli("train-heads", *asked, "--risk-control", "--set", "dim=16", "--run", tmp_path / "r")
     assert code == 0
     assert "gate:" in out
-    assert Run.open(tmp_path / "r").config.gate
+    assert Run.open(tmp_path / "r").config.risk_control
     code, out, _ = cli("evaluate", "--run", tmp_path / "r")
     assert code == 0
     assert "left uncalibrated" in out
 
 
 def test_too_few_complete_validation_items_are_one_sentence(cli, small_store, tmp_path):
-    with pytest.raises(CalmrlError, match=r"store 'a' has 0 \(at least 19 are needed"):
+    with pytest.raises(CalmrlError, match=r"store 'a' has 0 \(at least 45 are needed"):
         Gate.refuse_unless_possible(torch.zeros(40, 3, dtype=torch.bool), 0.05, "a")
     asked = [
         "--store",
@@ -213,11 +214,11 @@ def test_too_few_complete_validation_items_are_one_sentence(cli, small_store, tm
         "calmrl",
         "--modalities",
         ",".join(FOUR),
-        "--gate",
+        "--risk-control",
         "--set",
-        "gate_level=0.001",
+        "risk_level=0.001",
     ]
     code, _, err = cli("train-heads", *asked, "--run", tmp_path / "r")
     assert code == 2
-    assert "at least 999 are needed" in err
+    assert "at least 2302 are needed" in err
     assert not (tmp_path / "r").exists()

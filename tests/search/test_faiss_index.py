@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError, MissingExtraError, WorkFailedError
-from calmrl_lab.search.faiss_index import Found, Index, build_index, recall_against_exact
+from calmrl_lab.search.faiss_index import Found, Index, build_index, build_index_of_blocks, exact_search, recall_against_exact
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
 
@@ -25,10 +25,11 @@ def test_flat_search_is_a_plain_sort():
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_an_index_comes_back_from_its_file(kind):
+def test_an_index_comes_back_from_its_file(kind, tmp_path):
     gallery, queries = unit(500, 16, 0), unit(20, 16, 1)
     index = build_index(gallery, kind)
-    again = Index.from_bytes(index.to_bytes(), kind, "index.faiss")
+    index.write(tmp_path / "index.faiss")
+    again = Index.read(tmp_path / "index.faiss", kind)
     assert (len(again), again.dim) == (500, 16)
     for one, other in zip(again.search(queries, 10), index.search(queries, 10), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -64,10 +65,10 @@ def test_recall_against_exact_by_hand():
     ("call", "said"),
     [
         (lambda: build_index(unit(5, 4, 0), "hnws"), "unknown index 'hnws'; did you mean 'hnsw'?"),
-        (lambda: build_index(unit(5, 4, 0), "ivf", {"list": 2}), "no option 'list'; did you mean 'lists'?"),
-        (lambda: build_index(unit(5, 4, 0), "ivf", {"lists": 0}), "lists is 0"),
-        (lambda: build_index(unit(5, 4, 0), "ivf", {"lists": "five"}), "lists is 'five', expected a whole number"),
-        (lambda: build_index(unit(5, 4, 0), "hnsw", {"neighbours": 2.5}), "neighbours is 2.5, expected a whole number"),
+        (lambda: build_index(unit(5, 4, 0), "ivf", {"nlists": 2}), "no option 'nlists'; did you mean 'nlist'?"),
+        (lambda: build_index(unit(5, 4, 0), "ivf", {"nlist": 0}), "nlist is 0"),
+        (lambda: build_index(unit(5, 4, 0), "ivf", {"nlist": "five"}), "nlist is 'five', expected a whole number"),
+        (lambda: build_index(unit(5, 4, 0), "hnsw", {"m": 2.5}), "m is 2.5, expected a whole number"),
         (lambda: build_index(unit(0, 4, 0)), "no items"),
         (lambda: build_index(np.full((2, 2), np.nan)), "gallery hold NaN"),
         (lambda: build_index(unit(5, 4, 0)).search(unit(1, 3, 0), 1), "dimension 4, the queries have 3"),
@@ -84,14 +85,27 @@ def test_what_makes_no_sense_is_one_sentence(call, said):
         call()
 
 
-def test_a_damaged_file_is_refused():
+def test_a_damaged_file_is_refused(tmp_path):
+    (tmp_path / "index.faiss").write_bytes(b"nothing of the kind")
     with pytest.raises(CalmrlError, match="damaged"):
-        Index.from_bytes(b"nothing of the kind", "flat", "index.faiss")
+        Index.read(tmp_path / "index.faiss", "flat")
 
 
-def test_a_file_of_another_kind_is_refused():
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    build_index(unit(50, 4, 0)).write(tmp_path / "index.faiss")
     with pytest.raises(CalmrlError, match="not of kind 'ivf'"):
-        Index.from_bytes(build_index(unit(50, 4, 0)).to_bytes(), "ivf", "index.faiss")
+        Index.read(tmp_path / "index.faiss", "ivf")
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_vectors_that_come_in_blocks_are_found_like_those_that_come_at_once(kind):
+    gallery, queries = unit(500, 16, 0), unit(20, 16, 1)
+    whole = build_index(gallery, kind).search(queries, 10)
+    blocks = [gallery[:70], gallery[70:71], gallery[71:]]
+    parts = build_index_of_blocks(500, 16, blocks, lambda rows: gallery[rows], kind).search(queries, 10)
+    np.testing.assert_array_equal(whole.positions, parts.positions)
+    exact, _ = exact_search(blocks, queries, 10)
+    np.testing.assert_array_equal(exact.positions, build_index(gallery).search(queries, 10).positions)
 
 
 @pytest.fixture
@@ -149,13 +163,14 @@ class TestOnGpus:
     @pytest.mark.parametrize("kind", ["flat", "ivf"])
     def test_building_searching_and_keeping(self, two_gpus, tmp_path, kind, gpus):
         gallery, queries = unit(900, 16, 0), unit(40, 16, 1)
-        options = {"lists": 12} if kind == "ivf" else {}
+        options = {"nlist": 12} if kind == "ivf" else {}
         here = build_index(gallery, kind, options)
         there = build_index(gallery, kind, options, gpus=gpus)
         assert (there.gpus, there.lists, len(there), there.dim) == (gpus, here.lists, 900, 16)
         for effort in (3, 12) if kind == "ivf" else (None,):
             np.testing.assert_array_equal(there.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)
-        back = Index.from_bytes(there.to_bytes(), kind, "index.faiss")
+        there.write(tmp_path / "index.faiss")
+        back = Index.read(tmp_path / "index.faiss", kind)
         assert (back.gpus, back.lists) == (0, here.lists)
         for index in (back, there.on_cpu(), back.on_gpus(gpus)):
             np.testing.assert_array_equal(index.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)
@@ -164,7 +179,7 @@ class TestOnGpus:
         index = build_index(unit(3000, 4, 0), gpus=2)
         with pytest.raises(CalmrlError, match="at most 2048 items, got k = 2500"):
             index.search(unit(1, 4, 1), 2500)
-        cells = build_index(unit(2500, 4, 0), "ivf", {"lists": 2500}, gpus=1)
+        cells = build_index(unit(2500, 4, 0), "ivf", {"nlist": 2500}, gpus=1)
         assert cells.search(unit(1, 4, 1), 3, effort=2500).positions.shape == (1, 3)
 
     def test_no_room_is_one_sentence(self, two_gpus, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime.atomic_folders import new_directory, new_file
+from calmrl_lab.store.convert.npz import NpzWriter
 from calmrl_lab.store.disk.files import encode_json
 from calmrl_lab.store.reader import FeatureStore
 from calmrl_lab.store.schema import CHUNK_ROWS
@@ -32,7 +32,7 @@ def export_store(store: FeatureStore, out: str | Path, form: str | None = None, 
 
     form: hdf5, npz or parquet; default: by the ending of `out` (.h5, .hdf5, .npz, .parquet). HDF5 and npz hold one array
     for each array of the store, of the same name; Parquet is a folder with items.parquet (ids, splits, groups, labels,
-    reasons), one file a modality (columns id, features), heads.safetensors and store.json. Nothing is left behind when
+    reasons), one file per modality (columns id, features), heads.safetensors and store.json. Nothing is left behind when
     writing fails.
     """
     out = Path(out)
@@ -143,19 +143,13 @@ class _UnfailingFile:
 
 
 def _write_npz(store: FeatureStore, path: Path) -> None:
-    # np.savez wants every array in memory at once; an npz is a zip of .npy files, which can be written block by block.
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with NpzWriter(path) as file:
         arrays = {**{name: np.array(text) for name, text in texts(store).items()}, **_strings(store), **_small_arrays(store)}
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+            file.array(name, array)
         for spec in store.specs:
             shape = (int(store.offsets(spec.name)[-1]), spec.dimension)
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(spec.dtype)), "fortran_order": False, "shape": shape}
-            with archive.open(zipfile.ZipInfo(f"features/{spec.name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                for block in _blocks(store, spec.name):
-                    member.write(block.data)
+            file.blocks(f"features/{spec.name}", shape, np.dtype(spec.dtype), _blocks(store, spec.name))
 
 
 def _write_parquet(store: FeatureStore, folder: Path) -> None:
