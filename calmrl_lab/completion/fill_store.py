@@ -1,4 +1,4 @@
-"""A store with gaps to a store without: every gap filled from what the item shows, marked as such, with the error to expect."""
+"""Completion of a store: every gap imputed from the observed modalities of its item, marked as imputed, with its expected error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of an experiment as a job: what it is asked, and how it ended."""
+"""One run of an experiment as a job: its configuration and its outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment carried out: settings chosen on validation, all runs made, and the record that a report reads."""
+"""Carries out an experiment: settings chosen on validation, all runs made, and the record that a report reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sufficient statistics of embeddings with gaps: count, sum and second moment of every pattern, the only thing EM looks at.
+"""Sufficient statistics of embeddings with gaps: count, sum and second moment of every pattern, which are all that EM needs.
 
 Rows enter once; everything after that costs the same for a thousand items and for a billion.
 """

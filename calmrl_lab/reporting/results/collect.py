@@ -1,4 +1,4 @@
-"""A folder of runs -> methods with their finished runs, and a sentence for every run that cannot be counted."""
+"""Collects the finished runs of a folder by method, with a sentence for every run that cannot be counted."""
 
 from __future__ import annotations
 
