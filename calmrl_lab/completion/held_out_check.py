@@ -1,4 +1,4 @@
-"""Does an imputer keep its promises on this store? Held-out items show less than they have, and what is hidden is compared."""
+"""Check of an imputer on held-out items: observed entries are hidden and imputed, and predicted errors compared with the real ones."""
 
 from __future__ import annotations
 

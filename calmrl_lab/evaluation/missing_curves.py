@@ -72,7 +72,7 @@ def missing_curves(
     Scenarios hide modalities of the items, never that of the queries; their masks are the same for every scorer, with and
     without calibration, and nested over the rates of `random`. Beside the `scorers`, every single modality is scored by the same similarity
     (`cosine:<modality>`, `sum:<modality>`), for `aggregation_gain`. With a fitted `imputer`, everything is computed a second time with
-    the items' gaps filled from what they show (`calibrated`). Scorers that condition on what is shown are computed once: 'likelihood', which
+    the items' gaps filled from what they show (`calibrated`). Scorers that condition on what is shown are computed once: 'imputer-likelihood', which
     needs a PPCA of the embeddings as `imputer`, and those that compare by another similarity than the cosine, which need it, and what it
     compares of the same items, in `compared`, by its name. 'fused' needs a trained `objective` that fuses, and is computed for the modality of its
     queries. Items that show nothing rank last and, as queries, guess.
@@ -176,7 +176,7 @@ def _scenario_parts(
             of_items = items if vectors is embedded else vectors.items[:, columns]
             forward, backward = rank_items(scorer, vectors.rows[asking], owners, of_items[kept], seen[kept], kept)
             # Conditioning on what is shown is what filling does for the others.
-            about = {"scorer": name, "calibrated": calibrated or name == "likelihood", "gallery_scenario": scenario}
+            about = {"scorer": name, "calibrated": calibrated or name == "imputer-likelihood", "gallery_scenario": scenario}
             about["unserved"] = int((~scorer.serves(seen[kept])).sum())
             for direction, ranks, owner in (
                 ({"query": query, "gallery": joint, "side": "gallery"}, forward, owners),

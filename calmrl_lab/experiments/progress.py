@@ -1,4 +1,4 @@
-"""How far the runs of an experiment are: one task for all of them, and a part of it for each run that is under way."""
+"""Progress of an experiment: one task for all of its runs, and a part of it for each run in progress."""
 
 from __future__ import annotations
 

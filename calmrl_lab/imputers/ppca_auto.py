@@ -1,5 +1,4 @@
-"""PPCA that checks itself: settings, gains and predicted errors come from held-out items, and what does not help is left
-out."""
+"""PPCA whose settings, gains and predicted errors are chosen on held-out items; what does not help there is left out."""
 
 from __future__ import annotations
 

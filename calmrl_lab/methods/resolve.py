@@ -1,4 +1,4 @@
-"""What was asked -> the settings of a run: a method, and over it every setting that was named."""
+"""The settings of a run: those of a method, with every setting that was named over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choices of PPCA that training data cannot make for itself, made on held-out items: latent dimension, prior, when to stop."""
+"""Choices of PPCA made on held-out items: latent dimension, prior, number of iterations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an approximate index loses and what it saves: recall against the exact search along the effort, as a table and a figure."""
+"""Recall and speed of an approximate index against the exact search, by search effort."""
 
 from __future__ import annotations
 

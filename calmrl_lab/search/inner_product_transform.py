@@ -1,4 +1,4 @@
-"""A change of coordinates under which graphs and cells find what inner products find: equal lengths of items, equal scales of both sides."""
+"""A change of coordinates that suits approximate indexes for inner products: equal norms of items, equal scales of both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The imputer's part of training: re-fit on current embeddings every few epochs, fill the gaps of a batch."""
+"""The imputer during training: re-fitted on current embeddings every few epochs, filling the gaps of each batch."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
 from calmrl_lab.runtime.progress import progress, tracked
-from calmrl_lab.training.gradient_health import liveness, saturated
+from calmrl_lab.training.gradient_health import saturated, term_gradients
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
 from calmrl_lab.training.requirements import NO_OBJECTIVE, check_settings, make_objective, refuse_unfilled
@@ -230,7 +230,7 @@ class _Session:
 
     def _diagnosed(self, batch: Batch) -> dict[str, float]:
         """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
-        found = liveness(self.objective, *batch)
+        found = term_gradients(self.objective, *batch)
         # Without any pull there was no valid term in this batch, and no temperature would help.
         taught = "loss" in found and found["loss"].pull > 0
         for name in saturated(found) if taught else []:

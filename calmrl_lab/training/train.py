@@ -1,4 +1,4 @@
-"""The way into training: a configuration or keyword settings to a finished run."""
+"""Entry points of training: from a configuration or keyword settings to a finished run."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
 
 def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Table:
     """One row per method: recalls averaged over the directions, differences to the fair baseline and to CLIP."""
-    parts = compared.cast
+    parts = compared.roles
     references = [reference for reference in (parts.fair, parts.clip) if reference is not None]
     best = winner(recalls)
     rows, records = [], []

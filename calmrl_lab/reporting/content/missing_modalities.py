@@ -1,4 +1,4 @@
-"""Retrieval with modalities missing at test time: Recall@1 along the share that is hidden, and what joining modalities gains."""
+"""Retrieval with modalities missing at test time: Recall@1 by the share that is hidden, and the gain of joining modalities."""
 
 from __future__ import annotations
 

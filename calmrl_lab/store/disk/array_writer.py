@@ -1,4 +1,4 @@
-"""Arrays to Zarr v3 on disk, in one layout: regular chunks of whole rows, little-endian bytes, no compressor, every chunk present.
+"""Writing Zarr v3 arrays, in one layout: regular chunks of whole rows, little-endian bytes, no compressor, every chunk present.
 
 It is what any Zarr tool reads, its bytes depend on nothing but the values, and a chunk file can be read or mapped as it is, at
 several times the speed of the general path. (Strings are vlen-utf8.)
