@@ -7,7 +7,7 @@ from calmrl_lab.reporting.content.main_tables import FEATURES, direction_table
 from calmrl_lab.reporting.results.collect import gather
 from calmrl_lab.reporting.results.feature_reference import below_features, feature_recalls
 from calmrl_lab.reporting.results.recalls import recalls
-from calmrl_lab.reporting.results.warnings import cautions
+from calmrl_lab.reporting.results.warnings import report_warnings
 from calmrl_lab.runs.run import Run
 
 
@@ -18,7 +18,14 @@ def told(run, rows):
 
 
 def row(recall, difference, low, high, query="caption", gallery="vision"):
-    return {"query": query, "gallery": gallery, "feature_recall_at_1": recall, "difference": difference, "low": low, "high": high}
+    return {
+        "query": query,
+        "gallery": gallery,
+        "feature_recall_at_1": recall,
+        "difference": difference,
+        "low": low,
+        "high": high,
+    }
 
 
 @pytest.fixture
@@ -47,7 +54,9 @@ def test_who_is_below_the_features_in_most_runs_is_said(folder):
     (lost,) = below_features(gathered)
     assert lost.method.name == "clip"
     assert lost.directions == {("caption", "vision"): pytest.approx(21.0)}
-    said = [sentence for sentence in cautions(gathered, recalls(gathered)) if "Below the cosine of the features" in sentence]
+    said = [
+        sentence for sentence in report_warnings(gathered, recalls(gathered)) if "Below the cosine of the features" in sentence
+    ]
     assert len(said) == 1
     assert f"{lost.method.label} (in caption → vision, by 21.0 points)" in said[0]
 

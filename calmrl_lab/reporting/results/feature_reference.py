@@ -1,4 +1,4 @@
-"""What features score as they come, as the runs of a report recorded it: the reference beside every direction, and who is below it."""
+"""Recall of the features as they come, as the runs of a report recorded it: a reference for every direction, and the methods below it."""
 
 from __future__ import annotations
 
