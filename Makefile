@@ -6,7 +6,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 READY  := $(VENV)/.ready
 # The index search of FAISS comes in two builds of one module; only one may be installed.
 FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-# One BLAS thread a process: the processes are the parallelism, and results do not depend on the thread count.
+# One BLAS thread per process: the processes are the parallelism, and results do not depend on the thread count.
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: help setup demo test test-slow test-reference docs lint format bench clean

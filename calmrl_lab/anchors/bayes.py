@@ -1,5 +1,4 @@
-"""The Bayes anchor: the best guess at an item's anchor given what is observed, what it promises, and when to believe the
-promise.
+"""The Bayes anchor: the best estimate of an item's anchor given its observed modalities, the gain it predicts, and a threshold on that gain.
 
 With u the anchor of the complete set and a any unit vector that depends on observed embeddings only, E[sin^2 angle(a, u) |
 observed] is 1 - a' Pi a, with Pi = E[u u' | observed]. So the leading eigenvector of Pi is the best such vector, never worse in
@@ -32,7 +31,7 @@ CONFIDENCE = 0.9
 
 @dataclass(frozen=True)
 class AnchorPosterior:
-    """A row an item: `anchor` [n, d] (the Bayes anchor, signed to point with the observed one), `observed_anchor` [n, d];
+    """A row per item: `anchor` [n, d] (the Bayes anchor, signed to point with the observed one), `observed_anchor` [n, d];
     `concentration` = E[cos^2] of the Bayes anchor with the true one, `gain` = its advantage in E[cos^2] over the observed
     anchor, both in [0, 1]; `harm` = probability that it is the worse of the two."""
 
@@ -52,7 +51,7 @@ def anchor_posterior(
     samples: int = 128,
     unit: bool = True,
 ) -> AnchorPosterior:
-    """Bayes anchors of items under a fitted PPCA, by `samples` draws of the missing embeddings an item; float64.
+    """Bayes anchors of items under a fitted PPCA, by `samples` draws of the missing embeddings per item; float64.
 
     With `unit`, embeddings are taken to have norm 1: draws spread around the imputed values by as much as brings their squared norm
     to 1 on average, in the directions of the imputer's covariance, and are returned to the sphere. Otherwise they are the model's own.

@@ -1,4 +1,4 @@
-"""The gate: which items are calibrated, so that calibration harms no more of them than was asked for."""
+"""Risk control: which items are calibrated, so that calibration harms at most the share of them that was asked for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.linalg.spectrum import spectrum
 
-# Draws of the missing embeddings an item; the gate ranks items by their predicted gain, and 32 rank them as 128 do.
+# Draws of the missing embeddings per item; the gate ranks items by their predicted gain, and 32 rank them as 128 do.
 _SAMPLES = 32
 
 
@@ -113,7 +113,7 @@ def gated_columns(
 ) -> dict[str, Tensor]:
     """`anchor_report` of complete items under a gate: where it stays shut, the calibrated shift is the observed one.
 
-    Adds predicted_gain, calibrated (whether the gate opened) and harmed (calibrated, and the shift grew), a value an item.
+    Adds predicted_gain, calibrated (whether the gate opened) and harmed (calibrated, and the shift grew), a value per item.
     """
     gain = Gate.gain(imputer, truth, mask, filled)
     calibrated = (gain > threshold) & mask.any(dim=1)

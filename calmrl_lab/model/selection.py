@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.model.similarity import LikelihoodRatio, Similarity
+from calmrl_lab.runtime.progress import tracked
 
 # Weights of a cosine beside a likelihood ratio (nats) that validation chooses among: inverse temperatures, down to one that changes little.
 BESIDE_LIKELIHOOD_RATIO: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
@@ -42,7 +43,9 @@ def mean_ranks(compared: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], ta
     `items` [N], and those of the opposite direction. Each direction ranks among the items that own both modalities; directions with fewer
     than two such items are left out.
     """
-    directions = (scores for a, b, both in pairs_of_modalities(table) for scores in compared(a, b, both))
+    pairs = list(pairs_of_modalities(table))
+    ranked = tracked(pairs, "validation", unit="pairs of modalities")
+    directions = (scores for a, b, both in ranked for scores in compared(a, b, both))
     return mean_over_directions(directions)
 
 
@@ -105,7 +108,8 @@ def _beside(
 ) -> dict[float, dict[str, float]]:
     """The score of `members` with their weights plus `added`, for each weight that is `tried`; scores of pairs are computed once for all."""
     found: dict[float, list[tuple[Tensor, Tensor]]] = {weight: [] for weight in tried}
-    for a, b, both in pairs_of_modalities(table):
+    pairs = list(pairs_of_modalities(table))
+    for a, b, both in tracked(pairs, "weighing similarities", unit="pairs of modalities"):
         for one, other in ((a, b), (b, a)):
             parts = [_pair_scores(*member, table.modalities, one, other, both) for member in members]
             before = torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)

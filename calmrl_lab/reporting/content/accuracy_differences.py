@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calmrl_lab.evaluation.significance import Comparison, Sums, corrected_family, paired
 from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.comparisons import Cast
-from calmrl_lab.reporting.results.estimates import Difference, Sums, holm, paired
+from calmrl_lab.reporting.results.comparisons import Roles
 from calmrl_lab.reporting.results.warnings import listed
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ class ClassDifferences:
     fair: Method
     methods: tuple[Method, ...]
     kinds: tuple[str, ...]
-    found: dict[tuple[str, str], Difference]
+    found: dict[tuple[str, str], Comparison]
 
 
-def class_differences(gathered: Gathered, parts: Cast) -> ClassDifferences | None:
+def class_differences(gathered: Gathered, parts: Roles) -> ClassDifferences | None:
     """Of all methods that were classified; None without a fair baseline that was, or without another method."""
     fair = parts.fair
     if fair is None or not fair.frame("classification"):
@@ -49,7 +49,7 @@ def class_differences(gathered: Gathered, parts: Cast) -> ClassDifferences | Non
         for place, kind in enumerate(kinds)
         if method is not fair
     }
-    found = holm({key: difference for key, difference in every.items() if difference is not None})
+    found = corrected_family({key: difference for key, difference in every.items() if difference is not None})
     return ClassDifferences(fair, tuple(methods), kinds, found) if found else None
 
 
@@ -70,7 +70,7 @@ def _sums(runs: Sequence[tuple[int, pd.DataFrame]], groups: Sequence[str], kinds
 
 
 def difference_table(compared: ClassDifferences, inks: dict[str, Ink]) -> Table:
-    """A row a method, two columns a classifier: the difference in points with its interval, and p."""
+    """A row per method, two columns a classifier: the difference in points with its interval, and p."""
     rows = []
     for method in compared.methods:
         row = [Cell(method.label, swatch=f"var({inks[method.name].variable})")]
@@ -95,7 +95,7 @@ def difference_table(compared: ClassDifferences, inks: dict[str, Ink]) -> Table:
     return Table("classification_differences", caption, columns, rows, notes, FIELDS, records)
 
 
-def _cells(found: Difference | None, itself: bool) -> list[Cell]:
+def _cells(found: Comparison | None, itself: bool) -> list[Cell]:
     if found is None:
         return [Cell("reference" if itself else "–"), Cell("")]
     points = found.scaled(100)
@@ -103,7 +103,7 @@ def _cells(found: Difference | None, itself: bool) -> list[Cell]:
     return [shown, Cell(probability(found), sort=found.corrected)]
 
 
-def classes_in_words(compared: ClassDifferences | None, parts: Cast) -> list[str]:
+def classes_in_words(compared: ClassDifferences | None, parts: Roles) -> list[str]:
     """What the main calibrated method does to classification, for the story: one sentence, or none."""
     main = next(iter(parts.calibrated), None)
     if compared is None or main is None:
@@ -116,7 +116,7 @@ def classes_in_words(compared: ClassDifferences | None, parts: Cast) -> list[str
     return [f"In classification {main.label} against {compared.fair.label} was {'; '.join(clauses)}."] if clauses else []
 
 
-def _in_words(found: Difference) -> str:
+def _in_words(found: Comparison) -> str:
     points = found.scaled(100)
     doubt = f", p {probability(found)} after correction" if found.direction and not found.verdict else ""
     return f"{signed(points.value)} points {span(points, sign=True)}{doubt}"

@@ -1,4 +1,4 @@
-"""Retrieval with modalities missing at test time: Recall@1 along the share that is hidden, and what joining modalities gains."""
+"""Retrieval with modalities missing at test time: Recall@1 by the share that is hidden, and the gain of joining modalities."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from calmrl_lab.evaluation.score_rows import hits
+from calmrl_lab.evaluation.significance import Comparison, Interval, Resamples, Sums, corrected_family, estimate, paired
 from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.axes import seeds_in_words
 from calmrl_lab.reporting.output.drawing import BAND, Drawing, Figure, panels
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 from calmrl_lab.scorers._names import family, is_single
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Point:
     scorer: str
     calibrated: bool
     scenario: str
-    recall: Estimate
+    recall: Interval
     queries: int
 
     @property
@@ -61,9 +61,9 @@ class Gain:
     side: str
     scorer: str
     calibrated: bool
-    joint: Estimate
-    single: Estimate
-    difference: Difference
+    joint: Interval
+    single: Interval
+    difference: Comparison
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def robustness(gathered: Gathered) -> Robustness | None:
         points += _points(method, keys, sums, resamples)
         gains += _gains(method, keys, sums, resamples)
     points, gains = _distinct(points, _values_of_points), _distinct(gains, _values_of_gains)
-    corrected = holm({place: gain.difference for place, gain in enumerate(gains)})
+    corrected = corrected_family({place: gain.difference for place, gain in enumerate(gains)})
     return Robustness(tuple(points), tuple(replace(gain, difference=corrected[place]) for place, gain in enumerate(gains)))
 
 
@@ -164,7 +164,7 @@ def _gains(method: Method, keys: Sequence[Key], sums: Sums, resamples: Resamples
     """The best single modality is chosen by its mean on the same queries, which favours it a little."""
     means, replicates = resamples.means(sums)
 
-    def recall(columns: Sequence[int]) -> Estimate:
+    def recall(columns: Sequence[int]) -> Interval:
         at = list(columns)
         return estimate(means[at].mean(), replicates[:, at].mean(axis=1), max(map(sums.units, at)))
 
@@ -289,7 +289,7 @@ def _line(drawing: Drawing, axis: Axes, points: Sequence[Point], ink: Ink) -> No
 
 
 def curve_table(found: Robustness, inks: dict[str, Ink]) -> Table:
-    """A row a method, side, scorer and filling; a column a scenario."""
+    """A row per method, side, scorer and filling; a column per scenario."""
     scenarios = list(dict.fromkeys(point.scenario for point in found.points))
     # Rates first, in order; then the modalities that are dropped.
     scenarios.sort(key=lambda name: _order(name))

@@ -1,4 +1,4 @@
-"""The figures on retrieval: all methods, who is better than whom, the way to the oracle (Figure 5), training."""
+"""The figures on retrieval: all methods, paired differences, distance to the oracle (Figure 5), training curves."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calmrl_lab.evaluation.significance import Interval
 from calmrl_lab.reporting.content.main_tables import arrow, probability, signed, span
 from calmrl_lab.reporting.output.axes import dot, legend, name_rows, seeds_in_words, wrapped
 from calmrl_lab.reporting.output.drawing import INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.output.palette import GREEN, GREY, VERMILLION, Ink
 from calmrl_lab.reporting.results.collect import Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
-from calmrl_lab.reporting.results.estimates import Estimate
 from calmrl_lab.reporting.results.recalls import DEPTHS, Recalls
 from calmrl_lab.reporting.results.warnings import listed
 
@@ -55,7 +55,7 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
 
 def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
     """The comparisons that the words rest on, with zero; None if there are none."""
-    told = compared.told()
+    told = compared.key_comparisons()
     if not told:
         return None
 
@@ -66,7 +66,7 @@ def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
         for y, (method, other, found) in enumerate(told):
             points = found.scaled(100)
             ink = {1: GREEN, 0: GREY, -1: VERMILLION}[found.direction]._replace(marker="o")
-            value = Estimate(points.value, points.low, points.high)
+            value = Interval(points.value, points.low, points.high)
             p = probability(found)
             words = f"{method.label} − {other.label}: {signed(points.value)} points {span(points, sign=True)}, p {p}"
             dot(drawing, axis, value, y, ink, words, hollow=found.verdict == 0)
@@ -94,7 +94,7 @@ def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
 
 def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Figure | None:
     """Figure 5: observed only, calibrated, nothing hidden; None if none of these has runs."""
-    parts = compared.cast
+    parts = compared.roles
     chosen = [m for m in (parts.fair, *parts.calibrated, parts.oracle) if m is not None]
     if len(chosen) < 2 or not recalls.directions:
         return None

@@ -1,4 +1,4 @@
-"""The sections of the page that say how and on what: protocol, data, runs, files."""
+"""Sections of the page on the protocol, the data, the runs and the files."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _files(files: Sequence[str]) -> str:
-    """One row a table or figure, with a link a format."""
+    """One row per table or figure, with a link a format."""
     formats: dict[str, list[str]] = {}
     for name in files:
         formats.setdefault(name.rsplit(".", 1)[0], []).append(name)
