@@ -72,9 +72,16 @@ def prepare(
         )
     items = np.flatnonzero(fitted)
     rows = ItemRows(store, names, mask, (None,) * len(names))
+    rows = replace(rows, scales=rows.range_scales(items[:BLOCK]))
     if standardise:
         spreads = [np.sqrt(variance) for _, variance in rows.moments(items)]
-        rows = replace(rows, scales=tuple(np.where(spread > 0, spread, 1.0) for spread in spreads))
+        rows = replace(
+            rows,
+            scales=tuple(
+                np.where(spread > 0, spread, 1.0) * (1.0 if unit is None else unit)
+                for spread, unit in zip(spreads, rows.scales, strict=True)
+            ),
+        )
     _fit(chosen, rows, items, store.group)
     return Prepared(store, chosen, rows, fitted)
 

@@ -35,6 +35,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
 from calmrl_lab.runtime.progress import tracked
+from calmrl_lab.runtime.threads import limited
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,7 @@ class Evaluation:
         return table.assign(without_positive=[left_out[pair] for pair in zip(table["query"], table["gallery"], strict=True)])
 
 
+@limited()
 @writes_into_run
 def evaluate(
     run: Run | str | Path,

@@ -59,6 +59,7 @@ def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, A
     }
     given: dict[str, Any] = {
         "directions": variant.directions or None,
+        "score_on": variant.score_on,
         "seeds": variant.seeds,
         "tuning_seeds": variant.tuning_seeds,
         "probes": variant.probes and variant.probes.model_dump(),

@@ -62,7 +62,9 @@ class _Lines:
     last = -float("inf")
 
     def draw(self, tasks: Sequence[Task], now: float) -> None:
-        if now - tasks[0].began < FIRST or now - _Lines.last < EVERY:
+        # A command that only loads libraries on a busy machine is not worth a word.
+        first = FIRST if len(tasks) > 1 else 2 * FIRST
+        if now - tasks[0].began < first or now - _Lines.last < EVERY:
             return
         _Lines.last = now
         shown = tasks if len(tasks) < 3 else (tasks[0], tasks[-1])

@@ -23,6 +23,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.runs.artifact_folder import file_digest, parquet_bytes
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.atomic_folders import settled
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers._names import family
 from calmrl_lab.search.ann_recall import effort_curve
 from calmrl_lab.search.faiss_index import Index, Kind, build_index_of_blocks, exact_search, recall_against_exact
@@ -166,6 +167,7 @@ class Gallery:
         return pd.concat([pd.DataFrame({"query": query, "rank": rank + 1, "score": found.scores[query, rank]}), about], axis=1)
 
 
+@limited()
 def build_gallery(
     run: Run | Path | str,
     out: Path | str,

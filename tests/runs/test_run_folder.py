@@ -125,6 +125,9 @@ def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(small_store
     one, two = Run.open(tmp_path / "one"), tmp_path / "two" / "state.pt"
     whole = (one.path / "state.pt").read_bytes()
     (tmp_path / "two" / "config.yaml").write_text((tmp_path / "two" / "config.yaml").read_text().replace("dim: 16", "dim: 15"))
+    with pytest.raises(CalmrlError, match=r"config\.yaml' is damaged"):
+        Run.open(tmp_path / "two")
+    (tmp_path / "two" / "environment.json").unlink()
     with pytest.raises(CalmrlError, match="belongs to another configuration"):
         train(Run.open(tmp_path / "two").config, tmp_path / "two", resume=True)
     flipped = bytearray(whole)
