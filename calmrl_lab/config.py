@@ -105,6 +105,12 @@ class TrainConfig(BaseModel):
         "that the heads start from (init: ppca), by the sum of both, the cosine with a weight that validation chooses, by the cosine of canonical variates, by the "
         "likelihood ratio under a model of the space that features share, or by the sum of all of these that help (stacked)",
     )
+    select_by: str = Field(
+        "auto",
+        description="what validation ranks by when it chooses the epoch and among the candidates of a grid: similarity (pairs of modalities, as "
+        "`similarity` says), cosine (pairs, by the cosine of their embeddings), a scorer of whole items (calmrl-lab list scorers), or auto: the scorer "
+        "of the objective's system if it has one, else similarity",
+    )
     features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",
         description="what heads that start at random see: features scaled to mean squared norm one, the same about their mean, also with equal "
@@ -168,6 +174,9 @@ class TrainConfig(BaseModel):
     )
     patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
+    keep_state: bool = Field(
+        False, description="keep the last checkpoint (state.pt) of a finished run, which nothing needs any more"
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
 
     @field_validator("objective_options", "impute_options", "init_options", "members")

@@ -1,8 +1,7 @@
-"""One run of an experiment as a job: what it is asked, and how it ended."""
+"""One run of an experiment as a job: its configuration and its outcome."""
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.spec import Probes
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
-from calmrl_lab.runtime.atomic_files import write_atomically
 
 # One thread per process: runs are the parallelism, and their numbers do not depend on how many go at once.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -35,6 +33,8 @@ class Job:
     split: str | None
     directions: tuple[tuple[str, str], ...] = ()
     probes: Probes | None = None
+    # Where it is scored, if not on the store that it is trained on.
+    score_on: str | None = None
 
     def _files(self) -> list[str]:
         """What evaluation leaves in the run directory."""
@@ -46,7 +46,8 @@ class Job:
 
     def asked(self) -> dict[str, Any]:
         """What the result depends on besides the configuration, as it stands in the summary of the run that was made for it."""
-        stores = [self.config.store, *self.config.mix, *([self.config.warm_up] if self.config.warm_up else [])]
+        others = (self.config.warm_up, self.score_on)
+        stores = [self.config.store, *self.config.mix, *(store for store in others if store)]
         return {
             "split": self.split,
             "directions": [list(pair) for pair in self.directions],
@@ -101,8 +102,8 @@ def perform(job: Job) -> Outcome:
         if job.split is not None:
             with run.writing():
                 run.amend_summary(method=job.label)
-            evaluate(run, list(job.directions) or None, split=job.split)
-            _probe(run, job.probes, job.split)
+            evaluate(run, list(job.directions) or None, job.score_on, job.split)
+            _probe(run, job.probes, job.split, job.score_on)
         # Last: a run that says what it was asked has been made to the end. The seconds are what the next plan counts with.
         with run.writing():
             run.amend_summary(
@@ -113,11 +114,11 @@ def perform(job: Job) -> Outcome:
         message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"
         failure = {"run": job.path.name, "label": job.label, "error": message, "traceback": traceback.format_exc()}
         job.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.path / "error.json", json.dumps(failure, indent=2).encode())
+        Run(job.path).write_record(Run.ERROR, failure)
         return failure
 
 
-def _probe(run: Run, probes: Probes | None, split: str) -> None:
+def _probe(run: Run, probes: Probes | None, split: str, score_on: str | None) -> None:
     if probes is None:
         return
     if probes.queries:
@@ -127,7 +128,7 @@ def _probe(run: Run, probes: Probes | None, split: str) -> None:
     if probes.label is not None:
         from calmrl_lab.evaluation.classification import classify_run
 
-        classify_run(run, probes.label, split=split)
+        classify_run(run, probes.label, probes.kinds or None, split=split, store=score_on)
 
 
 def died(job: Job, error: object) -> Outcome:

@@ -1,4 +1,4 @@
-"""An experiment carried out: settings chosen on validation, all runs made, and the record that a report reads."""
+"""Carries out an experiment: settings chosen on validation, all runs made, and the record that a report reads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from calmrl_lab.experiments.job import Job
 from calmrl_lab.experiments.make_runs import check_engine, make_runs
 from calmrl_lab.experiments.required_stores import refuse_absent_stores
 from calmrl_lab.experiments.spec import Experiment, Method, asked_directions, candidates, run_config
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.atomic_files import write_atomically
 from calmrl_lab.runtime.atomic_folders import writing_errors
 from calmrl_lab.runtime.locks import claimed
 
@@ -65,7 +65,7 @@ def _write_record(
     record = {
         "finished": finished,
         "title": experiment.title,
-        "notes": experiment.notes,
+        "notes": "\n".join([experiment.notes, *_scored_elsewhere(experiment)]),
         "split": experiment.split,
         "data": experiment.data,
         "stand_in": experiment.stand_in,
@@ -86,8 +86,13 @@ def _write_record(
         "store": describe_store(store),
         "failed": failures,
     }
-    write_atomically(folder / "experiment.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    ExperimentFolder(folder).write(record)
     return record
+
+
+def _scored_elsewhere(experiment: Experiment) -> list[str]:
+    """What the notes say where runs are scored on a store that they were not trained on."""
+    return [f"Scored on {experiment.score_on}, without training on it."] if experiment.score_on else []
 
 
 def _choose(
@@ -136,7 +141,8 @@ def best_of(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:
     probes = experiment.probes if experiment.probes and config.seed in experiment.probes.seeds else None
     path = folder / f"{method.name}-s{config.seed}"
-    return Job(path, config, method.label or method.name, experiment.split, asked_directions(experiment), probes)
+    directions = asked_directions(experiment)
+    return Job(path, config, method.label or method.name, experiment.split, directions, probes, experiment.score_on)
 
 
 def trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:

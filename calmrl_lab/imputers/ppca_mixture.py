@@ -1,4 +1,4 @@
-"""A mixture of PPCAs: items fall into kinds, each with means and relations between modalities of its own."""
+"""A mixture of PPCAs: each component has its own means and its own relations between modalities."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Array, Observations, Pattern, observe
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers.base import Imputer, number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.group_mean import GroupMean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.statistics import Statistics, observed_means

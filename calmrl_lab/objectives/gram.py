@@ -29,6 +29,7 @@ class GRAM(CrossObjective):
     """
 
     name = "gram"
+    scorer = "volume"
 
     def __init__(
         self,

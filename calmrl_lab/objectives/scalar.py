@@ -35,6 +35,7 @@ class SCALAR(CrossObjective):
     """
 
     name = "scalar"
+    scorer = "query-centroid"
 
     def __init__(
         self,

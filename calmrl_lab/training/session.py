@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers, sampled
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.methods.resolve import label
@@ -27,14 +27,22 @@ from calmrl_lab.model.signs import best_signs, pair_cosines
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
 from calmrl_lab.model.stacked.stack import said, stack
-from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
+from calmrl_lab.runs.checkpoint import read_checkpoint, remove_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
-from calmrl_lab.training.gradient_health import liveness, saturated
+from calmrl_lab.runtime.progress import progress, tracked
+from calmrl_lab.training.gradient_health import saturated, term_gradients
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
-from calmrl_lab.training.requirements import NO_OBJECTIVE, check_settings, make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import (
+    NO_OBJECTIVE,
+    check_settings,
+    item_ranking,
+    make_objective,
+    refuse_unfilled,
+    selected_by,
+)
 
 if TYPE_CHECKING:
     pass
@@ -44,8 +52,12 @@ _STATE = (
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 20_000
+# Validation items that choose among starts: every candidate ranks n x n, dozens of times what validation after an epoch takes.
+START_VALIDATION_ITEMS = 2_000
 # Items by which the signs of modalities are checked every epoch.
 SIGN_ITEMS = 2_048
+# Validation items that scorers of whole items and weighted sums rank every epoch: they cost more than cosines of pairs.
+RANKED_ITEMS = 1_000
 
 
 class _Session:
@@ -56,22 +68,30 @@ class _Session:
         self.started = time.monotonic()
         check_settings(config)
         self.device = device
-        self.data = open_data(config, str(self.device))
+        with progress("reading features"):
+            self.data = open_data(config, str(self.device))
         modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
         self._replay()
-        make_objective(config, modalities, config.dim)
+        item_ranking(config, modalities, make_objective(config, modalities, config.dim))
         shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
-        self.start = start_model(config, self.data.released, shown, self.plain_validation)
-        self.of_features = self._of_features(shown)
+        chosen_by = self.plain_validation.sample(START_VALIDATION_ITEMS)
+        with progress("start of the heads"):
+            self.start = start_model(config, self.data.released, shown, chosen_by)
+        with progress("similarities of features"):
+            self.of_features = self._of_features(shown, chosen_by)
         self.heads = self.start.heads.to(self.device)
         self.ratio_vectors = self._ratio_vectors()
         # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
-        self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
+        with progress("feature maps"):
+            self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
         self.train_table, self.validation_table = self.data.train, self.data.validation
         self.sign_items = self.data.shown(SIGN_ITEMS)
         replay = self._replay()
         self.objective = make_objective(config, modalities, self.heads.dim).to(self.device)
+        self.selected_by = selected_by(config)
+        self.ranking = item_ranking(config, modalities, self.objective)
+        self.ranked_items = self.validation_table.sample(RANKED_ITEMS)
         gate = Gate(config.risk_level) if config.risk_control else None
         self.filler = OnlineImputer(
             config.impute,
@@ -108,13 +128,13 @@ class _Session:
         ratio = ratio.to(self.device)
         return [ratio.vectors(name, rows, rows) for name, rows in zip(table.modalities, table.first_rows(), strict=True)]
 
-    def _of_features(self, shown: FeatureTable) -> FeatureSimilarities:
+    def _of_features(self, shown: FeatureTable, chosen_by: FeatureTable) -> FeatureSimilarities:
         """What is compared beside, or in place of, trained heads."""
         name = self.config.similarity
         if name == "stacked":
             return fit_all(shown, self.plain_validation, self.start.kernels)
         if name in FROM_FEATURES:
-            part, chosen = fit_one(name, shown, self.plain_validation)
+            part, chosen = fit_one(name, shown, chosen_by)
             return FeatureSimilarities({name: part}, chosen={name: chosen})
         return FeatureSimilarities({})
 
@@ -156,8 +176,8 @@ class _Session:
         first_train = max(len(phases) - config.epochs, 0)
         if self.epoch == 0:
             self._validate(run, "start")
-        with console.progress(f"training {run.name}", len(phases)) as ticker:
-            ticker.advance(self.epoch)
+        with progress(f"training {run.name}", len(phases), "epochs") as task:
+            task.advance(self.epoch)
             while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
@@ -174,7 +194,7 @@ class _Session:
                     self._keep_best(score)
                 if self.epoch % config.checkpoint_every == 0 or self.epoch == len(phases):
                     self._checkpoint(run)
-                ticker.advance(1, f"validation MRR {score:.3f}")
+                task.advance(1, f"validation MRR {score:.3f}")
         self._finish(run)
 
     def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
@@ -183,7 +203,8 @@ class _Session:
         diagnosed: dict[str, float] = {}
         repeats = self.data.repeats(self.generator) if table is self.train_table else None
         groups = group_numbers(table.group, str(self.device)) if config.exclude_same_group else None
-        for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
+        batches = table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats)
+        for features in tracked(batches, f"epoch {self.epoch + 1}", -(-len(table) // config.batch_size), "batches"):
             batch = self._embedded(features, fill, groups)
             if not journal.steps and self.epoch % config.checkpoint_every == 0:
                 diagnosed = self._diagnosed(batch)
@@ -221,7 +242,7 @@ class _Session:
 
     def _diagnosed(self, batch: Batch) -> dict[str, float]:
         """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
-        found = liveness(self.objective, *batch)
+        found = term_gradients(self.objective, *batch)
         # Without any pull there was no valid term in this batch, and no temperature would help.
         taught = "loss" in found and found["loss"].pull > 0
         for name in saturated(found) if taught else []:
@@ -244,15 +265,10 @@ class _Session:
     def _validate(self, run: Run, phase: str, logged: Mapping[str, Any] | None = None) -> float:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
-        ratio = self.start.likelihood_ratio
-        if ratio is not None and self.config.similarity == LikelihoodRatio.name:
-            score = validation_score(ratio, self.ratio_vectors, self.validation_table)
-        else:
-            embeddings = encode(self.heads, self.validation_table)
-            mirrored = [sign * rows for sign, rows in zip(self._signs(), embeddings, strict=True)]
-            score = validation_score(Cosine(self.heads.dim), mirrored, self.validation_table)
+        self.objective.eval()
+        score = first_says(self._validation_score())
         self.heads.train()
-        score = first_says(score)
+        self.objective.train()
         line = dict(logged or {"epoch": 0, "phase": phase})
         if rank() == 0:
             run.append(run.METRICS, json.dumps({**line, "step": self.step, **score}))
@@ -260,12 +276,31 @@ class _Session:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
 
+    @torch.no_grad()
+    def _validation_score(self) -> dict[str, float]:
+        """The score by which epochs are chosen, of the heads as they are now with the signs that they would end with."""
+        ratio, table = self.start.likelihood_ratio, self.validation_table
+        if ratio is not None and self.selected_by == LikelihoodRatio.name:
+            return validation_score(ratio, self.ratio_vectors, table)
+        bounded = self.ranking is not None or (ratio is not None and self.selected_by == Sum.name)
+        table = self.ranked_items if bounded else table
+        embeddings = [sign * rows for sign, rows in zip(self._signs(), encode(self.heads, table), strict=True)]
+        if self.ranking is not None:
+            return self.ranking.score(embeddings, table)
+        cosine = Cosine(self.heads.dim)
+        if ratio is not None and bounded:
+            chosen = sampled(len(self.validation_table), RANKED_ITEMS)
+            return choose_weights([(ratio, [rows[chosen] for rows in self.ratio_vectors]), (cosine, embeddings)], table)[1]
+        return validation_score(cosine, embeddings, table)
+
     def _signs(self) -> tuple[int, ...]:
         """The signs that observed pairs of training items ask for: objectives made of singular values cannot tell z from -z.
 
-        Heads that start as published or in closed form, and those that do not learn, keep theirs.
+        Heads that start as published or in closed form, and those that do not learn, keep theirs; so do heads whose objective trains a score that
+        would be another one.
         """
-        if self.config.objective == NO_OBJECTIVE or self.config.init not in ("auto", "random"):
+        keep = getattr(self.objective, "signs_matter", False)
+        if keep or self.config.objective == NO_OBJECTIVE or self.config.init not in ("auto", "random"):
             return (1,) * len(self.dims)
         return best_signs(pair_cosines(encode(self.heads, self.sign_items), self.sign_items.mask))
 
@@ -369,6 +404,7 @@ class _Session:
             "start": self.start.chosen,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
+            "selected_by": self.selected_by,
             "validation_mrr": score,
             "cosine_weight": similarity.parts[1][1] if config.similarity == "sum" and isinstance(similarity, Sum) else None,
             "similarity": dict(self.compared) or None,
@@ -392,6 +428,9 @@ class _Session:
             )
         run.append(run.LOG, f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
         run.finish(summary)
+        # After the summary: until then the run can be resumed.
+        if not config.keep_state:
+            remove_checkpoint(run)
 
     def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
         """How the trained model compares, how it could compare otherwise, and its validation score."""
@@ -408,7 +447,8 @@ class _Session:
                 parts[ratio.name] = ratio
             parts |= self.of_features.parts
             embeddings = encode(self.heads, self.validation_table)
-            total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
+            with progress("weights of the similarities"):
+                total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
             self.compared = {"parts": dict(self.of_features.chosen), **record}
             console.note(f"pairs are compared by (shares of the sum): {said(record)}")
             return total, () if ratio is None else (ratio,), record["validation_mrr"]

@@ -1,4 +1,4 @@
-"""The figures on calibration: imputation error (Figure 3), what imputers expect of themselves, anchor shift (Figure 4)."""
+"""The figures on calibration: imputation error (Figure 3), predicted against real error, anchor shift (Figure 4)."""
 
 from __future__ import annotations
 
