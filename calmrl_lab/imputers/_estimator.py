@@ -119,7 +119,7 @@ def _gaps(like: Array, dim: int) -> Array:
 
 def _observed(arrays: Sequence[Array]) -> Array:
     """[N, k]: True where a row is not NaN throughout."""
-    columns = []
+    columns: list[Tensor] = []
     for value in arrays:
         rows = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         if rows.ndim != 2 or (columns and len(rows) != len(columns[0])):

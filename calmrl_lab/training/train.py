@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import rank, together
 from calmrl_lab.training.session import _Session
+from calmrl_lab.training.watch import Callback, Watch
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
@@ -25,6 +27,9 @@ def train_heads(
     run: str | Path | None = None,
     imputer: Any = None,
     overwrite: bool = False,
+    logger: Any = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
     **settings: Any,
 ) -> Run:
     """Train projection heads over the cached features of `store` and return the finished run.
@@ -33,6 +38,10 @@ def train_heads(
     `TrainConfig` (scenario, seed, epochs, ...) and lie over it. `imputer` is the setting `impute`: a name, or an unfitted imputer such as
     `PPCA(latent_dim=32)`, whose options are taken over. `run` is the run directory (default: `default_run_path`), where a finished run is
     replaced only with `overwrite`.
+
+    `logger` is told the metrics of every epoch: TensorBoard's SummaryWriter, a run of W&B, the module mlflow, or a function (metrics, step).
+    `callbacks` are called after each validation, the one before the first epoch included, with a `Validation`; what they raise ends the
+    training, which can be resumed. `progress=False` shows no progress.
     Raises CalmrlError for a request that makes no sense, before anything is written.
 
     >>> run = train_heads("stores/openmoji.zarr", "calmrl", scenario="pairs:0.25", seed=0)  # doctest: +SKIP
@@ -46,11 +55,13 @@ def train_heads(
         if own:
             values["impute_options"] = {**own, **settings.get("impute_options", {})}
     config = resolve(values, "train_heads")
-    return train(config, Path(run) if run else default_run_path(config), overwrite=overwrite)
+    watch = Watch.of(logger, callbacks, progress)
+    return train(config, Path(run) if run else default_run_path(config), overwrite=overwrite, watch=watch)
 
 
-def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False) -> Run:
+def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False, watch: Watch | None = None) -> Run:
     """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint; with `overwrite`, replace a finished run there.
+    `watch` says who is told of it as it goes on (default: the progress display).
 
     Under torchrun all processes train together: each embeds its share of every batch, and the loss is that of the whole batch. Only the
     first one writes. An ensemble (`members`) is trained member by member.
@@ -58,9 +69,9 @@ def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool
     if config.members:
         from calmrl_lab.training.ensemble import train_members
 
-        return train_members(config, path, resume, overwrite)
+        return train_members(config, path, resume, overwrite, watch)
     with together(resolve_device(config.device)) as device:
-        session = _Session(config, device)
+        session = _Session(config, device, watch)
         with opened_for_training(config, path, resume, overwrite) if rank() == 0 else nullcontext(Run(path)) as run:
             if resume:
                 session.restore(run)
