@@ -35,7 +35,7 @@ demo: $(READY)
 	@$(BIN)/calmrl-lab experiment experiments/demo.yaml
 	@test -d stores/digits.zarr || $(BIN)/calmrl-lab extract --dataset digits --out stores/digits.zarr
 	@$(BIN)/calmrl-lab experiment experiments/digits.yaml
-	@$(BIN)/calmrl-lab report --runs runs/demo --also runs/digits --out reports/demo
+	@$(BIN)/calmrl-lab report --runs runs/demo --also-report runs/digits --out reports/demo
 	@echo "open reports/demo/index.html"
 
 test: $(READY)

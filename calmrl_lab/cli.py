@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from calmrl_lab import commands
+from calmrl_lab import commands, renamed
 from calmrl_lab._version import __version__
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
@@ -18,10 +18,6 @@ from calmrl_lab.runtime.standard_streams import standard_streams, system_errors
 
 # The order of the main path; commands not named here follow.
 _ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
-
-
-# Options that were called otherwise once, and their names today.
-_RENAMED_FLAGS = {"--score": "--similarity"}
 
 
 class _OrderedGroup(TyperGroup):
@@ -65,11 +61,9 @@ def _assemble() -> None:
 _assemble()
 
 
-def _refuse_renamed_flags(words: list[str]) -> None:
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag in _RENAMED_FLAGS:
-            raise CalmrlError(f"there is no option '{flag}'", hint=f"it is now called '{_RENAMED_FLAGS[flag]}'")
+def _refuse_renamed_options(words: list[str]) -> None:
+    if found := renamed.option_hint(words):
+        raise CalmrlError(f"there is no option '{found[0]}'", hint=found[1])
 
 
 def main() -> None:
@@ -79,7 +73,7 @@ def main() -> None:
         # Accepted anywhere on the line, not only before the command.
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:
-        _refuse_renamed_flags(sys.argv[1:])
+        _refuse_renamed_options(sys.argv[1:])
         with standard_streams(), system_errors():
             app()
     except CalmrlError as error:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from calmrl_lab import renamed
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest, renamed_hint
+from calmrl_lab.registry import nearest
 
 SimilarityName = Literal["cosine", "likelihood-ratio", "sum", "stacked", "canonical-cosine", "shared-space"]
 # What a pair is compared by, in a sentence that begins with "compared by".
@@ -24,8 +25,6 @@ SIMILARITY_WORDS: dict[str, str] = {
     "canonical-cosine": "the cosine of their canonical variates",
     "shared-space": "their likelihood ratio under the two-covariance model of the space that their features share",
 }
-# Settings that were called otherwise once, and their names today.
-RENAMED = {"score": "similarity"}
 
 
 # Counts above this (passes, iterations, items of a batch) are slips of the pen.
@@ -153,14 +152,14 @@ class TrainConfig(BaseModel):
     impute_from: int = Field(
         0, ge=0, description="epochs trained on observed modalities only, before imputed ones enter the loss"
     )
-    gate: bool = Field(
+    risk_control: bool = Field(
         False, description="leave an item uncalibrated unless its predicted gain clears a threshold that held-out items set"
     )
-    gate_level: float = Field(
+    risk_level: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="largest share of items with gaps that gated calibration may harm (conformal risk control)",
+        description="largest share of items with gaps that calibration may harm under risk_control (conformal risk control)",
     )
     patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
@@ -189,14 +188,14 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
         if first["type"] == "extra_forbidden":
             known = list(_fields_at(model, first["loc"][:-1]))
-            renamed = RENAMED.get(str(first["loc"][-1]))
-            if renamed in known:
-                raise CalmrlError(f"{source}: {key}: unknown key", hint=f"it is now called '{renamed}'") from None
+            former = str(first["loc"][-1])
+            if renamed.SETTINGS.get(former) in known:
+                raise CalmrlError(f"{source}: {key}: unknown key", hint=renamed.hint(former, renamed.SETTINGS)) from None
             raise CalmrlError(
                 f"{source}: {key}: unknown key{nearest(str(first['loc'][-1]), known)}", hint=f"known keys: {', '.join(known)}"
             ) from None
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        hint = renamed_hint(str(first["input"])) if first["type"] == "literal_error" else None
+        hint = renamed.hint(str(first["input"]), renamed.VALUES) if first["type"] == "literal_error" else None
         raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}", hint=hint) from None
 
 

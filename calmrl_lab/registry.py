@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from calmrl_lab import renamed
 from calmrl_lab.errors import CalmrlError
 
 T = TypeVar("T")
@@ -21,15 +22,6 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-# Names of plug-ins and values of settings that were others once.
-_RENAMED = {"overlap": "likelihood-ratio", "both": "sum"}
-
-
-def renamed_hint(name: str) -> str | None:
-    """The hint for a name that was in use once, or None."""
-    return f"it is now called '{_RENAMED[name]}'" if name in _RENAMED else None
-
-
 def known(name: str, names: Sequence[str], what: str, hint: str | None = None) -> int:
     """The place of `name` among `names`. Raises CalmrlError if it is not there: `what` 'name', the nearest of `names`, and what there is.
 
@@ -38,7 +30,7 @@ def known(name: str, names: Sequence[str], what: str, hint: str | None = None) -
     """
     if name in names:
         return list(names).index(name)
-    hint = renamed_hint(name) or hint or f"there is: {', '.join(names) or 'nothing'}"
+    hint = renamed.hint(name, renamed.VALUES) or hint or f"there is: {', '.join(names) or 'nothing'}"
     raise CalmrlError(f"{what} '{name}'{nearest(name, list(names))}", hint=hint)
 
 
@@ -114,7 +106,7 @@ class Registry:
             )
         raise CalmrlError(
             f"unknown {self.kind} '{name}'{nearest(name, self.names())}",
-            hint=renamed_hint(name) or f"known {self.kind}s: {', '.join(self.names())}",
+            hint=renamed.hint(name, renamed.VALUES) or f"known {self.kind}s: {', '.join(self.names())}",
         )
 
     def create(self, name: str, *arguments: Any, **options: Any) -> Any:

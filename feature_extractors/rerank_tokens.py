@@ -1,4 +1,4 @@
-"""What VAST's matching head needs of a store's test split, kept beside the store (`--keep-tokens`), and matching by it."""
+"""What VAST's matching head needs of a store's test split, kept beside the store (`--save-rerank-tokens`), and matching by it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def kept_matching(store: FeatureStore, weights: Path | None, device: str = "cpu"
     if tokens.fingerprint != _mark(store):
         raise CalmrlError(
             f"the tokens in '{tokens.path}' are not those of '{store.path}' as it is now",
-            hint="remove that folder, and calmrl-lab extract --keep-tokens makes it anew",
+            hint="remove that folder, and calmrl-lab extract --save-rerank-tokens makes it anew",
         )
     spec = store.spec("caption")
     encoder = encoders.get(spec.encoder)(weights=weights)

@@ -15,7 +15,7 @@ START = ("--init", "ppca", "--set", "init_options.latent_dim=24", "--set", "init
 METHODS = {
     "recommended": (),
     "calmrl": ("--impute", "ppca", "--set", "impute_options.latent_dim=8"),
-    "gated": ("--impute", "ppca", "--gate", "--set", "gate_level=0.2"),
+    "gated": ("--impute", "ppca", "--risk-control", "--set", "risk_level=0.2"),
     "ridge": ("--objective", "clip", "--impute", "ridge", "--set", "impute_as_observed=true"),
     "knn": ("--objective", "clip", "--impute", "knn", "--set", "impute_as_observed=true"),
     "mixture": ("--impute", "ppca-mixture", "--set", "impute_options.components=2"),
@@ -62,7 +62,7 @@ def test_what_comes_after_a_run_works_on_a_gpu(method, cli, small_store, tmp_pat
     run = finished(cli, small_store, METHODS[method], "cuda", tmp_path / "run").path
     for words in (
         ("curves", "--run", run, "--query", "caption", "--scenario", "random:0.5", "--device", "cuda"),
-        ("classify", "--run", run, "--label", "category", "--kind", "knn", "--device", "cuda"),
+        ("classify", "--run", run, "--label", "category", "--classifier", "knn", "--device", "cuda"),
         ("diagnose", "--run", run, "--device", "cuda"),
     ):
         code, _, said = cli(*words)

@@ -39,9 +39,9 @@ class Gate:
         complete, wanted = int(held_out.all(dim=1).sum()), int(np.ceil(1 / level - 1 - 1e-9))
         if complete < wanted:
             raise CalmrlError(
-                f"--gate controls its harm on complete validation items, and store '{store}' has {complete} "
+                f"--risk-control estimates the harm on complete validation items, and store '{store}' has {complete} "
                 f"(at least {wanted} are needed to promise a harm rate of {level:g})",
-                hint="leave --gate out, align fewer --modalities, re-draw the split with --set split_seed=0, or raise gate_level",
+                hint="leave --risk-control out, align fewer --modalities, re-draw the split with --set split_seed=0, or raise risk_level",
             )
 
     def set_on(

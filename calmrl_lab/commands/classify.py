@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def classify(
     run: Path = typer.Option(..., help="Finished run."),
     label: str | None = typer.Option(None, help="Label of the store. (default: its only one)"),
-    kind: list[str] = typer.Option(
+    classifier: list[str] = typer.Option(
         [], help="zero-shot, captions, centroid, knn or linear; may be repeated. (default: all that are possible)"
     ),
     text: str | None = typer.Option(None, help="Modality of the texts of classes. (default: caption)"),
@@ -48,7 +48,7 @@ def classify(
     from calmrl_lab.evaluation.run_items import note_comparison
 
     encode = partial(_encoded_classes, weights=weights) if encode_classes else None
-    frame = classify_run(str(run), label, kind or None, text, split, device, encode)
+    frame = classify_run(str(run), label, classifier or None, text, split, device, encode)
     table = class_table(frame) if per_class else accuracy_table(frame, np.random.default_rng(0))
     console.emit(table.to_dict("records"), as_json, lambda: _print_classes(table))
     note_comparison(run, "classes are told apart by the embeddings of its heads")

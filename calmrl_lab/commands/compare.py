@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def compare(
     first: Path = typer.Argument(..., help="Evaluated run, or the name of a method without -s<seed> for all its seeds."),
     second: Path = typer.Argument(..., help="What it is compared with."),
-    k: int = typer.Option(1, "-k", min=1, help="Recall at which rank."),
+    k: int = typer.Option(1, "-k", "--top", min=1, help="Recall at which rank."),
     seed: int = typer.Option(0, help="Seed of the resamples."),
     as_json: bool = typer.Option(False, "--json", help="Print the differences as JSON."),
 ) -> None:

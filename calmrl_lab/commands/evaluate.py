@@ -25,7 +25,8 @@ def evaluate(
         None, metavar="NAME", help="How pairs are compared. (default: as the run was trained for)"
     ),
     rerank: str | None = typer.Option(
-        None, help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --keep-tokens)."
+        None,
+        help="itm: captions against whole items, the best re-scored by VAST's matching head (extract --save-rerank-tokens).",
     ),
     weights: Path | None = typer.Option(None, help="Folder of VAST's weights, for --rerank."),
     first_stage: str | None = typer.Option(

@@ -27,8 +27,10 @@ def extract(
     device: str = typer.Option("auto", help="cpu, cuda (all GPUs), cuda:1 or auto."),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
     precision: str | None = typer.Option(None, help="fp32 or bf16, for encoders that have the choice.", show_default="fp32"),
-    keep_tokens: bool = typer.Option(
-        False, "--keep-tokens", help="Also keep what VAST's matching head needs of the test split (evaluate --rerank itm)."
+    save_rerank_tokens: bool = typer.Option(
+        False,
+        "--save-rerank-tokens",
+        help="Also keep what VAST's matching head needs of the test split (evaluate --rerank itm).",
     ),
     gaps_as_silence: bool = typer.Option(
         False,
@@ -43,8 +45,11 @@ def extract(
     timeout: float = typer.Option(300.0, help="Seconds that reading one medium may take."),
     block_size: int = typer.Option(64, help="Items a block: what a killed run may have to do again."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Option of the dataset; may be repeated."),
-    assign_encoder: list[str] = typer.Option(
-        [], "--set-encoder", metavar="MODALITY.KEY=VALUE", help="Option of an encoder (vision.precision=bf16); may be repeated."
+    encoder_option: list[str] = typer.Option(
+        [],
+        "--encoder-option",
+        metavar="MODALITY.KEY=VALUE",
+        help="Option of an encoder (vision.precision=bf16); may be repeated.",
     ),
     follow_links: list[Path] = typer.Option([], help="Folder that links in the media folder may lead to; may be repeated."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read and what is missing, and decode nothing."),
@@ -74,12 +79,12 @@ def extract(
     target = out or Path("stores") / f"{dataset}.zarr"
     asked: dict[str, Any] = {
         "workers": workers, "device": device, "precision": precision,
-        "options": options | silence, "encoder_options": override({}, assign_encoder),
+        "options": options | silence, "encoder_options": override({}, encoder_option),
     }  # fmt: skip
-    if keep_tokens and target.exists() and not overwrite and not retry_failed:
+    if save_rerank_tokens and target.exists() and not overwrite and not retry_failed:
         console.note(f"'{target}' is there; only its condition tokens are made")
     else:
-        if keep_tokens:
+        if save_rerank_tokens:
             from feature_extractors.rerank_tokens import check_request
 
             # Hours later would be too late to hear that it cannot be done.
@@ -89,7 +94,7 @@ def extract(
         how: dict[str, Any] = {"engine": engine, "block_size": block_size, "timeout": timeout}
         done = extraction.extract(dataset, target, encoders, media, weights, **asked, **how, **rules)
         console.emit(done.payload(), as_json, lambda: _print(done))
-    if keep_tokens:
+    if save_rerank_tokens:
         from feature_extractors.rerank_tokens import keep_test_tokens
 
         # What could be had this time has tokens too.

@@ -21,10 +21,10 @@ def register(app: typer.Typer) -> None:
 def impute(
     store: Path = typer.Option(..., help="Feature store with gaps."),
     out: Path = typer.Option(..., help="Store to write."),
-    imputer: str = typer.Option("ppca-auto", "--impute", help="Imputer (calmrl-lab list imputers)."),
+    method: str = typer.Option("ppca-auto", help="Imputer (calmrl-lab list imputers)."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Option of the imputer; may be repeated."),
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="Fill these from each other. (default: all)"),
-    fit_on: str = typer.Option("train", help="Split that the imputer learns from."),
+    fit_split: str = typer.Option("train", help="Split that the imputer learns from."),
     standardise: bool = typer.Option(False, "--standardise", help="Scale every coordinate to unit variance while imputing."),
     check: bool = typer.Option(False, "--check", help="Compare predicted with real errors on items outside the fitted split."),
     figure: Path | None = typer.Option(None, help="With --check: draw that comparison (SVG)."),
@@ -44,7 +44,7 @@ def impute(
     if figure is not None and not figure.absolute().parent.is_dir():
         raise CalmrlError(f"--figure: there is no folder '{figure.parent}'", hint="make it first")
     names = [name.strip() for name in modalities.split(",")] if modalities else None
-    done = complete_store(store, out, imputer, override({}, assign), names, fit_on, standardise, overwrite, check)
+    done = complete_store(store, out, method, override({}, assign), names, fit_split, standardise, overwrite, check)
     if figure is not None:
         _draw(done, figure)
     console.emit(done.payload(), as_json, lambda: _show(done))

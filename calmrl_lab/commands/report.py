@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Path = typer.Option(Path("runs"), help="Folder of an experiment, or of single runs."),
     out: Path | None = typer.Option(None, help="Folder to write. (default: reports/<name of the runs folder>)"),
-    also: list[Path] = typer.Option([], help="Experiment on other data whose main tables are added; may be repeated."),
+    also_report: list[Path] = typer.Option([], help="Experiment on other data whose main tables are added; may be repeated."),
     show: bool = typer.Option(False, "--open", help="Open the page in a browser."),
     as_json: bool = typer.Option(False, "--json", help="Print what the report says as JSON."),
 ) -> None:
@@ -27,7 +27,7 @@ def report(
     """
     from calmrl_lab.reporting import write_report
 
-    written = write_report(runs, out, also)
+    written = write_report(runs, out, also_report)
     console.emit(written.payload(), as_json, lambda: _print(written))
     if show:
         import webbrowser

@@ -32,10 +32,14 @@ def index(
         None,
         help="How items are compared: centroid, anchor, fused, cosine:MODALITY, likelihood-ratio or sum. (default: as the run compares pairs)",
     ),
-    calibrate: bool = typer.Option(False, "--calibrate", help="Fill the gaps of items with the run's imputer first."),
-    kind: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
-    assign: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Option of the index, as lists=256; may be repeated."
+    impute_gaps: bool = typer.Option(False, "--impute-gaps", help="Fill the gaps of items with the run's imputer first."),
+    index_type: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
+    nlist: int | None = typer.Option(
+        None, min=1, help="k-means cells of an ivf index. (default: the root of the number of items)"
+    ),
+    m: int | None = typer.Option(None, "--m", min=1, help="Links of a vector in an hnsw index. (default: 32)"),
+    ef_construction: int | None = typer.Option(
+        None, min=1, help="Candidates looked at while an hnsw index is built. (default: 200)"
     ),
     gpus: int = typer.Option(0, min=0, help="GPUs to build a flat or ivf index on, which is the same afterwards."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
@@ -45,12 +49,13 @@ def index(
 
     Example: calmrl-lab index --run runs/demo/calmrl-ppca-s0 --out indexes/emoji --modalities vision
     """
-    from calmrl_lab.config import override
     from calmrl_lab.search.index_folder import build_gallery
 
+    options = {"nlist": nlist, "m": m, "ef_construction": ef_construction}
+    given = {name: value for name, value in options.items() if value is not None}
     names = None if modalities is None else [name.strip() for name in modalities.split(",") if name.strip()]
     built = build_gallery(
-        run, out, store, split, names, scorer, calibrate, kind, override({}, assign), gpus, device  # type: ignore[arg-type]
+        run, out, store, split, names, scorer, impute_gaps, index_type, given, gpus, device  # type: ignore[arg-type]
     )  # fmt: skip
     _draw_recall(built)
     console.emit(built.facts, as_json, lambda: _print_facts(built))
@@ -62,8 +67,9 @@ def search(
     item: str | None = typer.Option(None, help="Item of the indexed store to ask with."),
     features: Path | None = typer.Option(None, help="Features to ask with: .npy, one query a row."),
     modality: str | None = typer.Option(None, help="What the query is. (default: caption)"),
-    k: int = typer.Option(10, "-k", min=1, help="Items to show."),
-    effort: int | None = typer.Option(None, min=1, help="Lists visited (ivf) or candidates kept (hnsw): more finds more."),
+    k: int = typer.Option(10, "-k", "--top", min=1, help="Items to show."),
+    nprobe: int | None = typer.Option(None, min=1, help="Cells of an ivf index that are searched. (default: 16)"),
+    ef_search: int | None = typer.Option(None, min=1, help="Candidates kept while an hnsw index is searched. (default: 128)"),
     store: Path | None = typer.Option(None, help="Where --item is looked up. (default: the indexed store)"),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights, for --text."),
     gpus: int = typer.Option(0, min=0, help="GPUs to share a flat or ivf index out among."),
@@ -80,10 +86,23 @@ def search(
     if sum(source is not None for source in (text, item, features)) != 1:
         raise CalmrlError("a search needs one of --text, --item and --features", hint='for example --text "hot drink"')
     asked = modality or ("caption" if "caption" in gallery.modalities else gallery.modalities[0])
+    effort = _effort(gallery, {"ivf": nprobe, "hnsw": ef_search})
     found = gallery.search(gallery.embed(asked, _query(gallery, asked, text, item, features, store, weights)), k, effort)
     console.emit(found.to_dict("records"), as_json, lambda: _print_found(gallery, found))
     if _by_other_means(gallery.facts):
         console.note(f"found by {_score_of(gallery.facts)}, as the index was asked to; the run itself compares pairs otherwise")
+
+
+def _effort(gallery: Gallery, given: dict[str, int | None]) -> int | None:
+    """The search effort that was given for the type of this index. Raises CalmrlError if one was given for another type."""
+    from calmrl_lab.errors import CalmrlError
+
+    names, own = {"ivf": "--nprobe", "hnsw": "--ef-search"}, gallery.facts["kind"]
+    for kind, value in given.items():
+        if value is not None and kind != own:
+            hint = f"use {names[own]}" if own in names else "leave it out: a flat index is exact"
+            raise CalmrlError(f"{names[kind]} is for {kind} indexes, and '{gallery.path}' is of type {own}", hint=hint)
+    return given.get(own)
 
 
 def _query(

@@ -43,7 +43,9 @@ def train_heads(
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
     seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. (default: 0)"),
     epochs: int | None = typer.Option(None, help="Passes over the training items. (default: 40)"),
-    gate: bool = typer.Option(False, "--gate", help="Calibrate only items whose predicted gain is worth the risk of harm."),
+    risk_control: bool = typer.Option(
+        False, "--risk-control", help="Calibrate only items whose predicted gain is worth the risk of harm."
+    ),
     device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. (default: auto)"),
     threads: int = typer.Option(1, min=1, help="CPU threads; the heads are small, and busy cores make many threads slow."),
     config: Path | None = typer.Option(None, help="YAML file with any of these settings."),
@@ -78,7 +80,7 @@ def train_heads(
             "store": store and str(store), "method": method, "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
             "similarity": similarity,
             "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
-            "gate": gate or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
+            "risk_control": risk_control or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
         console.note(in_words(asked))

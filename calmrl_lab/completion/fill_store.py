@@ -59,12 +59,12 @@ def complete_store(
     imputer: str | Imputer = "ppca-auto",
     options: Mapping[str, Any] | None = None,
     modalities: Sequence[str] | None = None,
-    fit_on: str = "train",
+    fit_split: str = "train",
     standardise: bool = False,
     overwrite: bool = False,
     check: bool = False,
 ) -> Completion:
-    """Write to `out` the store with the gaps of `modalities` (default: all) filled by `imputer`, fitted on the split `fit_on`.
+    """Write to `out` the store with the gaps of `modalities` (default: all) filled by `imputer`, fitted on the split `fit_split`.
 
     Features enter as they are stored (the first row where an item has several), or with `standardise` every coordinate scaled
     to unit variance first; the filled ones are returned to the store's units and dtype. Observed rows are copied. Items that
@@ -77,7 +77,7 @@ def complete_store(
     exists.
     """
     may_take(Path(os.path.abspath(out)), overwrite, looks_like_store)
-    ready = prepare(store, imputer, options or {}, modalities, fit_on, standardise)
+    ready = prepare(store, imputer, options or {}, modalities, fit_split, standardise)
     store, names, mask, chosen = ready.store, ready.names, ready.mask, ready.imputer
     checked = None
     if check:
@@ -90,7 +90,7 @@ def complete_store(
         filled = [_FilledRows(store.spec(name), fill[:, j], Path(scratch) / f"{j}") for j, name in enumerate(names)]
         _fill(ready, fill, filled, relative)
         labels = {**store.labels, **_labels(names, fill, relative)}
-        path = _write(store, out, dict(zip(names, filled, strict=True)), labels, chosen, fit_on, standardise, overwrite)
+        path = _write(store, out, dict(zip(names, filled, strict=True)), labels, chosen, fit_split, standardise, overwrite)
     return replace(_summary(path, chosen, names, mask, fill, relative), check=checked)
 
 
@@ -162,7 +162,7 @@ def _write(
     filled: Mapping[str, _FilledRows],
     labels: Mapping[str, Any],
     imputer: Imputer,
-    fit_on: str,
+    fit_split: str,
     standardise: bool,
     overwrite: bool,
 ) -> Path:
@@ -177,7 +177,7 @@ def _write(
     facts = {
         "imputer": imputer.name,
         "options": imputer.options(),
-        "fit_on": fit_on,
+        "fit_on": fit_split,
         "standardised": standardise,
         "of": store.digest,
     }

@@ -55,19 +55,19 @@ def prepare(
     imputer: str | Imputer,
     options: Mapping[str, Any],
     modalities: Sequence[str] | None,
-    fit_on: str,
+    fit_split: str,
     standardise: bool,
 ) -> Prepared:
-    """The store's rows, and the imputer fitted on its split `fit_on`. Raises CalmrlError as `complete_store` does."""
+    """The store's rows, and the imputer fitted on its split `fit_split`. Raises CalmrlError as `complete_store` does."""
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     names = tuple(modalities or store.modalities)
     columns = [store.column(name) for name in names]
     chosen = _make(imputer, options, names)
     mask = store.mask[:, columns]
-    fitted = (store.split == fit_on) & mask.any(axis=1)
+    fitted = (store.split == fit_split) & mask.any(axis=1)
     if not fitted.any():
         raise CalmrlError(
-            f"store '{store.path}' has no items in split '{fit_on}'", hint=f"it has: {', '.join(np.unique(store.split))}"
+            f"store '{store.path}' has no items in split '{fit_split}'", hint=f"it has: {', '.join(np.unique(store.split))}"
         )
     items = np.flatnonzero(fitted)
     rows = ItemRows(store, names, mask, (None,) * len(names))

@@ -67,7 +67,7 @@ def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
         raise CalmrlError(
             f"store '{ready.store.path}' has nothing to check predictions on: that takes items outside the fitted split that show "
             "more than some other item does",
-            hint="fit on a part of the items only (--fit-on train)",
+            hint="fit on a part of the items only (--fit-split train)",
         )
     index, predicted, real = (np.concatenate(column) for column in zip(*parts, strict=True))
     modalities = [

@@ -334,12 +334,12 @@ def _class_texts(
 
 def _no_class_texts(kind: str, label: str, text: str | None, different: str | None) -> tuple[str, str]:
     if text is None:
-        return f"{kind} compares with texts, and no modality of texts is named", "--text NAME, or another --kind"
+        return f"{kind} compares with texts, and no modality of texts is named", "--text NAME, or another --classifier"
     if different is None:
-        return f"{kind}: no training item with label '{label}' shows '{text}'", "--text NAME, or another --kind"
+        return f"{kind}: no training item with label '{label}' shows '{text}'", "--text NAME, or another --classifier"
     return (
         f"zero-shot needs one text a class, and items of class '{different}' have different ones in '{text}'",
-        "--encode-classes encodes the names of the classes; --kind captions compares with the mean of a class's texts",
+        "--encode-classes encodes the names of the classes; --classifier captions compares with the mean of a class's texts",
     )
 
 

@@ -115,9 +115,9 @@ def evaluate(
         "store": scored_on,
         **_coverage(held_out, split, served, unserved),
     }
-    if config.gate and anchors is not None and len(anchors):
+    if config.risk_control and anchors is not None and len(anchors):
         shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
-        coverage["gate"] = achieved(anchors, Counter(shown), config.gate_level)
+        coverage["gate"] = achieved(anchors, Counter(shown), config.risk_level)
     run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
@@ -281,7 +281,7 @@ def _calibration(
             if own and place == split and bool(complete.any()):
                 items = truth[complete], mask[complete], filled[complete]
                 report = anchor_report(*items)
-                if config.gate:
+                if config.risk_control:
                     report = gated_columns(imputer, run.summary["gate"]["threshold"], report, *items)
                 kept = about[complete.cpu().numpy()].reset_index(drop=True)
                 shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))

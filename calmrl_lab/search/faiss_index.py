@@ -128,8 +128,8 @@ def build_index(
 ) -> Index:
     """An index over `vectors` (searched by inner product, the cosine of unit-norm embeddings).
 
-    flat: exact. ivf: `lists` k-means cells (default sqrt(G), at most G/39). hnsw: a graph of `neighbours` links a vector (default 32) built
-    with `construction` candidates (default 200). `gpus` > 0 finds the cells of a flat or ivf index on a GPU and shares its vectors out
+    flat: exact. ivf: `nlist` k-means cells (default sqrt(G), at most G/39). hnsw: a graph of `m` links per vector (default 32) built
+    with `ef_construction` candidates (default 200). `gpus` > 0 finds the cells of a flat or ivf index on a GPU and shares its vectors out
     among that many (faiss-gpu); everything else is the same.
     Raises CalmrlError for an unknown kind or option, NaN, an empty gallery, or GPUs that FAISS does not see.
     """
@@ -142,7 +142,7 @@ def build_index(
         _require_gpus(kind, gpus)
     lists, dim = 0, data.shape[1]
     if kind == "ivf":
-        lists = min(chosen["lists"], len(data))
+        lists = min(chosen["nlist"], len(data))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # small galleries are no reason for a warning on standard error
         # Cells are found before the index is shared out: every GPU must have the same.
@@ -151,8 +151,8 @@ def build_index(
         index.train(data)
         index.clustering_index = None
     elif kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, chosen["neighbours"], faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = chosen["construction"]
+        index = faiss.IndexHNSWFlat(dim, chosen["m"], faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = chosen["ef_construction"]
     else:
         index = faiss.IndexFlatIP(dim)
     made = Index(kind, index, lists)
@@ -192,9 +192,9 @@ def _defaults(kind: str, count: int) -> dict[str, int]:
     if kind == "flat":
         return {}
     if kind == "ivf":
-        return {"lists": max(1, min(int(count**0.5), count // _POINTS_A_LIST))}
+        return {"nlist": max(1, min(int(count**0.5), count // _POINTS_A_LIST))}
     if kind == "hnsw":
-        return {"neighbours": 32, "construction": 200}
+        return {"m": 32, "ef_construction": 200}
     raise CalmrlError(f"unknown index '{kind}'{nearest(kind, list(KINDS))}", hint=f"known indexes: {', '.join(KINDS)}")
 
 

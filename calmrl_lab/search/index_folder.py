@@ -168,8 +168,8 @@ def build_gallery(
     split: str | None = None,
     modalities: Sequence[str] | None = None,
     scorer: str | None = None,
-    calibrate: bool = False,
-    kind: Kind = "flat",
+    impute_gaps: bool = False,
+    index_type: Kind = "flat",
     options: Mapping[str, int] | None = None,
     gpus: int = 0,
     device: str = "auto",
@@ -177,15 +177,15 @@ def build_gallery(
     """Index the items of a store (default: all of the run's own) as the model of `run` sees them, and write the folder `out`.
 
     An item is the vector `scorer` makes of what it shows of `modalities` (default: all); the scorer is the run's own: the centroid for
-    runs that compare pairs by cosine, likelihood-ratio or sum for the others. `calibrate` fills its gaps with the run's imputer first. Items that
+    runs that compare pairs by cosine, likelihood-ratio or sum for the others. `impute_gaps` fills its gaps with the run's imputer first. Items that
     show none of the modalities are left out and counted (`left_out`). For approximate indexes, gallery.json keeps the share of the true ten
     nearest items that a search finds (`recall_against_exact`), measured with up to 1,000 of the store's own rows as queries; recall.csv
     holds it for more and for less effort, on the CPU. `gpus` are used to build the index; the folder is the same.
-    Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `calibrate` with a run without imputer or
+    Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `impute_gaps` with a run without imputer or
     a scorer that needs no gap filled, a likelihood ratio for a run without PPCA, and an existing folder that is no index.
     """
     with IndexFolder.replacing(out) as folder:
-        _fill(folder, run, store, split, modalities, scorer, calibrate, kind, options, gpus, device)
+        _fill(folder, run, store, split, modalities, scorer, impute_gaps, index_type, options, gpus, device)
     return Gallery.open(out)
 
 
@@ -196,8 +196,8 @@ def _fill(
     split: str | None,
     modalities: Sequence[str] | None,
     scorer: str | None,
-    calibrate: bool,
-    kind: Kind,
+    impute_gaps: bool,
+    index_type: Kind,
     options: Mapping[str, int] | None,
     gpus: int,
     device: str,
@@ -208,19 +208,19 @@ def _fill(
     run, model, found = open_run(run, store, device)
     scorer = scorer or ("centroid" if model.similarity.name == "cosine" else model.similarity.name)
     by_cosine = family(scorer) == "cosine"
-    if calibrate and not by_cosine:
+    if impute_gaps and not by_cosine:
         raise CalmrlError(
             f"scorer '{scorer}' adds up what an item shows, so there are no gaps to fill",
-            hint="index without --calibrate, or with --scorer centroid",
+            hint="index without --impute-gaps, or with --scorer centroid",
         )
     table = found.of(split)
     if by_cosine:
-        made = by_embeddings(model, table, modalities, scorer, calibrate)
+        made = by_embeddings(model, table, modalities, scorer, impute_gaps)
     else:
         made = by_similarity(model, table, modalities, scorer)
     embedded, vectors, shown = made.embedded, made.vectors, made.rows
     # Built on GPUs or not: what is measured below is what a search will open.
-    index = build_index(vectors, kind, options, gpus).on_cpu()
+    index = build_index(vectors, index_type, options, gpus).on_cpu()
     patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
     items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
     labels = {f"label.{name}": values[shown] for name, values in found.labels(split).items()}
@@ -229,12 +229,12 @@ def _fill(
         "run": run.name,
         "store": {"path": str(found.store.path), "dataset": found.store.dataset, "digest": found.store.digest},
         "split": split or "all",
-        "kind": kind,
+        "kind": index_type,
         "options": dict(options or {}),
         "scorer": scorer,
         "run_similarity": model.similarity.name,
         "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
-        "calibrated": calibrate,
+        "calibrated": impute_gaps,
         "modalities": list(made.modalities),
         **made.facts,
         "encoders": {m: encoder_of(found.store, m) for m in embedded.modalities},
@@ -245,7 +245,7 @@ def _fill(
         "recall_against_exact": None,
     }
     probes = made.probes
-    if kind != "flat":
+    if index_type != "flat":
         exact = build_index(vectors).search(probes, PROBED)
         facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, PROBED), exact).mean())
     # What makes query vectors, and nothing else of the run.
@@ -254,7 +254,7 @@ def _fill(
         folder.write_tensors(folder.TRANSFORM, {"scale": made.transform.scale}, {})
     folder.write_bytes(folder.ITEMS, parquet_bytes(pd.DataFrame({**items, **labels})))
     folder.write_bytes(folder.INDEX, index.to_bytes())
-    if kind != "flat":
+    if index_type != "flat":
         _write_recall(folder, index, vectors, probes)
     folder.seal(facts)
 

@@ -49,7 +49,7 @@ def by_embeddings(
     if calibrate:
         if model.imputer is None:
             raise CalmrlError(
-                "the run has no imputer to fill gaps with", hint="index without --calibrate, or train with --impute ppca"
+                "the run has no imputer to fill gaps with", hint="index without --impute-gaps, or train with --impute ppca"
             )
         seen = torch.zeros_like(embedded.mask)
         seen[:, columns] = mask

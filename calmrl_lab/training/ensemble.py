@@ -38,7 +38,7 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
 
     Raises CalmrlError for settings that make no sense, members of members, and members that see other data than the run.
     """
-    if len(config.members) < 2 or config.gate:
+    if len(config.members) < 2 or config.risk_control:
         raise CalmrlError(
             "an ensemble has at least two members, and no gate",
             hint="--set members=[{objective: none, init: ppca}, {objective: clip}]",

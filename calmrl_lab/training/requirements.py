@@ -105,9 +105,10 @@ def _check_imputer(config: TrainConfig) -> None:
             f"imputer '{config.impute}' would never be used: objective '{config.objective}' does not train on imputed embeddings",
             hint="use --method calmrl, or --set impute_as_observed=true, or leave --impute out",
         )
-    if config.gate and not imputer.fills:
+    if config.risk_control and not imputer.fills:
         raise CalmrlError(
-            f"there is nothing to gate: imputer '{config.impute}' fills no gaps", hint="use --method calmrl with --gate"
+            f"there is no calibration whose risk could be controlled: imputer '{config.impute}' fills no gaps",
+            hint="use --method calmrl with --risk-control",
         )
     if config.impute_as_observed and not imputer.fills:
         raise CalmrlError(

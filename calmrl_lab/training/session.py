@@ -74,7 +74,7 @@ class _Session:
         self.sign_items = self.data.shown(SIGN_ITEMS)
         replay = self._replay()
         self.objective = make_objective(config, modalities, self.heads.dim).to(self.device)
-        gate = Gate(config.gate_level) if config.gate else None
+        gate = Gate(config.risk_level) if config.risk_control else None
         self.filler = OnlineImputer(
             config.impute,
             config.impute_options,
@@ -86,7 +86,7 @@ class _Session:
             config.scale_noise,
         )
         if gate is not None:
-            gate.refuse_unless_possible(self.validation_table.mask, config.gate_level, config.store)
+            gate.refuse_unless_possible(self.validation_table.mask, config.risk_level, config.store)
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
         self._say_what_nothing_shows(replay)
@@ -355,7 +355,7 @@ class _Session:
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled
             if self.filler.gate is not None:
-                gate = {"level": config.gate_level, "threshold": self.filler.gate.threshold}
+                gate = {"level": config.risk_level, "threshold": self.filler.gate.threshold}
                 gate |= {"held_out_harm": logged["gate_held_out_harm"], **self.filler.gated(self.heads, self.train_table)}
         if not leads:
             return

@@ -99,7 +99,7 @@ def test_every_imputer_trains_heads_under_a_gate(small_store, tmp_path, name):
         small_store,
         imputer=name,
         scenario="pairs:0.25",
-        gate=True,
+        risk_control=True,
         run=tmp_path / "r",
         modalities=FOUR,
         impute_options=small,
@@ -143,7 +143,7 @@ def test_an_item_left_uncalibrated_enters_with_what_it_shows(sets):
 def gated_run(small_store, tmp_path_factory):
     # Random imputation does harm, so that the gate has something to stop.
     return train_heads(
-        small_store, imputer="random", scenario="pairs:0.25", gate=True, run=tmp_path_factory.mktemp("g") / "r",
+        small_store, imputer="random", scenario="pairs:0.25", risk_control=True, run=tmp_path_factory.mktemp("g") / "r",
         modalities=FOUR, **QUICK,
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, stop_training):
     from calmrl_lab.training.train import train
 
     asked = TrainConfig(
-        store=str(small_store), modalities=FOUR, scenario="pairs:0.25", gate=True, objective="calmrl", impute="ppca", impute_options={"latent_dim": 4},
+        store=str(small_store), modalities=FOUR, scenario="pairs:0.25", risk_control=True, objective="calmrl", impute="ppca", impute_options={"latent_dim": 4},
         **{**QUICK, "epochs": 3, "checkpoint_every": 1, "refresh": 2},
     )  # fmt: skip
     whole = train(asked, tmp_path / "whole")
@@ -194,10 +194,10 @@ def test_the_command_prints_the_gate(cli, small_store, tmp_path):
         "--epochs",
         1,
     ]
-    code, out, _ = cli("train-heads", *asked, "--gate", "--set", "dim=16", "--run", tmp_path / "r")
+    code, out, _ = cli("train-heads", *asked, "--risk-control", "--set", "dim=16", "--run", tmp_path / "r")
     assert code == 0
     assert "gate:" in out
-    assert Run.open(tmp_path / "r").config.gate
+    assert Run.open(tmp_path / "r").config.risk_control
     code, out, _ = cli("evaluate", "--run", tmp_path / "r")
     assert code == 0
     assert "left uncalibrated" in out
@@ -213,9 +213,9 @@ def test_too_few_complete_validation_items_are_one_sentence(cli, small_store, tm
         "calmrl",
         "--modalities",
         ",".join(FOUR),
-        "--gate",
+        "--risk-control",
         "--set",
-        "gate_level=0.001",
+        "risk_level=0.001",
     ]
     code, _, err = cli("train-heads", *asked, "--run", tmp_path / "r")
     assert code == 2

@@ -114,13 +114,13 @@ def test_the_command(gappy, tmp_path, cli):
     assert code == 0
     assert "audio" in text
     assert "1 items show nothing" in text
-    code, text, _ = cli("impute", "--store", gappy, "--out", out, "--impute", "mean", "--overwrite", "--json")
+    code, text, _ = cli("impute", "--store", gappy, "--out", out, "--method", "mean", "--overwrite", "--json")
     assert code == 0
     payload = json.loads(text)
     assert payload["imputer"] == "mean"
     assert sum(row["filled"] for row in payload["modalities"]) > 20
     code, text, _ = cli(
-        "impute", "--store", out, "--out", tmp_path / "again.zarr", "--impute", "mean", "--modalities", "vision,audio"
+        "impute", "--store", out, "--out", tmp_path / "again.zarr", "--method", "mean", "--modalities", "vision,audio"
     )
     assert code == 0
 
@@ -128,10 +128,10 @@ def test_the_command(gappy, tmp_path, cli):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--impute", "pcpa"], "unknown imputer 'pcpa'"),
-        (["--impute", "none"], "fills no gaps"),
+        (["--method", "pcpa"], "unknown imputer 'pcpa'"),
+        (["--method", "none"], "fills no gaps"),
         (["--modalities", "vision,smell"], "has no modality 'smell'"),
-        (["--fit-on", "validation"], "no items in split 'validation'"),
+        (["--fit-split", "validation"], "no items in split 'validation'"),
         (["--set", "latent=3"], "imputer 'ppca-auto'.*latent"),
         (["--set", "latent_dim=0"], "latent_dim is 0"),
     ],
@@ -213,7 +213,7 @@ def test_every_checked_case_is_counted_once(small_store):
 
 
 def test_the_command_draws_predicted_against_real_errors(cli, gappy, tmp_path):
-    asked = ["impute", "--store", gappy, "--impute", "ppca", "--set", "latent_dim=3"]
+    asked = ["impute", "--store", gappy, "--method", "ppca", "--set", "latent_dim=3"]
     code, out, _ = cli(*asked, "--out", tmp_path / "a.zarr", "--check", "--figure", tmp_path / "f.svg")
     assert code == 0
     assert "real over predicted error" in out
@@ -223,8 +223,8 @@ def test_the_command_draws_predicted_against_real_errors(cli, gappy, tmp_path):
     for wrong, message in (
         (["--figure", tmp_path / "f.svg"], "--check"),
         (["--check", "--figure", tmp_path / "nowhere" / "f.svg"], "there is no folder"),
-        (["--check", "--impute", "knn"], "predicts no error"),
-        (["--check", "--fit-on", "test", "--modalities", "vision"], "nothing to check"),
+        (["--check", "--method", "knn"], "predicts no error"),
+        (["--check", "--fit-split", "test", "--modalities", "vision"], "nothing to check"),
     ):
         words = ["impute", "--store", gappy, "--out", tmp_path / "c.zarr", *wrong]
         code, _, err = cli(*words)

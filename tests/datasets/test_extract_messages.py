@@ -71,7 +71,15 @@ def test_files_that_may_not_be_read_are_one_sentence(tmp_path, monkeypatch):
 
 def test_whether_tokens_can_be_kept_is_known_before_anything_is_extracted(cli, tmp_path):
     (tmp_path / "words.csv").write_text("id,split,english\na,test,cat\nb,test,dog\n")
-    words = ("--dataset", "folder", "--manifest", tmp_path / "words.csv", "--out", tmp_path / "words.zarr", "--keep-tokens")
+    words = (
+        "--dataset",
+        "folder",
+        "--manifest",
+        tmp_path / "words.csv",
+        "--out",
+        tmp_path / "words.zarr",
+        "--save-rerank-tokens",
+    )
     code, _, said = cli("extract", *words, "--encoders", "english=identity")
     assert code == 2
     assert "condition tokens need VAST's encoders" in said

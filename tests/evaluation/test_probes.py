@@ -33,12 +33,14 @@ def test_curves(trained, cli):
 
 
 def test_classify(trained, cli):
-    code, said, err = cli("classify", "--run", trained.path, "--label", "category", "--kind", "knn", "--json")
+    code, said, err = cli("classify", "--run", trained.path, "--label", "category", "--classifier", "knn", "--json")
     assert code == 0, err
     assert {row["modality"] for row in json.loads(said)} >= {"vision", "joint"}
-    code, said, _ = cli("classify", "--run", trained.path, "--label", "category", "--kind", "centroid")
+    code, said, _ = cli("classify", "--run", trained.path, "--label", "category", "--classifier", "centroid")
     assert "accuracy in percent" in said
-    code, said, _ = cli("classify", "--run", trained.path, "--label", "category", "--kind", "knn", "--per-class", "--json")
+    code, said, _ = cli(
+        "classify", "--run", trained.path, "--label", "category", "--classifier", "knn", "--per-class", "--json"
+    )
     rows = [row for row in json.loads(said) if row["modality"] == "joint" and not row["calibrated"]]
     assert sum(row["items"] for row in rows) == 75
     assert all(row["mistaken_for"] for row in rows if row["accuracy"] < 100)
@@ -56,7 +58,7 @@ def test_the_names_of_classes_are_encoded_as_the_texts_of_the_store(trained, cli
     from feature_extractors.encoders.minilm import MiniLM
     from feature_extractors.protocols import Text
 
-    words = ("classify", "--run", trained.path, "--label", "category", "--kind", "zero-shot", "--encode-classes")
+    words = ("classify", "--run", trained.path, "--label", "category", "--classifier", "zero-shot", "--encode-classes")
     code, said, err = cli(*words, "--json")
     assert code == 0, err
     encoder, (_, model, items) = MiniLM(), open_run(trained)
@@ -117,8 +119,8 @@ def test_diagnose_an_evaluated_run(trained, cli):
         (("curves", "--scorer", "centriod"), "did you mean 'centroid'"),
         (("curves", "--scenario", "randm:0.5"), "did you mean 'random'"),
         (("classify", "--label", "categry"), "did you mean 'category'"),
-        (("classify", "--label", "category", "--kind", "zero-shot"), "--encode-classes encodes the names"),
-        (("classify", "--label", "category", "--kind", "caption"), "did you mean 'captions'"),
+        (("classify", "--label", "category", "--classifier", "zero-shot"), "--encode-classes encodes the names"),
+        (("classify", "--label", "category", "--classifier", "caption"), "did you mean 'captions'"),
         (("diagnose", "--split", "tset"), "no items in split 'tset'"),
     ],
 )

@@ -129,7 +129,7 @@ def test_an_index_compares_as_the_run_does(small_store, tmp_path, kind):
 def test_the_commands_of_an_index_say_how_it_compares(made, tmp_path, cli, kind):
     pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
     words = ("index", "--run", made[kind].path, "--out", tmp_path / "index")
-    code, said, _ = cli(*words, "--kind", "hnsw")
+    code, said, _ = cli(*words, "--index-type", "hnsw")
     assert code == 0
     assert "likelihood ratio (nats)" in said
     assert ("times the cosine" in said) == (kind == "sum")
@@ -157,7 +157,7 @@ def test_indexes_that_make_no_sense_are_one_sentence(made, trained, tmp_path):
     from calmrl_lab.search.index_folder import build_gallery
 
     with pytest.raises(CalmrlError, match="there are no gaps to fill"):
-        build_gallery(made["sum"], tmp_path / "index", calibrate=True)
+        build_gallery(made["sum"], tmp_path / "index", impute_gaps=True)
     with pytest.raises(CalmrlError, match="has no PPCA of its features"):
         build_gallery(trained, tmp_path / "index", scorer="likelihood-ratio")
     with pytest.raises(CalmrlError, match="chose no weight for similarity 'sum'"):

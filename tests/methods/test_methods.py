@@ -55,7 +55,7 @@ def test_without_a_method_it_is_the_recommended_one_and_with_an_imputer_the_pape
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", 3), ("learning_rate", 0.01), ("batch_size", 17), ("head", "mlp"), ("gate", True), ("patience", 3)],
+    [("epochs", 3), ("learning_rate", 0.01), ("batch_size", 17), ("head", "mlp"), ("risk_control", True), ("patience", 3)],
 )
 def test_a_single_setting_changes_itself_and_nothing_else(key, value):
     before, after = (settings(resolve({"store": "s.zarr", **more}, "test")) for more in ({}, {key: value}))

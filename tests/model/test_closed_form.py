@@ -169,10 +169,10 @@ def test_a_likelihood_ratio_needs_the_model_it_compares_by(small_store, tmp_path
     assert cli("evaluate", "--run", plain.path, "--similarity", "dot")[0] == 2
     code, _, err = cli("evaluate", "--run", plain.path, "--score", "cosine")
     assert code == 2
-    assert "it is now called '--similarity'" in err
+    assert "it is now called --similarity" in err
     code, _, err = cli("evaluate", "--run", plain.path, "--similarity", "overlap")
     assert code == 2
-    assert "it is now called 'likelihood-ratio'" in err
+    assert "it is now called likelihood-ratio" in err
 
 
 def test_the_command_line_trains_and_scores_in_closed_form(small_store, tmp_path, cli):

@@ -46,7 +46,7 @@ def test_an_exact_index_has_no_curve():
 
 def test_the_index_folder_holds_table_and_figure(trained, tmp_path, cli):
     out = tmp_path / "index"
-    code, said, _ = cli("index", "--run", trained.path, "--out", out, "--kind", "hnsw")
+    code, said, _ = cli("index", "--run", trained.path, "--out", out, "--index-type", "hnsw")
     assert code == 0
     assert "recall.svg" in said
     with open(out / "recall.csv", encoding="utf-8", newline="") as file:

@@ -64,10 +64,10 @@ def test_recall_against_exact_by_hand():
     ("call", "said"),
     [
         (lambda: build_index(unit(5, 4, 0), "hnws"), "unknown index 'hnws'; did you mean 'hnsw'?"),
-        (lambda: build_index(unit(5, 4, 0), "ivf", {"list": 2}), "no option 'list'; did you mean 'lists'?"),
-        (lambda: build_index(unit(5, 4, 0), "ivf", {"lists": 0}), "lists is 0"),
-        (lambda: build_index(unit(5, 4, 0), "ivf", {"lists": "five"}), "lists is 'five', expected a whole number"),
-        (lambda: build_index(unit(5, 4, 0), "hnsw", {"neighbours": 2.5}), "neighbours is 2.5, expected a whole number"),
+        (lambda: build_index(unit(5, 4, 0), "ivf", {"nlists": 2}), "no option 'nlists'; did you mean 'nlist'?"),
+        (lambda: build_index(unit(5, 4, 0), "ivf", {"nlist": 0}), "nlist is 0"),
+        (lambda: build_index(unit(5, 4, 0), "ivf", {"nlist": "five"}), "nlist is 'five', expected a whole number"),
+        (lambda: build_index(unit(5, 4, 0), "hnsw", {"m": 2.5}), "m is 2.5, expected a whole number"),
         (lambda: build_index(unit(0, 4, 0)), "no items"),
         (lambda: build_index(np.full((2, 2), np.nan)), "gallery hold NaN"),
         (lambda: build_index(unit(5, 4, 0)).search(unit(1, 3, 0), 1), "dimension 4, the queries have 3"),
@@ -149,7 +149,7 @@ class TestOnGpus:
     @pytest.mark.parametrize("kind", ["flat", "ivf"])
     def test_building_searching_and_keeping(self, two_gpus, tmp_path, kind, gpus):
         gallery, queries = unit(900, 16, 0), unit(40, 16, 1)
-        options = {"lists": 12} if kind == "ivf" else {}
+        options = {"nlist": 12} if kind == "ivf" else {}
         here = build_index(gallery, kind, options)
         there = build_index(gallery, kind, options, gpus=gpus)
         assert (there.gpus, there.lists, len(there), there.dim) == (gpus, here.lists, 900, 16)
@@ -164,7 +164,7 @@ class TestOnGpus:
         index = build_index(unit(3000, 4, 0), gpus=2)
         with pytest.raises(CalmrlError, match="at most 2048 items, got k = 2500"):
             index.search(unit(1, 4, 1), 2500)
-        cells = build_index(unit(2500, 4, 0), "ivf", {"lists": 2500}, gpus=1)
+        cells = build_index(unit(2500, 4, 0), "ivf", {"nlist": 2500}, gpus=1)
         assert cells.search(unit(1, 4, 1), 3, effort=2500).positions.shape == (1, 3)
 
     def test_no_room_is_one_sentence(self, two_gpus, monkeypatch):

@@ -42,13 +42,13 @@ def test_items_that_show_nothing_are_left_out_and_counted(trained, tmp_path):
     assert (gallery.facts["left_out"], gallery.facts["items"]) == (lacking, len(space) - lacking)
     assert not any("keywords" not in pattern for pattern in gallery.items["pattern"])
     filled = build_gallery(
-        trained, tmp_path / "filled", modalities=["keywords", "vision"], calibrate=True, scorer="cosine:keywords"
+        trained, tmp_path / "filled", modalities=["keywords", "vision"], impute_gaps=True, scorer="cosine:keywords"
     )
     assert filled.facts["left_out"] == 0
 
 
 def test_the_folder_stands_alone(trained, tmp_path):
-    built = build_gallery(trained, tmp_path / "index", kind="hnsw", options={"neighbours": 8})
+    built = build_gallery(trained, tmp_path / "index", index_type="hnsw", options={"m": 8})
     moved = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "index", moved)
     again = Gallery.open(moved)
@@ -65,7 +65,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", ["items.parquet", "index.faiss", "recall.csv", "gallery.json"])
 def test_an_index_whose_writer_was_killed_is_still_the_old_one_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
     out = tmp_path / "index"
-    build_gallery(trained, out, kind="hnsw")
+    build_gallery(trained, out, index_type="hnsw")
     replace = os.replace
 
     def killed(source, target):
@@ -76,9 +76,9 @@ def test_an_index_whose_writer_was_killed_is_still_the_old_one_and_can_be_writte
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(Killed):
-            build_gallery(trained, out, kind="hnsw", split="test")
+            build_gallery(trained, out, index_type="hnsw", split="test")
     assert Gallery.open(out).facts["split"] == "all"
-    assert len(build_gallery(trained, out, kind="hnsw", split="test").items) == 75
+    assert len(build_gallery(trained, out, index_type="hnsw", split="test").items) == 75
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
@@ -141,7 +141,7 @@ def test_what_makes_no_sense_is_one_sentence(trained, tmp_path):
 def test_the_commands(trained, tmp_path, cli):
     out = tmp_path / "index"
     code, said, _ = cli(
-        "index", "--run", trained.path, "--out", out, "--modalities", "vision,subtitle", "--kind", "ivf", "--json"
+        "index", "--run", trained.path, "--out", out, "--modalities", "vision,subtitle", "--index-type", "ivf", "--json"
     )
     assert code == 0
     facts = json.loads(said)
@@ -151,7 +151,7 @@ def test_the_commands(trained, tmp_path, cli):
     assert "category" in said
     assert len(said.strip().splitlines()) == 4
     np.save(tmp_path / "q.npy", np.random.default_rng(0).standard_normal((2, 384)))
-    code, said, _ = cli("search", "--index", out, "--features", tmp_path / "q.npy", "-k", 2, "--effort", 4, "--json")
+    code, said, _ = cli("search", "--index", out, "--features", tmp_path / "q.npy", "-k", 2, "--nprobe", 4, "--json")
     assert [row["query"] for row in json.loads(said)] == [0, 0, 1, 1]
 
 

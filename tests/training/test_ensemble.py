@@ -95,7 +95,7 @@ def test_an_ensemble_trains_its_members_and_keeps_them(small_store, tmp_path):
         ({"members": [{**CLOSED, **RATIO}, {}]}, "similarity 'cosine' adds cosines; compared otherwise are member 1"),
         ({"similarity": "sum", "members": [{**CLOSED, "similarity": "sum"}, {}]}, "compared otherwise are member 1"),
         ({"similarity": "sum", "members": [{**CLOSED, **RATIO}] * 2}, "compared otherwise are member 1, member 2"),
-        ({"gate": True}, "and no gate"),
+        ({"risk_control": True}, "and no gate"),
     ],
 )
 def test_ensembles_that_make_no_sense_are_refused(small_store, tmp_path, changes, said):

@@ -15,7 +15,7 @@ from calmrl_lab.training.requirements import check_settings, uses_imputed
     ("values", "said"),
     [
         ({"head": "mlp"}, "heads that start from PPCA in closed form are linear, so head 'mlp' cannot start there"),
-        ({"gate": True}, "there is nothing to gate: imputer 'none' fills no gaps"),
+        ({"risk_control": True}, "there is no calibration whose risk could be controlled: imputer 'none' fills no gaps"),
         ({"similarity": "sum", "init": "random"}, "init is 'random'"),
         ({"features": "centred"}, "features 'centred' is what heads that start at random see, and init is 'ppca'"),
         ({"method": "clip", "impute": "ppca"}, "imputer 'ppca' would never be used: objective 'clip'"),
@@ -36,7 +36,7 @@ def test_what_does_not_fit_is_one_sentence(values, said):
     ("key", "value"),
     [
         ("learning_rate", float("inf")), ("learning_rate", float("nan")), ("learning_rate", 1e30), ("weight_decay", float("inf")),
-        ("clip_norm", float("inf")), ("gate_level", float("nan")), ("mix", {"a.zarr": float("inf")}), ("mix", {"a.zarr": float("nan")}),
+        ("clip_norm", float("inf")), ("risk_level", float("nan")), ("mix", {"a.zarr": float("inf")}), ("mix", {"a.zarr": float("nan")}),
         ("seed", 2**64), ("split_seed", 2**64), ("epochs", 10**18), ("batch_size", 10**18), ("dim", 10**9),
         ("objective_options", {"temperature": float("nan")}), ("objective_options", {"a": [{"b": float("inf")}]}),
         ("impute_options", {"tolerance": float("nan")}), ("init_options", {"whitening": float("inf")}),

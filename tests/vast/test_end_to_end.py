@@ -180,10 +180,10 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
     assert code == 0, said
     code, _, said = cli("evaluate", "--run", run, "--rerank", "itm", "--weights", weights)
     assert code == 2
-    assert "--keep-tokens" in said
+    assert "--save-rerank-tokens" in said
 
     asked = ("extract", "--dataset", "msrvtt", "--out", store_path, "--media", media, "--weights", weights)
-    code, _, said = cli(*asked, "--keep-tokens", "--set", "validation=0.3", "--device", "cpu")
+    code, _, said = cli(*asked, "--save-rerank-tokens", "--set", "validation=0.3", "--device", "cpu")
     assert code == 0, said
     assert "condition tokens of 10 test items kept, 0 have none" in said
     tokens = TokenFile(tokens_folder(store_path))

@@ -132,7 +132,7 @@ def rerank_kept(
         if known != rows:
             raise CalmrlError(
                 f"item '{name}' has {known} captions in '{tokens.path}' and {rows} in the store",
-                hint="remove that folder, and calmrl-lab extract --keep-tokens makes it anew",
+                hint="remove that folder, and calmrl-lab extract --save-rerank-tokens makes it anew",
             )
     seen: Counter[str] = Counter()
     captions = []

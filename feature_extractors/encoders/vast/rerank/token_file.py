@@ -80,7 +80,7 @@ class TokenFile:
             index = json.loads((path / _INDEX).read_text())
         except (OSError, ValueError) as error:
             raise CalmrlError(
-                f"no condition tokens in '{path}': {error}", hint="extract the test split again with --keep-tokens"
+                f"no condition tokens in '{path}': {error}", hint="extract the test split again with --save-rerank-tokens"
             ) from None
         if index.get("format") != FORMAT or index.get("version") != 1:
             raise CalmrlError(f"'{path}' is of the format {index.get('format')} {index.get('version')}, expected {FORMAT} 1")
@@ -94,7 +94,7 @@ class TokenFile:
         if size != expected:
             raise CalmrlError(
                 f"'{path / _TOKENS}' has {size} bytes, expected {expected}",
-                hint="extract the test split again with --keep-tokens",
+                hint="extract the test split again with --save-rerank-tokens",
             )
         self._rows = (
             np.memmap(path / _TOKENS, np.float16, "r", shape=(self._offsets[-1], index["width"]))
