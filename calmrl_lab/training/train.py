@@ -11,6 +11,7 @@ from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.methods.resolve import default_run_path, resolve
 from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime import console
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import rank, together
 from calmrl_lab.training.session import _Session
@@ -77,6 +78,30 @@ def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool
                 session.restore(run)
             session.learn(run)
     return Run(path)
+
+
+def train_seeds(config: TrainConfig, seeds: Sequence[int], path: Path | None = None, overwrite: bool = False) -> list[Run]:
+    """The same training with each of `seeds`, one run after the other, at `path`-s<seed> (default: `default_run_path`).
+
+    A finished run of the same settings is taken as it is, so that a series that was interrupted goes on; with `overwrite` it is trained again.
+    """
+    found = []
+    for seed in seeds:
+        own = config.model_copy(update={"seed": seed})
+        place = default_run_path(own) if path is None else path.with_name(f"{path.name}-s{seed}")
+        done = None if overwrite else _finished(own, place)
+        if done is not None:
+            console.note(f"run '{place}' has finished already")
+        found.append(done or train(own, place, overwrite=overwrite))
+    return found
+
+
+def _finished(config: TrainConfig, path: Path) -> Run | None:
+    """The finished run of exactly these settings at `path`; None if there is none."""
+    if not (path / Run.CONFIG).is_file():
+        return None
+    run = Run.open(path)
+    return run if run.finished() and run.config == config else None
 
 
 def opened_for_training(config: TrainConfig, path: Path, resume: bool, overwrite: bool) -> AbstractContextManager[Run]:
