@@ -1,4 +1,4 @@
-"""Errors of imputers, a row an entry, to the tables of docs/imputation.md: with intervals over groups of items and drawings."""
+"""Errors of imputers, a row per entry, to the tables of docs/imputation.md: with intervals over groups of items and drawings."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _reliabilities(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def reliabilities(frame: pd.DataFrame) -> dict[tuple[str, str], Reliability]:
-    """Entries in five bins of predicted error a store and imputer, both errors over the modality's mean-imputation error, so that
+    """Entries in five bins of predicted error per store and imputer, both errors over the modality's mean-imputation error, so that
     modalities can share a bin."""
     result = {}
     for (store, name), own in frame.groupby(["store", "imputer"], sort=False):

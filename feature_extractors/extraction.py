@@ -125,7 +125,7 @@ def extract(
     workers, restarts or machines (all but provenance.json).
 
     preset: a preset of the dataset (default: its first), or `modality=encoder,modality=encoder`. media, weights: folders for the
-    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one a core (on a GPU: processes that
+    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one per core (on a GPU: processes that
     read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. encoder_options: modality -> options of its encoder (`{"vision": {"precision": "bf16"}}`). timeout: seconds that reading one medium
     may take. overwrite: replace an existing store, when the new one is complete. retry_failed: the store exists; only what failed in it
     is tried again. precision: `fp32` or `bf16`, for all encoders that have this option (`encoder_options` win).

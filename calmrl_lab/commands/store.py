@@ -66,7 +66,7 @@ def import_(
     modality: list[str] = typer.Option(
         [], metavar="NAME=FILE[:KEY]", help="Features: a file or folder in any form that docs/import.md lists."
     ),
-    ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one a line, for files that hold none."),
+    ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one per line, for files that hold none."),
     id_column: list[str] = typer.Option(
         [], metavar="[NAME=]COLUMN", help="The array or column that names the rows, where a file leaves it open."
     ),
@@ -77,7 +77,7 @@ def import_(
         False, "--normalise-ids", help="Match ids whatever their folder, ending, case, spaces and Unicode form."
     ),
     min_shared: float = typer.Option(0.5, min=0, max=1, help="Share of their ids that two modalities must have in common."),
-    pool: str | None = typer.Option(None, help="Several rows an item (frames): mean, or rows to keep them all."),
+    pool: str | None = typer.Option(None, help="Several rows per item (frames): mean, or rows to keep them all."),
     zero_is_missing: bool = typer.Option(False, "--zero-is-missing", help="Rows that are zero throughout are missing."),
     mask: list[str] = typer.Option(
         [], metavar="NAME=FILE", help="True where a row is observed (default: rows of NaN are missing)."

@@ -22,16 +22,18 @@ def _weights() -> None:
 
 @_app.command("check")
 def check(
-    folder: Path = typer.Argument(..., help="Folder of VAST, GRAM or PMRL weights, or the checkpoint file itself."),
+    folder: Path = typer.Argument(
+        ..., help="Folder of weights of VAST, GRAM, PMRL, ImageBind or LanguageBind, or the checkpoint file itself."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the findings as JSON."),
 ) -> None:
-    """Say what of VAST's weights is there, what is missing or wrong, and where it belongs; exit code 1 if they cannot be used.
+    """Say what of the weights of VAST, ImageBind or LanguageBind is there, what is missing or wrong, and where it belongs; exit code 1 if they cannot be used.
 
     Example: calmrl-lab weights check weights/vast
     """
-    from feature_extractors.encoders.vast.inspection import check_weights
+    from feature_extractors.encoders._weights_check import check as findings_of
 
-    findings = check_weights(folder)
+    findings = findings_of(folder)
     marks = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
 
     def show() -> None:

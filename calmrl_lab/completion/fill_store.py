@@ -31,7 +31,7 @@ MARK, ERROR = "imputed", "relative error of"
 
 @dataclass(frozen=True)
 class Completion:
-    """What `complete_store` did: a row a modality with gaps and a row a pattern, errors relative to mean imputation (1.0); and
+    """What `complete_store` did: a row per modality with gaps and a row per pattern, errors relative to mean imputation (1.0); and
     what a check on held-out items found, if one was asked for."""
 
     path: Path

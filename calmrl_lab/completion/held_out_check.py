@@ -20,7 +20,7 @@ _CHECKED = 20_000
 
 @dataclass(frozen=True)
 class Check:
-    """Predicted and real squared errors, both over the error of mean imputation: in bins of prediction, and a row a modality."""
+    """Predicted and real squared errors, both over the error of mean imputation: in bins of prediction, and a row per modality."""
 
     items: int
     reliability: Reliability

@@ -12,7 +12,7 @@ from calmrl_lab.errors import CalmrlError
 
 @dataclass(frozen=True)
 class Reliability:
-    """A row a bin of entries, from the smallest prediction to the largest: how many, mean predicted and mean real squared
+    """A row per bin of entries, from the smallest prediction to the largest: how many, mean predicted and mean real squared
     error, and the standard error of the latter."""
 
     count: Float[np.ndarray, " b"]

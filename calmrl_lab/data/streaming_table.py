@@ -98,7 +98,7 @@ class StreamedTable:
         """
         if by_pattern or repeats is not None:
             raise CalmrlError(
-                "a store that is streamed has batches of mixed patterns and every item once a pass",
+                "a store that is streamed has batches of mixed patterns and every item once per pass",
                 hint="use --set memory=table if it fits into memory, or batching=mixed",
             )
         seed = int(torch.randint(2**62, (1,), generator=generator))

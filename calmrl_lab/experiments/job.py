@@ -17,7 +17,7 @@ from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
 
-# One thread a process: runs are the parallelism, and their numbers do not depend on how many go at once.
+# One thread per process: runs are the parallelism, and their numbers do not depend on how many go at once.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 

@@ -1,4 +1,4 @@
-"""How far the runs of an experiment are: on a terminal one line a run that is under way, and one for all of them."""
+"""How far the runs of an experiment are: on a terminal one line per run that is under way, and one for all of them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _write_record(
 def _choose(
     experiment: Experiment, folder: Path, jobs: int, engine: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Settings a method with the best mean validation score, the scores of all candidates, and the failures on the way."""
+    """Settings per method with the best mean validation score, the scores of all candidates, and the failures on the way."""
     trials: dict[str, list[tuple[dict[str, Any], list[Job]]]] = {}
     chosen: dict[str, dict[str, Any]] = {}
     for method in experiment.methods:

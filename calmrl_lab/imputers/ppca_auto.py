@@ -56,7 +56,7 @@ class AutoPPCA(PPCA):
     have near duplicates. seed: of that split.
 
     After `fit`, besides what `PPCA` has: `choice` (latent_dim, ridge as a share of items, iterations), `gains` and `errors`,
-    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error an item. They
+    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error per item. They
     hold what the gaps of training ask for, and what new items may ask for besides (256 targets at most). What is not among them goes
     by the largest part of what it shows that is; where no item can check a target (modalities never seen together), by the
     modality's other targets.
@@ -74,7 +74,7 @@ class AutoPPCA(PPCA):
     gains: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     errors: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     references: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
-    # Squared error an item of the mean of each modality.
+    # Squared error per item of the mean of each modality.
     variances: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
     # Gain and error for targets of which nothing is known, a modality each.
     pooled_gains: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
@@ -288,7 +288,7 @@ class AutoPPCA(PPCA):
 
 
 def gated(folds: Sequence[Agreement], variance: float) -> tuple[float, float]:
-    """The gain that held-out items support, and the squared error an item that goes with it.
+    """The gain that held-out items support, and the squared error per item that goes with it.
 
     Each fold is scored at the gain of the others; unless the improvement over the reference exceeds its standard error over
     folds, the gain is 0. Without held-out items: gain 0 and `variance`.

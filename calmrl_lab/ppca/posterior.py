@@ -42,7 +42,7 @@ class Posterior:
         return self.factor @ self.factor.T
 
     def latent(self, values: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "n q"]:
-        """Posterior mean of the latent vector for `values`, one array a modality of `observed`, in their dtype (float32 at
+        """Posterior mean of the latent vector for `values`, one array per modality of `observed`, in their dtype (float32 at
         least).
 
         The gain is folded in float64 first, so that float32 arrays meet no ill-conditioned product.

@@ -167,7 +167,7 @@ class RunFolder(ArtifactFolder):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch; a last line that a killed process did not finish is left out."""
+        """The lines of metrics.jsonl, one per epoch; a last line that a killed process did not finish is left out."""
         lines = []
         for line in (
             self.read_bytes(self.METRICS).decode("utf-8", "replace") if self._expects(self.METRICS) else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import Scorer
 
-# Newton's method doubles its digits a step once it is close, and starts close.
+# Newton's method doubles its digits per step once it is close, and starts close.
 _STEPS = 12
 
 

@@ -23,7 +23,7 @@ _PASSES = 3
 def effort_curve(
     index: Index, vectors: Float[np.ndarray, "g d"], queries: Float[np.ndarray, "q d"], k: int = 10
 ) -> pd.DataFrame:
-    """A row an effort, doubling from the least to the most that can help: effort, recall, low, high, milliseconds, exact_milliseconds.
+    """A row per effort, doubling from the least to the most that can help: effort, recall, low, high, milliseconds, exact_milliseconds.
 
     `recall` is the share of the true `k` nearest of `vectors` that `index` finds, in percent, with a 95 % interval over queries; the times are
     per query, of one call with all of them. The most is all lists (ivf), 1,024 candidates or the whole gallery (hnsw).

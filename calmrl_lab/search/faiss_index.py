@@ -15,7 +15,7 @@ from calmrl_lab.registry import nearest
 
 Kind = Literal["flat", "ivf", "hnsw"]
 KINDS: tuple[str, ...] = get_args(Kind)
-# FAISS trains k-means on at most this many vectors a list; below 39 it warns that centroids are poor.
+# FAISS trains k-means on at most this many vectors per list; below 39 it warns that centroids are poor.
 _POINTS_A_LIST = 39
 # FAISS on a GPU neither returns more neighbours nor visits more lists than this.
 _GPU_MOST = 2048

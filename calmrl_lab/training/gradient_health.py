@@ -35,7 +35,7 @@ def liveness(
     """Pull and alive share of every term (`loss` included) that depends on the embeddings, over the items that show anything.
 
     Made for PMRL's alignment, whose softmax over singular values saturates at its released temperature: with VAST-like values (1.85, .46, .44,
-    .42) and tau 0.05 the loss is 0.0 in float32 and so is its gradient. Costs one backward pass a term; draws no random
+    .42) and tau 0.05 the loss is 0.0 in float32 and so is its gradient. Costs one backward pass per term; draws no random
     number that training would miss and leaves no gradient behind.
     """
     generator = getattr(objective, "generator", None)

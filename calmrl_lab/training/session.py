@@ -113,7 +113,7 @@ class _Session:
         """What is compared beside, or in place of, trained heads."""
         name = self.config.similarity
         if name == "stacked":
-            return fit_all(shown, self.plain_validation)
+            return fit_all(shown, self.plain_validation, self.start.kernels)
         if name in FROM_FEATURES:
             part, chosen = fit_one(name, shown, self.plain_validation)
             return FeatureSimilarities({name: part}, chosen={name: chosen})

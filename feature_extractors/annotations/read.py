@@ -47,7 +47,7 @@ def _by_id(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _items(rows: Sequence[Row], split: str, captions_each: int | None) -> list[Annotation]:
-    """The items of the rows of one id: one, or several where a dataset has a fixed number of captions an item and there are twice as many."""
+    """The items of the rows of one id: one, or several where a dataset has a fixed number of captions per item and there are twice as many."""
     total = sum(len(row.captions) + row.empty for row in rows)
     if captions_each and total > captions_each and total % captions_each == 0 and len(rows) > 1:
         count = total // captions_each

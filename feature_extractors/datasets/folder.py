@@ -43,7 +43,7 @@ class _Row:
 
 @datasets.register("folder")
 class Folder:
-    """Your own collection: --manifest TABLE (id, split, group, label, one column a modality) over --media DIR
+    """Your own collection: --manifest TABLE (id, split, group, label, one column per modality) over --media DIR
 
     The table is CSV (`,`, `;` or tabs), a JSON list, JSON lines or Parquet. Columns: `id` (or the only one called like one, or
     `--set id_column=NAME`; rows of one id are one item, a caption each); optionally `split` (train, validation, test; without it items are split 60/15/25 by

@@ -1,4 +1,4 @@
-"""Blocks through worker processes of this machine: one lane a core, or a GPU, each with processes that read media ahead of it."""
+"""Blocks through worker processes of this machine: one lane per core, or a GPU, each with processes that read media ahead of it."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ class TestEveryScorer:
     def test_one_vector_an_item_gives_the_same_scores(self, scorer):
         queries, items, mask = self.case(scorer, 3)
         if not scorer.items_are_vectors:
-            with pytest.raises(CalmrlError, match="no vector an item"):
+            with pytest.raises(CalmrlError, match="no vector per item"):
                 scorer.vectors(items, mask)
             return
         served = scorer.serves(mask)

@@ -1,4 +1,4 @@
-"""Live progress: one line a run under way, moved by its log, and one for all."""
+"""Live progress: one line per run under way, moved by its log, and one for all."""
 
 import io
 import json

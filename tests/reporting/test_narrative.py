@@ -1,6 +1,7 @@
 """The words follow the numbers, whatever their order."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from runs.resealing import reseal
 from synthetic_runs import RECIPES, Recipe, with_skills, write_experiment
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.page.narrative import narrate
 from calmrl_lab.reporting.results.anchor_shifts import shifts
 from calmrl_lab.reporting.results.collect import gather
@@ -84,11 +86,28 @@ def test_many_calibrated_methods_share_a_sentence(tmp_path):
     ]
     told = words(tmp_path, [*RECIPES[:4], *more])
     assert re.search(
-        r"Against the same reference the other calibrated methods were higher: CalMRL, knn \(\+\d+\.\d points\); "
+        r"Against the same reference the other calibrated methods were higher: CalMRL, PPCA \(\+\d+\.\d points\); "
         r"lower: CalMRL, ridge \(−\d+\.\d points\)\.",
         told.paragraph,
     )
     assert told.paragraph.count("Filling in missing modalities (") == 1
+    assert told.headline.startswith("Filling in missing modalities (CalMRL, knn, the best of 3 calibrated methods) helped (+")
+
+
+def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES, seeds=(0, 1), items=150, modalities=("vision", "audio", "caption"))
+    gathered = gather(folder)
+    found = recalls(gathered)
+    compared = comparisons(gathered, found)
+    main, fair, clip = (part.name for part in (compared.cast.calibrated[0], compared.cast.fair, compared.cast.clip))
+    doubtful = Comparison(0.073, 0.030, 0.116, 0.005, 0.07)
+    better, worse = doubtful, replace(doubtful, value=-0.073, low=-0.116, high=-0.030)
+    told = narrate(
+        gathered, found, replace(compared, pairs={**compared.pairs, (main, fair): better, (main, clip): worse}), None, None
+    )
+    assert "helped (+7.3 points of Recall@1, p = .070 after correction)" in told.headline
+    assert "was better still (by 7.3 points, p = .070 after correction)" in told.headline
+    assert "by 7.3 points [3.0, 11.6], p = .070 after correction." in told.paragraph
 
 
 def test_no_gap_to_close(tmp_path):

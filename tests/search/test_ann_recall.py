@@ -32,7 +32,7 @@ def test_more_effort_finds_more_until_all(kind):
     assert ((curve["low"] <= curve["recall"]) & (curve["recall"] <= curve["high"])).all()
     assert (curve[["milliseconds", "exact_milliseconds"]] > 0).all(axis=None)
     svg = effort_figure(curve, kind, 1500, 200).svg()
-    assert "time a query, ms" in svg
+    assert "time per query, ms" in svg
     assert svg.count("<title>") >= 2 * len(curve)
 
 

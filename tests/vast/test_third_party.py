@@ -1,4 +1,4 @@
-"""EVA against timm, BEATs against speechbrain, sound against torchaudio: `make test-reference` brings them; nothing else needs them."""
+"""EVA against timm, BEATs against speechbrain, sound against torchaudio, ImageBind against its code: `make test-reference` brings them; nothing else needs them."""
 
 from __future__ import annotations
 
@@ -177,3 +177,42 @@ def test_a_second_of_sound_becomes_what_torchaudio_makes_of_it(rate):
     # Logarithms of next to nothing differ most: rounding in the loud bins is all there is in the quiet ones.
     assert difference.max() < 1e-2
     assert difference.mean() < 1e-4
+
+
+@pytest.mark.parametrize("part", ["vision", "audio", "text"])
+def test_imagebinds_towers_are_those_of_its_code(torchvision, monkeypatch, part):
+    if find_spec("imagebind") is None or find_spec("timm") is None:
+        pytest.skip("imagebind or timm is not installed")
+    # The code reads its vocabulary through iopath, which nothing here needs, and its package imports decoders of media.
+    for name in ("iopath", "iopath.common", "iopath.common.file_io"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["iopath.common.file_io"], "g_pathmgr", SimpleNamespace(open=open), raising=False)
+    package = ModuleType("imagebind")
+    package.__path__ = list(find_spec("imagebind").submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "imagebind", package)
+    from importlib import import_module
+
+    from feature_extractors.encoders._released_weights import ReleasedWeights
+    from feature_extractors.encoders.imagebind.architecture import Architecture, Part, tower
+    from feature_extractors.encoders.vast.tensor_files import MappedFiles
+
+    small = {f"{name}_num_blocks": 2 for name in ("vision", "audio", "text", "depth", "thermal", "imu")}
+    model = import_module("imagebind.models.imagebind_model").ImageBindModel(
+        vision_embed_dim=64, text_embed_dim=48, audio_embed_dim=48, out_embed_dim=32, audio_num_heads=4, **small
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.eval().parameters():
+            parameter.normal_(0, 0.2)
+    sizes = Architecture(Part(64, 2, 16, 256), Part(48, 2, 4, 192), Part(48, 2, 12, 192), dimension=32)
+    weights = ReleasedWeights("random", model.state_dict(), MappedFiles([]))
+    ours = weights.fill(*tower(part, sizes), part)
+    given = {
+        "vision": torch.randn(2, 3, 2, 224, 224),
+        "audio": torch.randn(2, 1, 128, 204),
+        "text": torch.randint(1, 49_406, (2, 77)).index_fill(1, torch.tensor([40]), 49_407),
+    }[part]
+    with torch.inference_mode():
+        # Inputs of five axes and more are taken for several views an item.
+        expected = functional.normalize(model({part: given[:, None] if part == "vision" else given})[part], dim=-1)
+        torch.testing.assert_close(ours(given), expected, atol=1e-5, rtol=0)

@@ -122,9 +122,9 @@ def _record(
 def gain_in_words(compared: Comparisons) -> str:
     """What CalMRL adds to its fair baseline in the paper and here, in one sentence; empty without either of the two here."""
     averages = {fact.method: float(fact.value) for fact in facts("CalMRL-T1") if fact.task == "avg"}
-    main, fair = next(iter(compared.cast.calibrated), None), compared.cast.fair
+    main, fair = next((method for method in compared.cast.calibrated if method.objective == "calmrl"), None), compared.cast.fair
     found = compared.of(main.name, fair.name) if main and fair else None
-    if main is None or fair is None or found is None or (main.objective, fair.objective) != ("calmrl", "pmrl"):
+    if main is None or fair is None or found is None or fair.objective != "pmrl":
         return ""
     points = found.scaled(100)
     return (
@@ -201,7 +201,7 @@ _SETS = ("MSR-VTT", "DiDeMo", "ActivityNet", "VATEX", "AudioCaps")
 
 
 def retrieval() -> Table:
-    """Recall@1 of the systems of Table 1 and their successors, a row a system, inputs and source."""
+    """Recall@1 of the systems of Table 1 and their successors, a row per system, inputs and source."""
     chosen = [fact for fact in facts() if fact.table in _RETRIEVAL and fact.task != "classification"]
     notes = (
         "R@1 in percent; T→V: text asks for the item, V→T the other way round, T→A and A→T with sound. T-VAS: text against vision, audio and subtitle, and "
@@ -255,7 +255,7 @@ def _spread(
     notes: Sequence[str],
     row: Callable[[Fact], tuple[str, str]] = _inputs,
 ) -> Table:
-    """Facts as a table: a row a system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
+    """Facts as a table: a row per system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
     lines: dict[tuple[str, str, str], dict[tuple[str, str], Fact]] = {}
     for fact in chosen:
         lines.setdefault((*row(fact), fact.source), {})[column(fact)] = fact

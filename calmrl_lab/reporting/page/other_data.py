@@ -35,5 +35,9 @@ def elsewhere(folder: Path | str) -> Elsewhere:
     if accuracies is not None:
         tables.append(accuracy_table(accuracies, colours))
     place = re.sub(r"[^A-Za-z0-9]+", "_", gathered.folder.resolve().name)
-    named = {f"{table.name}_{place}": replace(table, name=f"{table.name}_{place}") for table in tables}
+    of = str(gathered.store.get("dataset") or place)
+    named = {
+        f"{table.name}_{place}": replace(table, name=f"{table.name}_{place}", caption=f"{table.caption}, {of}")
+        for table in tables
+    }
     return Elsewhere(gathered, tuple(marked_tables(named, gathered).values()))

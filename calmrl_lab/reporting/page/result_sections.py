@@ -44,7 +44,7 @@ def _results(found: Findings) -> list[Section]:
             Section("oracle", heading, chart(figure), short="Oracle" if found.compared.cast.oracle else "Calibrated")
         )
     recall = found.tables["recall"]
-    full = _details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
+    full = details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
     sections.append(Section("recall", "By direction", found.tables["by_direction"].to_html() + full, short="Directions"))
     return sections
 
@@ -54,13 +54,13 @@ def _calibration(found: Findings) -> list[Section]:
     if found.imputations is not None:
         table = found.tables["imputation_mse"]
         body = chart(found.figures["fig3_imputation_mse"]) + _predicted(found, found.imputations)
-        body += _details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
+        body += details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
         sections.append(Section("imputation", "How good the fillings are", body, short="Imputation"))
     if found.shifts is not None:
         body = chart(found.figures["fig4_anchor_shift"])
         if found.shifts.broken:
             body += f'<p class="failed-run">{found.shifts.broken} shifts lie outside their proven bounds: something is wrong with these numbers.</p>'
-        body += _details("By pattern", found.tables["anchor_shift"].to_html())
+        body += details("By pattern", found.tables["anchor_shift"].to_html())
         sections.append(Section("anchors", "Where the anchors go", body, short="Anchors"))
     return sections
 
@@ -73,9 +73,8 @@ def _optional(found: Findings) -> list[Section]:
     if "missing_curves" in found.tables:
         drawn = chart(found.figures["missing_curves"]) if "missing_curves" in found.figures else ""
         table = found.tables["missing_curves"]
-        body = drawn + _details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
-        if "aggregation_gain" in found.tables:
-            body += found.tables["aggregation_gain"].to_html()
+        body = drawn + details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
+        body += _folded(found, "aggregation_gain")
         body += _folded(found, "published_missing") + _folded(found, "published_joining")
         sections.append(Section("missing", "Modalities missing at test time", body, short="Missing"))
     if "classification" in found.tables:
@@ -83,7 +82,7 @@ def _optional(found: Findings) -> list[Section]:
         body = found.tables["classification"].to_html()
         if "classification_differences" in found.tables:
             body += found.tables["classification_differences"].to_html()
-        body += _details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
+        body += details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
         published = [line for line in found.footnotes if "Table 2" in line]
         body += f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in published)}</ul>'
         body += _folded(found, "published_classification")
@@ -100,7 +99,7 @@ def _elsewhere(found: Findings) -> list[Section]:
 
 
 def _inside(found: Findings, environment: Any) -> list[Section]:
-    parts = [found.tables[name].to_html() for name in ("worst_shifts", "harmed_fillings") if name in found.tables]
+    parts = [_folded(found, name) for name in ("worst_shifts", "harmed_fillings")]
     examples = ""
     if found.cases is not None and any(picked for _, _, picked in found.cases.kinds):
         examples = environment.get_template("examples.html.j2").render(**_examples(found, found.cases))
@@ -179,17 +178,23 @@ def _published(found: Findings) -> list[Section]:
 def _folded(found: Findings, name: str) -> str:
     """A table that is there for who looks for it; empty if it was not made."""
     table = found.tables.get(name)
-    return _details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
+    return details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
 
 
 def chart(figure: Figure) -> str:
     """The figure for wide and for narrow windows, with its caption."""
     return (
-        f'<figure class="chart" id="{figure.name}">{figure.inline()}{figure.inline(narrow=True)}'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        f'<figure class="chart" id="{figure.name}">{figure.inline()}{figure.inline(narrow=True)}{figcaption(figure)}</figure>'
     )
 
 
-def _details(summary: str, body: str, small: str = "") -> str:
+def figcaption(figure: Figure) -> str:
+    """How to read the figure, then what it shows."""
+    reading = f'<p class="reading"><b>How to read it.</b> {escape(figure.reading)}</p>' if figure.reading else ""
+    return f"<figcaption>{reading}<p>{escape(figure.caption)}</p></figcaption>"
+
+
+def details(summary: str, body: str, small: str = "") -> str:
+    """A fold: `summary` and a small remark stay visible, `body` opens."""
     aside = f" <small>{escape(small)}</small>" if small else ""
     return f"<details><summary>{escape(summary)}{aside}</summary>{body}</details>"

@@ -262,7 +262,7 @@ _NEEDED = {
     "rerank": ("query", "gallery", "scorer", "group", *COUNTS),
     "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", *COUNTS),
 }
-# Tables of this many rows a run are read with the needed columns only.
+# Tables of this many rows per run are read with the needed columns only.
 _LARGE = frozenset({"curves"})
 
 

@@ -7,7 +7,7 @@ from calmrl_lab.reporting.results.recalls import MethodResult, Recalls
 
 
 def cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
-    """One sentence a reason for care; empty if all is as it should be."""
+    """One sentence per reason for care; empty if all is as it should be."""
     found = [gathered.stand_in] if gathered.stand_in else []
     found += _at_chance([result for result in recalls.methods if result.means and result.at_chance])
     few = [result.method.label for result in recalls.methods if len(result.method.seeds) == 1]

@@ -220,7 +220,7 @@ def _placed(
 def _placed_list(
     name: str, values: Sequence[Any], ids: np.ndarray, observed: Bool[np.ndarray, " n"] | None
 ) -> tuple[Float[np.ndarray, "r d"], np.ndarray]:
-    """The same of one entry an item: None or NaN (as pandas has it) for a gap, [d], or several rows [r, d]."""
+    """The same of one entry per item: None or NaN (as pandas has it) for a gap, [d], or several rows [r, d]."""
     parts: list[np.ndarray] = []
     counts = np.zeros(len(values), dtype=np.int64)
     for item, value in enumerate(values):
@@ -244,12 +244,12 @@ def _placed_list(
 
 def _splits(given: Sequence[str] | np.ndarray | None, groups: np.ndarray, ids: np.ndarray) -> Shaped[np.ndarray, " n"]:
     if len(groups) != len(ids):
-        raise CalmrlError(f"group has {len(groups)} entries; expected {len(ids)}, one an item")
+        raise CalmrlError(f"group has {len(groups)} entries; expected {len(ids)}, one per item")
     if given is None:
         return assign_splits(groups)
     listed = [str(value) for value in given]
     if len(listed) != len(ids):
-        raise CalmrlError(f"split has {len(listed)} entries; expected {len(ids)}, one an item")
+        raise CalmrlError(f"split has {len(listed)} entries; expected {len(ids)}, one per item")
     split = np.array(known_splits(listed, ids.tolist(), "split"), dtype=np.str_)
     if (torn := split_apart(groups, split)) is not None:
         raise CalmrlError(

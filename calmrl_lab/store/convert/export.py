@@ -31,7 +31,7 @@ def export_store(store: FeatureStore, out: str | Path, form: str | None = None, 
 
     form: hdf5, npz or parquet; default: by the ending of `out` (.h5, .hdf5, .npz, .parquet). HDF5 and npz hold one array
     for each array of the store, of the same name; Parquet is a folder with items.parquet (ids, splits, groups, labels,
-    reasons), one file a modality (columns id, features), heads.safetensors and store.json. Nothing is left behind when
+    reasons), one file per modality (columns id, features), heads.safetensors and store.json. Nothing is left behind when
     writing fails.
     """
     out = Path(out)

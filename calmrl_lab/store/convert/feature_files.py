@@ -31,7 +31,7 @@ def read_source(path: str | Path, modality: str, key: str | None = None, options
 
     key: the array (dataset, tensor, column, family of columns) to take; default: the one called like the modality, or 'features',
     'embeddings', or the only one that can be meant. A string array of the right length beside it names the rows, 'mask' says which are observed;
-    a file of one array an item names them by these. Raises CalmrlError if the file is missing, damaged, of another kind, holds Python objects, or
+    a file of one array per item names them by these. Raises CalmrlError if the file is missing, damaged, of another kind, holds Python objects, or
     the choice is not clear.
     """
     path = Path(path)

@@ -55,16 +55,16 @@ def import_features(
     split_seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Write a store at `out` from one file or folder a modality, and return that path.
+    """Write a store at `out` from one file or folder per modality, and return that path.
 
     modalities: name -> FILE or FILE:KEY (docs/import.md says which forms are read). An id that a file repeats is an item with several
-    rows. ids: the ids of the rows of files that hold none (a list, or a file with one a line); ids_of: the same for single
+    rows. ids: the ids of the rows of files that hold none (a list, or a file with one per line); ids_of: the same for single
     modalities. id_columns: the array or column that names the rows, for all files or by modality, where a file leaves that open.
         Without any ids, files of equal length are matched row by row and items are numbered. That is refused while a file holds
         texts that could name its rows, unless by_position says that they do not.
     normalise_ids: spell ids alike (without folders, endings, case, outer spaces, in one Unicode form). min_shared: the share of the ids of
         the smaller of two modalities that must be ids of the other as well.
-    pool: what becomes of several rows an item in files of one array an item: their `mean`, or all `rows`.
+    pool: what becomes of several rows per item in files of one array per item: their `mean`, or all `rows`.
     masks: name -> file with True where a row is observed; without a mask, rows that are NaN throughout are missing.
     zero_is_missing: rows that are zero throughout are missing too.
     table: a file with a column of ids, optionally 'split' and 'group', all others labels. It then names the items and their
@@ -153,7 +153,7 @@ def import_features(
 
 
 class _Placed:
-    """Where the rows of one source belong: `counts` [N] rows an item, `reason` [N], and the rows themselves in item order."""
+    """Where the rows of one source belong: `counts` [N] rows per item, `reason` [N], and the rows themselves in item order."""
 
     def __init__(self, name: str, source: Source, ids: np.ndarray, universe: np.ndarray, zero_is_missing: bool) -> None:
         order = np.argsort(universe, kind="stable")

@@ -30,7 +30,7 @@ class ItemTable:
 
 
 def read_ids(path: str | Path, expected: int | None = None) -> Shaped[np.ndarray, " n"]:
-    """Ids from a file: .json (a list), .npy (strings or whole numbers), .csv, .tsv or .parquet with an id column, or text with one id a line.
+    """Ids from a file: .json (a list), .npy (strings or whole numbers), .csv, .tsv or .parquet with an id column, or text with one id per line.
 
     `expected`: how many there should be; a first line that is one too many and the name of a column is a heading.
     """

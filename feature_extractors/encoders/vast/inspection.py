@@ -53,20 +53,20 @@ _BEATS_FIXED: Mapping[str, Any] = {
 
 
 def check_weights(folder: Path) -> list[dict[str, str]]:
-    """One finding a part: `state` ok, note or bad; `what` was found; what to `do` about it.
+    """One finding per part: `state` ok, note or bad; `what` was found; what to `do` about it.
 
     Parts: the checkpoint's tensors one by one (names, shapes, NaN, checksums), the vocabulary, the sizes in use, BEATs' own settings where its original file is there.
     Nothing in any file is executed.
     """
     if not folder.exists():
-        return [_finding("bad", f"'{folder}' does not exist", LAYOUT)]
+        return [finding("bad", f"'{folder}' does not exist", LAYOUT)]
     try:
         architecture = sizes_of(folder)
     except CalmrlError as error:
-        return [_finding("bad", error.message, error.hint or LAYOUT)]
+        return [finding("bad", error.message, error.hint or LAYOUT)]
     findings = [*_tensors(folder, architecture), _vocabulary(folder, architecture)]
     if architecture != PUBLISHED:
-        findings.append(_finding("note", f"sizes are those of '{architecture_file(folder)}', not the published ones"))
+        findings.append(finding("note", f"sizes are those of '{architecture_file(folder)}', not the published ones"))
     return [*findings, _beats(find_beside(folder, _BEATS_FILES), architecture.audio)]
 
 
@@ -76,22 +76,22 @@ def _tensors(folder: Path, architecture: Architecture) -> list[dict[str, str]]:
         differing = contradictions(read_run_settings(run_folder(path)), architecture)
         saved = read_tensors(path)
     except CalmrlError as error:
-        return [_finding("bad", error.message, error.hint or LAYOUT)]
+        return [finding("bad", error.message, error.hint or LAYOUT)]
     tensors = released_names(saved)
     problems = [f"log/hps.json: {clause}" for clause in differing] + compare(tensors, architecture)
     if problems:
         return [
-            _finding("bad", f"'{path}': {problem}", "use a checkpoint of VAST, GRAM or PMRL with EVA01-CLIP-g/14 and BEATs")
+            finding("bad", f"'{path}': {problem}", "use a checkpoint of VAST, GRAM or PMRL with EVA01-CLIP-g/14 and BEATs")
             for problem in problems
         ]
-    damage = [*_changed_files(path), *_not_numbers(path, tensors)]
+    damage = [*changed_files(path), *_not_numbers(path, tensors)]
     if damage:
-        return [_finding("bad", what, "download the file again") for what in damage]
+        return [finding("bad", what, "download the file again") for what in damage]
     extra = "with a head for depth (GRAM)" if "contra_head_d.linear.weight" in tensors else "without a head for depth"
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-    found = [_finding("ok", f"'{path}': {len(tensors)} tensors, {millions:.1f} million values, all as expected, {extra}")]
+    found = [finding("ok", f"'{path}': {len(tensors)} tensors, {millions:.1f} million values, all as expected, {extra}")]
     if ignored := ignored_names(tensors, architecture):
-        found.append(_finding("note", f"'{path}': {listed(ignored)} not used here, ignored"))
+        found.append(finding("note", f"'{path}': {listed(ignored)} not used here, ignored"))
     return found
 
 
@@ -106,7 +106,7 @@ def _not_numbers(path: Path, tensors: Mapping[str, Any]) -> list[str]:
     return [f"'{path}': NaN or infinity in {listed(wrong)}"] if wrong else []
 
 
-def _changed_files(path: Path) -> list[str]:
+def changed_files(path: Path) -> list[str]:
     """Clauses for files whose bytes are not those that a checksum says: inside PyTorch's files, or in a file beside them."""
     wrong = []
     for shard in shards_of(path):
@@ -145,15 +145,15 @@ def _vocabulary(folder: Path, architecture: Architecture) -> dict[str, str]:
         path = find_vocabulary(folder)
         words = read_vocabulary(path, architecture.text.vocabulary)
     except CalmrlError as error:
-        return _finding(
+        return finding(
             "bad", error.message, "put vocab.txt of bert-base-uncased at bert/bert-base-uncased/vocab.txt in the weights folder"
         )
-    return _finding("ok", f"'{path}': {len(words)} words")
+    return finding("ok", f"'{path}': {len(words)} words")
 
 
 def _beats(path: Path | None, sizes: AudioSizes) -> dict[str, str]:
     if path is None:
-        return _finding(
+        return finding(
             "note",
             f"BEATs' own settings are taken as max_distance {sizes.max_distance}, deep_norm {sizes.deep_norm}; its original file is not here to compare",
             f"optional: put it at {_BEATS_FILES[0]}",
@@ -161,7 +161,7 @@ def _beats(path: Path | None, sizes: AudioSizes) -> dict[str, str]:
     try:
         settings = _beats_settings(path)
     except CalmrlError as error:
-        return _finding("bad", error.message, error.hint or "")
+        return finding("bad", error.message, error.hint or "")
     expected = {name: getattr(sizes, field) for name, field in _BEATS_SETTINGS.items()} | dict(_BEATS_FIXED)
     wrong = [
         f"{name} is {settings[name]}, used here: {value}"
@@ -169,10 +169,10 @@ def _beats(path: Path | None, sizes: AudioSizes) -> dict[str, str]:
         if name in settings and settings[name] != value
     ]
     if wrong:
-        return _finding(
+        return finding(
             "bad", f"'{path}' was made with other settings: {'; '.join(wrong)}", "write them to architecture.json, part audio"
         )
-    return _finding("ok", f"'{path}': its settings are the ones used here")
+    return finding("ok", f"'{path}': its settings are the ones used here")
 
 
 def _beats_settings(path: Path) -> Mapping[str, Any]:
@@ -194,5 +194,5 @@ def _beats_settings(path: Path) -> Mapping[str, Any]:
     return content["cfg"]
 
 
-def _finding(state: str, what: str, do: str = "") -> dict[str, str]:
+def finding(state: str, what: str, do: str = "") -> dict[str, str]:
     return {"state": state, "what": what, "do": do}

@@ -20,10 +20,12 @@ _TENSOR_FILES = (".safetensors", ".pt", ".pth", ".bin")
 # Folders with parts that a system is built from, or with no weights at all.
 _OTHER_FOLDERS = {
     "beats", "bert", "bert-base-uncased", "clip", "optimizer", "pretrained_weights", "log", "datasets", "data", "annotations", "videos", "audios", "frames",
-    "stores", "runs", "reports", "config", "scripts",
+    "stores", "runs", "reports", "config", "scripts", "imagebind", "languagebind",
 }  # fmt: skip
 # Files with parts that a system is built from, or with what training needs besides.
-_OTHER_FILES = re.compile(r"(BEATs_|EVA\d|EVA_|bert|optimizer|scheduler|rng_state|training_args|scaler)", re.IGNORECASE)
+_OTHER_FILES = re.compile(
+    r"(BEATs_|EVA\d|EVA_|bert|imagebind|languagebind|optimizer|scheduler|rng_state|training_args|scaler)", re.IGNORECASE
+)
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}$")
 # How far below the given folder a run folder is looked for, and how far above it a folder pretrained_weights/.
 _DEPTH = 4

@@ -16,7 +16,7 @@ from calmrl_lab.store.convert.reading.reading_errors import check_memory
 
 @formats.register("hdf5")
 class Hdf5:
-    """HDF5 (.h5, .hdf5): datasets beside each other, one dataset an item, or one group an item"""
+    """HDF5 (.h5, .hdf5): datasets beside each other, one dataset per item, or one group per item"""
 
     endings: ClassVar[tuple[str, ...]] = (".h5", ".hdf5", ".hdf", ".he5")
     is_folder = staticmethod(no_folder)

@@ -16,7 +16,7 @@ from calmrl_lab.store.convert.reading.reading_errors import check_memory
 
 @formats.register("matlab")
 class Matlab:
-    """MATLAB (.mat), versions 4 to 7.3: a matrix [rows, d] with a cell array of ids, or one vector an item"""
+    """MATLAB (.mat), versions 4 to 7.3: a matrix [rows, d] with a cell array of ids, or one vector per item"""
 
     endings: ClassVar[tuple[str, ...]] = (".mat",)
     is_folder = staticmethod(no_folder)
@@ -62,7 +62,7 @@ def _numbers(name: str, shape: tuple[int, ...], kind: Kind, load: Any) -> Field:
 
 
 def _texts(array: np.ndarray) -> np.ndarray | None:
-    """A cell array of texts, or a char matrix with one text a row (padded with spaces), as str [R]; None for other cells."""
+    """A cell array of texts, or a char matrix with one text per row (padded with spaces), as str [R]; None for other cells."""
     values = array.ravel().tolist()
     texts = []
     for value in values:

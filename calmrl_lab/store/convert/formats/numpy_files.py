@@ -39,7 +39,7 @@ class Npy:
 
 @formats.register("npz")
 class Npz:
-    """NumPy archive (.npz): features, ids and mask beside each other, or one array an item"""
+    """NumPy archive (.npz): features, ids and mask beside each other, or one array per item"""
 
     endings: ClassVar[tuple[str, ...]] = (".npz",)
     is_folder = staticmethod(no_folder)
@@ -102,7 +102,7 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 @formats.register("npy-folder")
 class NpyFolder:
-    """Folder of one array an item (ID.npy)"""
+    """Folder of one array per item (ID.npy)"""
 
     endings: ClassVar[tuple[str, ...]] = ()
 

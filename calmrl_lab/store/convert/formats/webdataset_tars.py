@@ -22,7 +22,7 @@ from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 
 @formats.register("webdataset")
 class WebDataset:
-    """WebDataset (.tar, or a folder of them): ID.npy a sample, or ID.vision.npy and ID.text.npy"""
+    """WebDataset (.tar, or a folder of them): ID.npy per sample, or ID.vision.npy and ID.text.npy"""
 
     endings: ClassVar[tuple[str, ...]] = (".tar",)
 

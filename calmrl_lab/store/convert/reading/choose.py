@@ -1,7 +1,7 @@
 """Which fields of a file are the features of a modality, and which name their rows, mark them missing and say their split.
 
 A file may hold them in three ways: arrays beside each other (features [R, d], ids [R]); a table with a column of lists or a numbered family of
-columns (x0, x1, ...); or one array an item, whose name is the id.
+columns (x0, x1, ...); or one array per item, whose name is the id.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def _one_array_an_item(content: Content, modality: str, options: ReadOptions) ->
         rows = as_float32(rows)
     taken = {field.name for field in items.values()}
     left = [name for name in content.fields if name not in taken]
-    told = f"one array an item, {len(items)} of {list(rows.shape[1:])}"
+    told = f"one array per item, {len(items)} of {list(rows.shape[1:])}"
     told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
     return Source(
         content.path, rows, ids_from(content.path, "the names of its arrays", np.array(ids, dtype=np.str_)), told=told

@@ -84,7 +84,7 @@ def content_of(path: Path, loaded: Any, ordered: bool = True) -> Content:
 
 def _collect(path: Path, group: Mapping[Any, Any], prefix: str, fields: dict[str, Field], depth: int) -> None:
     if depth > 4:
-        raise CalmrlError(f"'{path}' nests dicts more than four deep", hint="save one array an item: {id: [d]}")
+        raise CalmrlError(f"'{path}' nests dicts more than four deep", hint="save one array per item: {id: [d]}")
     for key, value in group.items():
         name = prefix + spelled(key)
         if isinstance(value, Mapping):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -16,24 +18,31 @@ SCALE = 2.0**15
 
 
 def mel_filterbank(samples: Float[np.ndarray, " time"], bins: int = 64) -> Float32[np.ndarray, "frames bins"]:
-    """Log mel filterbank of mono samples in [-1, 1] at 16 kHz: kaldi's defaults, no dither, whole frames only.
+    """Log mel filterbank of mono samples in [-1, 1] at 16 kHz as VAST computes it: `kaldi_filterbank` of 16-bit values, povey window."""
+    return kaldi_filterbank(np.asarray(samples, dtype=np.float32) * np.float32(SCALE), bins, "povey")
 
-    25 ms frames every 10 ms, povey window, pre-emphasis .97, mean removed a frame, power, 20 Hz to Nyquist. Fewer than 400 samples
-    give no frame at all.
+
+def kaldi_filterbank(
+    samples: Float[np.ndarray, " time"], bins: int, window: Literal["povey", "hanning"]
+) -> Float32[np.ndarray, "frames bins"]:
+    """Log mel filterbank of mono samples at 16 kHz: kaldi's defaults, no dither, whole frames only.
+
+    25 ms frames every 10 ms, pre-emphasis .97, mean removed a frame, power, 20 Hz to Nyquist. Fewer than 400 samples give no frame at all.
     """
     try:
         import kaldi_native_fbank as knf
     except ImportError:
-        raise missing_extra("kaldi-native-fbank", "media", "VAST's audio encoder") from None
+        raise missing_extra("kaldi-native-fbank", "media", "an encoder of sound") from None
     options = knf.FbankOptions()
     options.frame_opts.samp_freq = RATE
     options.frame_opts.frame_length_ms = FRAME_LENGTH_MS
     options.frame_opts.frame_shift_ms = FRAME_SHIFT_MS
     options.frame_opts.dither = 0.0
     options.frame_opts.snip_edges = True
+    options.frame_opts.window_type = window
     options.mel_opts.num_bins = bins
     computer = knf.OnlineFbank(options)
-    computer.accept_waveform(RATE, np.asarray(samples, dtype=np.float32) * np.float32(SCALE))
+    computer.accept_waveform(RATE, np.asarray(samples, dtype=np.float32))
     computer.input_finished()
     frames = [computer.get_frame(i) for i in range(computer.num_frames_ready)]
     return np.stack(frames) if frames else np.zeros((0, bins), np.float32)
