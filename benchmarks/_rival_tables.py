@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from calmrl_lab.completion.reliability import Reliability, reliability
-from calmrl_lab.reporting.content.reliability_figure import promises
+from calmrl_lab.reporting.content.reliability_figure import reliability_figure
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
 
@@ -131,7 +131,7 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     for store in dict.fromkeys(store for store, _ in found):
         shown = {name: found[store, name] for name in (DEFAULT, PLAIN) if (store, name) in found}
         if shown:
-            figure = promises(shown, f"predicted-error-{store}")
+            figure = reliability_figure(shown, f"predicted-error-{store}")
             write_atomically(folder / f"{figure.name}.svg", figure.svg().encode())
 
 

@@ -163,6 +163,9 @@ class TrainConfig(BaseModel):
     )
     patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
+    keep_state: bool = Field(
+        False, description="keep the last checkpoint (state.pt) of a finished run, which nothing needs any more"
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
 
     @field_validator("objective_options", "impute_options", "init_options", "members")

@@ -1,4 +1,4 @@
-"""What an extraction would read: items, splits, captions per item, files that are missing; without decoding a medium or loading an encoder."""
+"""A dry run of extraction: items, splits, captions per item and missing files, without decoding a medium or loading an encoder."""
 
 from __future__ import annotations
 

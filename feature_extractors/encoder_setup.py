@@ -1,4 +1,4 @@
-"""What a worker needs to encode any block: which encoders, on what device, with which weights and media."""
+"""Encoders as a worker sets them up: their names, device, options, weights and media."""
 
 from __future__ import annotations
 

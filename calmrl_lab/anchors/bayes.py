@@ -1,5 +1,4 @@
-"""The Bayes anchor: the best guess at an item's anchor given what is observed, what it promises, and when to believe the
-promise.
+"""The Bayes anchor: the best estimate of an item's anchor given its observed modalities, the gain it predicts, and a threshold on that gain.
 
 With u the anchor of the complete set and a any unit vector that depends on observed embeddings only, E[sin^2 angle(a, u) |
 observed] is 1 - a' Pi a, with Pi = E[u u' | observed]. So the leading eigenvector of Pi is the best such vector, never worse in

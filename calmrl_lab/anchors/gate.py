@@ -1,4 +1,4 @@
-"""The gate: which items are calibrated, so that calibration harms no more of them than was asked for."""
+"""Risk control: which items are calibrated, so that calibration harms at most the share of them that was asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anchor shift: the distance between an item's anchor and the anchor of what it shows."""
+"""Anchor shift: the distance between the anchor of a complete item and the anchor of its observed modalities."""
 
 from __future__ import annotations
 

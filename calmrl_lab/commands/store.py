@@ -13,6 +13,7 @@ from rich.table import Table
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store.schema import SPLITS
 
 _JSON = typer.Option(False, "--json", help="Print the result as JSON.")
@@ -51,8 +52,8 @@ def verify(store: Path = typer.Argument(..., help="Feature store."), as_json: bo
     from calmrl_lab.store import verify as find_damage
     from calmrl_lab.store.verification import count_files
 
-    with console.progress("checking", count_files(store)) as ticker:
-        damage = find_damage(store, ticker.advance)
+    with progress("checking", count_files(store), "files") as task:
+        damage = find_damage(store, task.advance)
     payload = {"path": str(store), "whole": not damage, "damage": [{"place": d.place, "problem": d.problem} for d in damage]}
     lines = [f"{d.place}: {d.problem}" for d in damage] or [f"{store}: whole, every file is what was written"]
     console.emit(payload, as_json, lambda: console.out.print("\n".join(lines), markup=False, soft_wrap=True))

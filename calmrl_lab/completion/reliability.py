@@ -1,4 +1,4 @@
-"""Is a predicted imputation error the real one? Held-out entries sorted by prediction, and what they turned out to be."""
+"""Reliability of predicted imputation errors: held-out entries in bins of predicted error, with the real error of each bin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items with gaps, grouped by what they show (`Patterns`), and checked embeddings of them (`Observations`)."""
+"""Items with gaps grouped by their observed modalities (`Patterns`), and checked embeddings of them (`Observations`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What embeddings look like and where a run does well: gap, uniformity, alignment, spectrum, reliability, slices, chance."""
+"""Diagnostics of embeddings: modality gap, uniformity, alignment, spectrum, reliability, slices of queries, chance level."""
 
 from __future__ import annotations
 

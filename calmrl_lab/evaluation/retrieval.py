@@ -1,4 +1,4 @@
-"""Exact ranks, both directions from the same tiles of scores, ties counted; recall and its kin from ranks."""
+"""Exact ranks in both directions from the same tiles of scores, ties counted; recall and other measures from ranks."""
 
 from __future__ import annotations
 

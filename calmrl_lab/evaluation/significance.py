@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals over groups of queries and over seeds, paired tests, Holm's correction.
+"""Uncertainty of results: bootstrap intervals over groups of queries and over seeds, paired tests, Holm's correction.
 
 `interval` and `compare` take values with a label for each; `Resamples` and `paired` take `Sums` of many columns at once, for whole tables. Both
 follow the same rules.

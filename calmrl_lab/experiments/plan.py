@@ -1,4 +1,4 @@
-"""What an experiment would do, and about how long it would take."""
+"""The plan of an experiment: the runs it would make, and about how long they would take."""
 
 from __future__ import annotations
 

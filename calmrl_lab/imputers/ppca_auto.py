@@ -1,5 +1,4 @@
-"""PPCA that checks itself: settings, gains and predicted errors come from held-out items, and what does not help is left
-out."""
+"""PPCA whose settings, gains and predicted errors are chosen on held-out items; what does not help there is left out."""
 
 from __future__ import annotations
 
@@ -25,6 +24,7 @@ from calmrl_lab.ppca.initialisation import pairwise_start
 from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime.progress import tracked
 
 # Folds that settings are chosen on, and the items from which on one of them says enough; gains are estimated on all.
 _SEARCH_FOLDS = 2
@@ -202,7 +202,7 @@ class AutoPPCA(PPCA):
     ) -> None:
         assert self.choice is not None
         found = []
-        for fold in folds:
+        for fold in tracked(folds, "held-out errors", unit="folds"):
             parameters = pairwise_start(fold.training, fold.totals, self.choice.latent_dim, self._noise_kind)
             ridge = pseudo_items(fold.totals, self.choice.ridge)
             parameters, _ = iterate(fold.training, fold.totals, parameters, self.choice.iterations, self._noise_kind, ridge)

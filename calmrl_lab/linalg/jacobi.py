@@ -1,4 +1,4 @@
-"""Eigenvectors of many small symmetric matrices without a word to the host, for devices on which asking costs more than computing."""
+"""Eigenvectors of many small symmetric matrices without synchronising with the host, for GPUs, where that costs more than the computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pattern's observed modalities say about the others under PPCA: conditional mean, covariance factor, likelihood."""
+"""The posterior of PPCA for one pattern: conditional mean, covariance factor and likelihood given the observed modalities."""
 
 from __future__ import annotations
 

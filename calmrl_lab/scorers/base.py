@@ -1,4 +1,4 @@
-"""What every scorer is: queries of one modality and items with gaps in, a similarity for every pair out."""
+"""The base class of scorers: from queries of one modality and items with gaps to a similarity for every pair."""
 
 from __future__ import annotations
 

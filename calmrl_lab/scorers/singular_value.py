@@ -1,4 +1,4 @@
-"""How much a query and an item's embeddings lean on one direction: their leading singular value (PMRL)."""
+"""The leading singular value of the set that a query and an item's embeddings form (PMRL)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A feature store on disk to arrays in memory: opened only if it is whole and says one thing about what is missing."""
+"""Reader of feature stores: a store is opened only if it is whole and its mask, reasons and rows agree."""
 
 from __future__ import annotations
 

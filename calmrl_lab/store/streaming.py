@@ -1,4 +1,4 @@
-"""A store larger than memory to shuffled batches: random blocks of items are read into a buffer and mixed there."""
+"""Shuffled batches from a store larger than memory: random blocks of items are read into a buffer and mixed there."""
 
 from __future__ import annotations
 

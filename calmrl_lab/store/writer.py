@@ -1,4 +1,4 @@
-"""Arrays to a feature store on disk: checked first, written whole or not at all, the same bytes for the same values."""
+"""Writer of feature stores: arrays are checked first, a store is written whole or not at all, and equal values give equal bytes."""
 
 from __future__ import annotations
 

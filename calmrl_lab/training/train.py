@@ -1,4 +1,4 @@
-"""The way into training: a configuration or keyword settings to a finished run."""
+"""Entry points of training: from a configuration or keyword settings to a finished run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import rank, together
+from calmrl_lab.runtime.progress import shown
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.training.session import _Session
 from calmrl_lab.training.watch import Callback, Watch
 
@@ -30,7 +32,7 @@ def train_heads(
     overwrite: bool = False,
     logger: Any = None,
     callbacks: Sequence[Callback] = (),
-    progress: bool = True,
+    progress: bool = False,
     **settings: Any,
 ) -> Run:
     """Train projection heads over the cached features of `store` and return the finished run.
@@ -42,7 +44,7 @@ def train_heads(
 
     `logger` is told the metrics of every epoch: TensorBoard's SummaryWriter, a run of W&B, the module mlflow, or a function (metrics, step).
     `callbacks` are called after each validation, the one before the first epoch included, with a `Validation`; what they raise ends the
-    training, which can be resumed. `progress=False` shows no progress.
+    training, which can be resumed. `progress` shows on standard error how far it is.
     Raises CalmrlError for a request that makes no sense, before anything is written.
 
     >>> run = train_heads("stores/openmoji.zarr", "calmrl", scenario="pairs:0.25", seed=0)  # doctest: +SKIP
@@ -56,10 +58,12 @@ def train_heads(
         if own:
             values["impute_options"] = {**own, **settings.get("impute_options", {})}
     config = resolve(values, "train_heads")
-    watch = Watch.of(logger, callbacks, progress)
-    return train(config, Path(run) if run else default_run_path(config), overwrite=overwrite, watch=watch)
+    with shown() if progress else nullcontext():
+        path = Path(run) if run else default_run_path(config)
+        return train(config, path, overwrite=overwrite, watch=Watch.of(logger, callbacks))
 
 
+@limited()
 def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False, watch: Watch | None = None) -> Run:
     """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint; with `overwrite`, replace a finished run there.
     `watch` says who is told of it as it goes on (default: the progress display).

@@ -1,16 +1,14 @@
-"""Who is told of a training while it goes on: loggers of other packages, callbacks after each validation, the progress display."""
+"""Who is told of a training while it goes on: loggers of other packages, and callbacks after each validation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.runtime import console
 
 # (name -> finite number, step of the optimiser)
 Log: TypeAlias = Callable[[dict[str, float], int], object]
@@ -44,28 +42,23 @@ Callback: TypeAlias = Callable[[Validation], object]
 
 @dataclass(frozen=True)
 class Watch:
-    """What happens beside a training: `callbacks` are called after each validation, in order, by the first process; `progress` shows it."""
+    """What happens beside a training: `callbacks` are called after each validation, in order, by the first process."""
 
     callbacks: Sequence[Callback] = ()
-    progress: bool = True
 
     @classmethod
-    def of(cls, logger: Any = None, callbacks: Sequence[Callback] = (), progress: bool = True) -> Watch:
+    def of(cls, logger: Any = None, callbacks: Sequence[Callback] = ()) -> Watch:
         """`logger`: see `log_of`; it is told before the callbacks."""
         first: list[Callback] = []
         if logger is not None:
             log = log_of(logger)
             first.append(lambda validation: log(validation.numbers, validation.step))
-        return cls((*first, *callbacks), progress)
+        return cls((*first, *callbacks))
 
     def told(self, validation: Validation) -> None:
         """Tell everybody. What a callback raises ends the training; the run can be resumed from its last checkpoint."""
         for callback in self.callbacks:
             callback(validation)
-
-    def ticker(self, label: str, total: int) -> AbstractContextManager[Any]:
-        """The progress display, or one that shows nothing."""
-        return console.progress(label, total) if self.progress else nullcontext(_Silent())
 
 
 def log_of(logger: Any) -> Log:
@@ -86,8 +79,3 @@ def log_of(logger: Any) -> Log:
         f"logger is a {type(logger).__name__}, which cannot be told metrics",
         hint="a SummaryWriter of TensorBoard, a run of wandb, the module mlflow, or a function of (metrics, step)",
     )
-
-
-class _Silent:
-    def advance(self, count: int = 1, detail: str = "") -> None:
-        pass

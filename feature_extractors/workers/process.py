@@ -1,4 +1,4 @@
-"""A fresh Python process at the other end of a pipe: killed when it hangs, noticed when it dies, gone when its parent is."""
+"""A Python process at the other end of a pipe: killed when it hangs, detected when it dies, ended with its parent."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_calibration_helps_and_clip_is_better_still(tmp_path):
     assert "against keeping them" in told.paragraph
     assert "of that" in told.paragraph
     assert "this order is sure" in told.paragraph
-    assert told.cautions == ()
+    assert told.warnings == ()
 
 
 def test_a_method_that_fills_in_nothing_is_not_said_to(tmp_path):
@@ -99,8 +99,8 @@ def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(t
     gathered = gather(folder)
     found = recalls(gathered)
     compared = comparisons(gathered, found)
-    main, fair, clip = (part.name for part in (compared.cast.calibrated[0], compared.cast.fair, compared.cast.clip))
-    doubtful = Comparison(0.073, 0.030, 0.116, 0.005, 0.07)
+    main, fair, clip = (part.name for part in (compared.roles.calibrated[0], compared.roles.fair, compared.roles.clip))
+    doubtful = Comparison(0.073, 0.030, 0.116, 0.005, 9, 1, 0.07)
     better, worse = doubtful, replace(doubtful, value=-0.073, low=-0.116, high=-0.030)
     told = narrate(
         gathered, found, replace(compared, pairs={**compared.pairs, (main, fair): better, (main, clip): worse}), None, None
@@ -148,7 +148,7 @@ def test_anchors_can_move_away(tmp_path):
 
 def test_one_seed_is_a_caution(tmp_path):
     told = words(tmp_path, RECIPES, seeds=(0,))
-    assert any("Only one seed" in sentence for sentence in told.cautions)
+    assert any("Only one seed" in sentence for sentence in told.warnings)
     assert "1 seed and at least" in told.paragraph
 
 
@@ -161,7 +161,7 @@ def test_a_run_at_chance_is_said_loudly(tmp_path):
         reseal(path.parent)
     told = story(folder)
     assert told.headline.startswith("CalMRL, PPCA is at chance: whether filling in missing modalities helps cannot be judged")
-    assert any(sentence.startswith("At chance in Recall@10: CalMRL, PPCA (") for sentence in told.cautions)
+    assert any(sentence.startswith("At chance in Recall@10: CalMRL, PPCA (") for sentence in told.warnings)
     assert "mean Recall@1 by" not in told.paragraph
     assert "PMRL, complete items only) cost" in told.paragraph
 

@@ -35,7 +35,7 @@ def table():
     [(0.0004, True, "< .001"), (0.022, True, "≤ .022"), (0.022, False, ".022"), (1.0, True, "1"), (0.07, False, ".070")],
 )
 def test_a_p_value_at_the_floor_of_its_resampling_says_so(corrected, at_floor, shown):
-    assert probability(Comparison(0.1, 0.05, 0.15, corrected / 2, corrected, at_floor)) == shown
+    assert probability(Comparison(0.1, 0.05, 0.15, corrected / 2, 9, 1, corrected, at_floor)) == shown
 
 
 def test_csv_is_exact_and_empty_where_there_is_no_number(table):

@@ -60,10 +60,14 @@ def test_what_a_callback_raises_ends_the_training_and_it_can_be_resumed(short, t
     assert train(run.config, run.path, resume=True).finished()
 
 
-def test_progress_can_be_left_out(short, capfd, monkeypatch):
-    monkeypatch.setattr("calmrl_lab.runtime.console._PlainTicker.advance", lambda *_: pytest.fail("progress was shown"))
-    short(progress=False)
+def test_progress_is_shown_when_asked_for(short, capfd, monkeypatch, tmp_path):
+    short()
     assert capfd.readouterr().err == ""
+    monkeypatch.setattr("calmrl_lab.runtime.progress.FIRST", 0.0)
+    monkeypatch.setattr("calmrl_lab.runtime.progress.EVERY", 0.0)
+    monkeypatch.setattr("calmrl_lab.runtime.progress.LOOK", 0.001)
+    short(progress=True, run=tmp_path / "shown", epochs=20)
+    assert "training shown" in capfd.readouterr().err
 
 
 def test_loggers_of_other_packages_by_what_they_can_do():

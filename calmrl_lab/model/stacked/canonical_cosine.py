@@ -20,6 +20,7 @@ from calmrl_lab.model import feature_map
 from calmrl_lab.model.feature_map import FeatureMap, identities
 from calmrl_lab.model.selection import mean_over_directions, pairs_of_modalities
 from calmrl_lab.model.similarity import Patterns, similarity_kind
+from calmrl_lab.runtime.progress import tracked
 
 # Principal components that are kept of each modality.
 COMPONENTS = 400
@@ -176,7 +177,8 @@ def _fitted(
 
     def reached(found: Mapping[tuple[int, int], tuple[Tensor, Tensor]], dimensions: int) -> float:
         directions = []
-        for a, b, both in pairs_of_modalities(validation):
+        pairs = list(pairs_of_modalities(validation))
+        for a, b, both in tracked(pairs, "canonical correlation", unit="pairs of modalities"):
             if (a, b) in found:
                 ours, theirs = (part[:, :dimensions] for part in found[a, b])
                 scores = normalize(held_out[a][both] @ ours, dim=1) @ normalize(held_out[b][both] @ theirs, dim=1).T

@@ -13,7 +13,7 @@ from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.comparisons import Cast
+from calmrl_lab.reporting.results.comparisons import Roles
 from calmrl_lab.reporting.results.warnings import listed
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ClassDifferences:
     found: dict[tuple[str, str], Comparison]
 
 
-def class_differences(gathered: Gathered, parts: Cast) -> ClassDifferences | None:
+def class_differences(gathered: Gathered, parts: Roles) -> ClassDifferences | None:
     """Of all methods that were classified; None without a fair baseline that was, or without another method."""
     fair = parts.fair
     if fair is None or not fair.frame("classification"):
@@ -103,7 +103,7 @@ def _cells(found: Comparison | None, itself: bool) -> list[Cell]:
     return [shown, Cell(probability(found), sort=found.corrected)]
 
 
-def classes_in_words(compared: ClassDifferences | None, parts: Cast) -> list[str]:
+def classes_in_words(compared: ClassDifferences | None, parts: Roles) -> list[str]:
     """What the main calibrated method does to classification, for the story: one sentence, or none."""
     main = next(iter(parts.calibrated), None)
     if compared is None or main is None:

@@ -1,4 +1,4 @@
-"""Retrieval with modalities missing at test time: Recall@1 along the share that is hidden, and what joining modalities gains."""
+"""Retrieval with modalities missing at test time: Recall@1 by the share that is hidden, and the gain of joining modalities."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def _distinct(found: Sequence[Shown], values: Callable[[Sequence[Shown]], list[f
     for one in found:
         lines.setdefault((one.method.name, one.side, one.scorer, one.calibrated), []).append(one)
     repeated = {
-        key
-        for key, own in lines.items()
-        if key[3] and (*key[:3], False) in lines and values(own) == values(lines[*key[:3], False])
+        key for key, own in lines.items() if key[3] and values(own) == values(lines.get((key[0], key[1], key[2], False), []))
     }
     return [one for one in found if (one.method.name, one.side, one.scorer, one.calibrated) not in repeated]
 

@@ -1,4 +1,4 @@
-"""Numbers that the paper and its rivals printed, to stand beside ours: facts with their source, on other data than ours."""
+"""Numbers published in the paper and for other systems, with their sources; they are on other data than ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calmrl_lab.reporting.content.main_tables import arrow, signed, span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.comparisons import Comparisons, cast
+from calmrl_lab.reporting.results.comparisons import Comparisons, roles
 from calmrl_lab.reporting.results.recalls import Direction, Recalls
 
 _FILE = Path(__file__).with_name("published.csv")
@@ -122,7 +122,10 @@ def _record(
 def gain_in_words(compared: Comparisons) -> str:
     """What CalMRL adds to its fair baseline in the paper and here, in one sentence; empty without either of the two here."""
     averages = {fact.method: float(fact.value) for fact in facts("CalMRL-T1") if fact.task == "avg"}
-    main, fair = next((method for method in compared.cast.calibrated if method.objective == "calmrl"), None), compared.cast.fair
+    main, fair = (
+        next((method for method in compared.roles.calibrated if method.objective == "calmrl"), None),
+        compared.roles.fair,
+    )
     found = compared.of(main.name, fair.name) if main and fair else None
     if main is None or fair is None or found is None or fair.objective != "pmrl":
         return ""
@@ -162,7 +165,7 @@ def _measured(recalls: Recalls, method: Method | None, direction: Direction) -> 
 
 def _ours(gathered: Gathered) -> dict[str, Method]:
     """Our runs by the row of the paper that asks the same, then those the paper has no row for."""
-    parts = cast(gathered)
+    parts = roles(gathered)
     found: dict[str, Method] = {}
     if parts.fair is not None and parts.fair.objective == "pmrl":
         found["PMRL_up"] = parts.fair

@@ -1,4 +1,4 @@
-"""Captions against whole items before and after a matching model looked at the best candidates."""
+"""The table of re-ranking: captions against whole items, before and after the matching model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures on retrieval: all methods, who is better than whom, the way to the oracle (Figure 5), training."""
+"""The figures on retrieval: all methods, paired differences, distance to the oracle (Figure 5), training curves."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
 
 def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
     """The comparisons that the words rest on, with zero; None if there are none."""
-    told = compared.told()
+    told = compared.key_comparisons()
     if not told:
         return None
 
@@ -94,7 +94,7 @@ def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
 
 def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Figure | None:
     """Figure 5: observed only, calibrated, nothing hidden; None if none of these has runs."""
-    parts = compared.cast
+    parts = compared.roles
     chosen = [m for m in (parts.fair, *parts.calibrated, parts.oracle) if m is not None]
     if len(chosen) < 2 or not recalls.directions:
         return None

@@ -1,4 +1,4 @@
-"""What the figures share: a mark with its interval, rows with names, the legend, words for seeds."""
+"""Parts that figures share: a mark with its interval, rows with names, the legend, the number of seeds in words."""
 
 from __future__ import annotations
 

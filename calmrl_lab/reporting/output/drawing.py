@@ -1,4 +1,4 @@
-"""A matplotlib figure -> SVG with text as text and the same bytes every time, PDF, and SVG to put into a page that follows its colours."""
+"""Figures as SVG with text as text, PDF, and inline SVG in the colours of the page; the same figure always gives the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers -> a headline and a paragraph in plain words: what helped, what did not, how sure that is. Nothing is said that no interval backs."""
+"""The summary of a report in words: a headline and a paragraph, in which every claim is backed by an interval."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
 from calmrl_lab.reporting.results.imputation_errors import Imputations
 from calmrl_lab.reporting.results.recalls import Recalls
-from calmrl_lab.reporting.results.warnings import cautions as cautions_of
-from calmrl_lab.reporting.results.warnings import listed
+from calmrl_lab.reporting.results.warnings import listed, report_warnings
 
 
 @dataclass(frozen=True)
 class Narrative:
-    """`headline` in one line, `findings` with the reasons, a sentence per question, `sureness` on how far they hold, `cautions` to be read
+    """`headline` in one line, `findings` with the reasons, a sentence per question, `sureness` on how far they hold, `warnings` to be read
     before quoting."""
 
     headline: str
     findings: tuple[str, ...]
-    cautions: tuple[str, ...]
+    warnings: tuple[str, ...]
     sureness: str = ""
 
     @property
@@ -44,9 +43,11 @@ def narrate(
     """The words of a report. Every clause depends on a comparison with its interval, so any ordering of methods reads true."""
     if not recalls.methods or not recalls.directions:
         return Narrative(
-            "No finished run can be compared.", ("There are no scores that all methods share.",), cautions_of(gathered, recalls)
+            "No finished run can be compared.",
+            ("There are no scores that all methods share.",),
+            report_warnings(gathered, recalls),
         )
-    parts = compared.cast
+    parts = compared.roles
     main, fair = (_judged(recalls, method) for method in (parts.calibrated[0] if parts.calibrated else None, parts.fair))
     sentences = [
         *(_effect(compared) if main and fair else []),
@@ -60,8 +61,8 @@ def narrate(
         *classes_in_words(classes, parts),
         _leader(recalls),
     ]
-    cautions = cautions_of(gathered, recalls)
-    return Narrative(_headline(recalls, compared), tuple(sentences), cautions, _sureness(gathered, recalls, compared))
+    warnings = report_warnings(gathered, recalls)
+    return Narrative(_headline(recalls, compared), tuple(sentences), warnings, _sureness(gathered, recalls, compared))
 
 
 def _judged(recalls: Recalls, method: Method | None) -> bool:
@@ -110,7 +111,7 @@ def _bound(found: Comparison) -> str:
 
 
 def _effect(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if not parts.calibrated or parts.fair is None:
         return []
     known = [(method, compared.of(method.name, parts.fair.name)) for method in parts.calibrated]
@@ -146,7 +147,7 @@ def _other_effects(found: list[tuple[Method, Comparison]]) -> list[str]:
 
 
 def _controls(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if not parts.calibrated or not parts.controls:
         return []
     main = parts.calibrated[0]
@@ -171,7 +172,7 @@ def _versus(found: Comparison, other: str) -> str:
 
 
 def _clip(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     subject = parts.calibrated[0] if parts.calibrated else parts.fair
     found = compared.of(subject.name, parts.clip.name) if subject and parts.clip else None
     if subject is None or parts.clip is None or found is None:
@@ -185,7 +186,7 @@ def _clip(compared: Comparisons) -> list[str]:
 
 
 def _complete_only(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if parts.complete_only is None or parts.fair is None:
         return []
     found = compared.of(parts.complete_only.name, parts.fair.name)
@@ -205,7 +206,7 @@ def _complete_only(compared: Comparisons) -> list[str]:
 
 
 def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if parts.oracle is None or parts.fair is None:
         return []
     if recalls[parts.oracle.name].at_chance:
@@ -280,7 +281,7 @@ def _anchors(found: Shifts | None) -> list[str]:
 
 def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]:
     """Better fillings without better retrieval is worth a sentence of its own."""
-    parts = compared.cast
+    parts = compared.roles
     if found is None or not parts.calibrated or parts.fair is None:
         return []
     effect = compared.of(parts.calibrated[0].name, parts.fair.name)
@@ -325,7 +326,7 @@ def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> st
 
 
 def _headline(recalls: Recalls, compared: Comparisons) -> str:
-    parts = compared.cast
+    parts = compared.roles
     main = parts.calibrated[0] if parts.calibrated else None
     lost = [method.label for method in (main, parts.fair) if method is not None and recalls[method.name].at_chance]
     if lost:
@@ -343,8 +344,8 @@ def _headline(recalls: Recalls, compared: Comparisons) -> str:
 def _outcome(compared: Comparisons, method: Method, fair: Method) -> str:
     """What a calibrated method did to Recall@1, in one clause; the best of several is called that."""
     found = compared.of(method.name, fair.name)
-    many = len(compared.cast.calibrated)
-    place = f"the best of {many} calibrated methods" if many > 1 and method is compared.cast.calibrated[0] else ""
+    many = len(compared.roles.calibrated)
+    place = f"the best of {many} calibrated methods" if many > 1 and method is compared.roles.calibrated[0] else ""
     if _fills(method):
         names = ", ".join(filter(None, (method.label if many > 1 else "", place)))
         what = f"{_what(method)} ({names})" if names else _what(method)
@@ -359,7 +360,7 @@ def _outcome(compared: Comparisons, method: Method, fair: Method) -> str:
 
 def _beside_clip(compared: Comparisons, main: Method) -> str:
     """How the best calibrated method compares with plain contrastive training, as the end of the headline."""
-    parts = compared.cast
+    parts = compared.roles
     found = compared.of(main.name, parts.clip.name) if parts.clip else None
     effect = compared.of(main.name, parts.fair.name) if parts.fair else None
     if found is None or effect is None:

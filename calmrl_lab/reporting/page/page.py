@@ -1,4 +1,4 @@
-"""Everything a report knows -> one self-contained HTML page."""
+"""The HTML page of a report, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _problem_counts(gathered: Gathered) -> str:
 
 def _tiles(found: Findings) -> list[dict[str, str]]:
     """The three or four numbers one would be asked for first."""
-    parts, tiles = found.compared.cast, []
+    parts, tiles = found.compared.roles, []
     main = parts.calibrated[0] if parts.calibrated else None
     if main and main.runs and found.recalls.directions:
         value = found.recalls[main.name].means[1].scaled(100)

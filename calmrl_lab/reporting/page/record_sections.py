@@ -1,4 +1,4 @@
-"""The sections of the page that say how and on what: protocol, data, runs, files."""
+"""Sections of the page on the protocol, the data, the runs and the files."""
 
 from __future__ import annotations
 

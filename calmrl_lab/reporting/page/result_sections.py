@@ -25,8 +25,8 @@ def result_sections(found: Findings, environment: Any) -> list[Section]:
         *_results(found),
         *_calibration(found),
         *_optional(found),
-        *_elsewhere(found),
-        *_inside(found, environment),
+        *_other_data(found),
+        *_error_analysis(found, environment),
         *_published(found),
     ]
 
@@ -39,9 +39,11 @@ def _results(found: Findings) -> list[Section]:
     sections = [Section("results", "Results", found.tables["summary"].to_html() + drawn, limits)]
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
-        heading = "How far calibrated training comes" if found.compared.cast.oracle else "Calibrated and observed-only training"
+        heading = (
+            "How far calibrated training comes" if found.compared.roles.oracle else "Calibrated and observed-only training"
+        )
         sections.append(
-            Section("oracle", heading, chart(figure), short="Oracle" if found.compared.cast.oracle else "Calibrated")
+            Section("oracle", heading, chart(figure), short="Oracle" if found.compared.roles.oracle else "Calibrated")
         )
     recall = found.tables["recall"]
     full = details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
@@ -90,15 +92,15 @@ def _optional(found: Findings) -> list[Section]:
     return sections
 
 
-def _elsewhere(found: Findings) -> list[Section]:
+def _other_data(found: Findings) -> list[Section]:
     body = ""
     for other in found.others:
         limits = _LIMITS.get(str(other.gathered.store.get("dataset")), "")
         body += f"<h3>{escape(other.gathered.title)}</h3><p>{escape(limits)}</p>" + "".join(t.to_html() for t in other.tables)
-    return [Section("elsewhere", "On other data", body, short="Other data")] if body else []
+    return [Section("other-data", "On other data", body, short="Other data")] if body else []
 
 
-def _inside(found: Findings, environment: Any) -> list[Section]:
+def _error_analysis(found: Findings, environment: Any) -> list[Section]:
     parts = [_folded(found, name) for name in ("worst_shifts", "harmed_fillings")]
     examples = ""
     if found.cases is not None and any(picked for _, _, picked in found.cases.kinds):

@@ -14,7 +14,7 @@ _CALIBRATED = (
 
 def terms(found: Findings) -> list[tuple[str, str]]:
     """(word, definition) of the words that this report uses."""
-    parts, used = found.compared.cast, []
+    parts, used = found.compared.roles, []
     if parts.oracle is not None:
         used.append(("Oracle", _ORACLE))
     if parts.calibrated or found.shifts is not None:

@@ -1,4 +1,4 @@
-"""Anchor shifts of the calibrated runs -> means by pattern with and without calibration, the proven bounds, who was harmed."""
+"""Anchor shifts of calibrated runs: means by pattern with and without calibration, the proven bounds, the share of items harmed."""
 
 from __future__ import annotations
 

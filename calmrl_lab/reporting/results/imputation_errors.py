@@ -1,4 +1,4 @@
-"""Imputation errors of all runs -> mean squared error by imputer, modality and pattern, all on the embeddings of one method."""
+"""Imputation errors of all runs: mean squared error by imputer, modality and pattern, on the embeddings of one method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks of all runs -> Recall@1/5/10 and median rank by method and direction, with intervals and paired comparisons."""
+"""Recall@1/5/10 and median rank of all runs by method and direction, with intervals and paired comparisons."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.store.convert.item_tables import known_splits
 from calmrl_lab.store.convert.reading.choose import numbered
 from calmrl_lab.store.schema import ModalitySpec, check_name, offsets_of
-from calmrl_lab.store.splits import assign_splits, split_apart
+from calmrl_lab.store.splits import assign_splits, first_divided_group
 from calmrl_lab.store.writer import write_store
 
 if TYPE_CHECKING:
@@ -251,9 +251,9 @@ def _splits(given: Sequence[str] | np.ndarray | None, groups: np.ndarray, ids: n
     if len(listed) != len(ids):
         raise CalmrlError(f"split has {len(listed)} entries; expected {len(ids)}, one per item")
     split = np.array(known_splits(listed, ids.tolist(), "split"), dtype=np.str_)
-    if (torn := split_apart(groups, split)) is not None:
+    if (divided := first_divided_group(groups, split)) is not None:
         raise CalmrlError(
-            f"the group {torn.group!r} is in {torn.one} and in {torn.other} (item {str(ids[torn.item])!r})",
+            f"the group {divided.group!r} is in {divided.one} and in {divided.other} (item {str(ids[divided.item])!r})",
             hint="a group is what must not be split apart; change the splits, or leave out group",
         )
     return split

@@ -23,7 +23,7 @@ from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import Pool, ReadOptions, Source
 from calmrl_lab.store.disk.integrity import sha256_of
 from calmrl_lab.store.schema import CHUNK_ROWS, DTYPES, ModalitySpec, Reason, offsets_of
-from calmrl_lab.store.splits import FRACTIONS, assign_splits, split_apart
+from calmrl_lab.store.splits import FRACTIONS, assign_splits, first_divided_group
 from calmrl_lab.store.writer import write_store
 
 # Where a modality has no id column of its own: that of all files.
@@ -360,9 +360,9 @@ def _about(
     split = columns.pop("split", None if given is None else given[keep])
     if split is None:
         split = assign_splits(group, fractions, seed)
-    elif (torn := split_apart(group, split)) is not None:
+    elif (divided := first_divided_group(group, split)) is not None:
         raise CalmrlError(
-            f"the table puts the group {torn.group!r} into {torn.one} and into {torn.other} (item {str(ids[torn.item])!r})",
+            f"the table puts the group {divided.group!r} into {divided.one} and into {divided.other} (item {str(ids[divided.item])!r})",
             hint="a group is what must not be split apart; change the splits, or leave out the column 'group'",
         )
     return split, group, columns

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.reader import FeatureStore
 from calmrl_lab.store.schema import CHUNK_ROWS, RESERVED, ModalitySpec, Reason, offsets_of
-from calmrl_lab.store.splits import split_apart
+from calmrl_lab.store.splits import first_divided_group
 from calmrl_lab.store.writer import write_store
 
 
@@ -157,10 +157,10 @@ def _label(store: FeatureStore, name: str) -> np.ndarray:
 
 
 def _check_groups(group: np.ndarray, split: np.ndarray) -> None:
-    torn = split_apart(group, split)
-    if torn is not None:
+    divided = first_divided_group(group, split)
+    if divided is not None:
         raise CalmrlError(
-            f"the group {torn.group!r} would be in {torn.one} and in {torn.other}: its items come from several stores",
+            f"the group {divided.group!r} would be in {divided.one} and in {divided.other}: its items come from several stores",
             hint="items of one group must share a split; rename the groups or change the splits before merging",
         )
 
