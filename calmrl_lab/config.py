@@ -100,6 +100,12 @@ class TrainConfig(BaseModel):
         "that the heads start from (init: ppca), by the sum of both, the cosine with a weight that validation chooses, by the cosine of canonical variates, by the "
         "likelihood ratio under a model of the space that features share, or by the sum of all of these that help (stacked)",
     )
+    select_by: str = Field(
+        "auto",
+        description="what validation ranks by when it chooses the epoch and among the candidates of a grid: similarity (pairs of modalities, as "
+        "`similarity` says), cosine (pairs, by the cosine of their embeddings), a scorer of whole items (calmrl-lab list scorers), or auto: the scorer "
+        "of the objective's system if it has one, else similarity",
+    )
     features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",
         description="what heads that start at random see: features scaled to mean squared norm one, the same about their mean, also with equal "

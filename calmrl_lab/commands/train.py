@@ -142,7 +142,8 @@ def _print(run: Run) -> None:
     console.out.print(
         f"  {summary['epochs']} epochs in {summary['seconds']} s, best after {summary['best_epoch']} on validation"
     )
-    console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}")
+    by = summary.get("selected_by", "cosine")
+    console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}, ranked by {by}")
     if gate := summary.get("gate"):
         console.out.print(
             f"  gate: {gate['left_uncalibrated']} of {gate['items_with_gaps']} items with gaps left uncalibrated, "

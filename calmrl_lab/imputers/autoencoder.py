@@ -17,8 +17,7 @@ from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, number, whole
 
 
 @imputers.register("autoencoder")

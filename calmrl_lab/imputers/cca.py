@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers._training_rows import TrainingRows
+from calmrl_lab.imputers.base import number, whole
 
 
 @imputers.register("cca")

@@ -13,8 +13,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, whole
 
 
 @imputers.register("group-mean")

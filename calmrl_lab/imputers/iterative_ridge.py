@@ -14,8 +14,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer, indexed
+from calmrl_lab.imputers.base import Imputer, indexed, number, whole
 from calmrl_lab.imputers.ridge import mean_eigenvalue
 
 _STRENGTHS = (0.3, 1.0, 3.0, 10.0)

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._training_rows import TrainingRows
+from calmrl_lab.imputers.base import whole
 
 
 @imputers.register("knn")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._networks import NetworkImputer, mean_shown
-from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._vae import ExpertsNetwork, divergence_from_prior, product_of_experts, sampled
+from calmrl_lab.imputers.base import whole
 
 # 2^k - 1 subsets are decoded wherever gaps are filled.
 MOST = 8

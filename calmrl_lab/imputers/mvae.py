@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._networks import NetworkImputer
-from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._vae import ExpertsNetwork, divergence_from_prior, product_of_experts, sampled
+from calmrl_lab.imputers.base import whole
 
 
 @imputers.register("mvae")

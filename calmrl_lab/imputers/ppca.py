@@ -14,8 +14,7 @@ from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
-from calmrl_lab.imputers._options import flag, number, whole
-from calmrl_lab.imputers.base import Imputer, indexed, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers.base import Imputer, flag, indexed, number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.ppca.em import NoiseKind, Parameters, Totals, expect, iterate
 from calmrl_lab.ppca.held_out import fold_statistics, merged, split_by_group
 from calmrl_lab.ppca.initialisation import complete_case_start, pairwise_start

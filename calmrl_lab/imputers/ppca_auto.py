@@ -15,8 +15,7 @@ from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of

@@ -14,8 +14,7 @@ from calmrl_lab.data.patterns import Array, Observations
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers.base import number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.posterior import Posterior
 from calmrl_lab.ppca.statistics import Statistics

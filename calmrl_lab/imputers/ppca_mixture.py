@@ -14,8 +14,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers.base import Imputer, number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.group_mean import GroupMean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.statistics import Statistics, observed_means

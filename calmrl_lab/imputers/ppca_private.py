@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
+from calmrl_lab.imputers.base import whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Parameters, Totals
 from calmrl_lab.ppca.initialisation import pairwise_covariance, top_eigenvectors

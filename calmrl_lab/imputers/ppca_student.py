@@ -16,8 +16,7 @@ from calmrl_lab.data.patterns import Array, Observations
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import refuse_unobserved
+from calmrl_lab.imputers.base import refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.statistics import Statistics

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import Imputer, indexed
+from calmrl_lab.imputers.base import Imputer, indexed, whole
 
 
 @imputers.register("random")

@@ -15,8 +15,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, whole
 
 _THRESHOLDS = (0.6, 0.4, 0.25, 0.15, 0.08)
 

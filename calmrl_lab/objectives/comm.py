@@ -26,6 +26,8 @@ class CoMM(Objective):
     """
 
     name = "comm"
+    scorer = "objective"
+    signs_matter = True
 
     def __init__(
         self, modalities: tuple[str, ...], dim: int, temperature: float = 0.1, noise: float = 0.2, seed: int = 0

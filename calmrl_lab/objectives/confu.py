@@ -29,6 +29,8 @@ class ConFu(Objective):
     """
 
     name = "confu"
+    scorer = "objective"
+    signs_matter = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class GRAM(CrossObjective):
     """
 
     name = "gram"
+    scorer = "volume"
 
     def __init__(
         self,

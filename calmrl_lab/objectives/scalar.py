@@ -27,6 +27,7 @@ class SCALAR(CrossObjective):
     """
 
     name = "scalar"
+    scorer = "query-centroid"
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class Symile(Objective):
     """
 
     name = "symile"
+    scorer = "multilinear"
+    signs_matter = True
 
     def __init__(
         self,

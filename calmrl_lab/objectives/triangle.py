@@ -28,6 +28,7 @@ class TRIANGLE(CrossObjective):
     """
 
     name = "triangle"
+    scorer = "area"
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class VAST(CrossObjective):
     """
 
     name = "vast"
+    scorer = "fused"
+    signs_matter = True
 
     def __init__(
         self,
