@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, Pattern, observe
+from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._estimator import Modalities
 from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
@@ -100,8 +101,8 @@ class AutoPPCA(PPCA):
 
     def fit(
         self,
-        embeddings: Sequence[Array],
-        mask: Array,
+        embeddings: Modalities,
+        mask: Array | None = None,
         iterations: int = 50,
         start: Any = None,
         groups: Sequence[object] | None = None,
@@ -112,7 +113,7 @@ class AutoPPCA(PPCA):
         `groups` [N]: items of one group stay in one fold. `start`, if it is a fitted AutoPPCA, lends its choice of settings,
         and EM goes on from its parameters; the gains are estimated afresh. Raises CalmrlError as `PPCA.fit` does.
         """
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         if groups is not None and len(groups) != len(data):
             raise CalmrlError(f"{len(groups)} groups were given for {len(data)} items")

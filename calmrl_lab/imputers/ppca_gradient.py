@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, observe
+from calmrl_lab.data.patterns import Array, Observations
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._estimator import Modalities
 from calmrl_lab.imputers.base import number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.posterior import Posterior
@@ -63,10 +64,10 @@ class PPCAGradient(PPCA):
         self.learning_rate = number(self.learning_rate, "learning_rate", above=True)
         self.seed = whole(self.seed, "seed", 0)
 
-    def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None, iterations: int = 50, start: Any = None) -> Self:
         """`steps` steps of Adam on `embeddings` (k of [N, d_m]) where `mask` [N, k] is True, from `start` or a random one; `iterations` are those of EM
         and not used. Raises CalmrlError as `PPCA.fit`."""
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         refuse_unconnected(statistics := Statistics.of(data), self.name, self.modalities)
         q = int(self.latent_dim)

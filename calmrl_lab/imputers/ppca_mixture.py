@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, Pattern, observe
+from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._estimator import Modalities
 from calmrl_lab.imputers.base import Imputer, number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.group_mean import GroupMean
 from calmrl_lab.imputers.ppca import PPCA
@@ -60,9 +61,9 @@ class MixturePPCA(Imputer):
         self.ridge, self.pooling = number(self.ridge, "ridge"), number(self.pooling, "pooling", above=True)
         self.passes, self.seed = whole(self.passes, "passes", 1), whole(self.seed, "seed", 0)
 
-    def fit(self, embeddings: Sequence[Array], mask: Array) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None) -> Self:
         """Learn from `embeddings` (k of [N, d_m]) where `mask` [N, k] is True. Raises CalmrlError as `PPCA.fit` does."""
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         self._fit(data)
         self.dims = data.dims

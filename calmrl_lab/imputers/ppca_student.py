@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, observe
+from calmrl_lab.data.patterns import Array, Observations
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.imputers._estimator import Modalities
 from calmrl_lab.imputers.base import refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
@@ -58,9 +59,9 @@ class StudentPPCA(PPCA):
             raise CalmrlError("imputer 'ppca-student' cannot choose latent_dim itself", hint="give a number, or use ppca-auto")
         self.passes = whole(self.passes, "passes", 1)
 
-    def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None, iterations: int = 50, start: Any = None) -> Self:
         """`iterations` EM iterations on Gaussian statistics, then `passes` of re-weighting with five more each."""
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         gaussian = Statistics.of(data)
         self._fit_statistics(gaussian, whole(self.latent_dim, "latent_dim", 1), whole(iterations, "iterations", 0), start)
