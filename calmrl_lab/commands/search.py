@@ -167,11 +167,11 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
 def _score_of(facts: dict[str, Any]) -> str:
     """What the scores of the index are."""
     kind, _, modality = facts["scorer"].partition(":")
-    if not facts["weights"]:
+    if not facts["parts"]:
         maker = modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
         return f"cosine with the {maker}"
     words = {"likelihood-ratio": "likelihood ratio (nats)"}
-    parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["weights"].items()]
+    parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["parts"]]
     return f"{' plus '.join(parts)} with what an item shows of {', '.join(facts['modalities'])}"
 
 

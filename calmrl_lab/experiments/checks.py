@@ -10,7 +10,7 @@ import numpy as np
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import known, nearest
+from calmrl_lab.registry import known
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.ensemble import member_configs
 from calmrl_lab.training.requirements import check_settings, item_ranking, make_objective, refuse_unfilled
@@ -61,11 +61,8 @@ def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
         splits = ", ".join(np.unique(store.split))
         raise CalmrlError(f"{path}: store '{scored_on}' has no items in split '{experiment.split}'", hint=f"it has: {splits}")
     label = experiment.probes.label if experiment.probes else None
-    if label is not None and label not in store.labels:
-        raise CalmrlError(
-            f"{path}: probes: store '{scored_on}' has no label '{label}'{nearest(label, list(store.labels))}",
-            hint=f"it has: {', '.join(store.labels)}" if store.labels else "it has no labels",
-        )
+    if label is not None:
+        known(label, list(store.labels), f"{path}: probes: store '{scored_on}' has no label")
 
 
 def _modalities(stores: list[str]) -> tuple[str, ...]:

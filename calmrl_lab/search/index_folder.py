@@ -18,7 +18,7 @@ from calmrl_lab.data.table import Table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.model.alignment_model import AlignmentModel
-from calmrl_lab.model.similarity import weights_of
+from calmrl_lab.model.similarity import weighted_parts
 from calmrl_lab.registry import known
 from calmrl_lab.runs.artifact_folder import file_digest, parquet_bytes
 from calmrl_lab.runs.run import Run
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from calmrl_lab.store import FeatureStore
 
-FORMAT = 2
+FORMAT = 3
 PROBED = 10
 # How often a reader begins again when the folder is replaced under its hands.
 _ATTEMPTS = 5
@@ -236,7 +236,7 @@ def _fill(
             "options": dict(options or {}),
             "scorer": scorer,
             "run_similarity": model.similarity.name,
-            "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
+            "parts": [] if by_cosine else weighted_parts(model.compared_by(family(scorer)).similarity),
             "calibrated": impute_gaps,
             "modalities": list(made.modalities),
             **made.facts,

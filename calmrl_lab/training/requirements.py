@@ -12,7 +12,7 @@ from calmrl_lab.imputers import imputers
 from calmrl_lab.model.item_ranking import ItemRanking
 from calmrl_lab.model.stacked.fit import FROM_FEATURES
 from calmrl_lab.objectives import objectives
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 
 # The heads stay where they start: what they do untrained.
 NO_OBJECTIVE = "none"
@@ -151,8 +151,7 @@ def _check_imputer(config: TrainConfig) -> None:
 
 def _check_data(config: TrainConfig) -> None:
     for store in config.scenarios:
-        if store not in config.mix:
-            raise CalmrlError(f"scenarios names the store '{store}', which is not in the mix{nearest(store, list(config.mix))}")
+        known(store, list(config.mix), "scenarios: the mix has no store")
 
 
 def _says(config: TrainConfig, attribute: str) -> bool:

@@ -43,6 +43,7 @@ from calmrl_lab.training.requirements import (
     refuse_unfilled,
     selected_by,
 )
+from calmrl_lab.training.watch import Validation, Watch
 
 if TYPE_CHECKING:
     pass
@@ -63,8 +64,9 @@ RANKED_ITEMS = 1_000
 class _Session:
     """Everything that moves during one run."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, watch: Watch | None = None) -> None:
         self.config = config
+        self.watch = watch or Watch()
         self.started = time.monotonic()
         check_settings(config)
         self.device = device
@@ -107,8 +109,7 @@ class _Session:
             gate.refuse_unless_possible(self.validation_table.mask, config.risk_level, config.store)
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
-        if self.filler.fills:
-            self._refuse_what_nothing_shows(replay)
+        self._say_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
@@ -149,15 +150,21 @@ class _Session:
             return []
         return [self.data.warm_up]
 
-    def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
-        tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
-        shown = torch.cat([table.mask for table in tables]).any(dim=0)
-        unseen = [name for name, seen in zip(self.train_table.modalities, shown.tolist(), strict=True) if not seen]
-        if unseen:
-            raise CalmrlError(
-                f"modality '{unseen[0]}' is never observed in training (0 of {len(self.train_table)} items under scenario "
-                f"'{self.config.scenario}'), so imputer '{self.config.impute}' cannot know it",
-                hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
+    def _say_what_nothing_shows(self, replay: Sequence[Table]) -> None:
+        """A note for every modality that no item of training shows; CalmrlError where an imputer would have to invent it."""
+        tables = [self.train_table, *([self.data.warm_up] if self.data.warm_up is not None else [])]
+        scenario = f"0 of {len(self.train_table)} items under scenario '{self.config.scenario}'"
+        if self.filler.fills:
+            tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
+            for name in _unseen(tables)[:1]:
+                raise CalmrlError(
+                    f"modality '{name}' is never observed in training ({scenario}), so imputer '{self.config.impute}' cannot know it",
+                    hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
+                )
+        for name in _unseen(tables) if rank() == 0 else []:
+            console.note(
+                f"modality '{name}' is never observed in training ({scenario}): nothing aligns it, and directions from or to it mean nothing; "
+                "leave it out with --modalities, or add a --warm-up store that has it"
             )
 
     def phases(self) -> list[tuple[str, Table]]:
@@ -271,7 +278,9 @@ class _Session:
         self.objective.train()
         line = dict(logged or {"epoch": 0, "phase": phase})
         if rank() == 0:
-            run.append(run.METRICS, json.dumps({**line, "step": self.step, **score}))
+            metrics = {**line, "step": self.step, **score}
+            run.append(run.METRICS, json.dumps(metrics))
+            self.watch.told(Validation(line["epoch"], line["phase"], self.step, metrics, run.path, self.heads))
         if logged is None:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
@@ -473,3 +482,9 @@ def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tu
 def _generator_state(objective: torch.nn.Module) -> Tensor | None:
     generator = getattr(objective, "generator", None)
     return generator.get_state() if generator is not None else None
+
+
+def _unseen(tables: Sequence[Table]) -> list[str]:
+    """Modalities that no item of any of the tables shows."""
+    shown = torch.stack([table.mask.any(dim=0) for table in tables]).any(dim=0).tolist()
+    return [name for name, seen in zip(tables[0].modalities, shown, strict=True) if not seen]

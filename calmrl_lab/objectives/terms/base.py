@@ -142,13 +142,9 @@ def flag(objective: str, option: str, value: bool) -> bool:
     return value
 
 
-def one_of(objective: str, option: str, value: str, known: Sequence[str]) -> str:
-    """`value` if it is among `known`; CalmrlError naming the nearest otherwise."""
-    if value not in known:
-        raise CalmrlError(
-            f"objective '{objective}': {option} '{value}' is unknown{nearest(str(value), list(known))}",
-            hint=f"known: {', '.join(known)}",
-        )
+def one_of(objective: str, option: str, value: str, values: Sequence[str]) -> str:
+    """`value` if it is among `values`; CalmrlError naming the nearest otherwise."""
+    known(str(value), values, f"objective '{objective}': unknown {option}")
     return value
 
 

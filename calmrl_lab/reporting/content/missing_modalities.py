@@ -97,11 +97,11 @@ def _distinct(found: Sequence[Shown], values: Callable[[Sequence[Shown]], list[f
     lines: dict[tuple[str, str, str, bool], list[Shown]] = {}
     for one in found:
         lines.setdefault((one.method.name, one.side, one.scorer, one.calibrated), []).append(one)
-    repeated = {
-        key
-        for key, own in lines.items()
-        if key[3] and (*key[:3], False) in lines and values(own) == values(lines[*key[:3], False])
-    }
+    repeated = set()
+    for (method, side, scorer, calibrated), own in lines.items():
+        as_observed = lines.get((method, side, scorer, False))
+        if calibrated and as_observed is not None and values(own) == values(as_observed):
+            repeated.add((method, side, scorer, calibrated))
     return [one for one in found if (one.method.name, one.side, one.scorer, one.calibrated) not in repeated]
 
 
