@@ -19,7 +19,7 @@ BlockScore = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"]], Float[Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """How every query did, [Q] int64 each.
+    """Ranks of every query, [Q] int64 each.
 
     `greater`: candidates scored strictly above the query's best positive; `equal`: other candidates with exactly its score that are no
     positives; `best_positives`: positives with that score; `positives`: positives in the gallery; `candidates`: gallery size. A query

@@ -18,7 +18,7 @@ from calmrl_lab.imputers.base import Imputer, indexed
 @imputers.register("mean")
 @dataclass(eq=False)
 class Mean(Imputer):
-    """The mean of the observed rows of a modality: knows nothing of the item, and is the bar every other imputer has to clear.
+    """The mean of the observed rows of a modality: the same for every item, and the baseline for every other imputer.
 
     `predicted_error` is the variance of the modality (sum over coordinates).
 

@@ -18,7 +18,7 @@ from calmrl_lab.imputers.base import Imputer, indexed, whole
 @imputers.register("random")
 @dataclass(eq=False)
 class RandomRow(Imputer):
-    """A row of the training data drawn at random: looks like the modality, says nothing about the item.
+    """A row of the training data drawn at random: plausible for the modality, unrelated to the item.
 
     seed: every call draws afresh from this seed, so the same call gives the same rows.
 

@@ -18,7 +18,7 @@ from calmrl_lab.imputers.base import Imputer
 @imputers.register("zero")
 @dataclass(eq=False)
 class Zero(Imputer):
-    """All zeros: a control, not advice. A zero vector has no direction, so cosine scores and anchors ignore it at best.
+    """All zeros, as a control only: a zero vector has no direction, so cosines and anchors ignore it at best.
 
     >>> import numpy as np
     >>> from calmrl_lab.imputers import Zero
