@@ -9,7 +9,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 EXAMPLE, README = HERE / "example", HERE.parent / "README.md"
 # What is kept: a page that shows everything, the figures that pages of the manual show, the tables in all forms.
-KEPT = ("index.html", "figures/overview.svg", "figures/differences.svg", "figures/fig[345]_*.svg", "tables/summary.*", "tables/recall.*", "tables/imputation_mse.*")
+KEPT = (
+    "index.html",
+    "figures/overview.svg",
+    "figures/differences.svg",
+    "figures/fig[345]_*.svg",
+    "tables/summary.*",
+    "tables/recall.*",
+    "tables/imputation_mse.*",
+)
 MARKS = ("<!-- table of the demo: begin -->", "<!-- table of the demo: end -->")
 
 
