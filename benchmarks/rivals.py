@@ -38,6 +38,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore
 
 PATTERNS = ("25%", "50%", "75%", "blocks")
@@ -112,7 +113,7 @@ def compare(
     results.mkdir(parents=True, exist_ok=True)
     pieces = list(itertools.product(stores, range(seeds), patterns, names))
     data: dict[str, Data] = {}
-    with console.progress("imputing", len(pieces)) as ticker:
+    with progress("imputing", len(pieces), "pieces") as ticker:
         for store, seed, pattern, name in pieces:
             label = Path(store.partition(":")[0]).stem
             path = results / f"{label}-{pattern.rstrip('%')}-{seed}-{name.replace(':', '_')}.parquet"

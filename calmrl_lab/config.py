@@ -44,7 +44,12 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides what `train-heads` does; with the store's digest it decides the result."""
+    """Everything that decides what `train-heads` does; with the store's digest it decides the result.
+
+    >>> from calmrl_lab.config import TrainConfig
+    >>> TrainConfig(store="stores/openmoji.zarr", objective="clip", epochs=5).epochs
+    5
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -17,7 +17,9 @@ from feature_extractors.protocols import Encoder
 
 @dataclass(frozen=True)
 class Equipment:
-    """Small and picklable. `kinds` maps encoder names to classes, so that workers need no registry to find them.
+    """Encoders of a request with their device, options, weights and media; small and picklable.
+
+    `kinds` maps encoder names to classes, so that workers need no registry to find them.
 
     `choice`: modality -> encoder name. `options`: modality -> options of its encoder. `media`: the folder that files must lie in
     (None: anywhere); `followed`: folders that links in it may lead to.

@@ -69,7 +69,7 @@ def evaluate(
     if rerank is None:
         console.emit(table.to_dict("records"), as_json, lambda: _print(scored))
     else:
-        from calmrl_lab.evaluation.rerank import rerank_run, rerank_table
+        from calmrl_lab.evaluation.reranking.rerank import rerank_run, rerank_table
 
         again = rerank_table(rerank_run(run, match, rerank, split, first_stage, device))
         payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}

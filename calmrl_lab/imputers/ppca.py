@@ -48,6 +48,15 @@ class PPCA(Imputer):
     After `fit`, as float64 NumPy: `weights` (k of [d_m, q]), `means` (k of [d_m]), `noise` [k] (variances s_m^2), and
     `log_likelihoods`: the total log-likelihood (nats) of the observed entries under the parameters that enter each iteration,
     and last of the final ones.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import PPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = PPCA(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca"

@@ -59,6 +59,15 @@ class AutoPPCA(PPCA):
     hold what the gaps of training ask for, and what new items may ask for besides (256 targets at most). What is not among them goes
     by the largest part of what it shows that is; where no item can check a target (modalities never seen together), by the
     modality's other targets.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import AutoPPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = AutoPPCA().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-auto"

@@ -35,6 +35,15 @@ class PPCAGradient(PPCA):
 
     latent_dim: q, a number. steps, learning_rate, batch_size: of Adam; they are not published, these are ours. seed: of the start (W drawn from
     N(0, 0.02^2), mean 0, variance 1, each modality about its mean in units of its standard deviation) and of the batches.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import PPCAGradient
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = PPCAGradient(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-gradient"

@@ -32,6 +32,15 @@ class MixturePPCA(Imputer):
 
     components: how many. latent_dim: q of each. ridge: pseudo-items of the prior on W in each. pooling: weight of all items in
     every component, as a share of its own. passes: over the rows. seed: of k-means.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import MixturePPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = MixturePPCA(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-mixture"

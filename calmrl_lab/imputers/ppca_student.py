@@ -36,6 +36,15 @@ class StudentPPCA(PPCA):
 
     passes: of re-weighting. latent_dim, shared_noise, ridge: as in PPCA. After `fit`: `degrees` (nu), and `log_likelihoods`
     under the t model, one per pass.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import StudentPPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = StudentPPCA(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-student"

@@ -88,6 +88,15 @@ class AlignmentModel:
     `similarity` is how pairs are compared unless something else is asked for (`compared_by`); `alternatives` are other ways that are
     possible beside it, its parts and the cosine. `imputer` and `objective` are what training fitted, if it did. `source` names the model in
     messages.
+
+    >>> import numpy as np
+    >>> from calmrl_lab import FeatureStore, train_heads
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 60, 8))
+    >>> store = FeatureStore.from_arrays({"vision": vision, "text": text})
+    >>> run = train_heads(store, "clip", epochs=1, dim=4, device="cpu", run="runs/first")
+    >>> model = run.model()
+    >>> sorted(model.dims)
+    ['text', 'vision']
     """
 
     dims: Mapping[str, int]

@@ -37,6 +37,14 @@ class GatedSymile(Objective):
     their own item. Released: temperature 0.07, learned; a NULL option by which a gate trusts nothing; a small share of the gated embedding at the start
     (0.25 %). Negatives are drawn at random, 128 as released.
     Mask: gates and products are over what item i shows; a candidate shows t. Items that show one modality take no part (`skipped`).
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import GatedSymile
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = GatedSymile(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "gated-symile"

@@ -42,7 +42,7 @@ _ATTEMPTS = 5
 
 
 class IndexFolder(Run):
-    """The folder of an index: the names of its files. gallery.json, written last, vouches for all others."""
+    """The folder of an index: the names of its files. gallery.json, written last, carries the digests of all others."""
 
     kind: ClassVar[str] = "index"
     GALLERY: ClassVar[str] = "gallery.json"
@@ -84,7 +84,7 @@ class IndexFolder(Run):
             return True
 
     def seal(self, facts: Mapping[str, Any]) -> None:
-        """Write gallery.json, which vouches for all that was written before."""
+        """Write gallery.json, with the digests of all that was written before."""
         found = sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
         self.write_record(self.GALLERY, {**facts, "files": {name: file_digest(self.path / name) for name in found}})
 

@@ -47,7 +47,13 @@ def train_heads(
     training, which can be resumed. `progress` shows on standard error how far it is.
     Raises CalmrlError for a request that makes no sense, before anything is written.
 
-    >>> run = train_heads("stores/openmoji.zarr", "calmrl", scenario="pairs:0.25", seed=0)  # doctest: +SKIP
+    >>> import numpy as np
+    >>> from calmrl_lab import FeatureStore, train_heads
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 60, 8))
+    >>> store = FeatureStore.from_arrays({"vision": vision, "text": text})
+    >>> run = train_heads(store, "clip", epochs=1, dim=4, device="cpu", run="runs/first")
+    >>> run.summary["epochs"]
+    1
     """
     values: dict[str, Any] = {"store": str(getattr(store, "path", store)), "method": method, **settings}
     if imputer is not None:

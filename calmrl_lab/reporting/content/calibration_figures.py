@@ -76,7 +76,7 @@ def _mean_over_coordinates(found: Imputations) -> str:
 
 
 def reliability(found: Imputations) -> Figure | None:
-    """Whether an imputer knows how wrong it is: expected against made error, a mark per modality and pattern; None without expectations."""
+    """Predicted against real error of imputers, a mark per modality and pattern; None if no imputer predicts errors."""
     pairs = found.expected
     if not pairs:
         return None

@@ -30,7 +30,7 @@ _SIDES = {"gallery": "missing in the gallery", "query": "missing in the query"}
 
 @dataclass(frozen=True)
 class Point:
-    """Recall@1 of one method under one scenario, averaged over the modalities that ask (or are asked for)."""
+    """Recall@1 of one method under one scenario, averaged over the query modalities (or the gallery modalities)."""
 
     method: Method
     side: str
@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Gain:
-    """All modalities of an item together minus the best single one, nothing hidden, averaged over the modalities that ask; p corrected over
+    """All modalities of an item together minus the best single one, nothing hidden, averaged over the query modalities; p corrected over
     all gains of the report."""
 
     method: Method
