@@ -42,9 +42,14 @@ def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, A
     name = next(iter(known)) if data is None else data
     if name not in known:
         raise CalmrlError(f"{path} has no data '{name}'{nearest(name, list(known))}", hint=f"it has: {', '.join(known)}")
-    variant = build(Variant, known[name] or {}, f"{path}: data '{name}'")
-    methods = [method for method in values.get("methods", []) if method.get("name") not in variant.leave_out]
-    names = [method.get("name") for method in values.get("methods", [])]
+    asked = {} if known[name] is None else known[name]
+    if not isinstance(asked, dict):
+        raise CalmrlError(f"{path}: data '{name}' holds a {type(asked).__name__}, expected keys with values")
+    if not isinstance(values.get("methods"), list) or not all(isinstance(method, dict) for method in values["methods"]):
+        raise CalmrlError(f"{path}: methods: expected a list of methods, each with keys and values")
+    variant = build(Variant, asked, f"{path}: data '{name}'")
+    methods = [method for method in values["methods"] if method.get("name") not in variant.leave_out]
+    names = [method.get("name") for method in values["methods"]]
     for other in (*variant.methods, *variant.leave_out):
         if other not in names:
             raise CalmrlError(
