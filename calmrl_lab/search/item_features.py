@@ -49,5 +49,5 @@ class ItemFeatures:
         place = self._places[item]
         start, stop = (int(edge) for edge in source.offsets(modality)[place : place + 2])
         if start == stop:
-            raise CalmrlError(f"item '{item}' has no {modality}", hint="ask with another modality of it: --modality")
+            raise CalmrlError(f"item '{item}' has no {modality}", hint="choose another modality of it: --modality")
         return source.feature_range(modality, start, stop)
