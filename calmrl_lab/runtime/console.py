@@ -60,14 +60,15 @@ class _PlainTicker:
         self.started = time.monotonic()
         self.speaks_at = self.started + 2.0
 
-    def advance(self, count: int = 1, detail: str = "") -> None:
+    def advance(self, count: int = 1, detail: str = "", left: float | None = None) -> None:
         self.done += count
         now = time.monotonic()
         if self.done >= self.total or now >= self.speaks_at:
             self.speaks_at = now + 10.0
             elapsed = max(now - self.started, 1e-9)
             rate = self.done / elapsed
-            left = (self.total - self.done) / rate if rate else 0.0
+            if left is None:
+                left = (self.total - self.done) / rate if rate else 0.0
             tail = f"  {detail}" if detail else ""
             note(f"{self.label}: {self.done}/{self.total}  {rate:.1f}/s  {elapsed:.0f} s, {left:.0f} s left{tail}")
 
@@ -76,7 +77,8 @@ class _RichTicker:
     def __init__(self, progress: Any, task: Any) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self, count: int = 1, detail: str = "") -> None:
+    def advance(self, count: int = 1, detail: str = "", left: float | None = None) -> None:
+        detail = detail or (f"{left:.0f} s left" if left is not None else "")
         self._progress.update(self._task, advance=count, detail=detail)
 
 
@@ -84,7 +86,7 @@ class _RichTicker:
 def progress(label: str, total: int) -> Iterator[_PlainTicker | _RichTicker]:
     """A progress display with rate and time left; plain lines when standard error is not a terminal.
 
-    The yielded object has `advance(count=1, detail="")`.
+    The yielded object has `advance(count=1, detail="", left=None)`; `left` are the seconds that are left, if the caller knows better than the rate.
     """
     if not err.is_terminal:
         yield _PlainTicker(label, total)
