@@ -6,14 +6,15 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 READY  := $(VENV)/.ready
 # The index search of FAISS comes in two builds of one module; only one may be installed.
 FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-# One BLAS thread a process: the processes are the parallelism, and results do not depend on the thread count.
+# One BLAS thread per process: the processes are the parallelism, and results do not depend on the thread count.
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup demo test test-slow test-reference lint format bench clean
+.PHONY: help setup demo test test-slow test-reference docs lint format bench clean
 
 help:
 	@echo "make demo       extract the emoji, train and compare the methods, write reports/demo/index.html"
 	@echo "make test       the fast test suite (make test-slow: the long tests; make test-reference: VAST's encoders against other libraries)"
+	@echo "make docs       the manual as a site in site/ (fails at a dead link or a reference to nothing)"
 	@echo "make lint       ruff, mypy and the layers of the packages"
 	@echo "make setup      only the virtual environment $(VENV)"
 	@echo "make clean      remove everything made here but the virtual environment"
@@ -43,7 +44,7 @@ test: $(READY)
 	@echo "all results are above; the package is installed in $(VENV)"
 
 $(READY)-slow: $(READY)
-	@$(PIP) -c constraints.txt -e '.[$(FAISS),demo,media,test,ray,tracking]'
+	@$(PIP) -c constraints.txt -e '.[$(FAISS),demo,media,test,ray,tracking,browser]'
 	@touch $(READY)-slow
 
 test-slow: $(READY)-slow
@@ -57,6 +58,14 @@ build/reference/.ready: tests/vast/reference.txt | $(READY)
 
 test-reference: $(READY) build/reference/.ready
 	@$(SINGLE) PYTHONPATH=build/reference $(BIN)/python -m pytest -rs tests/vast/test_third_party.py
+
+$(READY)-docs: $(READY)
+	@$(PIP) -c constraints.txt -e '.[docs]'
+	@touch $(READY)-docs
+
+docs: $(READY)-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open site/index.html"
 
 lint: $(READY)
 	@$(BIN)/ruff check .
@@ -72,4 +81,4 @@ bench: $(READY)
 	@$(SINGLE) $(BIN)/calmrl-lab bench
 
 clean:
-	rm -rf runs stores reports/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf runs stores reports/demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

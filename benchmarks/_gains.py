@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from calmrl_lab.evaluation.significance import Interval
 from calmrl_lab.reporting.content.main_tables import signed, span
 from calmrl_lab.reporting.output.axes import dot, legend, name_rows
 from calmrl_lab.reporting.output.drawing import INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.output.palette import BLACK, BLUE, GREEN, OCHRE, PURPLE, VERMILLION, WINE
-from calmrl_lab.reporting.results.estimates import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ _SHOWN = {
 
 
 def gains(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Rows are `tables` by their name (summary.csv of a report against CLIP), one mark a method."""
+    """Rows are `tables` by their name (summary.csv of a report against CLIP), one mark per method."""
     names = list(tables)
 
     def draw(narrow: bool) -> Drawing:
@@ -58,6 +58,6 @@ def _in_words(table: pd.DataFrame) -> str:
     return ", ".join(f"{label} {signed(_gain(table, label).value)}" for label in present)
 
 
-def _gain(table: pd.DataFrame, label: str) -> Estimate:
+def _gain(table: pd.DataFrame, label: str) -> Interval:
     row = table[table["method"] == label].iloc[0]
-    return Estimate(float(row["delta_clip"]), float(row["delta_clip_low"]), float(row["delta_clip_high"]))
+    return Interval(float(row["delta_clip"]), float(row["delta_clip_low"]), float(row["delta_clip_high"]))

@@ -46,7 +46,7 @@ def squared_parallelograms(queries: Tensor, items: Tensor) -> Tensor:
 
 
 class Items(Dataset):
-    """k feature rows an item, fetched one item at a time."""
+    """k feature rows per item, fetched one item at a time."""
 
     def __init__(self, features: list[Tensor]) -> None:
         self.features = features

@@ -1,4 +1,4 @@
-"""Errors of imputers, a row an entry, to the tables of docs/imputation.md: with intervals over groups of items and drawings."""
+"""Errors of imputers, a row per entry, to the tables of docs/imputation.md: with intervals over groups of items and drawings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from calmrl_lab.completion.reliability import Reliability, reliability
-from calmrl_lab.reporting.content.reliability_figure import promises
+from calmrl_lab.reporting.content.reliability_figure import reliability_figure
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
 
@@ -114,7 +114,7 @@ def _reliabilities(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def reliabilities(frame: pd.DataFrame) -> dict[tuple[str, str], Reliability]:
-    """Entries in five bins of predicted error a store and imputer, both errors over the modality's mean-imputation error, so that
+    """Entries in five bins of predicted error per store and imputer, both errors over the modality's mean-imputation error, so that
     modalities can share a bin."""
     result = {}
     for (store, name), own in frame.groupby(["store", "imputer"], sort=False):
@@ -131,7 +131,7 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     for store in dict.fromkeys(store for store, _ in found):
         shown = {name: found[store, name] for name in (DEFAULT, PLAIN) if (store, name) in found}
         if shown:
-            figure = promises(shown, f"predicted-error-{store}")
+            figure = reliability_figure(shown, f"predicted-error-{store}")
             write_atomically(folder / f"{figure.name}.svg", figure.svg().encode())
 
 

@@ -72,7 +72,7 @@ def measured(run: Run) -> dict[str, Any]:
     parts = [_under(imputer, truth, pattern.expand(len(truth), -1)) for pattern in patterns]
 
     def everywhere(name: str) -> np.ndarray:
-        """Mean over patterns of what was found, a value an item."""
+        """Mean over patterns of what was found, a value per item."""
         return np.stack([part[name].double().numpy() for part in parts], axis=1) @ shares
 
     def mean(name: str) -> dict[str, float]:
@@ -120,7 +120,7 @@ def _shown(run: Run) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
 
 
 def _under(imputer: PPCA, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Everything about the items of `truth` [n, k, d] shown under `mask` [n, k], a value an item."""
+    """Everything about the items of `truth` [n, k, d] shown under `mask` [n, k], a value per item."""
     complete, generator = torch.ones_like(mask), torch.Generator().manual_seed(0)
     filled = torch.stack([torch.as_tensor(part) for part in imputer.impute(list(truth.unbind(1)), mask)], dim=1)
     terms = bounds.shift_terms(truth, complete, mask)
@@ -188,7 +188,7 @@ def _estimate(value: dict[str, float]) -> str:
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
-    """Both tables and a sentence a run."""
+    """Both tables and a sentence per run."""
     lines: list[str] = []
     for headings, rows in ((_ANCHOR_HEADINGS, _anchor_rows(found)), (_BOUND_HEADINGS, _bound_rows(found))):
         lines += ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]

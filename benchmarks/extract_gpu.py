@@ -46,10 +46,10 @@ from feature_extractors.shards.shard import Part
 from feature_extractors.workers.prepare import attempt
 
 MEASURED = """measured here on a GPU:
-  frames, slices and captions a second of the three encoders, in fp32 and bf16 (estimated for an H100 in bf16: 655 frames/s)
+  frames, slices and captions per second of the three encoders, in fp32 and bf16 (estimated for an H100 in bf16: 655 frames/s)
   cosine between bf16 and fp32 features of each modality (at least 0.999 is wanted), and between the GPU's and the CPU's
   device memory at its highest, and the batch that is left after running out of memory
-  matching: pairs a second with keys and values cached once a clip, 2382 condition tokens
+  matching: pairs per second with keys and values cached once per clip, 2382 condition tokens
   a whole extraction: who waited for whom, and whether one that was killed goes on to the same bytes"""
 TARGET = 0.999
 UNITS = {"vision": "frames", "audio": "slices", "caption": "captions"}
@@ -140,7 +140,7 @@ class Bench:
         return [there[number % len(there)] for number in range(count)]
 
     def modality(self, modality: str) -> dict[str, Any]:
-        """Rows a second and agreement of the two precisions."""
+        """Rows per second and agreement of the two precisions."""
         batch = self.prepared(modality, self.scale.batch * (1 if modality == "vision" else 8))
         count = sum(map(len, batch)) if modality != "caption" else len(batch)
         found: dict[str, Any] = {"rows": count}
@@ -223,7 +223,7 @@ class Bench:
         return found | compared(whole, broken)
 
     def steady(self, parts: Sequence[Part]) -> dict[str, float]:
-        """What a long extraction would do: frames a second of the model alone and with waiting, and who waited."""
+        """What a long extraction would do: frames per second of the model alone and with waiting, and who waited."""
         spent = {kind: sum(part.seconds[f"{kind} vision"] for part in parts) for kind in ("encode", "wait", "prepare")}
         frames = sum(len(part.rows["vision"]) for part in parts) * self.encoder("vision", "bf16", "cpu").settings()["frames"]
         everything = {
@@ -274,7 +274,7 @@ class Bench:
         return found
 
     def batches(self) -> dict[str, Any]:
-        """Frames a second in bf16 by the number of frames that go through the model at once."""
+        """Frames per second in bf16 by the number of frames that go through the model at once."""
         batch = self.prepared("vision", self.scale.batch)
         made = self.encoder("vision", "bf16")
         found = {}

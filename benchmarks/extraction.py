@@ -1,4 +1,4 @@
-"""Reading clips: frames, and clips a second on one core, against a loop that decodes everything; and what a small extraction waits for.
+"""Reading clips: frames, and clips per second on one core, against a loop that decodes everything; and what a small extraction waits for.
 
     calmrl-lab bench extraction                synthesised clips of 300 frames, 640 x 360 (about two minutes)
     calmrl-lab bench extraction --quick        60 frames, 160 x 90, in seconds
@@ -128,9 +128,9 @@ def reading(path: Path, repeats: int) -> dict[str, float]:
     mine, theirs = (statistics.median(times[who]) for who in ("ours", "plain"))
     return {
         "frames": count,
-        "clips a second": 1 / mine,
-        "frames a second, passed over": count / mine,
-        "plain clips a second": 1 / theirs,
+        "clips per second": 1 / mine,
+        "frames per second, passed over": count / mine,
+        "plain clips per second": 1 / theirs,
         "plain / ours": statistics.median(b / a for a, b in zip(times["ours"], times["plain"], strict=True)),
     }
 
@@ -162,7 +162,7 @@ def whole(folder: Path, clips: Sequence[Path], items: int) -> dict[str, Any]:
         )
     except CalmrlError as error:
         return {"not measured": error.message}
-    return {"items": done.items, "items a second": done.items_per_second, "busy seconds": done.busy, "waited": done.waited}
+    return {"items": done.items, "items per second": done.items_per_second, "busy seconds": done.busy, "waited": done.waited}
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -179,7 +179,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table(
         box=None, pad_edge=False, title=f"{result['wanted frames']} frames of each clip, one core", title_justify="left"
     )
-    heads = ("clip", "frames", "clips a second", "frames a second, passed over", "plain / ours")
+    heads = ("clip", "frames", "clips per second", "frames per second, passed over", "plain / ours")
     for heading in heads:
         table.add_column(heading, justify="left" if heading == "clip" else "right")
     for name, row in result["clips"].items():
@@ -193,7 +193,7 @@ def show(result: dict[str, Any]) -> None:
     spent = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in whole_run["busy seconds"].items())
     waited = whole_run["waited"]
     console.out.print(
-        f"whole extraction, one worker: {whole_run['items a second']:.1f} clips a second ({spent})"
+        f"whole extraction, one worker: {whole_run['items per second']:.1f} clips per second ({spent})"
         + (f", the encoder waited {waited:.0%} of its time" if waited is not None else ""),
         soft_wrap=True,
     )

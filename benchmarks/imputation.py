@@ -270,7 +270,7 @@ def evaluations(size: Size, large: bool) -> list[dict[str, Any]]:
         near = [turn + 1 for turn, value in enumerate(path) if value / n > best - 0.1]
         note = "" if near else f"not within {len(path)}"
         target = "<= 10" if "pairwise" in name else ""
-        result.append(line(f"evaluations to 0.1 nat an item, {name}", float(near[0]) if near else None, target, note))
+        result.append(line(f"evaluations to 0.1 nat per item, {name}", float(near[0]) if near else None, target, note))
     return result
 
 
@@ -306,9 +306,9 @@ def imputation(size: Size, large: bool) -> list[dict[str, Any]]:
     patterns = observe(values, mask).patterns()
     seconds = timed({"ours": lambda: fitted.impute(values, mask), "items": item_by_item, "bare": bare}, size.repeats)
     return [
-        line("rows imputed a second", n / statistics.median(seconds["ours"]), ""),
+        line("rows imputed per second", n / statistics.median(seconds["ours"]), ""),
         line(
-            "times faster than a solve an item",
+            "times faster than a solve per item",
             ratio(seconds, "items", "ours") * n / some.stop,
             ">= 25",
             f"100 items scaled to {n:,}",

@@ -85,7 +85,7 @@ def settings(record: dict[str, Any], folder: Path) -> str:
     """What validation chose for each method, among how many candidates, and the mean seconds of a run."""
     from calmrl_lab.runs.run import Run
 
-    lines = ["| method | chosen on validation | candidates | seconds a run |", "| --- | --- | ---: | ---: |"]
+    lines = ["| method | chosen on validation | candidates | seconds per run |", "| --- | --- | ---: | ---: |"]
     for method in record["methods"]:
         tuned = method["tuning"]
         varied = sorted({key for row in tuned for key in _flat(row["settings"]) if _differs(tuned, key)})

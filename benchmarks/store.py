@@ -153,8 +153,8 @@ def first_batch(path: Path) -> dict[str, float]:
     return {
         "open seconds": opened,
         "first batch seconds": first,
-        "items a second, checking": rates[0],
-        "items a second": rates[1],
+        "items per second, checking": rates[0],
+        "items per second": rates[1],
         "memory GB": memory / 1e9,
     }
 
@@ -215,7 +215,7 @@ def show(result: dict[str, Any]) -> None:
         found = result["large"]
         console.out.print(
             f"{found['items']} items x 4: written in {found['write seconds']:.0f} s, opened in {found['open seconds']:.2f} s, "
-            f"{found['items a second']:.0f} items/s streamed ({found['items a second, checking']:.0f} while checking checksums)"
+            f"{found['items per second']:.0f} items/s streamed ({found['items per second, checking']:.0f} while checking checksums)"
         )
         for name, target in found["targets"].items():
             verdict(name, found[name], f"< {target:g}", found[name] < target)

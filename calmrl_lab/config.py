@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
     split_seed: int | None = Field(
         None, ge=0, lt=2**63, description="re-draw the 60/15/25 split by group with this seed; default: the store's own"
     )
-    head: Literal["linear", "mlp"] = Field("linear", description="projection head, one a modality")
+    head: Literal["linear", "mlp"] = Field("linear", description="projection head, one per modality")
     init: Literal["auto", "random", "stored", "ppca", "identity"] = Field(
         "auto",
         description="start of the heads: the store's own projection weights (stored), random, PPCA of the features in closed form (ppca), the features as they are (identity), or "
@@ -112,7 +112,7 @@ class TrainConfig(BaseModel):
         description="dimension of the common space (512 for VAST; the stored heads decide when they are used)",
     )
     epochs: int = Field(40, ge=0, le=MOST, description="passes over the training items")
-    batch_size: int = Field(256, ge=2, le=MOST, description="items a step, of all processes together")
+    batch_size: int = Field(256, ge=2, le=MOST, description="items per step, of all processes together")
     batching: Literal["mixed", "pattern"] = Field(
         "mixed", description="batches of all items, or of items that show the same modalities"
     )
@@ -159,10 +159,13 @@ class TrainConfig(BaseModel):
         0.05,
         gt=0,
         lt=1,
-        description="largest share of items with gaps that calibration may harm under risk_control (conformal risk control)",
+        description="largest share of items with gaps that calibration may harm under risk_control, with probability 0.9 over the held-out items",
     )
     patience: int = Field(10, ge=1, le=MOST, description="epochs without a better validation score before training stops")
     checkpoint_every: int = Field(10, ge=1, le=MOST, description="epochs between two checkpoints")
+    keep_state: bool = Field(
+        False, description="keep the last checkpoint (state.pt) of a finished run, which nothing needs any more"
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, ... or auto")
 
     @field_validator("objective_options", "impute_options", "init_options", "members")

@@ -37,7 +37,7 @@ def known(name: str, names: Sequence[str], what: str, hint: str | None = None) -
 class Registry:
     """A dictionary from name to plug-in, filled when it is first asked.
 
-    Every module directly inside `package` is imported then (one file a plug-in, no list to edit), and so is every entry point
+    Every module directly inside `package` is imported then (one file per plug-in, no list to edit), and so is every entry point
     of `group` (default: the package's own name), so that other packages can add theirs. A plug-in of another package that
     fails to import is kept as an error that shows when, and only when, its name is asked for.
     """

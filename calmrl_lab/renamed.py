@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, str]] = {
 # Settings of a run, as configuration files, `--set` and Python name them.
 SETTINGS = {"score": "similarity", "gate": "risk_control", "gate_level": "risk_level"}
 # Values of settings, and names of plug-ins.
-VALUES = {"overlap": "likelihood-ratio", "both": "sum"}
+VALUES = {"overlap": "likelihood-ratio", "both": "sum", "likelihood": "imputer-likelihood"}
 
 
 def hint(name: str, names: dict[str, str]) -> str | None:

@@ -1,1 +1,1 @@
-"""Stage 1: media to features. Frozen encoders run once; what they say is cached in a feature store."""
+"""Stage 1, media to features: frozen encoders run once, and their outputs are kept in a feature store."""

@@ -1,4 +1,4 @@
-"""What an extraction would read: items, splits, captions an item, files that are missing; without decoding a medium or loading an encoder."""
+"""A dry run of extraction: items, splits, captions per item and missing files, without decoding a medium or loading an encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dry_run(
     """What `extract` would read of a dataset, in the words of its arguments.
 
     Returns `dataset`, `items`, `splits` {name: items}, `groups`, and a record for each modality: its encoder (None without a preset), the items
-    that have it, its rows, rows an item (least, mean, most), files that are there, missing and empty, and the first that are missing. `without`: modalities of the dataset's first preset that no item has.
+    that have it, its rows, rows per item (least, mean, most), files that are there, missing and empty, and the first that are missing. `without`: modalities of the dataset's first preset that no item has.
     Raises CalmrlError for names, options and tables that make no sense.
     """
     source = datasets.get(dataset)

@@ -1,4 +1,4 @@
-"""What a worker needs to encode any block: which encoders, on what device, with which weights and media."""
+"""Encoders as a worker sets them up: their names, device, options, weights and media."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Equipment:
         return self.kinds[self.choice[modality]](device=self.device, weights=self.weights, **self.options.get(modality, {}))
 
     def encoders(self) -> dict[str, Encoder]:
-        """An encoder a modality; modalities that want the same one share it."""
+        """An encoder per modality; modalities that want the same one share it."""
         made: dict[str, Encoder] = {}
         for modality in self.choice:
             twin = next((other for other in made if self._alike(modality, other)), None)

@@ -1,4 +1,4 @@
-"""The pipeline of stage 1: a manifest to blocks, blocks to parts, parts to a store; resumes where it stopped."""
+"""The pipeline of extraction: a manifest is divided into blocks, blocks become parts, and parts a store; it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.registry import nearest
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take, recover
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.runtime.ray_cluster import check_cluster
 from calmrl_lab.runtime.signals import stopping_gently
 from calmrl_lab.store import FeatureStore, Reason, offsets_of, write_store
@@ -31,7 +32,7 @@ from feature_extractors.encoder_setup import EncoderFacts, Equipment, facts
 from feature_extractors.forecast import Forecast, Spent
 from feature_extractors.protocols import Manifest
 from feature_extractors.request import PRESET, resolve_request
-from feature_extractors.shards.folder import PART_FORMAT, Ledger, Plan, held, parts_folder
+from feature_extractors.shards.folder import PART_FORMAT, PartsFolder, Plan, locked_parts, parts_folder
 from feature_extractors.shards.join import Joined, count_codes, join, survives_float16, tally
 from feature_extractors.workers.encode_block import Block, media_of
 from feature_extractors.workers.local_pool import WorkerConfig, run_local
@@ -128,7 +129,7 @@ def extract(
     workers, restarts or machines (all but provenance.json).
 
     preset: a preset of the dataset (default: its first), or `modality=encoder,modality=encoder`. media, weights: folders for the
-    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one a core (on a GPU: processes that
+    dataset and the encoders; files outside `media` are refused. workers: worker processes, default one per core (on a GPU: processes that
     read media for it). engine: `local`, or `ray` for tasks on a cluster. options: of the dataset. encoder_options: modality -> options of its encoder (`{"vision": {"precision": "bf16"}}`). timeout: seconds that reading one medium
     may take. overwrite: replace an existing store, when the new one is complete. retry_failed: the store exists; only what failed in it
     is tried again. precision: `fp32` or `bf16`, for all encoders that have this option (`encoder_options` win).
@@ -152,8 +153,8 @@ def extract(
         assert old is not None
         pairs = _retried(old, manifest, known)
         if parts_folder(out).exists():
-            with held(out) as ledger:
-                retrying.tidy(ledger, old)
+            with locked_parts(out) as finished:
+                retrying.clean_up(finished, old)
         if not pairs:
             console.note(f"nothing failed in '{out}'")
             return _summary(old, [], time.monotonic() - started, 0, {})
@@ -165,18 +166,18 @@ def extract(
         out, manifest, equipment, known, plan, _worker_config(workers, devices, timeout), engine, block_size, request.preset
     )
     planning.smoke_check(manifest, known)
-    with held(out) as ledger:
+    with locked_parts(out) as finished:
         if os.path.lexists(out) and not overwrite and not retry_failed:
-            return _finished_before(job, ledger, started)
-        ledger.adopt(plan)
-        joined, resumed = _encode(job, ledger)
+            return _finished_before(job, finished, started)
+        finished.claim(plan)
+        joined, resumed = _encode(job, finished)
         if retry_failed:
             assert old is not None
             left_out = _complete(job, old, joined, pairs, started)
         else:
             left_out = _write(job, joined, started, overwrite)
         done = _summary(FeatureStore.open(out), left_out, time.monotonic() - started, resumed, joined.seconds)
-        ledger.remove()
+        finished.remove()
     if done.failed_media > max_failures * done.media:
         raise WorkFailedError(
             f"{done.failed_media} of {done.media} media failed, more than the limit of {max_failures:.0%} ({_listed(done.failed)}); the store "
@@ -244,22 +245,22 @@ def _worker_config(workers: int | None, devices: Sequence[str], timeout: float) 
     return WorkerConfig(tuple(devices) * (workers or cores), 1, timeout, ahead=False)
 
 
-def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
+def _encode(job: _Job, finished: PartsFolder) -> tuple[Joined, int]:
     """All parts, joined; and how many of them were there already."""
     blocks = job.blocks()
-    todo = [block for block in blocks if not ledger.part(block.number).exists()]
+    todo = [block for block in blocks if not finished.part(block.number).exists()]
     resumed = len(blocks) - len(todo)
-    paths = [ledger.part(block.number) for block in blocks]
+    paths = [finished.part(block.number) for block in blocks]
     for _ in range(_ROUNDS):
         with stopping_gently("the blocks under way") as stop:
-            _run(job, ledger, todo, resumed, stop)
+            _run(job, finished, todo, resumed, stop)
         joined = join(paths, job.manifest.modalities)
         if not joined.damaged:
             return joined, resumed
         # A disk may lose what was flushed to it: such parts are made again.
         todo = [blocks[number] for number in joined.damaged]
         for block in todo:
-            ledger.part(block.number).unlink(missing_ok=True)
+            finished.part(block.number).unlink(missing_ok=True)
         resumed = max(0, resumed - len(todo))
     raise WorkFailedError(
         f"'{paths[joined.damaged[0]]}' was damaged each of the {_ROUNDS} times it was written",
@@ -267,7 +268,7 @@ def _encode(job: _Job, ledger: Ledger) -> tuple[Joined, int]:
     )
 
 
-def _run(job: _Job, ledger: Ledger, todo: Sequence[Block], resumed: int, stop: threading.Event) -> None:
+def _run(job: _Job, finished: PartsFolder, todo: Sequence[Block], resumed: int, stop: threading.Event) -> None:
     if not todo:
         return
     media = {m: sum(len(media_of(block.items, m)) for block in todo) for m in job.manifest.modalities}
@@ -275,31 +276,31 @@ def _run(job: _Job, ledger: Ledger, todo: Sequence[Block], resumed: int, stop: t
     label = f"extracting {job.manifest.dataset}" + (f" (after {resumed} finished blocks)" if resumed else "")
     forecast = Forecast(media, min(len(job.crew.devices), len(todo)))
     told, started = False, time.monotonic()
-    with console.progress(label, total) as ticker:
+    with progress(label, total, "media") as task:
         done = 0
-        for event in _engine(job, ledger, todo, stop):
+        for event in _engine(job, finished, todo, stop):
             if isinstance(event, Spent):
                 forecast.add(event)
+                task.left = None if forecast.unmeasured() else forecast.seconds_left()
                 if not told and (not forecast.unmeasured() or time.monotonic() - started > _TELL):
                     told = True
                     if (forecast.seconds_left() or 0) > _WORTH_TELLING:
                         console.note(f"{label}: {forecast.sentence()}")
-                ticker.advance(0, left=forecast.seconds_left())
                 continue
             # A block that is repeated after a crash counts once.
             count = min(event, total - done)
             if count:
                 done += count
-                ticker.advance(count, left=forecast.seconds_left())
+                task.advance(count)
 
 
-def _engine(job: _Job, ledger: Ledger, todo: Sequence[Block], stop: threading.Event) -> Iterator[int | Spent]:
+def _engine(job: _Job, finished: PartsFolder, todo: Sequence[Block], stop: threading.Event) -> Iterator[int | Spent]:
     if job.engine == "ray":
         fingerprints = {modality: fact.fingerprint for modality, fact in job.facts.items()}
-        return run_on_ray(job.equipment, job.crew, ledger, todo, stop, fingerprints)
+        return run_on_ray(job.equipment, job.crew, finished, todo, stop, fingerprints)
     lanes = job.crew.devices[: len(todo)]
     crew = WorkerConfig(lanes, job.crew.readers, job.crew.timeout, job.crew.ahead)
-    return run_local(job.equipment, crew, ledger, todo, stop)
+    return run_local(job.equipment, crew, finished, todo, stop)
 
 
 def _write(job: _Job, joined: Joined, started: float, overwrite: bool) -> list[str]:
@@ -365,13 +366,13 @@ def _retried(old: FeatureStore, manifest: Manifest, known: Mapping[str, EncoderF
     return retrying.failed_pairs(old)
 
 
-def _finished_before(job: _Job, ledger: Ledger, started: float) -> Summary:
+def _finished_before(job: _Job, finished: PartsFolder, started: float) -> Summary:
     """A run that was killed between writing the store and removing its parts: the rest of that."""
-    before = ledger.plan()
+    before = finished.plan()
     if before is not None and job.plan.difference(before) is None:
         store = FeatureStore.open(job.out)
         if store.attributes.get("manifest") == job.manifest_digest:
-            ledger.remove()
+            finished.remove()
             known = set(store.ids.tolist())
             left_out = [item.id for item in job.manifest.items if item.id not in known]
             return _summary(store, left_out, time.monotonic() - started, len(job.blocks()), {})

@@ -1,4 +1,4 @@
-"""What an extraction is asked for, understood: which items, which encoders with which options."""
+"""An extraction request, resolved: which items, and which encoders with which options."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore
 from feature_extractors import retry_failed as retrying
 from feature_extractors.encoder_setup import facts
@@ -82,7 +82,7 @@ def keep_test_tokens(
     retrying.check_encoders(made, facts(request.equipment))
     _check_captions(made, request.manifest)
     count = sum(item.split == SPLIT for item in request.manifest.items)
-    with console.progress("keeping condition tokens", count) as ticker:
+    with progress("keeping condition tokens", count) as task:
         return keep_tokens(
             request.manifest,
             request.equipment.encoders(),
@@ -92,7 +92,7 @@ def keep_test_tokens(
             SPLIT,
             workers or 4,
             overwrite,
-            lambda done: ticker.advance(done),
+            task.advance,
             request.equipment.followed,
         )
 
@@ -128,10 +128,8 @@ def kept_matching(store: FeatureStore, weights: Path | None, device: str = "cpu"
     matcher = Matcher(encoder.checkpoint, device, precision)
 
     def match(similarity: np.ndarray, caption_items: Sequence[str], clips: Sequence[str], asking: str) -> np.ndarray:
-        with console.progress(f"matching, {asking} ask", len(clips)) as ticker:
-            return rerank_kept(
-                similarity, caption_items, clips, tokens, matcher, top, asking, lambda done: ticker.advance(done)
-            )
+        with progress(f"matching, {asking} ask", len(clips), "clips") as task:
+            return rerank_kept(similarity, caption_items, clips, tokens, matcher, top, asking, task.advance)
 
     return match
 

@@ -1,4 +1,4 @@
-"""The failed media of a store once more: what can be had now takes its place, everything else stays as it is."""
+"""Retry of the failed media of a store: what can be read now is added, everything else stays as it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore, Reason, offsets_of
 from feature_extractors.encoder_setup import EncoderFacts
 from feature_extractors.protocols import Item, Manifest
-from feature_extractors.shards.folder import Ledger
+from feature_extractors.shards.folder import PartsFolder
 from feature_extractors.shards.join import Joined
 
 # The setting of a plan that names the store to complete, by its digest.
@@ -24,12 +24,12 @@ def completed(old: FeatureStore) -> dict[str, Any]:
     return {"completes": {"digest": old.digest, "provenance": old.provenance}}
 
 
-def tidy(ledger: Ledger, store: FeatureStore) -> None:
+def clean_up(finished: PartsFolder, store: FeatureStore) -> None:
     """Remove the parts of the retry that made `store`, if it was killed before it could do so itself."""
-    before = ledger.plan()
+    before = finished.plan()
     made_from = store.provenance.get("completes")
     if before is not None and isinstance(made_from, dict) and before.settings.get(COMPLETES) == made_from.get("digest", ""):
-        ledger.remove()
+        finished.remove()
 
 
 def failed_pairs(store: FeatureStore) -> set[tuple[str, str]]:

@@ -46,7 +46,7 @@ def trained(small_store, tmp_path_factory):
 
 @pytest.fixture
 def invented():
-    """invented(n, noise) -> Embeddings: n items of three modalities around a common vector each, one row a modality, complete."""
+    """invented(n, noise) -> Embeddings: n items of three modalities around a common vector each, one row per modality, complete."""
 
     import numpy as np
     import torch

@@ -1,4 +1,4 @@
-"""Registries: one file a plug-in, entry points from other packages, errors that name the nearest name."""
+"""Registries: one file per plug-in, entry points from other packages, errors that name the nearest name."""
 
 import sys
 

@@ -1,5 +1,4 @@
-"""The Bayes anchor: the best guess at an item's anchor given what is observed, what it promises, and when to believe the
-promise.
+"""The Bayes anchor: the best estimate of an item's anchor given its observed modalities, the gain it predicts, and a threshold on that gain.
 
 With u the anchor of the complete set and a any unit vector that depends on observed embeddings only, E[sin^2 angle(a, u) |
 observed] is 1 - a' Pi a, with Pi = E[u u' | observed]. So the leading eigenvector of Pi is the best such vector, never worse in
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.special import rel_entr
 from torch import Tensor
 
 from calmrl_lab.data.patterns import Observations, Pattern, observe
@@ -25,11 +25,13 @@ from calmrl_lab.linalg.spectrum import spectrum
 
 # Draws held at once, in numbers.
 _WORKING_SET = 2**24
+# Probability over held-out items with which a harm rate is promised.
+CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
 class AnchorPosterior:
-    """A row an item: `anchor` [n, d] (the Bayes anchor, signed to point with the observed one), `observed_anchor` [n, d];
+    """A row per item: `anchor` [n, d] (the Bayes anchor, signed to point with the observed one), `observed_anchor` [n, d];
     `concentration` = E[cos^2] of the Bayes anchor with the true one, `gain` = its advantage in E[cos^2] over the observed
     anchor, both in [0, 1]; `harm` = probability that it is the worse of the two."""
 
@@ -49,7 +51,7 @@ def anchor_posterior(
     samples: int = 128,
     unit: bool = True,
 ) -> AnchorPosterior:
-    """Bayes anchors of items under a fitted PPCA, by `samples` draws of the missing embeddings an item; float64.
+    """Bayes anchors of items under a fitted PPCA, by `samples` draws of the missing embeddings per item; float64.
 
     With `unit`, embeddings are taken to have norm 1: draws spread around the imputed values by as much as brings their squared norm
     to 1 on average, in the directions of the imputer's covariance, and are returned to the sphere. Otherwise they are the model's own.
@@ -170,20 +172,27 @@ def _deviations(
     return {j: ((drawn[:, 0] - posterior.means[j]) / sizes[j], sizes[j]) for j, drawn in draws.items()}
 
 
-def conformal_threshold(
-    predicted: np.ndarray, realised: np.ndarray, level: float = 0.05, shares: np.ndarray | None = None
+def risk_controlling_threshold(
+    predicted: np.ndarray,
+    realised: np.ndarray,
+    level: float = 0.05,
+    shares: np.ndarray | None = None,
+    confidence: float = CONFIDENCE,
 ) -> float:
-    """The smallest threshold on the predicted gain at which at most `level` of new items are expected to be calibrated and
-    harmed.
+    """The smallest threshold on the predicted gain at which at most `level` of new items are calibrated and harmed, with probability `confidence`
+    over the items that it is set on.
 
-    Conformal risk control (Angelopoulos, Bates, Fisch, Lei and Schuster 2024): `predicted` and `realised` [n] gains are from
-    held-out complete items whose modalities were hidden as they will be missing, not seen when the imputer was fitted; the
-    risk, the share of all items whose predicted gain exceeds the threshold though their realised gain is negative, then holds
-    for exchangeable new items, on average over held-out sets. Infinity (calibrate nothing) if too few items were given to
-    promise `level`.
+    Risk-controlling prediction sets (Bates, Angelopoulos, Lei, Malik and Jordan, JACM 2021) with Hoeffding's bound on the mean of losses in
+    [0, 1]. `predicted` and `realised` [n] gains are from held-out complete items whose modalities were hidden as they will be missing, not seen
+    when the imputer was fitted; the risk is the share of all items whose predicted gain exceeds the threshold though their realised gain is
+    negative. Infinity (calibrate nothing) if there are fewer items than `least_items` says.
 
     With gains [n, p], every item was shown under p patterns, and `shares` [p] (by default equal) says how often new items have
     each; an item's loss is then its mean over patterns.
+
+    >>> realised = np.where(np.arange(200) < 20, -1.0, 1.0)
+    >>> risk_controlling_threshold(np.linspace(0, 1, 200), realised, level=0.2)
+    0.0
     """
     predicted, realised = np.asarray(predicted, dtype=np.float64), np.asarray(realised, dtype=np.float64)
     if predicted.shape != realised.shape or predicted.ndim not in (1, 2):
@@ -191,19 +200,35 @@ def conformal_threshold(
             f"predicted gains {list(predicted.shape)} and realised gains {list(realised.shape)} do not fit: "
             "expected [n] or [n, p] each"
         )
-    if not 0 < level < 1:
-        raise CalmrlError(f"level is {level}, expected a share between 0 and 1")
+    if not 0 < level < 1 or not 0 < confidence < 1:
+        raise CalmrlError(f"level is {level} and confidence is {confidence}, expected shares between 0 and 1")
     n, patterns = len(predicted), predicted[0:1].size
-    weights = np.full(patterns, 1 / max(patterns, 1)) if shares is None else np.asarray(shares, dtype=np.float64)
-    # At most this much harm may lie above the threshold: (harmed + 1) / (n + 1) <= level.
-    allowed = level * (n + 1) - 1
-    if allowed < -1e-12:
+    if n < least_items(level, confidence):
         return float("inf")
+    weights = np.full(patterns, 1 / max(patterns, 1)) if shares is None else np.asarray(shares, dtype=np.float64)
+    allowed = n * _largest_mean(n, level, confidence)
     losses = (realised < 0).reshape(n, patterns) * weights
     order = np.argsort(-predicted.reshape(-1), kind="stable")
     gains, harm = predicted.reshape(-1)[order], losses.reshape(-1)[order].cumsum()
     over = np.flatnonzero(harm > allowed + 1e-9)
     return max(float(gains[over[0]]), 0.0) if len(over) else 0.0
+
+
+def least_items(level: float, confidence: float = CONFIDENCE) -> int:
+    """Held-out items, none of them harmed, from which on a harm rate of `level` can be promised."""
+    return int(np.ceil(np.log(1 - confidence) / np.log(1 - level) - 1e-9))
+
+
+def _largest_mean(n: int, level: float, confidence: float) -> float:
+    """The largest mean m of `n` losses in [0, 1] with exp(-n KL(m, level)) <= 1 - confidence: a mean so small comes from an expected loss above
+    `level` that seldom (Hoeffding, JASA 1963, Theorem 1)."""
+    wanted = -np.log(1 - confidence) / n
+    low, high = 0.0, level
+    for _ in range(60):
+        middle = (low + high) / 2
+        divergence = float(rel_entr(middle, level) + rel_entr(1 - middle, 1 - level))
+        low, high = (middle, high) if divergence >= wanted else (low, middle)
+    return low
 
 
 def gated_anchor(posterior: AnchorPosterior, threshold: float) -> Float[Tensor, "n d"]:

@@ -1,5 +1,4 @@
-"""Anchor shift: how far hiding modalities turns an item's anchor, and bounds on it that are proven, with what was printed
-beside them.
+"""Bounds on the anchor shift: those that are proven, beside those that the paper printed.
 
 Letters: Z [d, k] the embeddings of an item as columns, s_1 >= ... >= s_k its singular values, lam = s^2, M = Z Z', u its anchor
 (leading left singular vector), v the anchor of the observed columns only, theta the angle between the lines of u and v, Z_- the

@@ -1,4 +1,4 @@
-"""The gate: which items are calibrated, so that calibration harms no more of them than was asked for."""
+"""Risk control: which items are calibrated, so that calibration harms at most the share of them that was asked for."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calmrl_lab.anchors.bayes import calibration_gain, conformal_threshold
+from calmrl_lab.anchors.bayes import CONFIDENCE, calibration_gain, least_items, risk_controlling_threshold
 from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.linalg.spectrum import spectrum
 
-# Draws of the missing embeddings an item; the gate ranks items by their predicted gain, and 32 rank them as 128 do.
+# Draws of the missing embeddings per item; the gate ranks items by their predicted gain, and 32 rank them as 128 do.
 _SAMPLES = 32
 
 
@@ -25,8 +25,9 @@ class Gate:
 
     The gain of an item is how much closer (in cos^2) the calibrated anchor is expected to be to the true one than the anchor of
     what it shows. `level` bounds the harm rate: the share of items with gaps that are calibrated and end up further from their
-    true anchor. It holds on average for new items whose gaps come in the shares of training (conformal risk control), as far as
-    they are exchangeable with the held-out ones.
+    true anchor. It holds for new items whose gaps come in the shares of training, with probability 0.9 over the held-out items
+    (`risk_controlling_threshold`), as far as both are exchangeable. The margin that this takes also covers that model selection has seen the
+    held-out items.
     """
 
     def __init__(self, level: float) -> None:
@@ -36,11 +37,11 @@ class Gate:
     @staticmethod
     def refuse_unless_possible(held_out: Bool[Tensor, "h k"], level: float, store: str) -> None:
         """CalmrlError unless enough held-out items are complete to promise `level`."""
-        complete, wanted = int(held_out.all(dim=1).sum()), int(np.ceil(1 / level - 1 - 1e-9))
+        complete, wanted = int(held_out.all(dim=1).sum()), least_items(level)
         if complete < wanted:
             raise CalmrlError(
                 f"--risk-control estimates the harm on complete validation items, and store '{store}' has {complete} "
-                f"(at least {wanted} are needed to promise a harm rate of {level:g})",
+                f"(at least {wanted} are needed to promise a harm rate of {level:g} with confidence {CONFIDENCE:g})",
                 hint="leave --risk-control out, align fewer --modalities, re-draw the split with --set split_seed=0, or raise risk_level",
             )
 
@@ -70,7 +71,7 @@ class Gate:
             filled = _filled(imputer, truth, shown)
             predicted[:, column] = self.gain(imputer, truth, shown, filled).cpu().numpy()
             realised[:, column] = realised_calibration_gain(truth, shown, filled).cpu().numpy()
-        self.threshold = conformal_threshold(predicted, realised, self.level, shares)
+        self.threshold = risk_controlling_threshold(predicted, realised, self.level, shares)
         harmed = ((predicted > self.threshold) & (realised < 0)) @ shares
         return {"gate_threshold": self.threshold, "gate_held_out_harm": float(harmed.mean())}
 
@@ -112,7 +113,7 @@ def gated_columns(
 ) -> dict[str, Tensor]:
     """`anchor_report` of complete items under a gate: where it stays shut, the calibrated shift is the observed one.
 
-    Adds predicted_gain, calibrated (whether the gate opened) and harmed (calibrated, and the shift grew), a value an item.
+    Adds predicted_gain, calibrated (whether the gate opened) and harmed (calibrated, and the shift grew), a value per item.
     """
     gain = Gate.gain(imputer, truth, mask, filled)
     calibrated = (gain > threshold) & mask.any(dim=1)

@@ -1,4 +1,4 @@
-"""Anchor shift: the distance between an item's anchor and the anchor of what it shows."""
+"""Anchor shift: the distance between the anchor of a complete item and the anchor of its observed modalities."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def calibrated_shift(
 
 @dataclass(frozen=True)
 class ShiftTerms:
-    """What all bounds are made of, a row an item, float64."""
+    """What all bounds are made of, a row per item, float64."""
 
     singular_values: Float[Tensor, "n k"]
     observed_singular_values: Float[Tensor, "n k"]

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     run: Path = typer.Option(..., help="Finished run whose heads make the embeddings."),
-    out: Path = typer.Option(..., help="File to write: .npz or .parquet (one row an item), or a store (.zarr, all rows)."),
+    out: Path = typer.Option(..., help="File to write: .npz or .parquet (one row per item), or a store (.zarr, all rows)."),
     store: Path | None = typer.Option(None, help="Store to embed. (default: the run's own)"),
     split: str | None = typer.Option(None, help="Items to embed. (default: all)"),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),

@@ -23,7 +23,7 @@ def extract(
     media: Path | None = typer.Option(None, help="Folder of the media and annotations; files outside it are refused."),
     manifest: Path | None = typer.Option(None, help="Table of the items, for --dataset folder (CSV or JSONL)."),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights."),
-    workers: int | None = typer.Option(None, help="Worker processes.", show_default="one a core"),
+    workers: int | None = typer.Option(None, help="Worker processes.", show_default="one per core"),
     device: str = typer.Option("auto", help="cpu, cuda (all GPUs), cuda:1 or auto."),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
     precision: str | None = typer.Option(None, help="fp32 or bf16, for encoders that have the choice.", show_default="fp32"),
@@ -43,7 +43,7 @@ def extract(
         0.05, min=0, max=1, help="Share of media that may fail before the run counts as failed."
     ),
     timeout: float = typer.Option(300.0, help="Seconds that reading one medium may take."),
-    block_size: int = typer.Option(64, help="Items a block: what a killed run may have to do again."),
+    block_size: int = typer.Option(64, help="Items per block: what a killed run may have to do again."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Option of the dataset; may be repeated."),
     encoder_option: list[str] = typer.Option(
         [],

@@ -51,11 +51,11 @@ def impute(
 
 
 def _draw(done: Completion, path: Path) -> None:
-    from calmrl_lab.reporting.content.reliability_figure import promises
+    from calmrl_lab.reporting.content.reliability_figure import reliability_figure
     from calmrl_lab.runtime.atomic_files import write_atomically
 
     assert done.check is not None
-    write_atomically(path, promises({done.imputer: done.check.reliability}).svg().encode())
+    write_atomically(path, reliability_figure({done.imputer: done.check.reliability}).svg().encode())
 
 
 def _show(done: Completion) -> None:

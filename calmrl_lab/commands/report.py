@@ -41,7 +41,7 @@ def _print(written: Any) -> None:
         written.narrative.headline,
         "",
         written.narrative.paragraph,
-        *(f"note: {line}" for line in written.narrative.cautions),
+        *(f"note: {line}" for line in written.narrative.warnings),
     ]
     for line in lines:
         console.out.print(line, markup=False)

@@ -65,7 +65,7 @@ def search(
     index: Path = typer.Option(..., help="Index folder (calmrl-lab index)."),
     text: str | None = typer.Option(None, help="Words to search for."),
     item: str | None = typer.Option(None, help="Item of the indexed store to ask with."),
-    features: Path | None = typer.Option(None, help="Features to ask with: .npy, one query a row."),
+    features: Path | None = typer.Option(None, help="Features to ask with: .npy, one query per row."),
     modality: str | None = typer.Option(None, help="What the query is. (default: caption)"),
     k: int = typer.Option(10, "-k", "--top", min=1, help="Items to show."),
     nprobe: int | None = typer.Option(None, min=1, help="Cells of an ivf index that are searched. (default: 16)"),

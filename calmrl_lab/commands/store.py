@@ -13,6 +13,7 @@ from rich.table import Table
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store.schema import SPLITS
 
 _JSON = typer.Option(False, "--json", help="Print the result as JSON.")
@@ -51,8 +52,8 @@ def verify(store: Path = typer.Argument(..., help="Feature store."), as_json: bo
     from calmrl_lab.store import verify as find_damage
     from calmrl_lab.store.verification import count_files
 
-    with console.progress("checking", count_files(store)) as ticker:
-        damage = find_damage(store, ticker.advance)
+    with progress("checking", count_files(store), "files") as task:
+        damage = find_damage(store, task.advance)
     payload = {"path": str(store), "whole": not damage, "damage": [{"place": d.place, "problem": d.problem} for d in damage]}
     lines = [f"{d.place}: {d.problem}" for d in damage] or [f"{store}: whole, every file is what was written"]
     console.emit(payload, as_json, lambda: console.out.print("\n".join(lines), markup=False, soft_wrap=True))
@@ -66,7 +67,7 @@ def import_(
     modality: list[str] = typer.Option(
         [], metavar="NAME=FILE[:KEY]", help="Features: a file or folder in any form that docs/import.md lists."
     ),
-    ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one a line, for files that hold none."),
+    ids: list[str] = typer.Option([], metavar="[NAME=]FILE", help="Ids of the rows, one per line, for files that hold none."),
     id_column: list[str] = typer.Option(
         [], metavar="[NAME=]COLUMN", help="The array or column that names the rows, where a file leaves it open."
     ),
@@ -77,7 +78,7 @@ def import_(
         False, "--normalise-ids", help="Match ids whatever their folder, ending, case, spaces and Unicode form."
     ),
     min_shared: float = typer.Option(0.5, min=0, max=1, help="Share of their ids that two modalities must have in common."),
-    pool: str | None = typer.Option(None, help="Several rows an item (frames): mean, or rows to keep them all."),
+    pool: str | None = typer.Option(None, help="Several rows per item (frames): mean, or rows to keep them all."),
     zero_is_missing: bool = typer.Option(False, "--zero-is-missing", help="Rows that are zero throughout are missing."),
     mask: list[str] = typer.Option(
         [], metavar="NAME=FILE", help="True where a row is observed (default: rows of NaN are missing)."

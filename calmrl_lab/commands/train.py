@@ -47,12 +47,12 @@ def train_heads(
         False, "--risk-control", help="Calibrate only items whose predicted gain is worth the risk of harm."
     ),
     device: str | None = typer.Option(None, help="cpu, cuda, cuda:1 or auto. (default: auto)"),
-    threads: int = typer.Option(1, min=1, help="CPU threads; the heads are small, and busy cores make many threads slow."),
     config: Path | None = typer.Option(None, help="YAML file with any of these settings."),
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other setting; may be repeated."),
     run: Path | None = typer.Option(None, "--run", help="Run directory to write. (default: runs/<what was asked>)"),
     resume: Path | None = typer.Option(None, help="Go on with this unfinished run."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished run in the run directory."),
+    keep_state: bool = typer.Option(False, "--keep-state", help="Keep the last checkpoint of the finished run."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Train projection heads over the cached features of a store.
@@ -62,14 +62,11 @@ def train_heads(
 
     Example: calmrl-lab train-heads --store stores/openmoji.zarr --impute ppca --scenario pairs:0.25
     """
-    import torch
-
     from calmrl_lab.methods.resolve import default_run_path, in_words, request
     from calmrl_lab.runs.run import Run
     from calmrl_lab.runtime.distributed import leads
     from calmrl_lab.training.train import train
 
-    torch.set_num_threads(threads)
     console.err.quiet = not leads()
     if resume is not None:
         config_of_run = Run.open(resume).config
@@ -80,7 +77,7 @@ def train_heads(
             "store": store and str(store), "method": method, "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
             "similarity": similarity,
             "mix": _weights(mix) or None, "warm_up": warm_up and str(warm_up), "seed": seed, "epochs": epochs, "device": device,
-            "risk_control": risk_control or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
+            "risk_control": risk_control or None, "keep_state": keep_state or None, "modalities": modalities and [name.strip() for name in modalities.split(",")],
         }  # fmt: skip
         asked = request(config, flags, assign)
         console.note(in_words(asked))

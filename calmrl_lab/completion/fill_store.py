@@ -1,9 +1,8 @@
-"""A store with gaps to a store without: every gap filled from what the item shows, marked as such, with the error to expect."""
+"""Completion of a store: every gap imputed from the observed modalities of its item, marked as imputed, with its expected error."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predi
 from calmrl_lab.completion.item_rows import BLOCK
 from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.runtime import console
-from calmrl_lab.runtime.atomic_folders import may_take
+from calmrl_lab.runtime.atomic_folders import may_take, scratch_folder
+from calmrl_lab.runtime.progress import progress
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, write_store
 from calmrl_lab.store.disk.files import looks_like_store
 
@@ -31,7 +31,7 @@ MARK, ERROR = "imputed", "relative error of"
 
 @dataclass(frozen=True)
 class Completion:
-    """What `complete_store` did: a row a modality with gaps and a row a pattern, errors relative to mean imputation (1.0); and
+    """What `complete_store` did: a row per modality with gaps and a row per pattern, errors relative to mean imputation (1.0); and
     what a check on held-out items found, if one was asked for."""
 
     path: Path
@@ -53,6 +53,7 @@ class Completion:
         }
 
 
+@limited()
 def complete_store(
     store: FeatureStore | str | Path,
     out: str | Path,
@@ -86,8 +87,8 @@ def complete_store(
         checked = check_on_held_out(ready)
     fill = ~mask & mask.any(axis=1, keepdims=True)
     relative = np.zeros(mask.shape) if predicts(chosen) else None
-    with tempfile.TemporaryDirectory(prefix=".filled-", dir=Path(os.path.abspath(out)).parent) as scratch:
-        filled = [_FilledRows(store.spec(name), fill[:, j], Path(scratch) / f"{j}") for j, name in enumerate(names)]
+    with scratch_folder(Path(out)) as scratch:
+        filled = [_FilledRows(store.spec(name), fill[:, j], scratch / f"{j}") for j, name in enumerate(names)]
         _fill(ready, fill, filled, relative)
         labels = {**store.labels, **_labels(names, fill, relative)}
         path = _write(store, out, dict(zip(names, filled, strict=True)), labels, chosen, fit_split, standardise, overwrite)
@@ -132,7 +133,7 @@ def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_Fill
     """Impute block by block into `filled`, and the expected errors, over the variance of the modality, into `relative` [N, k]."""
     rows, mask = ready.rows, ready.mask
     gaps = np.flatnonzero(fill.any(axis=1))
-    with console.progress(f"filling with {ready.imputer.name}", len(gaps)) as ticker:
+    with progress(f"filling with {ready.imputer.name}", len(gaps)) as task:
         for items in rows.blocks(gaps):
             block = rows.of(items)
             values = ready.imputer.impute(block, mask[items])
@@ -141,7 +142,7 @@ def _fill(ready: Prepared, fill: Bool[np.ndarray, "n k"], filled: Sequence[_Fill
                 filled[j].append(new if scale is None else new * scale)
             if relative is not None:
                 relative[items] = predicted_errors(ready.imputer, block, mask[items]) / ready.variances
-            ticker.advance(len(items))
+            task.advance(len(items))
 
 
 def _labels(names: Sequence[str], fill: Bool[np.ndarray, "n k"], relative: np.ndarray | None) -> dict[str, np.ndarray]:

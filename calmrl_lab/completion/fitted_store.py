@@ -20,6 +20,7 @@ from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.ppca.held_out import split_by_group
 from calmrl_lab.ppca.statistics import Statistics, observed_means
 from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore
 
 # Items that an imputer is fitted to that needs all its rows at once.
@@ -71,9 +72,16 @@ def prepare(
         )
     items = np.flatnonzero(fitted)
     rows = ItemRows(store, names, mask, (None,) * len(names))
+    rows = replace(rows, scales=rows.range_scales(items[:BLOCK]))
     if standardise:
         spreads = [np.sqrt(variance) for _, variance in rows.moments(items)]
-        rows = replace(rows, scales=tuple(np.where(spread > 0, spread, 1.0) for spread in spreads))
+        rows = replace(
+            rows,
+            scales=tuple(
+                np.where(spread > 0, spread, 1.0) * (1.0 if unit is None else unit)
+                for spread, unit in zip(spreads, rows.scales, strict=True)
+            ),
+        )
     _fit(chosen, rows, items, store.group)
     return Prepared(store, chosen, rows, fitted)
 
@@ -90,13 +98,14 @@ def _fit(imputer: Any, rows: ItemRows, items: Int[np.ndarray, " n"], groups: np.
             console.note(f"imputer '{imputer.name}' is fitted to {SAMPLED} of {len(items)} items, drawn at random")
             items = items[np.sort(np.random.default_rng(0).permutation(len(items))[:SAMPLED])]
         settings = {"groups": groups[items]} if imputer.takes_groups else {}
-        imputer.fit(rows.of(items), rows.mask[items], **settings)
+        with progress(f"fitting {imputer.name} to {len(items)} items"):
+            imputer.fit(rows.of(items), rows.mask[items], **settings)
 
 
 def _summed(imputer: Imputer, rows: ItemRows, items: np.ndarray, fold: Int[np.ndarray, " n"]) -> list[Statistics]:
     """Statistics of every fold, all in the same coordinates, from one pass over blocks of items."""
     parts: list[Statistics] = []
-    with console.progress(f"statistics for {imputer.name}", len(items)) as ticker:
+    with progress(f"statistics for {imputer.name}", len(items)) as task:
         for start in range(0, len(items), BLOCK):
             block = slice(start, start + BLOCK)
             data = observe(rows.of(items[block]), rows.mask[items[block]], rows.names)
@@ -106,7 +115,7 @@ def _summed(imputer: Imputer, rows: ItemRows, items: np.ndarray, fold: Int[np.nd
             for index, part in enumerate(parts):
                 inside = np.flatnonzero(fold[block] == index)
                 part.add(data if len(parts) == 1 else data.take(torch.from_numpy(inside)))
-            ticker.advance(len(data))
+            task.advance(len(data))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Does an imputer keep its promises on this store? Held-out items show less than they have, and what is hidden is compared."""
+"""Check of an imputer on held-out items: observed entries are hidden and imputed, and predicted errors compared with the real ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predi
 from calmrl_lab.completion.reliability import Reliability, reliability
 from calmrl_lab.data.table import sampled
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime.progress import tracked
 
 # Patterns tried on every held-out item, of which there are at most so many.
 _DRAWINGS = 5
@@ -20,7 +21,7 @@ _CHECKED = 20_000
 
 @dataclass(frozen=True)
 class Check:
-    """Predicted and real squared errors, both over the error of mean imputation: in bins of prediction, and a row a modality."""
+    """Predicted and real squared errors, both over the error of mean imputation: in bins of prediction, and a row per modality."""
 
     items: int
     reliability: Reliability
@@ -59,7 +60,7 @@ def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
     drawn = _shown(mask[held_out], gaps, np.random.default_rng(seed)) if len(gaps) else []
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     used: set[int] = set()
-    for shown, ask in drawn:
+    for shown, ask in tracked(drawn, "checking on held-out items", unit="drawings"):
         rows = held_out[ask]
         used.update(rows.tolist())
         parts += _errors(ready, rows, shown[ask])

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from calmrl_lab.linalg.floating_range import range_scale
+from calmrl_lab.runtime.progress import tracked
+
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
 
@@ -50,11 +53,19 @@ class ItemRows:
             rows /= scale.astype(kind)
         return rows
 
+    def range_scales(self, items: Int[np.ndarray, " b"]) -> tuple[Float[np.ndarray, " d"] | None, ...]:
+        """The `scales` that bring modalities with features as large as 1e30 or as small as 1e-42 among the items at `items` into the range in
+        which float32 computes; None for all others."""
+        units = [range_scale(float(np.abs(rows).max(initial=0.0))) for rows in self.of(items)]
+        return tuple(
+            None if unit == 1 else np.full(self.store.dims[name], unit) for name, unit in zip(self.names, units, strict=True)
+        )
+
     def moments(self, chosen: Int[np.ndarray, " n"]) -> list[tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]]:
         """Mean and variance of every coordinate [d_m] of each modality over the items at `chosen` that show it, float64; zeros if none does."""
         sums: list[list[np.ndarray] | None] = [None] * len(self.names)
         counts = self.mask[chosen].sum(axis=0)
-        for items in self.blocks(chosen):
+        for items in tracked(self.blocks(chosen), "means and variances", -(-len(chosen) // BLOCK), "blocks"):
             for j, rows in enumerate(self.of(items)):
                 shown = rows[self.mask[items, j]].astype(np.float64)
                 if not len(shown):

@@ -1,4 +1,4 @@
-"""Is a predicted imputation error the real one? Held-out entries sorted by prediction, and what they turned out to be."""
+"""Reliability of predicted imputation errors: held-out entries in bins of predicted error, with the real error of each bin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calmrl_lab.errors import CalmrlError
 
 @dataclass(frozen=True)
 class Reliability:
-    """A row a bin of entries, from the smallest prediction to the largest: how many, mean predicted and mean real squared
+    """A row per bin of entries, from the smallest prediction to the largest: how many, mean predicted and mean real squared
     error, and the standard error of the latter."""
 
     count: Float[np.ndarray, " b"]

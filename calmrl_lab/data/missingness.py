@@ -1,4 +1,4 @@
-"""Scenarios: which observed modalities of an item may be shown. They hide, and never un-hide."""
+"""Scenarios: rules that hide observed modalities of items, and never un-hide one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items with gaps, grouped by what they show (`Patterns`), and checked embeddings of them (`Observations`)."""
+"""Items with gaps grouped by their observed modalities (`Patterns`), and checked embeddings of them (`Observations`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calmrl_lab.runtime.devices import send
 
 Array: TypeAlias = np.ndarray | Tensor
 
-# A pattern is held as one bit a modality in an int64.
+# A pattern is held as one bit per modality in an int64.
 _MOST_MODALITIES = 62
 
 
@@ -158,7 +158,7 @@ def observe(
     numpy = not any(isinstance(value, Tensor) for value in embeddings)
     k = len(embeddings)
     if k == 0:
-        raise CalmrlError("no embeddings were given (expected a list of k arrays [N, d_m], one a modality)")
+        raise CalmrlError("no embeddings were given (expected a list of k arrays [N, d_m], one per modality)")
     if k > _MOST_MODALITIES:
         raise CalmrlError(f"{k} modalities were given, at most {_MOST_MODALITIES} are possible")
     if modalities is not None and len(modalities) != k:

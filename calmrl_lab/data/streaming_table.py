@@ -98,7 +98,7 @@ class StreamedTable:
         """
         if by_pattern or repeats is not None:
             raise CalmrlError(
-                "a store that is streamed has batches of mixed patterns and every item once a pass",
+                "a store that is streamed has batches of mixed patterns and every item once per pass",
                 hint="use --set memory=table if it fits into memory, or batching=mixed",
             )
         seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -160,8 +160,13 @@ def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory:
 
 
 def needed_bytes(store: FeatureStore, modalities: Sequence[str], components: int = 0) -> int:
-    """What the features of `modalities` take in memory as float32, once a feature map has made `components` values of them where that is more."""
-    return sum(4 * int(store.offsets(name)[-1]) * max(store.dims[name], components) for name in modalities)
+    """What training holds at once of the features of `modalities`: all rows as they are stored, those of the training items once more, and as float32
+    what a feature map makes of them, `components` values where that is more."""
+    stored = {name: 2 if store.spec(name).dtype == "float16" else 4 for name in modalities}
+    return sum(
+        int(store.offsets(name)[-1]) * (2 * stored[name] * store.dims[name] + 4 * max(store.dims[name], components))
+        for name in modalities
+    )
 
 
 def free_bytes() -> int:

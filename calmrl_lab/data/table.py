@@ -164,7 +164,7 @@ class FeatureTable:
         return self.gather(everything, None)
 
     def gather(self, items: Int[Tensor, " b"], generator: torch.Generator | None) -> list[Tensor]:
-        """One row an item and modality, padded with zeros: the first, or a random one of several with a generator."""
+        """One row per item and modality, padded with zeros: the first, or a random one of several with a generator."""
         features = []
         for rows, offsets, several in zip(self.rows, self.offsets, self._several, strict=True):
             start, count = offsets[items], offsets[items + 1] - offsets[items]
@@ -232,7 +232,7 @@ def _by_pattern(
 
 
 def group_numbers(groups: np.ndarray, device: str = "cpu") -> Int[Tensor, " n"]:
-    """A number a group: equal for items of the same one."""
+    """A number per group: equal for items of the same one."""
     return torch.from_numpy(np.unique(groups, return_inverse=True)[1].ravel().astype(np.int64)).to(device)
 
 

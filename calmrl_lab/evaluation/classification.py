@@ -60,7 +60,7 @@ def classify(
     all that the data allow. Training and test items that do not show a modality are left out of its rows. With an `imputer`, the joint
     embedding is computed a second time with gaps filled (`calibrated`). Items without a label take no part.
 
-    A row an item, kind and modality: kind, modality, calibrated, item, group, pattern, label, predicted, correct, correct_at_5
+    A row per item, kind and modality: kind, modality, calibrated, item, group, pattern, label, predicted, correct, correct_at_5
     (NaN with five classes or fewer), known (False if no class that was compared with is the item's). Raises CalmrlError for an unknown label,
     kind or text modality, for zero-shot without class texts, and for training items of fewer than two classes.
     """
@@ -148,7 +148,7 @@ def _encoded_classes(
 
 
 def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
-    """A row a kind and modality: accuracy (percent, interval over groups), accuracy at 5, macro average over classes, counts.
+    """A row per kind and modality: accuracy (percent, interval over groups), accuracy at 5, macro average over classes, counts.
 
     `majority` is what always naming the most frequent class of these items would reach.
     """
@@ -170,7 +170,7 @@ def accuracy_table(frame: pd.DataFrame, generator: np.random.Generator) -> pd.Da
 
 
 def class_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row a kind, modality and class: accuracy in percent, items, and the class it is most often taken for instead."""
+    """A row per kind, modality and class: accuracy in percent, items, and the class it is most often taken for instead."""
     import pandas as pd
 
     table = []
@@ -321,7 +321,7 @@ def _class_texts(
         different = str(names[described.truth[apart.argmax()]]) if apart.any() else None
         if len(present):
             texts = (names[present], means[torch.from_numpy(present)])
-            # One text a class is a class text; of several, only the mean can be had.
+            # One text per class is a class text; of several, only the mean can be had.
             if different is None:
                 found.setdefault("zero-shot", texts)
             if different is not None or "captions" in (kinds or ()):
@@ -338,7 +338,7 @@ def _no_class_texts(kind: str, label: str, text: str | None, different: str | No
     if different is None:
         return f"{kind}: no training item with label '{label}' shows '{text}'", "--text NAME, or another --classifier"
     return (
-        f"zero-shot needs one text a class, and items of class '{different}' have different ones in '{text}'",
+        f"zero-shot needs one text per class, and items of class '{different}' have different ones in '{text}'",
         "--encode-classes encodes the names of the classes; --classifier captions compares with the mean of a class's texts",
     )
 

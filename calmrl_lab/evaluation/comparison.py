@@ -1,4 +1,4 @@
-"""Two methods on the same queries: paired differences of recall a direction, with intervals, over seeds where there are several."""
+"""Two methods on the same queries: paired differences of recall per direction, with intervals, over seeds where there are several."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def runs_at(path: Path | str) -> list[Run]:
 
 
 def compare_runs(first: Sequence[Run], second: Sequence[Run], generator: np.random.Generator, k: int = 1) -> pd.DataFrame:
-    """Recall@k of `first` minus that of `second` in percent, a row a direction and a last one over all ('all').
+    """Recall@k of `first` minus that of `second` in percent, a row per direction and a last one over all ('all').
 
     Queries are paired by direction, item and caption; runs by seed, where both sides have several. Columns: query, gallery, first, second,
     difference, low, high, p, corrected (Holm, over the directions; 'all' is one question of its own), clear (interval and corrected p both

@@ -1,4 +1,4 @@
-"""What embeddings look like and where a run does well: gap, uniformity, alignment, spectrum, reliability, slices, chance."""
+"""Diagnostics of embeddings: modality gap, uniformity, alignment, spectrum, reliability, slices of queries, chance level."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANCE_P = 0.01
 
 
 def modality_pairs(embedded: Embeddings) -> pd.DataFrame:
-    """A row a pair of modalities, over the items that show both: modality_a, modality_b, items, and
+    """A row per pair of modalities, over the items that show both: modality_a, modality_b, items, and
 
     gap: distance between the means of the two modalities (Liang et al., NeurIPS 2022); 0 if they share the sphere evenly.
     alignment: mean squared distance of an item's two embeddings (Wang and Isola, ICML 2020); 0 is perfect, 2 is orthogonal.
@@ -75,7 +75,7 @@ def uniformity(embeddings: Float[Tensor, "n d"], scale: float = 2.0) -> float:
 
 
 def modality_table(embedded: Embeddings) -> pd.DataFrame:
-    """A row a modality: items that show it, uniformity, norm of its mean (1 is a single point), effective rank of its covariance.
+    """A row per modality: items that show it, uniformity, norm of its mean (1 is a single point), effective rank of its covariance.
 
     Effective rank is exp of the entropy of the normalised eigenvalues (Roy and Vetterli, 2007): how many directions are used.
     """
@@ -94,7 +94,7 @@ def modality_table(embedded: Embeddings) -> pd.DataFrame:
 
 
 def item_spectrum(embedded: Embeddings) -> pd.DataFrame:
-    """A row an item: item, group, pattern, shown, singular values s1 ... sk of what it shows, share (s1^2 of the total), eigengap (s1^2 - s2^2)."""
+    """A row per item: item, group, pattern, shown, singular values s1 ... sk of what it shows, share (s1^2 of the total), eigengap (s1^2 - s2^2)."""
     import pandas as pd
 
     values = spectrum(embedded.items.double(), embedded.mask).singular_values.cpu().numpy()

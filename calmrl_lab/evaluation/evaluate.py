@@ -34,6 +34,8 @@ from calmrl_lab.ppca.noise_scale import held_out_errors
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.progress import tracked
+from calmrl_lab.runtime.threads import limited
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +73,7 @@ class Evaluation:
         return table.assign(without_positive=[left_out[pair] for pair in zip(table["query"], table["gallery"], strict=True)])
 
 
+@limited()
 @writes_into_run
 def evaluate(
     run: Run | str | Path,
@@ -219,13 +222,12 @@ def rank_directions(model: AlignmentModel, table: FeatureTable, directions: Sequ
 
     similarity = model.similarity
     places = {name: model.modalities.index(name) for direction in directions for name in direction}
-    rows = {name: _vectors(model, name, table.rows[place]) for name, place in places.items()}
     owners = {name: owners_of(table.offsets[place]) for name, place in places.items()}
     patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
     done: dict[tuple[str, str], Ranks] = {}
-    for query, gallery in directions:
+    for query, gallery in tracked(directions, "ranking", unit="directions"):
         if (query, gallery) not in done:
-            left, right = similarity.pair_vectors(query, gallery, rows[query], rows[gallery])
+            left, right = _pair_vectors(model, query, gallery, table.rows[places[query]], table.rows[places[gallery]])
             done[query, gallery], back = rank_both(left, right, owners[query], owners[gallery])
             if similarity.symmetric:
                 done[gallery, query] = back
@@ -265,7 +267,7 @@ def _calibration(
     seen = joined([*replay, train_table], [""] * (len(replay) + 1))
     seen_embeddings, validation_embeddings = model.encode(seen), model.encode(validation)
     errors, shifts = [], []
-    for name in names:
+    for name in tracked(names, "imputation errors", unit="imputers"):
         imputer = _fitted(config, model, name, seen_embeddings, seen.mask)
         own = name == config.impute
         expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
@@ -296,9 +298,14 @@ def _fitted(config: TrainConfig, model: AlignmentModel, name: str, embeddings: l
     return imputer.fit(embeddings, mask)
 
 
-def _vectors(model: AlignmentModel, name: str, features: Tensor) -> Float[Tensor, "n r"]:
-    """Vectors of all `features` of a modality, a block at a time: what feature maps make of all of them at once may be large."""
-    return torch.cat([model.vectors(name, block) for block in features.split(BLOCK)])
+def _pair_vectors(
+    model: AlignmentModel, query: str, gallery: str, queries: Tensor, candidates: Tensor
+) -> tuple[Float[Tensor, "q s"], Float[Tensor, "g s"]]:
+    """The pair vectors of all rows of two modalities, a block at a time: what feature maps and similarities for other pairs make of all rows at
+    once is several times larger."""
+    left = [model.pair_vectors(query, gallery, block, candidates[:1])[0] for block in queries.split(BLOCK)]
+    right = [model.pair_vectors(query, gallery, queries[:1], block)[1] for block in candidates.split(BLOCK)]
+    return torch.cat(left), torch.cat(right)
 
 
 def _masked(

@@ -1,4 +1,4 @@
-"""What the features score as they come, beside what a run makes of them: the cosine of features of one dimension as a reference."""
+"""Reference scores of stored features: the cosine of modalities whose features have the same dimension, without any training."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ from calmrl_lab.model.embeddings import Embeddings
 from calmrl_lab.model.similarity import Similarity
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import tracked
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers import scorers as known_scorers
 from calmrl_lab.scorers._names import family, is_single
 from calmrl_lab.scorers.base import make_scorer
@@ -31,14 +34,27 @@ if TYPE_CHECKING:
 
 RATES = (0.25, 0.5, 0.75, 0.9)
 SCORERS = ("centroid", "anchor")
+# Query modalities, and modalities dropped in turn, of more of which some are taken where none are named: the work grows with the cube of them.
+MOST_QUERIES, MOST_DROPS = 6, 5
 # What makes one curve: rows that agree in these differ only in the scenario.
 CURVE = ("query", "gallery", "side", "scorer", "calibrated")
 
 
 def default_scenarios(modalities: Sequence[str]) -> list[str]:
-    """Nothing hidden, nested random masks at 25/50/75/90 %, and every modality dropped in turn (where another is left)."""
-    drops = [f"drop:{m}" for m in modalities] if len(modalities) > 1 else []
+    """Nothing hidden, nested random masks at 25/50/75/90 %, and modalities dropped in turn (where another is left), of many some."""
+    drops = [f"drop:{m}" for m in some(modalities, MOST_DROPS)] if len(modalities) > 1 else []
     return ["full", *(f"random:{rate:g}" for rate in RATES), *drops]
+
+
+def some(names: Sequence[str], most: int) -> list[str]:
+    """At most `most` of `names`, evenly spread over their order.
+
+    >>> some("abcdef", 3)
+    ['a', 'c', 'f']
+    """
+    if len(names) <= most:
+        return list(names)
+    return [names[round(place)] for place in np.linspace(0, len(names) - 1, most)]
 
 
 def missing_curves(
@@ -56,7 +72,7 @@ def missing_curves(
     Scenarios hide modalities of the items, never that of the queries; their masks are the same for every scorer, with and
     without calibration, and nested over the rates of `random`. Beside the `scorers`, every single modality is scored by the same similarity
     (`cosine:<modality>`, `sum:<modality>`), for `aggregation_gain`. With a fitted `imputer`, everything is computed a second time with
-    the items' gaps filled from what they show (`calibrated`). Scorers that condition on what is shown are computed once: 'likelihood', which
+    the items' gaps filled from what they show (`calibrated`). Scorers that condition on what is shown are computed once: 'imputer-likelihood', which
     needs a PPCA of the embeddings as `imputer`, and those that compare by another similarity than the cosine, which need it, and what it
     compares of the same items, in `compared`, by its name. 'fused' needs a trained `objective` that fuses, and is computed for the modality of its
     queries. Items that show nothing rank last and, as queries, guess.
@@ -74,14 +90,21 @@ def missing_curves(
         )
     parts = []
     parts_of_model = {"imputer": imputer, "objective": objective}
-    for query in dict.fromkeys(queries or embedded.modalities):
+    if queries is None and len(embedded.modalities) > MOST_QUERIES:
+        console.note(
+            f"curves for {MOST_QUERIES} of {len(embedded.modalities)} query modalities, at most {MOST_DROPS} modalities dropped in turn; --query and "
+            "--scenario name others"
+        )
+    for query in dict.fromkeys(queries or some(embedded.modalities, MOST_QUERIES)):
         known(query, embedded.modalities, "queries have no modality")
         others = [m for m in embedded.modalities if m != query]
-        for scenario in dict.fromkeys(scenarios or default_scenarios(others)):
+        asked = list(dict.fromkeys(scenarios or default_scenarios(others)))
+        for scenario in tracked(asked, f"queries of {query}", unit="scenarios"):
             parts += _scenario_parts(embedded, parts_of_model, compared or {}, scorers, scenario, query, others, seed)
     return pd.concat(parts, ignore_index=True)
 
 
+@limited()
 @writes_into_run
 def run_curves(
     run: Run | str,
@@ -153,7 +176,7 @@ def _scenario_parts(
             of_items = items if vectors is embedded else vectors.items[:, columns]
             forward, backward = rank_items(scorer, vectors.rows[asking], owners, of_items[kept], seen[kept], kept)
             # Conditioning on what is shown is what filling does for the others.
-            about = {"scorer": name, "calibrated": calibrated or name == "likelihood", "gallery_scenario": scenario}
+            about = {"scorer": name, "calibrated": calibrated or name == "imputer-likelihood", "gallery_scenario": scenario}
             about["unserved"] = int((~scorer.serves(seen[kept])).sum())
             for direction, ranks, owner in (
                 ({"query": query, "gallery": joint, "side": "gallery"}, forward, owners),

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime.progress import progress
 
 Pairs = tuple[Tensor, Tensor]
 TileScore = Callable[[slice, slice], Float[Tensor, "q g"]]
@@ -78,12 +79,14 @@ def tile_size(device: torch.device) -> int:
 
 
 def tiles(rows: int, columns: int, tile: int) -> Iterator[tuple[slice, slice]]:
-    """All tiles, column blocks inside row blocks."""
+    """All tiles, column blocks inside row blocks, as progress."""
     if tile < 1:
         raise CalmrlError(f"tile is {tile}, expected at least 1")
-    for r in range(0, rows, tile):
-        for c in range(0, columns, tile):
-            yield slice(r, min(r + tile, rows)), slice(c, min(c + tile, columns))
+    with progress("ranks", -(-rows // tile) * -(-columns // tile), "tiles") as task:
+        for r in range(0, rows, tile):
+            for c in range(0, columns, tile):
+                yield slice(r, min(r + tile, rows)), slice(c, min(c + tile, columns))
+                task.advance()
 
 
 def count_scores(

@@ -1,4 +1,4 @@
-"""A second look at the best candidates: captions and whole items meet by similarity first, then a matching model re-scores the best."""
+"""Re-ranking of captions against whole items: the best candidates by similarity are scored again by a matching model."""
 
 from __future__ import annotations
 

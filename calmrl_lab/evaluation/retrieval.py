@@ -1,4 +1,4 @@
-"""Exact ranks, both directions from the same tiles of scores, ties counted; recall and its kin from ranks."""
+"""Exact ranks in both directions from the same tiles of scores, ties counted; recall and other measures from ranks."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _with_guesses(ranks: Ranks, served: Bool[Tensor, " g"], own: Int[np.ndarray,
 
 def _check_owners(rows: int, columns: int, left: Tensor, right: Tensor) -> None:
     if rows != len(left) or columns != len(right):
-        raise CalmrlError(f"ranking needs an owner a row, got {len(left)} for {rows} rows and {len(right)} for {columns}")
+        raise CalmrlError(f"ranking needs an owner per row, got {len(left)} for {rows} rows and {len(right)} for {columns}")
 
 
 @torch.no_grad()

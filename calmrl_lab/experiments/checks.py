@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything runs: objectives, imputers, scenarios, directions and labels that do not fit each other."""
+"""Checks of an experiment before anything runs: objectives, imputers, scenarios, directions and labels have to fit each other."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""One run of an experiment as a job: what it is asked, and how it ended."""
+"""One run of an experiment as a job: its configuration and its outcome."""
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.spec import Probes
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
-from calmrl_lab.runtime.atomic_files import write_atomically
 
-# One thread a process: runs are the parallelism, and their numbers do not depend on how many go at once.
+# One thread per process: runs are the parallelism, and their numbers do not depend on how many go at once.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -113,7 +111,7 @@ def perform(job: Job) -> Outcome:
         message = error.message if isinstance(error, CalmrlError) else f"{type(error).__name__}: {error}"
         failure = {"run": job.path.name, "label": job.label, "error": message, "traceback": traceback.format_exc()}
         job.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.path / "error.json", json.dumps(failure, indent=2).encode())
+        Run(job.path).write_record(Run.ERROR, failure)
         return failure
 
 

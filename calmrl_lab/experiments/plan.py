@@ -1,4 +1,4 @@
-"""What an experiment would do, and about how long it would take."""
+"""The plan of an experiment: the runs it would make, and about how long they would take."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Planned:
 
 
 def plan(experiment: Experiment, folder: Path) -> list[Planned]:
-    """One entry a run that `run_experiment` would make or skip; methods with a grid show their candidates first."""
+    """One entry per run that `run_experiment` would make or skip; methods with a grid show their candidates first."""
     rows: list[Planned] = []
     for method in experiment.methods:
         options = candidates(method)

@@ -1,4 +1,4 @@
-"""How far the runs of an experiment are: on a terminal one line a run that is under way, and one for all of them."""
+"""Progress of an experiment: one task for all of its runs, and a part of it for each run in progress."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from calmrl_lab.runtime import console
+from calmrl_lab.runtime.progress import Task, progress
 
 if TYPE_CHECKING:
     from calmrl_lab.experiments.job import Job
@@ -19,49 +19,41 @@ _PAUSE = 1.0
 
 
 @contextmanager
-def watched(title: str, jobs: Sequence[Job]) -> Iterator[Any]:
+def watched(title: str, jobs: Sequence[Job]) -> Iterator[Watched]:
     """Progress over `jobs`; the yielded object has `advance(1, name)`, called when a run has ended.
 
-    On a terminal every run that is under way has a line with its epoch and validation score, read from its metrics.jsonl: so it does not matter
-    in which process or on which machine it goes on. Elsewhere a plain line says how many have ended.
+    Every run that is under way has a bar with its epoch and validation score, read from its metrics.jsonl: so it does not matter in which process
+    or on which machine it goes on.
     """
-    if not console.err.is_terminal:
-        with console.progress(title, len(jobs)) as ticker:
-            yield ticker
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    words = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*words, TextColumn("{task.fields[detail]}"), console=console.err) as bars:
-        lines = _Lines(bars, title, jobs)
-        looking = threading.Thread(target=lines.follow, daemon=True)
+    with progress(title, len(jobs), "runs") as task:
+        runs = Watched(task, jobs)
+        looking = threading.Thread(target=runs.follow, daemon=True)
         looking.start()
         try:
-            yield lines
+            yield runs
         finally:
-            lines.stop.set()
+            runs.stop.set()
             looking.join()
 
 
-class _Lines:
-    """The lines of a rich display; `advance` ends one, `follow` moves the others."""
+class Watched:
+    """The runs of an experiment as parts of one task: `advance` ends one, `follow` moves the others."""
 
-    def __init__(self, bars: Any, title: str, jobs: Sequence[Job]) -> None:
-        self.bars = bars
-        self.total = bars.add_task(title, total=len(jobs), detail="")
+    def __init__(self, task: Task, jobs: Sequence[Job]) -> None:
+        self.task = task
         self.open = {job.path.name: job for job in jobs}
         # What lies in a folder from an earlier, killed attempt is no progress of this one.
         self.before = {name: _changed(job.path) for name, job in self.open.items()}
-        self.shown: dict[str, Any] = {}
+        self.under_way: dict[str, Task] = {}
         self.lock = threading.Lock()
         self.stop = threading.Event()
 
-    def advance(self, count: int = 1, detail: str = "") -> None:
+    def advance(self, count: int = 1, name: str = "") -> None:
         with self.lock:
-            self.open.pop(detail, None)
-            if detail in self.shown:
-                self.bars.remove_task(self.shown.pop(detail))
-            self.bars.update(self.total, advance=count, detail="")
+            self.open.pop(name, None)
+            self.under_way.pop(name, None)
+            self.task.parts = list(self.under_way.values())
+            self.task.advance(count)
 
     def follow(self) -> None:
         while not self.stop.wait(_PAUSE):
@@ -74,10 +66,10 @@ class _Lines:
                 if _changed(job.path) == self.before[name]:
                     continue
                 epochs = job.config.epochs + (job.config.warm_up_epochs if job.config.warm_up else 0)
-                if name not in self.shown:
-                    self.shown[name] = self.bars.add_task(f"  {name}", total=epochs, detail="")
-                epoch, score = last_epoch(job.path)
-                self.bars.update(self.shown[name], completed=epoch, detail=f"validation MRR {score:.3f}")
+                part = self.under_way.setdefault(name, Task(name, epochs, "epochs"))
+                part.done, score = last_epoch(job.path)
+                part.detail = f"validation MRR {score:.3f}"
+            self.task.parts = list(self.under_way.values())
 
 
 def _changed(path: Path) -> int:

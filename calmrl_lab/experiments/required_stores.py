@@ -1,4 +1,4 @@
-"""The feature stores that an experiment reads, and what to type for those that are not there yet."""
+"""The feature stores that an experiment reads, and the command that makes each one that is absent."""
 
 from __future__ import annotations
 

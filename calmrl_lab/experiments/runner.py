@@ -1,4 +1,4 @@
-"""An experiment carried out: settings chosen on validation, all runs made, and the record that a report reads."""
+"""Carries out an experiment: settings chosen on validation, all runs made, and the record that a report reads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from calmrl_lab.experiments.job import Job
 from calmrl_lab.experiments.make_runs import check_engine, make_runs
 from calmrl_lab.experiments.required_stores import refuse_absent_stores
 from calmrl_lab.experiments.spec import Experiment, Method, asked_directions, candidates, run_config
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.atomic_files import write_atomically
 from calmrl_lab.runtime.atomic_folders import writing_errors
 from calmrl_lab.runtime.locks import claimed
 
@@ -86,14 +86,14 @@ def _write_record(
         "store": describe_store(store),
         "failed": failures,
     }
-    write_atomically(folder / "experiment.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    ExperimentFolder(folder).write(record)
     return record
 
 
 def _choose(
     experiment: Experiment, folder: Path, jobs: int, engine: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Settings a method with the best mean validation score, the scores of all candidates, and the failures on the way."""
+    """Settings per method with the best mean validation score, the scores of all candidates, and the failures on the way."""
     trials: dict[str, list[tuple[dict[str, Any], list[Job]]]] = {}
     chosen: dict[str, dict[str, Any]] = {}
     for method in experiment.methods:

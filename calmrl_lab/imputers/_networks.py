@@ -82,7 +82,7 @@ class NetworkImputer(Imputer):
     """An imputer whose network is trained by AdamW on all rows that show anything, complete or not.
 
     Subclasses say what the network is (`build`), what it minimises (`loss`) and what it fills in (`predict`); they work on a list of k modalities,
-    centred, with unit variance a coordinate on average, zeros in the gaps. A tenth of the items decides when to stop: modalities are hidden from
+    centred, with unit variance per coordinate on average, zeros in the gaps. A tenth of the items decides when to stop: modalities are hidden from
     them once and for all, and the squared error of what is filled in their place has to fall. Computed in float32 on the CPU.
 
     hidden: width of hidden layers. epochs: at most this many passes. learning_rate: of AdamW. dropout: of hidden units. seed: of initial weights,
@@ -149,7 +149,7 @@ class NetworkImputer(Imputer):
 
     @torch.no_grad()
     def _error(self, values: Sequence[Tensor], seen: Tensor, shown: Tensor) -> float:
-        """Squared error a coordinate of what is filled in where `shown` hides what was `seen`."""
+        """Squared error per coordinate of what is filled in where `shown` hides what was `seen`."""
         hidden = [value.masked_fill(~shown[:, j : j + 1], 0.0) for j, value in enumerate(values)]
         errors = [(p - v).square().mean(dim=1) for p, v in zip(self.predict(hidden, shown), values, strict=True)]
         return float(torch.where(seen & ~shown, torch.stack(errors, dim=1), 0.0).sum())
@@ -158,7 +158,7 @@ class NetworkImputer(Imputer):
         return [rows[:, self.blocks.columns(j)].float() * self._gain(j) for j in range(len(self.blocks.dims))]
 
     def _gain(self, index: int) -> float:
-        """From total variance one to variance one a coordinate."""
+        """From total variance one to variance one per coordinate."""
         return float(self.blocks.dims[index] ** 0.5)
 
     @torch.no_grad()

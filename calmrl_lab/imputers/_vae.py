@@ -1,4 +1,4 @@
-"""What the variational imputers share: an encoder and a decoder a modality, Gaussian experts, their product with the prior."""
+"""The base of the variational imputers: an encoder and a decoder per modality, Gaussian experts, their product with the prior."""
 
 from __future__ import annotations
 

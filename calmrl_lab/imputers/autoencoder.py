@@ -55,7 +55,7 @@ class MaskedAutoencoder(Imputer):
         values, seen = self.blocks.scaled(data)
         usable = seen.any(dim=1)
         values, seen = values[usable].float(), seen[usable]
-        # Unit variance a coordinate on average, as networks like it; dropout must not touch the global generator.
+        # Unit variance per coordinate on average, as networks like it; dropout must not touch the global generator.
         values = values * self._gain()
         generator = torch.Generator().manual_seed(self.seed)
         self.network = self._build(values.shape[1], seen.shape[1], generator)

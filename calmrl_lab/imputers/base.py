@@ -1,4 +1,4 @@
-"""What every imputer is: options in, fit on embeddings with gaps, gaps out filled, observed entries untouched."""
+"""The base class of imputers: fitted on embeddings with gaps, it fills the gaps and leaves observed entries unchanged."""
 
 from __future__ import annotations
 

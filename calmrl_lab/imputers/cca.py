@@ -17,7 +17,7 @@ from calmrl_lab.imputers._training_rows import TrainingRows
 @imputers.register("cca")
 @dataclass(eq=False)
 class CCA(TrainingRows):
-    """Regularised canonical correlation between the observed modalities and the missing one, a fit a pattern.
+    """Regularised canonical correlation between the observed modalities and the missing one, a fit per pattern.
 
     The missing modality is predicted from the leading canonical variates, each shrunk by its correlation (the best linear
     prediction of that rank in canonical coordinates).

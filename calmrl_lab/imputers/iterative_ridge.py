@@ -41,7 +41,7 @@ class IterativeRidge(Imputer):
     seed: int = 0
 
     blocks: Blocks = field(init=False, repr=False, default_factory=Blocks)
-    # One [D - d_m, d_m] matrix a modality and round, in the order in which they are applied.
+    # One [D - d_m, d_m] matrix per modality and round, in the order in which they are applied.
     coefficients: list[Tensor] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:

@@ -23,10 +23,10 @@ MOST = 8
 @imputers.register("mopoe")
 @dataclass(eq=False)
 class MoPoE(NetworkImputer):
-    """A variational autoencoder whose posterior is a mixture of products of experts, one product a subset (Sutter et al. 2021).
+    """A variational autoencoder whose posterior is a mixture of products of experts, one product per subset (Sutter et al. 2021).
 
     As CalMRL's authors compare it: every non-empty subset of what an item shows has the product of the prior and its experts as its posterior, from
-    which all observed modalities are decoded; loss = mean over subsets of (-log p a coordinate + KL a latent coordinate); a gap becomes the mean over
+    which all observed modalities are decoded; loss = mean over subsets of (-log p per coordinate + KL per latent coordinate); a gap becomes the mean over
     subsets of the decoded posterior means. Networks are those of `mvae`, but each subset is trained to tell about the rest. Fitted on complete and
     incomplete rows of at most 8 modalities; further options are those of `NetworkImputer`.
 

@@ -40,7 +40,7 @@ class PPCA(Imputer):
     fifth of the items is most likely. shared_noise: one noise variance for all modalities instead of one each. ridge: a
     Gaussian prior N(0, s_m^2 / ridge) on the entries of W, in pseudo-items; 0 is maximum likelihood. With as many pseudo-items
     as items, W is fitted well where there are more dimensions than items. accelerate: SQUAREM extrapolation between EM steps;
-    worth it where the likelihood is flat. tolerance: EM stops once an iteration gains less than this many nats an item; 0 never
+    worth it where the likelihood is flat. tolerance: EM stops once an iteration gains less than this many nats per item; 0 never
     stops early. A small one is no promise of better imputation: held-out error can rise while the likelihood does
     (`ppca-auto` stops by held-out error). initialisation: "pairwise" starts from moments of all items that show a pair of
     modalities, "complete" from the complete items only, of which at least two are needed.

@@ -1,5 +1,4 @@
-"""PPCA that checks itself: settings, gains and predicted errors come from held-out items, and what does not help is left
-out."""
+"""PPCA whose settings, gains and predicted errors are chosen on held-out items; what does not help there is left out."""
 
 from __future__ import annotations
 
@@ -24,6 +23,7 @@ from calmrl_lab.ppca.initialisation import pairwise_start
 from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime.progress import tracked
 
 # Folds that settings are chosen on, and the items from which on one of them says enough; gains are estimated on all.
 _SEARCH_FOLDS = 2
@@ -55,7 +55,7 @@ class AutoPPCA(PPCA):
     have near duplicates. seed: of that split.
 
     After `fit`, besides what `PPCA` has: `choice` (latent_dim, ridge as a share of items, iterations), `gains` and `errors`,
-    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error an item. They
+    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error per item. They
     hold what the gaps of training ask for, and what new items may ask for besides (256 targets at most). What is not among them goes
     by the largest part of what it shows that is; where no item can check a target (modalities never seen together), by the
     modality's other targets.
@@ -73,7 +73,7 @@ class AutoPPCA(PPCA):
     gains: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     errors: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     references: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
-    # Squared error an item of the mean of each modality.
+    # Squared error per item of the mean of each modality.
     variances: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
     # Gain and error for targets of which nothing is known, a modality each.
     pooled_gains: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
@@ -201,7 +201,7 @@ class AutoPPCA(PPCA):
     ) -> None:
         assert self.choice is not None
         found = []
-        for fold in folds:
+        for fold in tracked(folds, "held-out errors", unit="folds"):
             parameters = pairwise_start(fold.training, fold.totals, self.choice.latent_dim, self._noise_kind)
             ridge = pseudo_items(fold.totals, self.choice.ridge)
             parameters, _ = iterate(fold.training, fold.totals, parameters, self.choice.iterations, self._noise_kind, ridge)
@@ -287,7 +287,7 @@ class AutoPPCA(PPCA):
 
 
 def gated(folds: Sequence[Agreement], variance: float) -> tuple[float, float]:
-    """The gain that held-out items support, and the squared error an item that goes with it.
+    """The gain that held-out items support, and the squared error per item that goes with it.
 
     Each fold is scored at the gain of the others; unless the improvement over the reference exceeds its standard error over
     folds, the gain is 0. Without held-out items: gain 0 and `variance`.

@@ -1,4 +1,4 @@
-"""A mixture of PPCAs: items fall into kinds, each with means and relations between modalities of its own."""
+"""A mixture of PPCAs: each component has its own means and its own relations between modalities."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class StudentPPCA(PPCA):
     observed; `predicted_error` grows with how unusual the item is.
 
     passes: of re-weighting. latent_dim, shared_noise, ridge: as in PPCA. After `fit`: `degrees` (nu), and `log_likelihoods`
-    under the t model, one a pass.
+    under the t model, one per pass.
     """
 
     name: ClassVar[str] = "ppca-student"

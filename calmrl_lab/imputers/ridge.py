@@ -1,4 +1,4 @@
-"""Ridge regression of every missing modality on the observed ones, a regression a pattern."""
+"""Ridge regression of every missing modality on the observed ones, a regression per pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fill a missing modality with zeros: what many released codes do without saying so."""
+"""Fill a missing modality with zeros, as many released implementations do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eigenvectors of many small symmetric matrices without a word to the host, for devices on which asking costs more than computing."""
+"""Eigenvectors of many small symmetric matrices without synchronising with the host, for GPUs, where that costs more than the computation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def jacobi(matrices: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
 
 
 def _rotation(matrices: Tensor, doubled: Tensor, difference: Tensor, still: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """The rotations [B, k, k] that zero one entry a plane of each matrix (Golub and Van Loan, section 8.5); planes as in `_rounds`."""
+    """The rotations [B, k, k] that zero one entry per plane of each matrix (Golub and Van Loan, section 8.5); planes as in `_rounds`."""
     flat = matrices.flatten(1)
     # The smaller of the two angles; equal diagonal entries turn by 45 degrees, and not at all if nothing lies across.
     slope = ((flat @ doubled) / (flat @ difference)).nan_to_num_(nan=0.0)

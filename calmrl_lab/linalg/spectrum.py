@@ -98,7 +98,7 @@ class _GramSpectrum(torch.autograd.Function):
         by_vector = torch.zeros_like(s).scatter(1, order, grad_values)
         towards = grad_anchor * sign
         # Shares of the incoming gradient along u_j; along u1 it has no effect, for u1 has unit length.
-        # A product and a sum: a matrix-vector product an item takes three times as long.
+        # A product and a sum: a matrix-vector product per item takes three times as long.
         shares = (left * towards.unsqueeze(1)).sum(dim=2) * inverse
         gap = s[:, :1].square() - s.square()
         slope = shares * gap / (gap.square() + _guard(s.dtype) ** 2)

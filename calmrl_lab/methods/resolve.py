@@ -1,4 +1,4 @@
-"""What was asked -> the settings of a run: a method, and over it every setting that was named."""
+"""The settings of a run: those of a method, with every setting that was named over them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ IMPUTING = "calmrl"
 _OPTIONS_OF = {"objective": "objective_options", "impute": "impute_options", "init": "init_options"}
 # Settings that say what is trained on, where and how it is kept: they change no method.
 _DATA = (
-    "store", "mix", "scenario", "scenarios", "modalities", "seed", "split_seed", "memory", "device", "checkpoint_every", "method", "changed",
+    "store", "mix", "scenario", "scenarios", "modalities", "seed", "split_seed", "memory", "device", "checkpoint_every", "keep_state", "method",
+    "changed",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A start in closed form: PPCA of the features, gaps as they are, and what each modality alone says about its latent vector."""
+"""Start in closed form: PPCA fitted to features with gaps, and from it a map of each modality alone to the latent vector."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from calmrl_lab.model.selection import validation_score
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.ppca.latent_maps import Embedding, LatentMaps
 from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime.progress import tracked
 
 Kernel = Literal["none", "rbf"]
 # Where the search begins, and what it tries, in this order.
@@ -168,20 +169,21 @@ def require_two(table: FeatureTable, what: str, otherwise: str) -> None:
 def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, kernel: Kernel, similarity: str) -> PPCAStart:
     """Uphill from the first settings, one option after the other."""
     space = _Space.of(kernel, table, validation, _most(asked.components))
-    judge = _Judge(space, validation, asked, similarity)
+    scoring = _ValidationScore(space, validation, asked, similarity)
     found: dict[_Settings, _Found] = {}
 
     def reached(settings: _Settings) -> float:
         if settings not in found:
-            found[settings] = _stopped_early(table, space, settings, asked.iterations, judge)
+            found[settings] = _stopped_early(table, space, settings, asked.iterations, scoring)
         return found[settings].reached
 
     best = _first(asked, table, space)
-    for option in (name for name in _TRIED if getattr(asked, name) == "auto"):
+    options = [name for name in _TRIED if getattr(asked, name) == "auto"]
+    for option in tracked(options, "choosing the start by PPCA", unit="options"):
         best = max(_alternatives(best, option, space), key=reached)
     reached(best)
-    model, candidates = found[best], judge.candidates
-    scales = judge.all_scales(model)
+    model, candidates = found[best], scoring.candidates
+    scales = scoring.all_scales(model)
     return PPCAStart(
         space.feature_maps,
         model.maps.noise_scaled(scales[Cosine.name]),
@@ -196,7 +198,7 @@ def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, 
     )  # fmt: skip
 
 
-class _Judge:
+class _ValidationScore:
     """How well models do on validation items, each at the noise scale that suits it."""
 
     def __init__(self, space: _Space, validation: FeatureTable, asked: StartOptions, similarity: str) -> None:
@@ -280,7 +282,9 @@ def _alternatives(best: _Settings, option: str, space: _Space) -> Iterator[_Sett
             yield settings
 
 
-def _stopped_early(table: FeatureTable, space: _Space, settings: _Settings, iterations: int | str, judge: _Judge) -> _Found:
+def _stopped_early(
+    table: FeatureTable, space: _Space, settings: _Settings, iterations: int | str, scoring: _ValidationScore
+) -> _Found:
     """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
     chosen = [one.whitened(settings.components, settings.whitening) for one in space.axes]
     values = [part[:, : len(one.factor)] * one.factor for one, part in zip(chosen, space.components, strict=True)]
@@ -292,7 +296,7 @@ def _stopped_early(table: FeatureTable, space: _Space, settings: _Settings, iter
     for stage in _STAGES if isinstance(iterations, str) else (iterations,):
         model.fit_statistics(statistics, stage - done, start=model if done else None)
         done = stage
-        found = judge(_maps(model, chosen), done)
+        found = scoring(_maps(model, chosen), done)
         if best is not None and found.reached <= best.reached:
             break
         best = found

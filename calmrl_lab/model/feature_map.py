@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.linalg.floating_range import range_scale, unit_rows
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.linalg.whitened_pca import CONSTANT
 
@@ -65,7 +65,7 @@ class UnitNorm:
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Rows of norm one, float32 at least: features are stored in half precision, in which norms are too coarse."""
-        return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        return unit_rows(features.to(torch.promote_types(features.dtype, torch.float32)))
 
     def to(self, device: torch.device | str) -> Self:
         """Itself: there is nothing to move."""
@@ -158,12 +158,19 @@ def fit_scaling(rows: Float[Tensor, "n d"], how: Scaling) -> Identity | Affine:
     """
     if how == "raw":
         return Identity(rows.shape[1])
+    largest = rows.abs().max()
+    unit = range_scale(float(largest))
+    rows, largest = rows / unit, largest / unit
     centre = torch.zeros_like(rows[0]) if how == "scaled" else rows.mean(dim=0)
-    scale = (rows - centre).square().sum(dim=1).mean().sqrt().clamp_min(1e-12).expand(rows.shape[1])
+    scale = (rows - centre).square().sum(dim=1).mean().sqrt()
+    if scale <= 4 * torch.finfo(rows.dtype).eps * largest:
+        # Nothing varies but the rounding of the mean, which is not to be blown up.
+        scale = torch.where(largest > 0, largest, 1.0)
+    scale = scale.expand(rows.shape[1])
     if how == "standardised":
         spread = (rows - centre).square().mean(dim=0).sqrt() * rows.shape[1] ** 0.5
         scale = torch.where(spread > CONSTANT * scale, spread, scale)
-    return Affine(centre, scale.contiguous())
+    return Affine(centre * unit, scale * unit)
 
 
 # ---- Saving: every kind of map has a name, and is either made of tensors (fields of a dataclass) or of other maps. ----

@@ -27,12 +27,14 @@ _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption":
 
 @dataclass(frozen=True)
 class Start:
-    """A model before its first step: feature maps, heads over what they give, and, of a start by PPCA, a likelihood ratio and what was chosen."""
+    """A model before its first step: feature maps, heads over what they give, and, of a start by PPCA, a likelihood ratio, what was chosen, and
+    the kernel maps of the features if heads see those."""
 
     feature_maps: tuple[FeatureMap, ...]
     heads: Heads
     likelihood_ratio: LikelihoodRatio | None = None
     chosen: Mapping[str, Any] | None = None
+    kernels: tuple[KernelPCA, ...] = ()
 
 
 def start_model(
@@ -85,7 +87,8 @@ def ppca_start(start: PPCAStart, table: FeatureTable) -> Start:
     heads = Heads({m: one.dim for m, one in zip(table.modalities, maps, strict=True)}, start.maps.latent_dim)
     for index, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
         heads.load_direction(index, weight.T * scale.to(weight))
-    return Start(tuple(maps), heads, start.likelihood_ratio, start.chosen)
+    kernels = tuple(one for one in start.feature_maps if isinstance(one, KernelPCA))
+    return Start(tuple(maps), heads, start.likelihood_ratio, start.chosen, kernels)
 
 
 def identity_start(config: TrainConfig, table: FeatureTable) -> Start:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.model.similarity import LikelihoodRatio, Similarity, Sum
+from calmrl_lab.runtime.progress import tracked
 
 # Weights of a cosine beside a likelihood ratio (nats) that validation chooses among: inverse temperatures, down to one that changes little.
 BESIDE_LIKELIHOOD_RATIO: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 6.0, 12.5, 25.0, 50.0, 100.0, 200.0)
@@ -42,7 +43,9 @@ def mean_ranks(compared: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], ta
     `items` [N], and those of the opposite direction. Each direction ranks among the items that own both modalities; directions with fewer
     than two such items are left out.
     """
-    directions = (scores for a, b, both in pairs_of_modalities(table) for scores in compared(a, b, both))
+    pairs = list(pairs_of_modalities(table))
+    ranked = tracked(pairs, "validation", unit="pairs of modalities")
+    directions = (scores for a, b, both in ranked for scores in compared(a, b, both))
     return mean_over_directions(directions)
 
 
@@ -88,7 +91,8 @@ def choose_weights(
     for member, own in members[1:]:
         vectors = [torch.cat([before.double(), added.double()], dim=1) for before, added in zip(vectors, own, strict=True)]
         sums = {weight: Sum((*parts, (member, weight))) for weight in tried}
-        scores = {weight: validation_score(one, vectors, validation) for weight, one in sums.items()}
+        weighed = tracked(sums.items(), "weighing similarities", len(sums), "weights")
+        scores = {weight: validation_score(one, vectors, validation) for weight, one in weighed}
         best = max(tried, key=lambda weight: scores[weight]["validation_mrr"])
         parts.append((member, best))
         score = scores[best]

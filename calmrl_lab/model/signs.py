@@ -1,4 +1,4 @@
-"""Signs of projections: which modalities have to be mirrored so that the embeddings of one item point to one side."""
+"""Signs of projections: which modalities are multiplied by -1 so that the embeddings of one item agree in direction."""
 
 from __future__ import annotations
 

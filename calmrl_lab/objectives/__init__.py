@@ -1,4 +1,4 @@
-"""Alignment objectives, one file a system: (embeddings, mask, imputed) -> named loss terms."""
+"""Alignment objectives, one file per system: (embeddings, mask, imputed) -> named loss terms."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -82,6 +82,6 @@ class VAST(CrossObjective):
         return self.fused(sides.answers, sides.shown)
 
     def fused(self, answers: Float[Tensor, "n m d"], shown: Bool[Tensor, "n m"]) -> Float[Tensor, "n d"]:
-        """One unit vector an item from what it shows of the modalities other than the query, in their order; zero where it shows none."""
+        """One unit vector per item from what it shows of the modalities other than the query, in their order; zero where it shows none."""
         fused: Tensor = self.fusion(answers.masked_fill(~shown.unsqueeze(-1), 0.0), shown)
         return fused

@@ -1,4 +1,4 @@
-"""Sufficient statistics of several processes, each of its own items, to those of all items: one all-reduce a pattern."""
+"""Sufficient statistics summed over processes, each of which holds its own items: one all-reduce per pattern."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.linalg.positive_definite import precision_root
 from calmrl_lab.ppca.statistics import PatternStatistics, Statistics
+from calmrl_lab.runtime.progress import tracked
 
 NoiseKind: TypeAlias = Literal["per-modality", "shared"]
 
@@ -251,7 +252,7 @@ def iterate(
     likelihoods: list[float] = []
     reached: list[float] = []
     path = [parameters]
-    while len(likelihoods) < iterations:
+    for _ in tracked(range(iterations), "EM", unit="iterations"):
         expected = None
         if accelerate and len(path) == 3:
             expected = expect(statistics, totals, leap := _leap(path[0], path[1], path[2], totals.floor))

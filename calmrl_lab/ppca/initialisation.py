@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 4096
 
 
 def pairwise_start(statistics: Statistics, totals: Totals, latent_dim: int, noise: NoiseKind = "per-modality") -> Parameters:
-    """PPCA of the pairwise covariance: blocks from the items that show both modalities, one noise variance a modality.
+    """PPCA of the pairwise covariance: blocks from the items that show both modalities, one noise variance per modality.
 
     Blocks from different items may contradict each other (the matrix is then indefinite) where items are few beside the
     dimensions. Where that shows, the start from the damped covariance, which is always positive semi-definite, is tried too,
@@ -165,7 +165,7 @@ def _damped(covariance: Float[Tensor, "d d"], statistics: Statistics) -> Float[T
 def _zero_filled(
     patterns: list[PatternStatistics], dims: tuple[int, ...], device: torch.device
 ) -> Iterator[Float[Tensor, "n d"]]:
-    """The rows held by `patterns` over all coordinates, a few thousand at a time: one product instead of one a pattern."""
+    """The rows held by `patterns` over all coordinates, a few thousand at a time: one product instead of one per pattern."""
     place = _places(dims)
     held = [(sums, rows) for sums in patterns for rows in sums.rows]
     while held:

@@ -1,4 +1,4 @@
-"""What one modality alone says about the latent vector of PPCA: affine maps of its features to the natural parameters of the posterior.
+"""Latent maps: affine maps of the features of one modality to the natural parameters of PPCA's latent posterior.
 
 Under PPCA (arXiv 2511.12034, section 4) z^m = W^m beta + mu^m + noise, the features of one modality say beta ~ N(V_m h_m, V_m) with information
 vector h_m = W^m' (z^m - mu^m) / s_m^2 and precision V_m^-1 = I + G_m, G_m = W^m' W^m / s_m^2.

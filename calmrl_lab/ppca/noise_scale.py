@@ -1,4 +1,4 @@
-"""How far to trust a generative imputer: its noise variances scaled by what held-out items say."""
+"""The noise scale: a factor on the noise variances of a generative imputer, chosen on held-out items."""
 
 from __future__ import annotations
 

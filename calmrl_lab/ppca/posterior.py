@@ -1,4 +1,4 @@
-"""What a pattern's observed modalities say about the others under PPCA: conditional mean, covariance factor, likelihood."""
+"""The posterior of PPCA for one pattern: conditional mean, covariance factor and likelihood given the observed modalities."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Posterior:
         return self.factor @ self.factor.T
 
     def latent(self, values: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "n q"]:
-        """Posterior mean of the latent vector for `values`, one array a modality of `observed`, in their dtype (float32 at
+        """Posterior mean of the latent vector for `values`, one array per modality of `observed`, in their dtype (float32 at
         least).
 
         The gain is folded in float64 first, so that float32 arrays meet no ill-conditioned product.

@@ -1,4 +1,4 @@
-"""Choices of PPCA that training data cannot make for itself, made on held-out items: latent dimension, prior, when to stop."""
+"""Choices of PPCA made on held-out items: latent dimension, prior, number of iterations."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from calmrl_lab.ppca.em import NoiseKind, Parameters, Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, agreements, log_likelihood
 from calmrl_lab.ppca.initialisation import pairwise_start
 from calmrl_lab.ppca.statistics import Statistics
+from calmrl_lab.runtime.progress import tracked
 
 _LATENT_DIMS = (4, 8, 16, 32, 64, 128)
 # Pseudo-items of the prior on W, as a share of the items that show a modality.
@@ -32,7 +33,7 @@ def most_likely_latent_dim(
     totals = Totals.of(training)
     possible = [q for q in _LATENT_DIMS if q < sum(training.dims)] or [1]
     best, best_likelihood = possible[0], -float("inf")
-    for q in possible:
+    for q in tracked(possible, "choosing the latent dimension", unit="values"):
         parameters = pairwise_start(training, totals, q, noise)
         parameters, _ = iterate(training, totals, parameters, iterations, noise, ridge)
         likelihood = log_likelihood(held_out, parameters)
@@ -95,20 +96,21 @@ def choose(
     first, *others = latent_dims
     current = starts(first)
     tried: list[Choice] = []
-    for ridge in ridges:
+    for ridge in tracked(ridges, f"choosing the prior at {first} latent dimensions", unit="values"):
         current = _advance(folds, current, steps, noise, ridge)
         tried.append(Choice(first, ridge, iterations, _score(folds, current, weights)))
         if _worsening(tried):
             break
     best = min(tried, key=lambda choice: choice.score)
-    for q in others:
+    for q in tracked(others, "choosing the latent dimension", unit="values"):
         current = _advance(folds, starts(q), 2 * steps, noise, best.ridge)
         tried.append(Choice(q, best.ridge, iterations, _score(folds, current, weights)))
     best = min(tried, key=lambda choice: choice.score)
 
     current = starts(best.latent_dim)
     reached: list[Choice] = []
-    for before, stop in itertools.pairwise([0, *sorted({min(stop, iterations) for stop in (*_STOPS, iterations)})]):
+    stops = [0, *sorted({min(stop, iterations) for stop in (*_STOPS, iterations)})]
+    for before, stop in tracked(list(itertools.pairwise(stops)), "choosing the number of iterations", unit="values"):
         current = _advance(folds, current, stop - before, noise, best.ridge)
         reached.append(Choice(best.latent_dim, best.ridge, stop, _score(folds, current, weights)))
         if _worsening(reached):

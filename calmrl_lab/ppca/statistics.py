@@ -1,4 +1,4 @@
-"""Sufficient statistics of embeddings with gaps: count, sum and second moment of every pattern, the only thing EM looks at.
+"""Sufficient statistics of embeddings with gaps: count, sum and second moment of every pattern, which are all that EM needs.
 
 Rows enter once; everything after that costs the same for a thousand items and for a billion.
 """
@@ -278,7 +278,11 @@ class Statistics:
 def thin_product(matrix: Float[Tensor, "d e"], thin: Float[Tensor, "e q"]) -> Float[Tensor, "d q"]:
     """matrix @ thin for few columns. The BLAS of NumPy does this up to 1.6 times faster than that of torch, and EM does little
     else."""
-    return torch.from_numpy(matrix.numpy() @ thin.numpy()) if matrix.device.type == "cpu" else matrix @ thin
+    if matrix.device.type != "cpu":
+        return matrix @ thin
+    # What is not finite is refused where EM looks at its likelihood.
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(matrix.numpy() @ thin.numpy())
 
 
 def observed_means(data: Observations, block: int = 65536) -> list[Float[Tensor, " d"]]:

@@ -1,4 +1,4 @@
-"""A folder of runs -> a report folder: index.html, tables/ and figures/."""
+"""Writes a report: a folder of runs becomes a folder with index.html, tables/ and figures/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from calmrl_lab.reporting.output.proxy_notes import marked_figures, marked_table
 from calmrl_lab.reporting.output.table import Table
 from calmrl_lab.reporting.page.context import Findings
 from calmrl_lab.reporting.page.narrative import Narrative, narrate
-from calmrl_lab.reporting.page.other_data import elsewhere
+from calmrl_lab.reporting.page.other_data import other_data
 from calmrl_lab.reporting.page.page import page
 from calmrl_lab.reporting.results.anchor_shifts import Shifts, shifts
 from calmrl_lab.reporting.results.collect import Gathered, gather
@@ -93,7 +93,7 @@ class Report:
             "title": self.title,
             "headline": self.narrative.headline,
             "paragraph": self.narrative.paragraph,
-            "cautions": list(self.narrative.cautions),
+            "warnings": list(self.narrative.warnings),
             "problems": list(self.problems),
             "files": [str(self.folder / name) for name in self.files],
             "summary": [dict(record) for record in self.tables["summary"].records] if "summary" in self.tables else [],
@@ -149,7 +149,7 @@ def _written(folder: ReportFolder, gathered: Gathered, also: Sequence[Path | str
     if accuracies is not None:
         made = (accuracy_table(accuracies, colours), single_table(accuracies, colours))
         tables |= {table.name: table for table in made}
-    by_class = class_differences(gathered, compared.cast)
+    by_class = class_differences(gathered, compared.roles)
     if by_class is not None:
         tables["classification_differences"] = difference_table(by_class, colours)
     if hidden is not None:
@@ -161,13 +161,13 @@ def _written(folder: ReportFolder, gathered: Gathered, also: Sequence[Path | str
     tables |= {again.name: again} if again else {}
     store = source(gathered)
     items = describe(store)
-    chosen = cases(gathered, found, compared.cast.calibrated[0], compared.cast.fair) if compared.cast.calibrated else None
+    chosen = cases(gathered, found, compared.roles.calibrated[0], compared.roles.fair) if compared.roles.calibrated else None
     first = _first(store, chosen, gathered.split)
-    tables |= _inside(errors, moved, items)
+    tables |= _error_analysis(errors, moved, items)
     tables, figures = marked_tables(tables, gathered), marked_figures(figures, gathered)
-    others = tuple(elsewhere(place) for place in also)
+    others = tuple(other_data(place) for place in also)
     tables |= {table.name: table for other in others for table in other.tables}
-    tables |= _quoted(tables)
+    tables |= _published_tables(tables)
     narrative = narrate(gathered, found, compared, errors, moved, by_class)
     contents = {**_table_files(tables), **_figure_files(figures)}
     findings = Findings(
@@ -189,7 +189,7 @@ def _first(store: FeatureStore | None, chosen: Cases | None, split: str) -> dict
     return {run.name: found_first(store, run, chosen.direction, items, split) for run in (chosen.run, chosen.other)}
 
 
-def _inside(errors: Imputations | None, moved: Shifts | None, items: Items) -> dict[str, Table]:
+def _error_analysis(errors: Imputations | None, moved: Shifts | None, items: Items) -> dict[str, Table]:
     tables = [
         worst_shifts(moved.method, moved.split, items) if moved else None,
         harmed_fillings(errors.method, errors.split, items) if errors else None,
@@ -197,7 +197,7 @@ def _inside(errors: Imputations | None, moved: Shifts | None, items: Items) -> d
     return {table.name: table for table in tables if table is not None}
 
 
-def _quoted(tables: dict[str, Table]) -> dict[str, Table]:
+def _published_tables(tables: dict[str, Table]) -> dict[str, Table]:
     """What others have published on the questions that these tables answer."""
     asked = {
         "published": quoted.retrieval,

@@ -122,6 +122,15 @@ class ArtifactFolder:
             raise self.damaged(name, f"it is not the file that {self.record_of(name)} vouches for")
         return data
 
+    def checked(self, name: str) -> Path:
+        """The path of the file `name`, for what is too large for `read_bytes`. Raises CalmrlError as that does."""
+        vouched = self.vouched(self.record_of(name))
+        if (vouched is not None and name not in vouched) or not (self.path / name).is_file():
+            raise self.absent(name)
+        if vouched is not None and file_digest(self.path / name) != vouched[name]:
+            raise self.damaged(name, f"it is not the file that {self.record_of(name)} vouches for")
+        return self.path / name
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the file `name` whole; its record vouches for it once it is written."""
         write_atomically(self.path / name, data)
@@ -226,6 +235,15 @@ class ArtifactFolder:
 def digest(data: bytes) -> str:
     """The SHA-256 digest of a file, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 digest of a file that need not fit into memory. Raises WorkFailedError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WorkFailedError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
 def parquet_bytes(frame: pd.DataFrame) -> bytes:

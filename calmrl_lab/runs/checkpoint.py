@@ -59,6 +59,11 @@ def read_checkpoint(run: RunFolder, keys: tuple[str, ...], store_digest: str, de
     return dict(state)
 
 
+def remove_checkpoint(run: RunFolder) -> None:
+    """Remove state.pt of a finished run, most of what its folder weighs; nothing happens without one."""
+    (run.path / run.CHECKPOINT).unlink(missing_ok=True)
+
+
 def rewind_metrics(run: RunFolder, state: dict[str, Any] | None) -> None:
     """Cut metrics.jsonl back to what it held at the checkpoint `state`; to nothing without one. Raises CalmrlError if that was changed since."""
     if state is None:

@@ -19,9 +19,9 @@ from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.similarity import Cosine
 from calmrl_lab.runs.artifact_folder import digest
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import new_file
 from calmrl_lab.runtime.devices import resolve
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store.convert.arrays_in_memory import chosen_items
 from calmrl_lab.store.convert.npz import NpzWriter
 from calmrl_lab.store.schema import ModalitySpec, Reason, offsets_of
@@ -80,8 +80,8 @@ def embed_store(
     items = chosen_items(source, split)
     several = tuple(name for name in names if (np.diff(source.offsets(name))[items] > 1).any())
     total = int(sum(np.diff(source.offsets(name))[items].sum() for name in names))
-    with console.progress("embedding", total) as ticker:
-        _Embedding(run, model.compared_by(Cosine.name), source, names, items, ticker.advance).write(out, overwrite)
+    with progress("embedding", total, "rows") as task:
+        _Embedding(run, model.compared_by(Cosine.name), source, names, items, task.advance).write(out, overwrite)
     table = out.suffix.lower() != ".zarr"
     return EmbeddedStore(out, len(items), names, model.projection.dim, several if table else ())
 

@@ -68,8 +68,9 @@ class RunFolder(ArtifactFolder):
         def fill(folder: Path) -> None:
             new = cls(folder)
             values = {"format": FORMAT, **config.model_dump(mode="json")}
-            new.write_json(cls.ENVIRONMENT, environment())
-            new.write_bytes(cls.CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+            asked = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+            new.write_json(cls.ENVIRONMENT, {**environment(), cls.CONFIG: digest(asked)})
+            new.write_bytes(cls.CONFIG, asked)
 
         with writing_errors(target):
             recover(target)
@@ -112,6 +113,17 @@ class RunFolder(ArtifactFolder):
         # A table that no evaluation.json vouches for was left by an evaluation that was killed.
         return super().vouched(record) or ({} if record == self.EVALUATION else None)
 
+    def read_record(self, record: str) -> dict[str, Any] | None:
+        values = super().read_record(record)
+        if values is not None and record == self.EVALUATION and values.get("of", self._learned()) != self._learned():
+            raise self.damaged(record, "it belongs to another run, or to an earlier model of this one")
+        return values
+
+    def _learned(self) -> str | None:
+        """The digest of what summary.json vouches for, by which an evaluation knows its run; None before the run has finished."""
+        vouched = self.vouched(self.SUMMARY)
+        return None if vouched is None else digest(json.dumps(vouched, sort_keys=True).encode())
+
     def hint(self, name: str) -> str:
         commands = {self.CURVES: "curves", self.CLASSIFICATION: "classify", self.RERANK: "evaluate --rerank itm"}
         if name.endswith(".parquet") or name == self.EVALUATION:
@@ -127,9 +139,12 @@ class RunFolder(ArtifactFolder):
             raise CalmrlError(
                 f"run '{self.path}' was written in format {found}, this version reads format {FORMAT}", hint="train it again"
             )
-        vouched = self.vouched(self.SUMMARY)
+        vouched, record = self.vouched(self.SUMMARY), self.SUMMARY
+        if vouched is None and (self.path / self.ENVIRONMENT).is_file():
+            # Until the run has finished, the digest is that which it began with.
+            vouched, record = self.read_json(self.ENVIRONMENT), self.ENVIRONMENT
         if vouched is not None and self.config_digest() != vouched.get(self.CONFIG):
-            raise self.damaged(self.CONFIG, f"it is not the file that {self.SUMMARY} vouches for")
+            raise self.damaged(self.CONFIG, f"it is not the file that {record} vouches for")
         return values
 
     @cached_property
@@ -158,7 +173,8 @@ class RunFolder(ArtifactFolder):
     @property
     def environment(self) -> dict[str, Any]:
         """environment.json: versions and platform of the training; empty if there is none."""
-        return self.read_json(self.ENVIRONMENT) if self._expects(self.ENVIRONMENT) else {}
+        values = self.read_json(self.ENVIRONMENT) if self._expects(self.ENVIRONMENT) else {}
+        return {key: value for key, value in values.items() if key != self.CONFIG}
 
     def _expects(self, name: str) -> bool:
         """Whether the file `name` should be there: summary.json vouches for it, or it was written by a run that has not finished."""
@@ -167,7 +183,7 @@ class RunFolder(ArtifactFolder):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch; a last line that a killed process did not finish is left out."""
+        """The lines of metrics.jsonl, one per epoch; a last line that a killed process did not finish is left out."""
         lines = []
         for line in (
             self.read_bytes(self.METRICS).decode("utf-8", "replace") if self._expects(self.METRICS) else ""
@@ -193,9 +209,9 @@ class RunFolder(ArtifactFolder):
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """evaluation.json without its digests; empty if the run was not evaluated."""
+        """What evaluation.json says of the evaluation; empty if the run was not evaluated."""
         values = self.read_record(self.EVALUATION) or {}
-        return {key: value for key, value in values.items() if key != "files"}
+        return {key: value for key, value in values.items() if key not in ("files", "of")}
 
     def write_evaluation(self, frames: Mapping[str, pd.DataFrame | None], facts: Mapping[str, Any]) -> None:
         """Replace the tables of an earlier evaluation, and what it says of itself; a table that is None is removed.
@@ -208,13 +224,14 @@ class RunFolder(ArtifactFolder):
             vouched = {}
         kept = {name: found for name, found in vouched.items() if name not in frames}
         files = {name: parquet_bytes(frame) for name, frame in frames.items() if frame is not None}
-        self.write_record(self.EVALUATION, {**facts, "files": kept}, files)
+        self.write_record(self.EVALUATION, {**facts, "of": self._learned(), "files": kept}, files)
         for name in frames.keys() - files.keys():
             (self.path / name).unlink(missing_ok=True)
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """A table beside those of the evaluation, which evaluation.json vouches for like them."""
-        self.write_record(self.EVALUATION, self.read_record(self.EVALUATION) or {}, {name: parquet_bytes(frame)})
+        values = self.read_record(self.EVALUATION) or {}
+        self.write_record(self.EVALUATION, {**values, "of": self._learned()}, {name: parquet_bytes(frame)})
 
 
 def environment() -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError, missing_extra
 from calmrl_lab.runs.run import Run
+from calmrl_lab.runtime.atomic_folders import replaced_folder
 
 
 def export_to_tensorboard(runs: Path | str, out: Path | str) -> dict[str, int]:
@@ -30,17 +29,11 @@ def export_to_tensorboard(runs: Path | str, out: Path | str) -> dict[str, int]:
     for path in found:
         lines = _lines(path / "metrics.jsonl")
         settings = Run.open(path).config.model_dump(mode="json")
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as half:
-            writer = SummaryWriter(half)
+        with replaced_folder(out / path.name, _refuse_foreign) as half:
+            writer = SummaryWriter(str(half))
             written[path.name] = _write(writer, lines)
             writer.add_text("config", f"```json\n{json.dumps(settings, indent=2)}\n```")
             writer.close()
-            place = out / path.name
-            if place.exists():
-                _refuse_foreign(place)
-                shutil.rmtree(place)
-            shutil.copytree(half, place)
     return written
 
 

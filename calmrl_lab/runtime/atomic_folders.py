@@ -77,6 +77,18 @@ def replaced_folder(target: Path, refuse: Callable[[Path], None]) -> Iterator[Pa
             _swap(partial, target)
 
 
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A hidden sibling of `target` for what is made on the way to it: removed at the end, or by the next writer of `target` if this one is killed."""
+    target = Path(os.path.abspath(target))
+    with writing_errors(target):
+        recover(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _workshop(target) as (partial, _):
+            yield partial
+            shutil.rmtree(partial)
+
+
 def refuse_working_folder(target: Path) -> None:
     """CalmrlError for the folder that the process works in, or one above it: renaming it would leave the process without one."""
     if Path.cwd().resolve().is_relative_to(target):
@@ -173,6 +185,11 @@ def writing_errors(target: Path) -> Iterator[None]:
             raise WorkFailedError(
                 f"'{target}' cannot be written: {os.strerror(error.errno).lower()}",
                 hint=f"choose a directory you may write to; '{target.parent}' is not one",
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise WorkFailedError(
+                f"'{target}' could not be written: it would be larger than a file may be here, and nothing of it was left behind",
+                hint="a limit is set (ulimit -f), or the file system holds no file of this size",
             ) from error
         if error.errno in (errno.EBUSY, errno.EXDEV):
             raise WorkFailedError(

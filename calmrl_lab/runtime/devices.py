@@ -1,4 +1,4 @@
-"""The device a command computes on, and the way there."""
+"""The device a command computes on, and transfers to it."""
 
 from __future__ import annotations
 

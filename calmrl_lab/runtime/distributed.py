@@ -1,4 +1,4 @@
-"""Several processes that train as one: batches gathered with their gradient, statistics summed, gradients averaged.
+"""Training in several processes: batches gathered with their gradient, statistics summed, gradients averaged.
 
 Each process encodes its share of a batch, gathers everybody's embeddings and computes the loss of the whole batch; averaging the
 gradients (average_gradients, DistributedDataParallel or Lightning Fabric) then gives those of one process with that batch. All of this does

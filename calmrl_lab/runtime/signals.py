@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop: what is under way is finished, then the process ends as if killed by the signal."""
+"""Ctrl-C and SIGTERM as requests to stop: the current work is finished, then the process ends as if killed by the signal."""
 
 from __future__ import annotations
 

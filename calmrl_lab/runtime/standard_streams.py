@@ -1,4 +1,4 @@
-"""Standard output and error of a command: a reader that has gone, a stream that was closed, and a disk that is full under one."""
+"""Standard output and error of a command: closed pipes, closed streams and full disks."""
 
 from __future__ import annotations
 

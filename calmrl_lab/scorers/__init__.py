@@ -1,4 +1,4 @@
-"""Scorers: how similar a query of one modality is to an item that shows any subset of the others. One file a scorer."""
+"""Scorers: how similar a query of one modality is to an item that shows any subset of the others. One file per scorer."""
 
 from calmrl_lab.registry import Registry, exported
 

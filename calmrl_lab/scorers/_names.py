@@ -1,4 +1,4 @@
-"""What the name of a scorer tells: whether it looks at one modality only, and which similarity it compares by."""
+"""Names of scorers: whether one uses a single modality, and which similarity it compares by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every scorer is: queries of one modality and items with gaps in, a similarity for every pair out."""
+"""The base class of scorers: from queries of one modality and items with gaps to a similarity for every pair."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Scorer(ABC):
     def vectors(self, items: Float[Tensor, "g k d"], mask: Bool[Tensor, "g k"]) -> Float[Tensor, "g d"]:
         """The vector whose inner product with a query is the score. Only where `items_are_vectors`."""
         raise CalmrlError(
-            f"scorer '{self.name}' has no vector an item: its score depends on the query in other ways",
+            f"scorer '{self.name}' has no vector per item: its score depends on the query in other ways",
             hint="use centroid, anchor, fused or cosine where an index is needed",
         )
 
@@ -76,7 +76,7 @@ class VectorScorer(Scorer):
     items_are_vectors: ClassVar[bool] = True
 
     def vectors(self, items: Float[Tensor, "g k d"], mask: Bool[Tensor, "g k"]) -> Float[Tensor, "g d"]:
-        """One vector an item, in the dtype of `items` (float32 at least); zeros for items that `serves` leaves out."""
+        """One vector per item, in the dtype of `items` (float32 at least); zeros for items that `serves` leaves out."""
         wide = items if items.dtype == torch.float64 else items.float()
         return self._vectors(wide.masked_fill(~(mask & self.serves(mask).unsqueeze(1)).unsqueeze(-1), 0.0), mask)
 

@@ -48,7 +48,7 @@ class BySimilarity(Scorer):
 class LikelihoodRatioScorer(BySimilarity):
     """log p(query, shown) - log p(query) - log p(shown) under PPCA of the features (nats), for runs that start by PPCA.
 
-    What an item shows adds up as information about one latent vector, so gaps need no filling. With one modality shown it is the score of
+    `imputer-likelihood` is the same quantity under the PPCA that imputes embeddings. What an item shows adds up as information about one latent vector, so gaps need no filling. With one modality shown it is the score of
     `evaluate --similarity likelihood-ratio`.
     """
 

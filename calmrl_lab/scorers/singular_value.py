@@ -1,4 +1,4 @@
-"""How much a query and an item's embeddings lean on one direction: their leading singular value (PMRL)."""
+"""The leading singular value of the set that a query and an item's embeddings form (PMRL)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import Scorer
 
-# Newton's method doubles its digits a step once it is close, and starts close.
+# Newton's method doubles its digits per step once it is close, and starts close.
 _STEPS = 12
 
 

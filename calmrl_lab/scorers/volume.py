@@ -1,4 +1,4 @@
-"""How flat the shape is that a query and an item's embeddings span together: volume (GRAM) and triangle area (TRIANGLE)."""
+"""Volume (GRAM) and triangle area (TRIANGLE) of the shape that a query and an item's embeddings span."""
 
 from __future__ import annotations
 

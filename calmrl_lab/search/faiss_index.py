@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,13 +11,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
+from calmrl_lab.data.table import sampled
 from calmrl_lab.errors import CalmrlError, WorkFailedError, missing_extra
 from calmrl_lab.registry import nearest
+from calmrl_lab.runtime.progress import progress, tracked
 
 Kind = Literal["flat", "ivf", "hnsw"]
 KINDS: tuple[str, ...] = get_args(Kind)
-# FAISS trains k-means on at most this many vectors a list; below 39 it warns that centroids are poor.
-_POINTS_A_LIST = 39
+# FAISS trains k-means on at most this many vectors per list; below 39 it warns that centroids are poor.
+_POINTS_A_LIST, _MOST_POINTS_A_LIST = 39, 256
 # FAISS on a GPU neither returns more neighbours nor visits more lists than this.
 _GPU_MOST = 2048
 
@@ -104,16 +107,16 @@ class Index:
         """The same index on the CPU."""
         return replace(self, faiss_index=_faiss().index_gpu_to_cpu(self.faiss_index), gpus=0) if self.gpus else self
 
-    def to_bytes(self) -> bytes:
-        """The index as the content of a file."""
-        return bytes(_faiss().serialize_index(self.on_cpu().faiss_index).tobytes())
+    def write(self, path: Path) -> None:
+        """Write the index to a file, without a second copy in memory."""
+        _faiss().write_index(self.on_cpu().faiss_index, str(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, kind: Kind, source: Path | str) -> Index:
-        """The index that `to_bytes` gave, read from `source`. Raises CalmrlError if it is damaged, or not of this kind."""
+    def read(cls, source: Path, kind: Kind) -> Index:
+        """The index that `write` wrote. Raises CalmrlError if it is damaged, or not of this kind."""
         faiss = _faiss()
         try:
-            found = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+            found = faiss.read_index(str(source))
         except RuntimeError as error:
             raise CalmrlError(
                 f"index '{source}' is damaged: {str(error).splitlines()[0]}", hint="calmrl-lab index writes it anew"
@@ -133,22 +136,56 @@ def build_index(
     among that many (faiss-gpu); everything else is the same.
     Raises CalmrlError for an unknown kind or option, NaN, an empty gallery, or GPUs that FAISS does not see.
     """
-    faiss = _faiss()
     data = _vectors(vectors, "gallery")
-    if len(data) == 0:
+    index = empty_index(len(data), data.shape[1], lambda positions: data[positions], kind, options, gpus)
+    index.faiss_index.add(data)
+    return index
+
+
+def build_index_of_blocks(
+    count: int,
+    dim: int,
+    blocks: Iterable[Float[np.ndarray, "b d"]],
+    at: Callable[[Int[np.ndarray, " m"]], Float[np.ndarray, "m d"]],
+    kind: Kind = "flat",
+    options: Mapping[str, int] | None = None,
+    gpus: int = 0,
+) -> Index:
+    """`build_index` of `count` vectors that come in `blocks`; `at` gives those at ascending positions."""
+    index = empty_index(count, dim, at, kind, options, gpus)
+    with progress("building the index", count, "vectors") as task:
+        for block in blocks:
+            index.faiss_index.add(_vectors(block, "gallery"))
+            task.advance(len(block))
+    return index
+
+
+def empty_index(
+    count: int,
+    dim: int,
+    at: Callable[[Int[np.ndarray, " m"]], Float[np.ndarray, "m d"]],
+    kind: Kind,
+    options: Mapping[str, int] | None,
+    gpus: int,
+) -> Index:
+    """An index for `count` vectors that are yet to be added; cells are found from those `at` positions spread over all. Errors as `build_index`."""
+    faiss = _faiss()
+    if count == 0:
         raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities asked for")
-    chosen = _options(kind, options or {}, len(data))
+    chosen = _options(kind, options or {}, count)
     if gpus:
         _require_gpus(kind, gpus)
-    lists, dim = 0, data.shape[1]
+    lists = 0
     if kind == "ivf":
-        lists = min(chosen["nlist"], len(data))
+        lists = min(chosen["nlist"], count)
+        data = _vectors(at(sampled(count, min(count, _MOST_POINTS_A_LIST * lists))), "gallery")
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # small galleries are no reason for a warning on standard error
         # Cells are found before the index is shared out: every GPU must have the same.
         centres = Index("flat", faiss.IndexFlatIP(dim)).on_gpus(1) if gpus else None
         index.clustering_index = None if centres is None else centres.faiss_index
-        index.train(data)
+        with progress(f"finding {lists} cells from {len(data)} vectors"):
+            index.train(data)
         index.clustering_index = None
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, chosen["m"], faiss.METRIC_INNER_PRODUCT)
@@ -156,10 +193,25 @@ def build_index(
     else:
         index = faiss.IndexFlatIP(dim)
     made = Index(kind, index, lists)
-    if gpus:
-        made = made.on_gpus(gpus)
-    made.faiss_index.add(data)
-    return made
+    return made.on_gpus(gpus) if gpus else made
+
+
+def exact_search(blocks: Iterable[Float[np.ndarray, "b d"]], queries: Float[np.ndarray, "q d"], k: int) -> tuple[Found, float]:
+    """The best `k` of vectors that come in blocks, of which only one is in memory, and the seconds that searching took."""
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    positions = np.full((len(queries), k), -1, dtype=np.int64)
+    start, seconds = 0, 0.0
+    for block in tracked(blocks, "exact search", unit="blocks"):
+        flat = build_index(block)
+        begun = time.perf_counter()
+        found = flat.search(queries, k)
+        seconds += time.perf_counter() - begun
+        both = np.concatenate([scores, found.scores], axis=1)
+        places = np.concatenate([positions, np.where(found.positions >= 0, found.positions + start, -1)], axis=1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        scores, positions = np.take_along_axis(both, order, axis=1), np.take_along_axis(places, order, axis=1)
+        start += len(block)
+    return Found(scores, positions), seconds
 
 
 def recall_against_exact(found: Found, exact: Found) -> Float[np.ndarray, " q"]:

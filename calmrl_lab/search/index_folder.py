@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,18 +14,21 @@ import torch
 from jaxtyping import Float
 
 from calmrl_lab.data.missingness import pattern_names
+from calmrl_lab.data.table import Table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.similarity import weights_of
 from calmrl_lab.registry import known
-from calmrl_lab.runs.artifact_folder import digest, parquet_bytes
+from calmrl_lab.runs.artifact_folder import file_digest, parquet_bytes
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.atomic_folders import settled
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers._names import family
-from calmrl_lab.search.faiss_index import Index, Kind, build_index, recall_against_exact
+from calmrl_lab.search.ann_recall import effort_curve
+from calmrl_lab.search.faiss_index import Index, Kind, build_index_of_blocks, exact_search, recall_against_exact
 from calmrl_lab.search.inner_product_transform import InnerProductTransform
-from calmrl_lab.search.item_vectors import by_embeddings, by_similarity
+from calmrl_lab.search.item_vectors import GalleryVectors, by_embeddings, by_similarity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +86,7 @@ class IndexFolder(Run):
     def seal(self, facts: Mapping[str, Any]) -> None:
         """Write gallery.json, which vouches for all that was written before."""
         found = sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
-        self.write_record(self.GALLERY, {**facts, "files": {name: digest(self._read(name)) for name in found}})
+        self.write_record(self.GALLERY, {**facts, "files": {name: file_digest(self.path / name) for name in found}})
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ class Gallery:
         for _ in range(_ATTEMPTS):
             folder = IndexFolder(settled(Path(path)))
             try:
-                return cls._read(folder, gpus)
+                found = cls._read(folder, gpus)
+                if folder.unchanged():
+                    return found
             except CalmrlError:
                 if folder.unchanged():
                     raise
@@ -115,7 +121,7 @@ class Gallery:
     @classmethod
     def _read(cls, folder: IndexFolder, gpus: int) -> Gallery:
         facts = folder.record
-        index = Index.from_bytes(folder.read_bytes(folder.INDEX), facts["kind"], folder.path / folder.INDEX)
+        index = Index.read(folder.checked(folder.INDEX), facts["kind"])
         items = folder.read_frame(folder.ITEMS)
         if len(items) != len(index):
             raise CalmrlError(f"index '{folder.path}' holds {len(index)} vectors and {len(items)} items", hint="build it again")
@@ -161,6 +167,7 @@ class Gallery:
         return pd.concat([pd.DataFrame({"query": query, "rank": rank + 1, "score": found.scores[query, rank]}), about], axis=1)
 
 
+@limited()
 def build_gallery(
     run: Run | Path | str,
     out: Path | str,
@@ -203,8 +210,6 @@ def _fill(
     device: str,
 ) -> None:
     """Everything that an index folder holds, gallery.json last."""
-    import pandas as pd
-
     run, model, found = open_run(run, store, device)
     scorer = scorer or ("centroid" if model.similarity.name == "cosine" else model.similarity.name)
     by_cosine = family(scorer) == "cosine"
@@ -213,61 +218,74 @@ def _fill(
             f"scorer '{scorer}' adds up what an item shows, so there are no gaps to fill",
             hint="index without --impute-gaps, or with --scorer centroid",
         )
-    table = found.of(split)
-    if by_cosine:
-        made = by_embeddings(model, table, modalities, scorer, impute_gaps)
-    else:
-        made = by_similarity(model, table, modalities, scorer)
-    embedded, vectors, shown = made.embedded, made.vectors, made.rows
-    # Built on GPUs or not: what is measured below is what a search will open.
-    index = build_index(vectors, index_type, options, gpus).on_cpu()
-    patterns = np.asarray(pattern_names(embedded.mask.cpu().numpy(), embedded.modalities))
-    items = {"id": embedded.ids[shown], "group": embedded.group[shown], "pattern": patterns[shown]}
-    labels = {f"label.{name}": values[shown] for name, values in found.labels(split).items()}
-    facts = {
-        "format": FORMAT,
-        "run": run.name,
-        "store": {"path": str(found.store.path), "dataset": found.store.dataset, "digest": found.store.digest},
-        "split": split or "all",
-        "kind": index_type,
-        "options": dict(options or {}),
-        "scorer": scorer,
-        "run_similarity": model.similarity.name,
-        "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
-        "calibrated": impute_gaps,
-        "modalities": list(made.modalities),
-        **made.facts,
-        "encoders": {m: encoder_of(found.store, m) for m in embedded.modalities},
-        "dim": vectors.shape[1],
-        "items": len(shown),
-        "left_out": len(embedded) - len(shown),
-        "recall_queries": len(made.probes),
-        "recall_against_exact": None,
-    }
-    probes = made.probes
-    if index_type != "flat":
-        exact = build_index(vectors).search(probes, PROBED)
-        facts["recall_against_exact"] = float(recall_against_exact(index.search(probes, PROBED), exact).mean())
+    table, positions = found.table.select(found.positions(split)), found.positions(split)
+    with tempfile.TemporaryDirectory(prefix=".vectors-", dir=folder.path.parent) as scratch:
+        file = Path(scratch) / "vectors"
+        if by_cosine:
+            made = by_embeddings(model, table, modalities, scorer, impute_gaps, file)
+        else:
+            made = by_similarity(model, table, modalities, scorer, file)
+        if len(made.rows) == 0:
+            raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities asked for")
+        facts = {
+            "format": FORMAT,
+            "run": run.name,
+            "store": {"path": str(found.store.path), "dataset": found.store.dataset, "digest": found.store.digest},
+            "split": split or "all",
+            "kind": index_type,
+            "options": dict(options or {}),
+            "scorer": scorer,
+            "run_similarity": model.similarity.name,
+            "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
+            "calibrated": impute_gaps,
+            "modalities": list(made.modalities),
+            **made.facts,
+            "longest": made.longest,
+            "encoders": {m: encoder_of(found.store, m) for m in table.modalities},
+            "items": len(made.rows),
+            "left_out": len(table) - len(made.rows),
+            "recall_queries": len(made.probes),
+            "recall_against_exact": None,
+        }
+        facts |= _write_index(folder, made, index_type, options, gpus)
     # What makes query vectors, and nothing else of the run.
     replace(model.compared_by(family(scorer)), alternatives=(), imputer=None, objective=None).save(folder)
     if made.transform is not None:
         folder.write_tensors(folder.TRANSFORM, {"scale": made.transform.scale}, {})
-    folder.write_bytes(folder.ITEMS, parquet_bytes(pd.DataFrame({**items, **labels})))
-    folder.write_bytes(folder.INDEX, index.to_bytes())
-    if index_type != "flat":
-        _write_recall(folder, index, vectors, probes)
+    items = describe_items(found.store, table, positions, made.rows)
+    folder.write_bytes(folder.ITEMS, parquet_bytes(items))
     folder.seal(facts)
+
+
+def describe_items(store: FeatureStore, table: Table, positions: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    """One row per indexed item: id, group, pattern and labels, of the items at `rows` of `table`, which are at `positions` of the store."""
+    import pandas as pd
+
+    patterns = np.asarray(pattern_names(table.mask.cpu().numpy(), table.modalities))
+    items = {"id": table.ids[rows], "group": table.group[rows], "pattern": patterns[rows]}
+    labels = {f"label.{name}": np.asarray(values)[positions[rows]] for name, values in store.labels.items()}
+    return pd.DataFrame({**items, **labels})
+
+
+def _write_index(
+    folder: IndexFolder, made: GalleryVectors, kind: Kind, options: Mapping[str, int] | None, gpus: int
+) -> dict[str, Any]:
+    """index.faiss, and recall.csv of an approximate index; the facts that come of it."""
+    at = made.vectors.at if made.transform is None else lambda rows: made.transform.items(made.vectors.at(rows), made.longest)
+    dim = made.probes.shape[1]
+    # Built on GPUs or not: what is measured below is what a search will open.
+    index = build_index_of_blocks(len(made.rows), dim, made.blocks(), at, kind, options, gpus).on_cpu()
+    index.write(folder.path / folder.INDEX)
+    if kind == "flat":
+        return {"dim": dim}
+    exact, seconds = exact_search(made.blocks(), made.probes, PROBED)
+    curve = effort_curve(index, exact, seconds, made.probes, PROBED)
+    folder.write_bytes(folder.RECALL, curve.to_csv(index=False).encode())
+    found = recall_against_exact(index.search(made.probes, PROBED), exact)
+    return {"dim": dim, "recall_against_exact": float(found.mean())}
 
 
 def encoder_of(store: FeatureStore, modality: str) -> dict[str, str]:
     """Name and fingerprint of the encoder that made a modality of `store`."""
     entry = next(entry for entry in store.attributes["modalities"] if entry["name"] == modality)
     return {"name": str(entry["encoder"]), "fingerprint": str(entry["fingerprint"])}
-
-
-def _write_recall(folder: IndexFolder, index: Index, vectors: np.ndarray, probes: np.ndarray) -> None:
-    """recall.csv of an approximate index."""
-    from calmrl_lab.search.ann_recall import effort_curve
-
-    curve = effort_curve(index, vectors, probes, PROBED)
-    folder.write_bytes(folder.RECALL, curve.to_csv(index=False).encode())

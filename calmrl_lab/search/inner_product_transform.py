@@ -1,4 +1,4 @@
-"""A change of coordinates under which graphs and cells find what inner products find: equal lengths of items, equal scales of both sides."""
+"""A change of coordinates that suits approximate indexes for inner products: equal norms of items, equal scales of both sides."""
 
 from __future__ import annotations
 
@@ -22,17 +22,26 @@ class InnerProductTransform:
     @classmethod
     def of(cls, items: Float[np.ndarray, "n r"], queries: Float[np.ndarray, "q r"]) -> InnerProductTransform:
         """The scale under which every coordinate has the same root mean square in items and in queries; 1 where it is zero in either."""
-        theirs, ours = (
-            np.sqrt(np.square(part).mean(axis=0)) if len(part) else np.zeros(part.shape[1]) for part in (queries, items)
-        )
+        ours, theirs = (np.square(part).mean(axis=0) if len(part) else np.zeros(part.shape[1]) for part in (items, queries))
+        return cls.of_mean_squares(ours, theirs)
+
+    @classmethod
+    def of_mean_squares(cls, items: Float[np.ndarray, " r"], queries: Float[np.ndarray, " r"]) -> InnerProductTransform:
+        """The same from the mean squares of every coordinate."""
+        theirs, ours = np.sqrt(queries), np.sqrt(items)
         known = (theirs > 0) & (ours > 0)
         return cls(np.where(known, np.sqrt(np.divide(theirs, ours, where=known, out=np.ones_like(ours))), 1.0))
 
-    def items(self, vectors: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n r+1"]:
-        """float32."""
+    def longest(self, vectors: Float[np.ndarray, "n r"]) -> float:
+        """The largest squared length of scaled items."""
+        return float(np.square(vectors * self.scale).sum(axis=1).max(initial=0.0))
+
+    def items(self, vectors: Float[np.ndarray, "n r"], longest: float | None = None) -> Float[np.ndarray, "n r+1"]:
+        """float32; `longest` is the largest squared length of all items where `vectors` are some of them."""
         scaled = vectors * self.scale
         squares = np.square(scaled).sum(axis=1)
-        rest = np.sqrt(squares.max(initial=0.0) - squares)
+        most = squares.max(initial=0.0) if longest is None else longest
+        rest = np.sqrt(np.maximum(most - squares, 0.0))
         return np.concatenate([scaled, rest[:, None]], axis=1).astype(np.float32)
 
     def queries(self, vectors: Float[np.ndarray, "q r"]) -> Float[np.ndarray, "q r+1"]:

@@ -2,92 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.data.table import BLOCK, FeatureTable, Table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.embeddings import Embeddings
 from calmrl_lab.registry import known
+from calmrl_lab.runtime.progress import tracked
 from calmrl_lab.scorers._names import family
 from calmrl_lab.search.inner_product_transform import InnerProductTransform
+from calmrl_lab.search.vector_file import VectorFile
 
 _PROBES = 1000
 
 
 @dataclass(frozen=True)
 class GalleryVectors:
-    """`vectors` [g, r] float32 of the items at `rows` of `embedded`, made of `modalities`, and `probes` [p, r] float32 to measure an index with.
+    """`vectors` [g, r] of the items at the positions `rows` of a table, made of `modalities`, and `probes` [p, r] float32 to measure an index with.
 
-    `facts` and, of items that are compared by another similarity than the cosine, `transform` are what query vectors are made with.
+    `facts` and, of items that are compared by another similarity than the cosine, `transform` are what query vectors are made with; index
+    vectors (float32) are those of `blocks`.
     """
 
-    embedded: Embeddings
     modalities: tuple[str, ...]
-    vectors: Float[np.ndarray, "g r"]
+    vectors: VectorFile
     rows: np.ndarray
     probes: Float[np.ndarray, "q r"]
     facts: dict[str, Any]
     transform: InnerProductTransform | None = None
+    longest: float = 0.0
+
+    def blocks(self) -> Iterator[Float[np.ndarray, "b r"]]:
+        """What an index holds, a block at a time."""
+        for block in self.vectors.blocks():
+            yield block if self.transform is None else self.transform.items(block, self.longest)
 
 
 def by_embeddings(
-    model: AlignmentModel, table: FeatureTable, modalities: Sequence[str] | None, scorer: str, calibrate: bool
+    model: AlignmentModel, table: Table, modalities: Sequence[str] | None, scorer: str, calibrate: bool, file: Path
 ) -> GalleryVectors:
-    """Items by a scorer whose items are vectors whatever the query, `calibrate` filling their gaps first; the errors of `build_gallery`."""
-    embedded = model.embed(table)
-    names = _names(embedded, modalities)
-    columns = [embedded.modalities.index(name) for name in names]
-    items, mask = embedded.items[:, columns], embedded.mask[:, columns]
-    if calibrate:
-        if model.imputer is None:
-            raise CalmrlError(
-                "the run has no imputer to fill gaps with", hint="index without --impute-gaps, or train with --impute ppca"
-            )
-        seen = torch.zeros_like(embedded.mask)
-        seen[:, columns] = mask
-        items, mask = embedded.filled(model.imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
+    """Items by a scorer whose items are vectors whatever the query, `calibrate` filling their gaps first; the errors of `build_gallery`. The
+    vectors go into `file`, a block of items at a time."""
+    names = _names(table, modalities)
+    columns = [table.modalities.index(name) for name in names]
+    if calibrate and model.imputer is None:
+        raise CalmrlError(
+            "the run has no imputer to fill gaps with", hint="index without --impute-gaps, or train with --impute ppca"
+        )
     maker = model.scorer(scorer, "", names)
     if not maker.items_are_vectors:
         raise CalmrlError(
             f"scorer '{scorer}' makes no single vector of an item, and an index holds vectors",
             hint="use centroid, anchor, fused, cosine:<modality>, likelihood-ratio or sum",
         )
-    shown = maker.serves(mask)
-    vectors = maker.vectors(items, mask)[shown].float().cpu().numpy()
-    probes = torch.cat([part[rows] for part, rows in zip(embedded.rows, _probed(embedded), strict=True)])
-    return GalleryVectors(embedded, names, vectors, np.flatnonzero(shown.cpu().numpy()), probes.float().cpu().numpy(), {})
+    vectors, rows = VectorFile(file), []
+    for start, block in _blocks(table):
+        embedded = model.embed(block)
+        items, mask = embedded.items[:, columns], embedded.mask[:, columns]
+        if calibrate:
+            seen = torch.zeros_like(embedded.mask)
+            seen[:, columns] = mask
+            items, mask = embedded.filled(model.imputer, seen)[:, columns], mask.any(dim=1, keepdim=True).expand_as(mask)
+        shown = maker.serves(mask)
+        rows.append(start + np.flatnonzero(shown.cpu().numpy()))
+        vectors.append(maker.vectors(items, mask)[shown].float().cpu().numpy())
+    embedded = model.embed(table.sample(_PROBES))
+    probes = torch.cat([part[chosen] for part, chosen in zip(embedded.rows, _probed(embedded), strict=True)])
+    return GalleryVectors(names, vectors, np.concatenate(rows), probes.float().cpu().numpy(), {})
 
 
-def by_similarity(model: AlignmentModel, table: FeatureTable, modalities: Sequence[str] | None, scorer: str) -> GalleryVectors:
-    """Items by the similarity of `scorer`, of one modality if it names one (`Similarity.item_vectors`); the errors of `build_gallery`."""
+def by_similarity(
+    model: AlignmentModel, table: Table, modalities: Sequence[str] | None, scorer: str, file: Path
+) -> GalleryVectors:
+    """Items by the similarity of `scorer`, of one modality if it names one (`Similarity.item_vectors`); the errors of `build_gallery`. The
+    vectors go into `file`, a block of items at a time."""
     model = model.compared_by(family(scorer))
-    compared = model.represent(table)
-    names, single = _names(compared, modalities), scorer.partition(":")[2]
+    names, single = _names(table, modalities), scorer.partition(":")[2]
     # The scorer refuses a modality that items do not have.
     model.scorer(scorer, names[0], names)
     names = (single,) if single else names
-    columns = [compared.modalities.index(name) for name in names]
-    mask = compared.mask[:, columns]
-    shown = mask.any(dim=1)
-    patterns = patterns_of(names, mask)
-    items = model.similarity.item_vectors(names, patterns, compared.items[:, columns], mask)[shown].cpu().numpy()
+    columns = [table.modalities.index(name) for name in names]
+    shown = table.mask[:, columns].any(dim=1)
+    patterns = patterns_of(names, table.mask[:, columns])
+    vectors, squares = VectorFile(file), np.zeros(1)
+    for _, block in _blocks(table):
+        compared = model.represent(block)
+        mask = compared.mask[:, columns]
+        made = model.similarity.item_vectors(names, patterns, compared.items[:, columns], mask)[mask.any(dim=1)].cpu().numpy()
+        squares = squares + np.square(made).sum(axis=0)
+        vectors.append(made)
+    compared = model.represent(table.sample(_PROBES))
     queries = [
         model.similarity.query_vectors(names, patterns, modality, rows[chosen])
         for modality, rows, chosen in zip(compared.modalities, compared.rows, _probed(compared), strict=True)
     ]
     asked = torch.cat(queries).cpu().numpy()
-    transform = InnerProductTransform.of(items, asked)
+    transform = InnerProductTransform.of_mean_squares(
+        squares / max(len(vectors), 1), np.square(asked).sum(axis=0) / max(len(asked), 1)
+    )
+    longest = max((transform.longest(block) for block in vectors.blocks()), default=0.0)
     rows = np.flatnonzero(shown.cpu().numpy())
-    facts = {"patterns": patterns}
-    return GalleryVectors(compared, names, transform.items(items), rows, transform.queries(asked), facts, transform)
+    return GalleryVectors(names, vectors, rows, transform.queries(asked), {"patterns": patterns}, transform, longest)
+
+
+def _blocks(table: Table) -> Iterator[tuple[int, FeatureTable]]:
+    """The blocks of a table, each with the position of its first item."""
+    start = 0
+    for block in tracked(table.blocks(), "vectors of items", -(-len(table) // BLOCK), "blocks"):
+        yield start, block
+        start += len(block)
 
 
 def patterns_of(names: Sequence[str], mask: torch.Tensor) -> list[list[str]]:
@@ -96,16 +128,16 @@ def patterns_of(names: Sequence[str], mask: torch.Tensor) -> list[list[str]]:
     return [[name for name, seen in zip(names, kind, strict=True) if seen] for kind in kinds]
 
 
-def _names(embedded: Embeddings, modalities: Sequence[str] | None) -> tuple[str, ...]:
+def _names(table: Table, modalities: Sequence[str] | None) -> tuple[str, ...]:
     """The modalities that items are made of; CalmrlError if they make no sense."""
-    names = tuple(embedded.modalities if modalities is None else modalities)
+    names = tuple(table.modalities if modalities is None else modalities)
     if not names or len(set(names)) < len(names):
         raise CalmrlError(
             f"items are made of one modality or several different ones, got '{','.join(names)}'",
-            hint=f"the run has: {', '.join(embedded.modalities)}",
+            hint=f"the run has: {', '.join(table.modalities)}",
         )
     for name in names:
-        known(name, embedded.modalities, "the run has no modality")
+        known(name, table.modalities, "the run has no modality")
     return names
 
 

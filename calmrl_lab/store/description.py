@@ -1,4 +1,4 @@
-"""A store to the numbers one wants to know before training on it: counts, gaps by reason, patterns, co-observations, sizes."""
+"""Description of a store: counts, gaps by reason, patterns, co-observations, sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A feature store on disk to arrays in memory: opened only if it is whole and says one thing about what is missing."""
+"""Reader of feature stores: a store is opened only if it is whole and its mask, reasons and rows agree."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class FeatureStore:
 
         Arrays are NumPy, torch, or anything that `numpy.asarray` takes; floating-point dtypes are kept. A row that is NaN throughout
         is a gap, or, with `mask` ([N, k] bool, columns in the order of `arrays`), a row whose entry is False. Where items have several
-        rows of a modality (captions), give a list with one entry an item: [d_m], [rows, d_m], or None for a gap.
+        rows of a modality (captions), give a list with one entry per item: [d_m], [rows, d_m], or None for a gap.
 
         ids: [N] strings, default the numbers of the items. split: train, validation or test for each item, default drawn, whole groups
         (`group`, default the id) together. labels: name -> [N] strings.
@@ -226,7 +226,7 @@ class FeatureStore:
         return read_json(self.path, PROVENANCE_FILE) if (self.path / PROVENANCE_FILE).exists() else {}
 
     def failures(self) -> list[dict[str, Any]]:
-        """One record a medium that failed."""
+        """One record per medium that failed."""
         if not (self.path / FAILURES_FILE).exists():
             return []
         self._checksums.check(FAILURES_FILE)
@@ -287,7 +287,7 @@ class FeatureStore:
         array = self._array(name)
         if not array.is_string or array.shape != (len(self),):
             raise CalmrlError(
-                f"store '{self.path}': {name} must be {len(self)} strings, one an item; its shape is {list(array.shape)}"
+                f"store '{self.path}': {name} must be {len(self)} strings, one per item; its shape is {list(array.shape)}"
             )
         return array.read()
 

@@ -86,7 +86,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def offsets_of(counts: Int[np.ndarray, " n"] | Sequence[int]) -> Int64[np.ndarray, " n_plus_1"]:
-    """Row counts a item -> offsets: item i owns rows offsets[i]:offsets[i+1]. A bool mask counts as one row where True."""
+    """Row counts per item -> offsets: item i owns rows offsets[i]:offsets[i+1]. A bool mask counts as one row where True."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(np.asarray(counts), out=offsets[1:])
     return offsets

@@ -1,4 +1,4 @@
-"""Groups of items to train, validation and test: whole groups, close to the wanted fractions, whatever the order of items."""
+"""Splits: whole groups of items assigned to train, validation and test, close to the wanted fractions, whatever the order of items."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assign_splits(
     return np.array(list(fractions), dtype=np.str_)[chosen[inverse]]
 
 
-class Torn(NamedTuple):
+class DividedGroup(NamedTuple):
     """A group in two splits: `item`, the position of its first item in the split `other`, after one in the split `one`."""
 
     group: str
@@ -69,12 +69,12 @@ class Torn(NamedTuple):
     other: str
 
 
-def split_apart(group: Shaped[np.ndarray, " n"], split: Shaped[np.ndarray, " n"]) -> Torn | None:
+def first_divided_group(group: Shaped[np.ndarray, " n"], split: Shaped[np.ndarray, " n"]) -> DividedGroup | None:
     """The first group whose items are not all in one split; None if every group is whole."""
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
     home = split[first[inverse]]
     odd = np.flatnonzero(split != home)
-    return Torn(str(group[odd[0]]), int(odd[0]), str(home[odd[0]]), str(split[odd[0]])) if len(odd) else None
+    return DividedGroup(str(group[odd[0]]), int(odd[0]), str(home[odd[0]]), str(split[odd[0]])) if len(odd) else None
 
 
 def _uniform(text: str) -> float:

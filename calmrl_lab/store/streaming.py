@@ -1,4 +1,4 @@
-"""A store larger than memory to shuffled batches: random blocks of items are read into a buffer and mixed there."""
+"""Shuffled batches from a store larger than memory: random blocks of items are read into a buffer and mixed there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calmrl_lab.store.schema import CHUNK_ROWS
 if TYPE_CHECKING:
     from calmrl_lab.store.reader import FeatureStore
 
-# 1,024 consecutive items are one read of 1 MB a modality: near full speed, yet a buffer holds blocks from all over the store.
+# 1,024 consecutive items are one read of 1 MB per modality: near full speed, yet a buffer holds blocks from all over the store.
 BLOCK_ITEMS = 1024
 # The first buffer is small, so that the first batch comes at once; each further one is twice as large, up to the limit.
 _FIRST_BLOCKS = 8
@@ -116,7 +116,7 @@ class _Buffer:
             for (low, high), place, length in zip(ranges, places, lengths, strict=False):
                 store.feature_range(name, int(offsets[low]), int(offsets[high]), rows[place : place + length])
             self._rows.append(rows)
-            # What to add to a row number of the store to find the row in the buffer, a number a block.
+            # What to add to a row number of the store to find the row in the buffer, a number per block.
             self._moved.append(places[:-1] - offsets[starts])
             self._offsets.append(offsets)
 

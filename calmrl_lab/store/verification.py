@@ -1,4 +1,4 @@
-"""Every damaged place of a store, not only the first: files against digest.json, then the values against each other."""
+"""Verification of a store: every damaged place, by the checksums of its files and by its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays to a feature store on disk: checked first, written whole or not at all, the same bytes for the same values."""
+"""Writer of feature stores: arrays are checked first, a store is written whole or not at all, and equal values give equal bytes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _strings(what: str, values: Sequence[str] | np.ndarray, n: int) -> np.ndarra
     """`values` as a numpy str array [n]; CalmrlError if they are not n storable strings."""
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if len(listed) != n:
-        raise CalmrlError(f"{what} has {len(listed)} entries; expected {n}, one an item")
+        raise CalmrlError(f"{what} has {len(listed)} entries; expected {n}, one per item")
     for position, value in enumerate(listed):
         if not isinstance(value, str):
             raise CalmrlError(f"{what}[{position}] is {value!r}; expected a string")

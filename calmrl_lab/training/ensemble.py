@@ -1,4 +1,4 @@
-"""A run made of several: members trained one after the other, their scores added with weights that validation chooses."""
+"""Ensembles: members trained one after the other, their scores added with weights chosen on validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a loss term still teaching? How much gradient each term of an objective sends to the items of a batch."""
+"""Gradient of each loss term with respect to the embeddings of a batch: its size, and the share of items that it reaches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 FLOOR = 1e-3
 
 
-class Liveness(NamedTuple):
+class TermGradient(NamedTuple):
     """Gradient of a term with respect to the embeddings.
 
     pull: root mean square over the items of its norm, times the number of items: the change of an item's own loss per unit of movement.
@@ -24,18 +24,18 @@ class Liveness(NamedTuple):
     alive: float
 
 
-def liveness(
+def term_gradients(
     objective: nn.Module,
     embeddings: Float[Tensor, "b k d"],
     mask: Bool[Tensor, "b k"],
     imputed: Float[Tensor, "b k d"] | None = None,
     groups: Int[Tensor, " b"] | None = None,
     floor: float = FLOOR,
-) -> dict[str, Liveness]:
+) -> dict[str, TermGradient]:
     """Pull and alive share of every term (`loss` included) that depends on the embeddings, over the items that show anything.
 
     Made for PMRL's alignment, whose softmax over singular values saturates at its released temperature: with VAST-like values (1.85, .46, .44,
-    .42) and tau 0.05 the loss is 0.0 in float32 and so is its gradient. Costs one backward pass a term; draws no random
+    .42) and tau 0.05 the loss is 0.0 in float32 and so is its gradient. Costs one backward pass per term; draws no random
     number that training would miss and leaves no gradient behind.
     """
     generator = getattr(objective, "generator", None)
@@ -50,17 +50,17 @@ def liveness(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _pull(term: Tensor, leaf: Tensor, mask: Tensor, floor: float) -> Liveness | None:
+def _pull(term: Tensor, leaf: Tensor, mask: Tensor, floor: float) -> TermGradient | None:
     (gradient,) = torch.autograd.grad(term, leaf, retain_graph=True, allow_unused=True)
     if gradient is None:
         return None
     showing = mask.any(dim=1)
     norms = gradient.double().flatten(1).norm(dim=1)[showing] * int(showing.sum())
     if not len(norms):
-        return Liveness(0.0, 0.0)
-    return Liveness(float(norms.square().mean().sqrt()), float((norms > floor).double().mean()))
+        return TermGradient(0.0, 0.0)
+    return TermGradient(float(norms.square().mean().sqrt()), float((norms > floor).double().mean()))
 
 
-def saturated(found: Mapping[str, Liveness], least: float = 0.5) -> list[str]:
+def saturated(found: Mapping[str, TermGradient], least: float = 0.5) -> list[str]:
     """Names of the terms that reach fewer than a share `least` of the items."""
     return [name for name, value in found.items() if value.alive < least]

@@ -1,4 +1,4 @@
-"""The imputer's part of training: re-fit on current embeddings every few epochs, fill the gaps of a batch."""
+"""The imputer during training: re-fitted on current embeddings every few epochs, filling the gaps of each batch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from calmrl_lab.ppca.distributed_statistics import agreed_shift, pooled
 from calmrl_lab.ppca.noise_scale import floor_noise, scale_noise
 from calmrl_lab.ppca.statistics import Statistics, observed_means
 from calmrl_lab.runtime.distributed import first_says, processes, rank
+from calmrl_lab.runtime.progress import progress, tracked
 
 # Items that an imputer without statistics is fitted to, where not all are in memory.
 SAMPLED = 50_000
@@ -94,7 +95,8 @@ class OnlineImputer:
             )
             if hasattr(self.imputer, "log_likelihoods"):
                 settings |= {"iterations": iterations, "start": start}
-            self.imputer.fit(embeddings, mask, **settings)
+            with progress(f"fitting {self.name} to {count} items"):
+                self.imputer.fit(embeddings, mask, **settings)
         if hasattr(self.imputer, "log_likelihoods"):
             logged["imputer_log_likelihood"] = float(self.imputer.log_likelihoods[-1]) / max(count, 1)
         if processes() > 1:
@@ -143,7 +145,7 @@ class OnlineImputer:
     def gated(self, heads: Projection, table: Table) -> dict[str, int]:
         """How many items of `table` have gaps, and how many of those the gate leaves uncalibrated."""
         shut = 0
-        for block in table.blocks():
+        for block in tracked(table.blocks(), "items that the gate leaves alone", -(-len(table) // BLOCK), "blocks"):
             filled = self.fill(stack(encode(heads, block)), block.mask)
             shut += int(filled.isnan().any(dim=2).any(dim=1).sum())
         return {"items_with_gaps": int((~table.mask.all(dim=1)).sum()), "left_uncalibrated": shut}
@@ -172,7 +174,7 @@ def summed_statistics(heads: Projection, tables: Sequence[Table], modalities: Se
     """Per-pattern statistics of the embeddings of all items: each process takes its share of every block, and all sum up."""
     own: Statistics | None = None
     for table in tables:
-        for block in table.blocks():
+        for block in tracked(table.blocks(), "statistics of embeddings", -(-len(table) // BLOCK), "blocks"):
             share = block.select(np.arange(rank(), len(block), processes())) if processes() > 1 else block
             data = observe(encode(heads, share), share.mask, modalities) if len(share) else None
             if own is None:

@@ -1,4 +1,4 @@
-"""One update of the parameters, and what the steps of an epoch leave behind; on a GPU, without the host waiting for either."""
+"""One update of the parameters, and the metrics of an epoch's steps; on a GPU without waiting for either."""
 
 from __future__ import annotations
 

@@ -27,11 +27,12 @@ from calmrl_lab.model.signs import best_signs, pair_cosines
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
 from calmrl_lab.model.stacked.stack import said, stack
-from calmrl_lab.runs.checkpoint import read_checkpoint, rewind_metrics, write_checkpoint
+from calmrl_lab.runs.checkpoint import read_checkpoint, remove_checkpoint, rewind_metrics, write_checkpoint
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.distributed import Batch, first_says, gather_batch, processes, rank
-from calmrl_lab.training.gradient_health import liveness, saturated
+from calmrl_lab.runtime.progress import progress, tracked
+from calmrl_lab.training.gradient_health import saturated, term_gradients
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
 from calmrl_lab.training.requirements import NO_OBJECTIVE, check_settings, make_objective, refuse_unfilled
@@ -44,6 +45,8 @@ _STATE = (
 )  # fmt: skip
 # Items that decide scales and sides of random heads, where not all are in memory.
 STARTING_ITEMS = 20_000
+# Validation items that choose among starts: every candidate ranks n x n, dozens of times what validation after an epoch takes.
+START_VALIDATION_ITEMS = 2_000
 # Items by which the signs of modalities are checked every epoch.
 SIGN_ITEMS = 2_048
 
@@ -56,18 +59,23 @@ class _Session:
         self.started = time.monotonic()
         check_settings(config)
         self.device = device
-        self.data = open_data(config, str(self.device))
+        with progress("reading features"):
+            self.data = open_data(config, str(self.device))
         modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
         self._replay()
         make_objective(config, modalities, config.dim)
         shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
-        self.start = start_model(config, self.data.released, shown, self.plain_validation)
-        self.of_features = self._of_features(shown)
+        chosen_by = self.plain_validation.sample(START_VALIDATION_ITEMS)
+        with progress("start of the heads"):
+            self.start = start_model(config, self.data.released, shown, chosen_by)
+        with progress("similarities of features"):
+            self.of_features = self._of_features(shown, chosen_by)
         self.heads = self.start.heads.to(self.device)
         self.ratio_vectors = self._ratio_vectors()
         # Feature maps do not learn: tables in memory go through them once, streamed ones as they are read.
-        self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
+        with progress("feature maps"):
+            self.data = self.data.mapped([one.to(self.device) for one in self.start.feature_maps])
         self.train_table, self.validation_table = self.data.train, self.data.validation
         self.sign_items = self.data.shown(SIGN_ITEMS)
         replay = self._replay()
@@ -108,13 +116,13 @@ class _Session:
         ratio = ratio.to(self.device)
         return [ratio.vectors(name, rows, rows) for name, rows in zip(table.modalities, table.first_rows(), strict=True)]
 
-    def _of_features(self, shown: FeatureTable) -> FeatureSimilarities:
+    def _of_features(self, shown: FeatureTable, chosen_by: FeatureTable) -> FeatureSimilarities:
         """What is compared beside, or in place of, trained heads."""
         name = self.config.similarity
         if name == "stacked":
-            return fit_all(shown, self.plain_validation)
+            return fit_all(shown, self.plain_validation, self.start.kernels)
         if name in FROM_FEATURES:
-            part, chosen = fit_one(name, shown, self.plain_validation)
+            part, chosen = fit_one(name, shown, chosen_by)
             return FeatureSimilarities({name: part}, chosen={name: chosen})
         return FeatureSimilarities({})
 
@@ -156,8 +164,8 @@ class _Session:
         first_train = max(len(phases) - config.epochs, 0)
         if self.epoch == 0:
             self._validate(run, "start")
-        with console.progress(f"training {run.name}", len(phases)) as ticker:
-            ticker.advance(self.epoch)
+        with progress(f"training {run.name}", len(phases), "epochs") as task:
+            task.advance(self.epoch)
             while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
@@ -174,7 +182,7 @@ class _Session:
                     self._keep_best(score)
                 if self.epoch % config.checkpoint_every == 0 or self.epoch == len(phases):
                     self._checkpoint(run)
-                ticker.advance(1, f"validation MRR {score:.3f}")
+                task.advance(1, f"validation MRR {score:.3f}")
         self._finish(run)
 
     def _one_epoch(self, run: Run, table: Table, fill: bool, total: int) -> dict[str, float]:
@@ -183,7 +191,8 @@ class _Session:
         diagnosed: dict[str, float] = {}
         repeats = self.data.repeats(self.generator) if table is self.train_table else None
         groups = group_numbers(table.group, str(self.device)) if config.exclude_same_group else None
-        for features in table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats):
+        batches = table.batches(config.batch_size, self.generator, config.batching == "pattern", repeats)
+        for features in tracked(batches, f"epoch {self.epoch + 1}", -(-len(table) // config.batch_size), "batches"):
             batch = self._embedded(features, fill, groups)
             if not journal.steps and self.epoch % config.checkpoint_every == 0:
                 diagnosed = self._diagnosed(batch)
@@ -221,7 +230,7 @@ class _Session:
 
     def _diagnosed(self, batch: Batch) -> dict[str, float]:
         """Whether each term of the loss still teaches, on one batch; said aloud once for a term that does not while others do."""
-        found = liveness(self.objective, *batch)
+        found = term_gradients(self.objective, *batch)
         # Without any pull there was no valid term in this batch, and no temperature would help.
         taught = "loss" in found and found["loss"].pull > 0
         for name in saturated(found) if taught else []:
@@ -392,6 +401,9 @@ class _Session:
             )
         run.append(run.LOG, f"finished after {self.epoch} epochs, best at {self.best['epoch']}")
         run.finish(summary)
+        # After the summary: until then the run can be resumed.
+        if not config.keep_state:
+            remove_checkpoint(run)
 
     def _similarities(self) -> tuple[Similarity, tuple[Similarity, ...], float]:
         """How the trained model compares, how it could compare otherwise, and its validation score."""
@@ -408,7 +420,8 @@ class _Session:
                 parts[ratio.name] = ratio
             parts |= self.of_features.parts
             embeddings = encode(self.heads, self.validation_table)
-            total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
+            with progress("weights of the similarities"):
+                total, record = stack(parts, self.plain_validation, embeddings, self.of_features.groups)
             self.compared = {"parts": dict(self.of_features.chosen), **record}
             console.note(f"pairs are compared by (shares of the sum): {said(record)}")
             return total, () if ratio is None else (ratio,), record["validation_mrr"]

@@ -1,4 +1,4 @@
-"""The way into training: a configuration or keyword settings to a finished run."""
+"""Entry points of training: from a configuration or keyword settings to a finished run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from calmrl_lab.methods.resolve import default_run_path, resolve
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import rank, together
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.training.session import _Session
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def train_heads(
     return train(config, Path(run) if run else default_run_path(config), overwrite=overwrite)
 
 
+@limited()
 def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False) -> Run:
     """Run `config` into the directory `path`; with `resume`, go on from its last checkpoint; with `overwrite`, replace a finished run there.
 

@@ -47,7 +47,7 @@ def _by_id(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _items(rows: Sequence[Row], split: str, captions_each: int | None) -> list[Annotation]:
-    """The items of the rows of one id: one, or several where a dataset has a fixed number of captions an item and there are twice as many."""
+    """The items of the rows of one id: one, or several where a dataset has a fixed number of captions per item and there are twice as many."""
     total = sum(len(row.captions) + row.empty for row in rows)
     if captions_each and total > captions_each and total % captions_each == 0 and len(rows) > 1:
         count = total // captions_each
@@ -76,7 +76,7 @@ def _joined(rows: Sequence[Row], split: str, occurrence: int, distinct: bool) ->
     return Annotation(rows[0].id, rows[0].raw_id, split, captions, subtitle, extra, rows[0].labels, occurrence=occurrence)
 
 
-def told_apart(dataset: str, annotated: Sequence[Annotation]) -> list[Annotation]:
+def with_unique_ids(dataset: str, annotated: Sequence[Annotation]) -> list[Annotation]:
     """The items with ids that are unique over all splits: items of one name get the id `split/name`, a second one in the same split `split/name#2`.
 
     How many there are is written to standard error; also how many of them share a caption, and so are test items among the training items.

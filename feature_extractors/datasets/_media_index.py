@@ -16,7 +16,7 @@ class MediaIndex:
 
     `kinds` maps a modality to its sub-folders and the endings tried, in order, in lower or upper case. Sub-folders are searched to any
     depth, through links to allowed places; of two files of one name the first in sorted order counts, or the one in a folder that names the split.
-    `frame_folders` hold one folder of images an item, an alternative to `vision`. Raises CalmrlError for a link to another place.
+    `frame_folders` hold one folder of images per item, an alternative to `vision`. Raises CalmrlError for a link to another place.
     """
 
     def __init__(

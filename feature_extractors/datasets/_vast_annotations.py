@@ -13,7 +13,7 @@ from calmrl_lab.registry import nearest
 from calmrl_lab.runtime import console
 from calmrl_lab.store.splits import split_named
 from feature_extractors.annotations.annotation import Annotation, Split
-from feature_extractors.annotations.read import read_annotations, told_apart
+from feature_extractors.annotations.read import read_annotations, with_unique_ids
 from feature_extractors.datasets._media_index import MediaIndex
 from feature_extractors.media.file_names import SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
@@ -200,7 +200,7 @@ class AnnotatedDataset:
         annotated = self.arranged(annotated, files)
         self._has_validation = any(item.split == "validation" for item in annotated)
         self._say_what_is_missing(annotated, roots)
-        return told_apart(self.name, annotated)
+        return with_unique_ids(self.name, annotated)
 
     def _all_splits(self) -> list[Split]:
         """Every split with the names of its files: those released with VAST first, then the other forms."""

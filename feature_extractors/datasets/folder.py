@@ -16,7 +16,7 @@ from calmrl_lab.runtime import console
 from calmrl_lab.store.convert.item_tables import id_column
 from calmrl_lab.store.convert.reading.row_names import NO_ID, is_id
 from calmrl_lab.store.convert.records import Record, Records, is_missing, is_missing_word, read_records
-from calmrl_lab.store.splits import assign_splits, split_apart, split_named
+from calmrl_lab.store.splits import assign_splits, first_divided_group, split_named
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import refuse_unknown
 from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
@@ -43,7 +43,7 @@ class _Row:
 
 @datasets.register("folder")
 class Folder:
-    """Your own collection: --manifest TABLE (id, split, group, label, one column a modality) over --media DIR
+    """Your own collection: --manifest TABLE (id, split, group, label, one column per modality) over --media DIR
 
     The table is CSV (`,`, `;` or tabs), a JSON list, JSON lines or Parquet. Columns: `id` (or the only one called like one, or
     `--set id_column=NAME`; rows of one id are one item, a caption each); optionally `split` (train, validation, test; without it items are split 60/15/25 by
@@ -70,7 +70,10 @@ class Folder:
         if manifest is None:
             raise CalmrlError("dataset 'folder' needs a table of its items", hint=f"--manifest FILE, {_EXAMPLE}")
         if media is not None and not Path(media).is_dir():
-            raise CalmrlError(f"the media folder '{media}' does not exist")
+            raise CalmrlError(
+                f"the media folder '{media}' does not exist",
+                hint="--media DIR names the folder that the paths of the manifest start from",
+            )
         self.media = Path(media) if media is not None else None
         self.table = Path(str(manifest))
         self.name = str(name) if name is not None else self.table.stem
@@ -264,10 +267,10 @@ class Folder:
                     f"'{self.table}', {row.where}: the split is {split!r}", hint="expected train, validation or test"
                 )
         splits = [split_named(split) or "" for split in given]
-        torn = split_apart(np.array(groups), np.array(splits))
-        if torn is not None:
+        divided = first_divided_group(np.array(groups), np.array(splits))
+        if divided is not None:
             raise CalmrlError(
-                f"'{self.table}', {rows[torn.item].where}: the group {torn.group!r} is in {torn.other} here and in {torn.one} before",
+                f"'{self.table}', {rows[divided.item].where}: the group {divided.group!r} is in {divided.other} here and in {divided.one} before",
                 hint="a group is what must not be split apart; change the splits, or leave out the column 'group'",
             )
         return splits

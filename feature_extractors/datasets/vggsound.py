@@ -64,7 +64,7 @@ class VGGSound(AnnotatedDataset):
 def read_rows(path: Path) -> list[tuple[str, str, str | None]]:
     """(clip id, class name, split) of every row of a table without a heading.
 
-    The released table has four columns: video, start second, class name, split. Others have two, one file a split: the name of the clip's file
+    The released table has four columns: video, start second, class name, split. Others have two, one file per split: the name of the clip's file
     and the class name; the split is None then. A clip's id is `<video>_<start, six digits>`. Raises CalmrlError for a row of another form, a
     clip that comes twice with different classes, or more than 309 classes.
     """

@@ -34,7 +34,7 @@ class PatchSizes:
     """Sizes of what stands before the blocks of a `PatchTower`.
 
     `shape`: of an input, without its channels; `patch` and `stride`: of the convolution, as long as `shape`; `norm`: patches are normalised;
-    `pre_norm`: the whole sequence is; `classes`: class tokens, one a frame.
+    `pre_norm`: the whole sequence is; `classes`: class tokens, one per frame.
     """
 
     channels: int

@@ -16,7 +16,7 @@ from feature_extractors.encoders.vast.inspection import changed_files, check_wei
 
 
 def check(folder: Path) -> list[dict[str, str]]:
-    """One finding a part: `state` ok, note or bad; `what` was found; what to `do` about it. Nothing in any file is executed.
+    """One finding per part: `state` ok, note or bad; `what` was found; what to `do` about it. Nothing in any file is executed.
 
     ImageBind's and LanguageBind's towers are checked tensor by tensor where their weights are there, else the folder is taken for VAST's.
     """

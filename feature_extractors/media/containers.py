@@ -1,4 +1,4 @@
-"""What a media file says about its own size: the only trace that a download which broke off leaves in many formats."""
+"""Size of a media file according to its own header, by which downloads that broke off are detected."""
 
 from __future__ import annotations
 

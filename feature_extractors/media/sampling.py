@@ -1,4 +1,4 @@
-"""Which elements of a list are looked at: frames of a clip, slices of a sound. Pure rules, without decoding anything."""
+"""Sampling rules: which frames of a clip and which slices of a sound are used. Pure functions, without decoding anything."""
 
 from __future__ import annotations
 

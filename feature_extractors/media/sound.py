@@ -16,7 +16,7 @@ from feature_extractors.protocols import AbsentError, MediaError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-# Maps the number of samples a channel and the rate in Hz to the half-open spans wanted.
+# Maps the number of samples per channel and the rate in Hz to the half-open spans wanted.
 SpanChoice = Callable[[int, int], Sequence[tuple[int, int]]]
 Samples = Float32[np.ndarray, "channels time"]
 

@@ -51,11 +51,11 @@ def clip_frames(path: Path, choose: Choice) -> UInt8[np.ndarray, "n height width
 
 
 def frame_rate(path: Path) -> float:
-    """Frames a second of a video, on average, as its header says. Raises MediaError as `clip_frames`, and `not_media` where it says nothing."""
+    """Frames per second of a video, on average, as its header says. Raises MediaError as `clip_frames`, and `not_media` where it says nothing."""
     with opened(path) as container:
         rate = _video_stream(container).average_rate
     if not rate:
-        raise MediaError("not_media", "the file does not say how many frames a second it has")
+        raise MediaError("not_media", "the file does not say how many frames per second it has")
     return float(rate)
 
 

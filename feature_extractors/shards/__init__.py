@@ -1,1 +1,1 @@
-"""Finished parts of an extraction: one file a block, and the folder that collects them."""
+"""Finished parts of an extraction: one file per block, and the folder that collects them."""

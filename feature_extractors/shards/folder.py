@@ -1,4 +1,4 @@
-"""The folder of finished parts beside a store that is being made: one run at a time, one plan, resumed where it stopped."""
+"""The folder of finished parts beside a store in the making: locked by one run, bound to one plan, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Plan:
         return "the manifest was in another order"
 
 
-class Ledger:
-    """The folder `<store>.parts`, while it is held by this run."""
+class PartsFolder:
+    """The folder `<store>.parts`, while this run holds its lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Ledger:
                 hint="remove that folder to start again",
             ) from None
 
-    def adopt(self, plan: Plan) -> None:
+    def claim(self, plan: Plan) -> None:
         """Go on with the parts that are there, or begin. CalmrlError naming the difference if they belong to another plan."""
         for left in self.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)  # of a process that was killed while writing
@@ -101,8 +101,8 @@ def parts_folder(out: Path) -> Path:
 
 
 @contextmanager
-def held(out: Path) -> Iterator[Ledger]:
-    """The ledger of the store `out`, locked against other runs. Nothing is left behind if nothing was recorded."""
+def locked_parts(out: Path) -> Iterator[PartsFolder]:
+    """The folder of finished parts of the store `out`, locked against other runs. Nothing is left behind if nothing was recorded."""
     folder = parts_folder(out)
     lock_path = out.with_name(out.name + ".lock")
     with writing_errors(folder):
@@ -113,7 +113,7 @@ def held(out: Path) -> Iterator[Ledger]:
         with writing_errors(folder):
             lock = _locked(lock_path, out)
             folder.mkdir(exist_ok=True)
-        yield Ledger(folder)
+        yield PartsFolder(folder)
     finally:
         if lock is not None:
             # A plan without parts is worth nothing; a log is, even without parts.

@@ -1,4 +1,4 @@
-"""Finished parts to the arrays of a store, one part in memory at a time."""
+"""Joins finished parts to the arrays of a store, one part in memory at a time."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError, complaint
 from calmrl_lab.store import Reason
 from feature_extractors.protocols import AbsentError, Encoder, Item, MediaError, Medium, Text
 from feature_extractors.shards.shard import Part
-from feature_extractors.workers.prepare import Outcome, failure, is_foreign
+from feature_extractors.workers.prepare import Outcome, failure, is_out_of_process
 
 # Media that go through an encoder together. Cuts are at fixed places inside a block, so no result depends on the number of workers.
 BATCH = 64
@@ -24,13 +24,13 @@ BATCH = 64
 class Block:
     """Some consecutive items of a manifest.
 
-    `condemned`: media, by modality and place in `media_of`, that a worker died of, and how. `careful`: encode every medium alone first, so
+    `quarantined`: media, by modality and place in `media_of`, that a worker died of, and how. `careful`: encode every medium alone first, so
     that what kills the worker shows.
     """
 
     number: int
     items: Sequence[Item]
-    condemned: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    quarantined: Mapping[tuple[str, int], str] = field(default_factory=dict)
     careful: bool = False
 
 
@@ -44,11 +44,11 @@ def media_of(items: Sequence[Item], modality: str) -> list[tuple[int, Medium]]:
     ]
 
 
-def foreign_media(block: Block, modalities: Sequence[str]) -> Iterator[tuple[str, Medium]]:
+def out_of_process_media(block: Block, modalities: Sequence[str]) -> Iterator[tuple[str, Medium]]:
     """(modality, medium) of all media that other processes prepare, in the order in which `encode_block` asks for them."""
     for modality in modalities:
         for place, (_, medium) in enumerate(media_of(block.items, modality)):
-            if is_foreign(medium) and (modality, place) not in block.condemned:
+            if is_out_of_process(medium) and (modality, place) not in block.quarantined:
                 yield modality, medium
 
 
@@ -108,11 +108,11 @@ class _Modality:
 
     def take(self, place: int, medium: Medium, prepare: Callable[[str, Medium], tuple[Outcome, float]]) -> None:
         self.taken += 1
-        how = self.block.condemned.get((self.modality, place))
+        how = self.block.quarantined.get((self.modality, place))
         if how is not None:
             self.failed[place] = MediaError("worker_crash", how)
             return
-        careful = self.block.careful and not is_foreign(medium)
+        careful = self.block.careful and not is_out_of_process(medium)
         if careful:
             self.announce("at", self.modality, place, 1)
         begun = time.monotonic()

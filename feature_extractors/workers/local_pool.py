@@ -1,4 +1,4 @@
-"""Blocks through worker processes of this machine: one lane a core, or a GPU, each with processes that read media ahead of it."""
+"""Blocks through worker processes of this machine: one lane per core, or a GPU, each with processes that read media ahead of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoder_setup import Equipment
 from feature_extractors.forecast import Spent
 from feature_extractors.protocols import Medium
-from feature_extractors.shards.folder import Ledger
+from feature_extractors.shards.folder import PartsFolder
 from feature_extractors.shards.shard import write_part
-from feature_extractors.workers.encode_block import BATCH, Block, encode_block, foreign_media
-from feature_extractors.workers.prepare import Outcome, Preparers, attempt, is_foreign
+from feature_extractors.workers.encode_block import BATCH, Block, encode_block, out_of_process_media
+from feature_extractors.workers.prepare import Outcome, Preparers, attempt, is_out_of_process
 from feature_extractors.workers.process import Process, ProcessDied
 
 # Deaths of a worker over one block before the run gives up; those explained by a medium do not count.
@@ -57,7 +57,7 @@ class LaneEncoder:
         """Begin to read the media of a block. Blocks must be expected in the order in which they are encoded."""
         if block.number not in self._expected:
             self._expected.add(block.number)
-            self._preparers.add(foreign_media(block, list(self.encoders)))
+            self._preparers.add(out_of_process_media(block, list(self.encoders)))
 
     def encode(self, block: Block, announce: Any = lambda *_: None) -> bytes:
         """The part of a block, as the bytes of its file."""
@@ -68,19 +68,19 @@ class LaneEncoder:
         self._preparers.close()
 
     def _prepare(self, modality: str, medium: Medium) -> tuple[Outcome, float]:
-        if is_foreign(medium):
+        if is_out_of_process(medium):
             return self._preparers.next()
         return attempt(self.encoders[modality], medium, self._equipment.media, self._equipment.followed), 0.0
 
 
 def run_local(
-    equipment: Equipment, crew: WorkerConfig, ledger: Ledger, blocks: Sequence[Block], stop: threading.Event
+    equipment: Equipment, crew: WorkerConfig, finished: PartsFolder, blocks: Sequence[Block], stop: threading.Event
 ) -> Iterator[int | Spent]:
-    """Encode `blocks` into parts of the ledger; yields how many media have come through since the last time, and what media took.
+    """Encode `blocks` into parts of the folder `finished`; yields how many media have come through since the last time, and what media took.
 
     Once `stop` is set no block is begun any more, and the iteration ends when those under way are done.
     """
-    lanes = _Lanes(equipment, crew, ledger, blocks, stop)
+    lanes = _Lanes(equipment, crew, finished, blocks, stop)
     try:
         yield from lanes.run()
     finally:
@@ -91,9 +91,9 @@ class _Lanes:
     """One thread a lane, which does nothing but hand blocks to its process and wait for it."""
 
     def __init__(
-        self, equipment: Equipment, crew: WorkerConfig, ledger: Ledger, blocks: Sequence[Block], stop: threading.Event
+        self, equipment: Equipment, crew: WorkerConfig, finished: PartsFolder, blocks: Sequence[Block], stop: threading.Event
     ) -> None:
-        self._equipment, self._worker_config, self._ledger, self._stop = equipment, crew, ledger, stop
+        self._equipment, self._worker_config, self._finished, self._stop = equipment, crew, finished, stop
         self._blocks = iter(blocks)
         self._taking = threading.Lock()
         self._events: queue.Queue[int | Spent | BaseException | None] = queue.Queue()
@@ -142,7 +142,7 @@ class _Lanes:
         while True:
             try:
                 process = self._process(name, device)
-                process.send((block, following, self._ledger.part(block.number)))
+                process.send((block, following, self._finished.part(block.number)))
                 while True:
                     what, *details = process.receive()
                     if what == "media":
@@ -162,7 +162,7 @@ class _Lanes:
                 self._processes.pop(name).kill()
                 if block.careful and last is not None and last[2] == 1:
                     place = (last[0], last[1])
-                    block = replace(block, condemned={**block.condemned, place: f"the process that encoded it {death}"})
+                    block = replace(block, quarantined={**block.quarantined, place: f"the process that encoded it {death}"})
                 else:
                     deaths += 1
                     # The first death may have come from outside; after the second the medium it died of is looked for.
@@ -171,7 +171,7 @@ class _Lanes:
                 if deaths >= _MAX_DEATHS:
                     raise WorkFailedError(
                         f"the worker {death} {deaths} times over block {block.number} (items {block.items[0].id!r} to {block.items[-1].id!r})",
-                        hint=f"'{self._ledger.log}' may hold its last words; too little memory is the usual cause: try fewer --workers, and "
+                        hint=f"'{self._finished.log}' may hold its last words; too little memory is the usual cause: try fewer --workers, and "
                         "the same command goes on from there",
                     ) from None
 
@@ -179,7 +179,7 @@ class _Lanes:
         if name not in self._processes:
             equipment = self._equipment.on(device)
             self._processes[name] = Process(
-                _serve_blocks, equipment, self._worker_config, self._ledger.log, log=self._ledger.log
+                _serve_blocks, equipment, self._worker_config, self._finished.log, log=self._finished.log
             )
         return self._processes[name]
 

@@ -1,4 +1,4 @@
-"""Media made ready for their encoders, in processes that may hang or die without taking anything else along."""
+"""Preparation of media in processes of their own, so that a hang or a crash costs one medium only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Outcome = np.ndarray | AbsentError | MediaError
 _START_SECONDS = 600.0
 
 
-def is_foreign(medium: Medium) -> bool:
+def is_out_of_process(medium: Medium) -> bool:
     """True for what somebody else's bytes or a native library make: files and recipes. These are read in another process."""
     return isinstance(bare(medium), File) or hasattr(medium, "make")
 

@@ -1,4 +1,4 @@
-"""A fresh Python process at the other end of a pipe: killed when it hangs, noticed when it dies, gone when its parent is."""
+"""A Python process at the other end of a pipe: killed when it hangs, detected when it dies, ended with its parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from calmrl_lab.errors import WorkFailedError
 from feature_extractors.workers.shared_memory import receive_array
 
-# One thread a process: sums split over threads add in another order, so the bytes of a store would depend on the number of workers.
+# One thread per process: sums split over threads add in another order, so the bytes of a store would depend on the number of workers.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 ) | {"TOKENIZERS_PARALLELISM": "false"}

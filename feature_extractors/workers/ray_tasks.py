@@ -11,7 +11,7 @@ from typing import Any
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.runtime.ray_cluster import joined
 from feature_extractors.encoder_setup import Equipment
-from feature_extractors.shards.folder import Ledger
+from feature_extractors.shards.folder import PartsFolder
 from feature_extractors.shards.shard import write_part
 from feature_extractors.workers.encode_block import Block, media_of
 from feature_extractors.workers.local_pool import LaneEncoder, WorkerConfig
@@ -24,7 +24,7 @@ _AHEAD = 2
 def run_on_ray(
     equipment: Equipment,
     crew: WorkerConfig,
-    ledger: Ledger,
+    finished: PartsFolder,
     blocks: Sequence[Block],
     stop: threading.Event,
     fingerprints: dict[str, str],
@@ -53,7 +53,7 @@ def run_on_ray(
             (reference,), _ = ray.wait(list(flying), num_returns=1)
             block = flying.pop(reference)
             try:
-                write_part(ledger.part(block.number), ray.get(reference))
+                write_part(finished.part(block.number), ray.get(reference))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, CalmrlError) else _failed(block, error) from None
             except ray.exceptions.RayError as error:

@@ -1,4 +1,4 @@
-"""One thread for sums whose order must not depend on the machine."""
+"""Computation on one thread, for sums whose order must not depend on the machine."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calmrl_lab.anchors.bayes import anchor_posterior, conformal_threshold, gated_anchor, realised_gain
+from calmrl_lab.anchors.bayes import anchor_posterior, gated_anchor, least_items, realised_gain, risk_controlling_threshold
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.ppca import PPCA
 
@@ -77,25 +77,40 @@ def test_signs_follow_the_observed_anchor(fitted):
 
 
 def test_the_gate_by_hand():
-    # Nine held-out items; at level .3 at most floor(.3 * 10) - 1 = 2 harmed ones may pass.
-    predicted = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    realised = np.array([0.1, -0.1, 0.1, -0.1, 0.1, -0.1, 0.1, 0.1, -0.1])
-    threshold = conformal_threshold(predicted, realised, 0.3)
-    assert threshold == 0.4
-    assert ((predicted > threshold) & (realised < 0)).sum() == 2
-    assert conformal_threshold(predicted, np.abs(realised), 0.3) == 0.0
-    assert conformal_threshold(predicted, realised, 0.05) == float("inf")
+    # Of 100 items at level .3 as many harmed ones may pass as come from a rate of .3 with probability .1 at most, by Hoeffding.s bound.
+    predicted = np.linspace(1.0, 0.01, 100)
+    realised = np.where(np.arange(100) % 2, -0.1, 0.1)
+
+    def tail(harmed, n=100, level=0.3):
+        mean = harmed / n
+        return np.exp(-n * (mean * np.log(mean / level) + (1 - mean) * np.log((1 - mean) / (1 - level))))
+
+    most = max(harmed for harmed in range(1, 30) if tail(harmed) <= 0.1)
+    threshold = risk_controlling_threshold(predicted, realised, 0.3)
+    assert ((predicted > threshold) & (realised < 0)).sum() == most
+    assert threshold == predicted[2 * most + 1]
+    assert risk_controlling_threshold(predicted, np.abs(realised), 0.3) == 0.0
 
 
-def test_the_gate_keeps_its_harm_rate_on_new_items():
+@pytest.mark.parametrize(("level", "least"), [(0.05, 45), (0.1, 22), (0.5, 4)])
+def test_fewer_items_than_a_promise_takes_calibrate_nothing(level, least):
+    assert least_items(level) == least
+    promised = np.ones(least)
+    assert risk_controlling_threshold(promised, promised, level) == 0.0
+    assert risk_controlling_threshold(promised[1:], promised[1:], level) == float("inf")
+
+
+def test_the_gate_seldom_misses_its_harm_rate_on_new_items():
     rng = np.random.default_rng(0)
     rates = []
     for _ in range(300):
-        predicted = rng.random(150)
-        realised = predicted - 0.9 * rng.random(150)
-        threshold = conformal_threshold(predicted[:100], realised[:100], 0.1)
-        rates.append(((predicted[100:] > threshold) & (realised[100:] < 0)).mean())
-    assert np.mean(rates) < 0.1 + 3 * np.std(rates) / len(rates) ** 0.5
+        predicted = rng.random(100)
+        realised = predicted - 0.9 * rng.random(100)
+        threshold = risk_controlling_threshold(predicted, realised, 0.1)
+        new = rng.random(4000)
+        rates.append(((new > threshold) & (new < 0.9 * rng.random(4000))).mean())
+    assert np.mean(np.array(rates) > 0.1) <= 0.1
+    assert np.mean(rates) > 0.02
 
 
 def test_requests_that_make_no_sense(fitted):
@@ -105,6 +120,6 @@ def test_requests_that_make_no_sense(fitted):
     with pytest.raises(CalmrlError, match="at least 4"):
         anchor_posterior(imputer, z, mask, torch.Generator(), samples=2)
     with pytest.raises(CalmrlError, match="level"):
-        conformal_threshold(np.ones(3), np.ones(3), 1.5)
+        risk_controlling_threshold(np.ones(3), np.ones(3), 1.5)
     with pytest.raises(CalmrlError, match="do not fit"):
-        conformal_threshold(np.ones(3), np.ones(4))
+        risk_controlling_threshold(np.ones(3), np.ones(4))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from calmrl_lab.anchors.bayes import calibration_gain, conformal_threshold
+from calmrl_lab.anchors.bayes import calibration_gain, risk_controlling_threshold
 from calmrl_lab.anchors.gate import Gate, realised_calibration_gain
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.evaluate import evaluate
@@ -85,7 +85,7 @@ def test_the_harm_rate_holds_on_new_items(sets, name, options):
     assert harmed < 0.05 + 0.042
     assert bool(opened[~gaps].all())
     if name == "ppca":
-        assert opened[gaps].double().mean() > 0.5
+        assert opened[gaps].double().mean() > 0.3
     if name == "random":
         assert opened[gaps].double().mean() < 0.5
 
@@ -115,12 +115,13 @@ def test_every_imputer_trains_heads_under_a_gate(small_store, tmp_path, name):
 
 
 def test_items_under_several_patterns_count_as_one():
-    # Two items; under the frequent pattern (3/4) item 0 is harmed at gain .5, under the rare one item 1 at gain .9.
-    predicted, realised = np.array([[0.5, 0.1], [0.2, 0.9]]), np.array([[-1.0, 1.0], [1.0, -1.0]])
+    # Of 60 items, 20 are harmed at gain .5 under the frequent pattern (3/4), 20 others at gain .9 under the rare one.
+    predicted, realised = np.tile([[0.5, 0.9]], (60, 1)), np.ones((60, 2))
+    realised[:20, 0], realised[20:40, 1] = -1.0, -1.0
     shares = np.array([0.75, 0.25])
-    # Allowed loss: .45 * 3 - 1 = .35, which covers the .25 of the rare pattern but not .75 more.
-    assert conformal_threshold(predicted, realised, 0.45, shares) == 0.5
-    assert conformal_threshold(predicted, realised, 0.7, shares) == 0.0
+    # The mean loss is 20 / 60 / 4 = .083 above .5, and .33 above 0.
+    assert risk_controlling_threshold(predicted, realised, 0.2, shares) == 0.5
+    assert risk_controlling_threshold(predicted, realised, 0.5, shares) == 0.0
 
 
 def test_an_item_left_uncalibrated_enters_with_what_it_shows(sets):
@@ -204,7 +205,7 @@ def test_the_command_prints_the_gate(cli, small_store, tmp_path):
 
 
 def test_too_few_complete_validation_items_are_one_sentence(cli, small_store, tmp_path):
-    with pytest.raises(CalmrlError, match=r"store 'a' has 0 \(at least 19 are needed"):
+    with pytest.raises(CalmrlError, match=r"store 'a' has 0 \(at least 45 are needed"):
         Gate.refuse_unless_possible(torch.zeros(40, 3, dtype=torch.bool), 0.05, "a")
     asked = [
         "--store",
@@ -219,5 +220,5 @@ def test_too_few_complete_validation_items_are_one_sentence(cli, small_store, tm
     ]
     code, _, err = cli("train-heads", *asked, "--run", tmp_path / "r")
     assert code == 2
-    assert "at least 999 are needed" in err
+    assert "at least 2302 are needed" in err
     assert not (tmp_path / "r").exists()

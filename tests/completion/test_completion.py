@@ -16,7 +16,7 @@ N = 80
 
 @pytest.fixture
 def gappy(tmp_path):
-    """Two related modalities and a third, captions several an item, one item that failed altogether."""
+    """Two related modalities and a third, captions several per item, one item that failed altogether."""
     rng = np.random.default_rng(0)
     latent = rng.normal(size=(N, 3))
     mask = rng.random((N, 3)) < 0.7

@@ -1,4 +1,4 @@
-"""Padded batches from ragged rows: the right row, the right mask, every item once an epoch."""
+"""Padded batches from ragged rows: the right row, the right mask, every item once per epoch."""
 
 import numpy as np
 import pytest

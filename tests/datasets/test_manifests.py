@@ -1,4 +1,4 @@
-"""Manifests as people have them: JSON lists, any delimiter, a row a caption, other names for the id, backslashes, words for what is missing."""
+"""Manifests as people have them: JSON lists, any delimiter, a row per caption, other names for the id, backslashes, words for what is missing."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Documentation pages as programs: their fenced blocks, in order, run in a folder of their own.
 
-How a block is marked (the words after the three backticks):
+How a block is marked, by its language and by a comment on the line before it, which no reader of the page sees:
 
-    console                   lines that start with `$ ` are run; a shown line `error: ...` says that the command must fail so
-    sh                        every line is a command (for blocks that people copy)
-    console slow, sh slow     the same, but the page belongs to the slow tests
-    python                    run, one namespace a page
-    LANGUAGE file=NAME        written to NAME before anything runs
-    LANGUAGE not run: WHY     not run; the command lines in it must still parse, and WHY is one of `REASONS`
+    ```console                lines that start with `$ ` are run; a shown line `error: ...` says that the command must fail so
+    ```sh                     every line is a command (for blocks that people copy)
+    ```python                 run, one namespace a page
+    <!-- slow -->             the same, but the page belongs to the slow tests
+    <!-- file=NAME -->        written to NAME before anything runs
+    <!-- not run: WHY -->     not run; the command lines in it must still parse, and WHY is one of `REASONS`
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ REASONS = (
     "opens a window",
     "a sketch",
 )
-_FENCE = re.compile(r"^(```+)(\w*)[ \t]*([^\n]*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?(?P<fence>```+)(?P<language>\w*)[ \t]*\n(?P<text>.*?)^(?P=fence)[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: where it starts, its language, the words after the language, what is in it."""
+    """One fenced block: where it starts, its language, its mark, what is in it."""
 
     page: Path
     line: int
     language: str
-    words: str
+    mark: str
     text: str
 
     @property
@@ -51,11 +54,11 @@ class Block:
 
     @property
     def reason(self) -> str | None:
-        return self.words.removeprefix("not run: ") if self.words.startswith("not run: ") else None
+        return self.mark.removeprefix("not run: ") if self.mark.startswith("not run: ") else None
 
     @property
     def file(self) -> str | None:
-        return self.words.removeprefix("file=") if self.words.startswith("file=") else None
+        return self.mark.removeprefix("file=") if self.mark.startswith("file=") else None
 
     def commands(self) -> list[tuple[str, str]]:
         """(command, shown output) of the lines that are commands; a trailing backslash joins lines."""
@@ -77,7 +80,10 @@ def pages() -> list[Path]:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    return [Block(page, text[: m.start()].count("\n") + 1, m[2], m[3].strip(), m[4]) for m in _FENCE.finditer(text)]
+    return [
+        Block(page, text[: m.start("fence")].count("\n") + 1, m["language"], m["mark"] or "", m["text"])
+        for m in _FENCE.finditer(text)
+    ]
 
 
 def is_run(block: Block) -> bool:

@@ -15,7 +15,7 @@ def name(page):
 
 
 def _slow(page):
-    return any(block.words == "slow" for block in blocks(page))
+    return any(block.mark == "slow" for block in blocks(page))
 
 
 @pytest.mark.parametrize(

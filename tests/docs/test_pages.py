@@ -24,10 +24,10 @@ def test_blocks_are_found_with_their_marks(tmp_path):
 
 def test_a_block_knows_where_it_stands(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# A\n\n```python file=a.py\nx = 1\n```\n\n```console slow\n$ ls\n```\n")
+    page.write_text("# A\n\n<!-- file=a.py -->\n```python\nx = 1\n```\n\n<!-- slow -->\n```console\n$ ls\n```\n")
     first, second = blocks(page)
-    assert (first.line, first.language, first.file, first.text) == (3, "python", "a.py", "x = 1\n")
-    assert (second.line, second.words) == (7, "slow")
+    assert (first.line, first.language, first.file, first.text) == (4, "python", "a.py", "x = 1\n")
+    assert (second.line, second.mark) == (9, "slow")
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()])
@@ -42,3 +42,11 @@ def test_no_page_names_a_private_place(page):
     text = page.read_text(encoding="utf-8")
     for word in ("/work/", "/home/", "../shared", "shared/method.md", "TODO"):
         assert word not in text, f"{page.relative_to(ROOT)} says {word}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()])
+def test_every_fence_is_one_that_any_reader_shows(page):
+    """Nothing but a language stands after the backticks, and every fence is read by these tests."""
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("```")]
+    assert all(re.fullmatch(r"```+\w*", line) for line in lines)
+    assert len(lines) == 2 * len(blocks(page))

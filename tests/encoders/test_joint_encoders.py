@@ -248,7 +248,7 @@ def test_adapters_are_added_to_what_they_adapt(languagebind_folder):
 def test_frames_and_clips():
     assert languagebind.even_frames(100, 8) == [0, 14, 28, 42, 56, 70, 84, 99]
     assert languagebind.even_frames(3, 8) == [0, 0, 0, 0, 1, 1, 1, 2]
-    # 10 s at 25 frames a second: clips of two seconds begin at 0, 2, 4, 6 and 8 s.
+    # 10 s at 25 frames per second: clips of two seconds begin at 0, 2, 4, 6 and 8 s.
     assert imagebind.frame_pairs(250, 25.0) == [0, 49, 50, 99, 100, 149, 150, 199, 200, 249]
     # A video of less than two seconds is all five clips; a last frame is never passed.
     assert imagebind.frame_pairs(20, 25.0) == [0, 19] * 5

@@ -138,7 +138,9 @@ def test_zero_shot_compares_with_given_class_texts(invented):
 
 def test_one_text_a_class_is_a_class_text_and_several_are_not(invented):
     train, test = mixed(invented)
-    with pytest.raises(CalmrlError, match="zero-shot needs one text a class, and items of class 'class [0-9]' have different"):
+    with pytest.raises(
+        CalmrlError, match="zero-shot needs one text per class, and items of class 'class [0-9]' have different"
+    ):
         classify(train, test, "kind", ["zero-shot"], text="a")
     names = np.unique(train.labels["kind"])
     named = torch.nn.functional.normalize(torch.randn(len(names), 16, generator=torch.Generator().manual_seed(0)), dim=1)

@@ -29,7 +29,8 @@ QUICK = {
 def runs(small_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: train(TrainConfig(store=str(small_store), objective=name, **QUICK), folder / name) for name in ("vast", "clip")
+        name: train(TrainConfig(store=str(small_store), objective=name, keep_state=True, **QUICK), folder / name)
+        for name in ("vast", "clip")
     }
 
 

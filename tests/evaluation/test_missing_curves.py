@@ -133,7 +133,7 @@ def test_two_modalities_have_no_joint_to_speak_of_and_still_work(invented):
         ({"queries": ["z"]}, "queries have no modality 'z'"),
         ({"scenarios": ["drop:a"], "queries": ["a"]}, "unknown modality 'a'"),
         ({"scorers": ["centriod"]}, "did you mean 'centroid'?"),
-        ({"scorers": ["likelihood"]}, "scorer 'likelihood' needs a fitted PPCA"),
+        ({"scorers": ["imputer-likelihood"]}, "scorer 'imputer-likelihood' needs a fitted PPCA"),
         ({"scorers": ["likelihood-ratio"]}, "needs a model that can compare by similarity 'likelihood-ratio'"),
     ],
 )
@@ -150,10 +150,10 @@ def test_a_gallery_without_the_asking_modality_is_refused(invented):
 
 
 def test_a_run_writes_its_curves(trained):
-    frame = run_curves(trained, scenarios=["full", "random:0.5"], queries=["caption"], scorers=["anchor", "likelihood"])
+    frame = run_curves(trained, scenarios=["full", "random:0.5"], queries=["caption"], scorers=["anchor", "imputer-likelihood"])
     assert len(trained.read_frame("curves.parquet")) == len(frame)
     assert set(frame.loc[frame["scorer"] == "anchor", "calibrated"]) == {False, True}
-    assert frame.loc[frame["scorer"] == "likelihood", "calibrated"].all()
+    assert frame.loc[frame["scorer"] == "imputer-likelihood", "calibrated"].all()
     assert set(frame["side"]) == {"gallery", "query"}
     _, _, items = open_run(trained)
     assert set(frame["item"]) <= set(items.of("test").ids)
@@ -169,3 +169,10 @@ def test_an_imputer_can_be_fitted_after_the_fact(trained):
     assert torch.isfinite(filled).all()
     with pytest.raises(CalmrlError, match="no items in split 'tset'"):
         items.of("tset")
+
+
+def test_of_many_modalities_some_ask_and_some_are_dropped():
+    names = [f"m{number}" for number in range(12)]
+    assert len(default_scenarios(names)) == 5 + 5
+    assert default_scenarios(names)[-1] == "drop:m11"
+    assert default_scenarios(names[:4])[5:] == [f"drop:m{number}" for number in range(4)]

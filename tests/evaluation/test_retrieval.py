@@ -190,7 +190,7 @@ def test_one_item_and_none():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(CalmrlError, match="an owner a row"):
+    with pytest.raises(CalmrlError, match="an owner per row"):
         rank_both(torch.ones(3, 2), torch.ones(3, 2), torch.arange(2), torch.arange(3))
     with pytest.raises(CalmrlError, match="embeddings"):
         rank_both(torch.ones(3, 2), torch.ones(3, 4), torch.arange(3), torch.arange(3))

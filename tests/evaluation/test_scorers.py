@@ -61,7 +61,7 @@ def vast():
 # Half of a vector that a sum compares is an information vector, the rest an embedding.
 LATENT = DIM // 2
 TESTED = (
-    "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "likelihood", "fused", "likelihood-ratio",
+    "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "imputer-likelihood", "fused", "likelihood-ratio",
     "likelihood-ratio:audio", "sum", "multilinear", "objective",
 )  # fmt: skip
 
@@ -164,7 +164,7 @@ class TestEveryScorer:
             assert backward.equal[j] == (close & ~own).sum()
 
     def test_a_perfect_copy_is_the_best_answer(self, scorer):
-        if scorer.name in ("likelihood", "fused", "likelihood-ratio", "sum"):
+        if scorer.name in ("imputer-likelihood", "fused", "likelihood-ratio", "sum"):
             pytest.skip("a likelihood asks what is likely, a trained fusion what it was taught; not what is equal")
         queries, items, mask = self.case(scorer, 8)
         items[3], mask[3] = queries[0], True
@@ -180,7 +180,7 @@ class TestEveryScorer:
     def test_one_vector_an_item_gives_the_same_scores(self, scorer):
         queries, items, mask = self.case(scorer, 3)
         if not scorer.items_are_vectors:
-            with pytest.raises(CalmrlError, match="no vector an item"):
+            with pytest.raises(CalmrlError, match="no vector per item"):
                 scorer.vectors(items, mask)
             return
         served = scorer.serves(mask)
@@ -299,7 +299,7 @@ def test_more_modalities_shrink_volumes():
 
 def test_the_likelihood_is_that_of_the_dense_gaussian(ppca):
     queries, items, mask = cone(4)
-    scores = make_scorer("likelihood", "caption", NAMES, imputer=ppca).score(queries, items, mask)
+    scores = make_scorer("imputer-likelihood", "caption", NAMES, imputer=ppca).score(queries, items, mask)
     weights = torch.from_numpy(np.concatenate(ppca.weights))
     mean = torch.from_numpy(np.concatenate(ppca.means))
     noise = torch.from_numpy(np.repeat(ppca.noise, [len(mu) for mu in ppca.means]))
@@ -326,7 +326,7 @@ def test_the_likelihood_is_that_of_the_dense_gaussian(ppca):
         (lambda: make_scorer("area", "t", NAMES), "exactly two modalities, got 3"),
         (lambda: make_scorer("centroid:vision", "t", NAMES), "unexpected keyword argument 'modality'"),
         (lambda: make_scorer("query-centroid", "t", NAMES, temperature=0), "temperature is 0"),
-        (lambda: make_scorer("likelihood", "t", NAMES), "needs a fitted PPCA"),
+        (lambda: make_scorer("imputer-likelihood", "t", NAMES), "needs a fitted PPCA"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(call, said):
@@ -336,7 +336,7 @@ def test_what_makes_no_sense_is_one_sentence(call, said):
 
 def test_the_likelihood_names_a_modality_it_does_not_know(ppca):
     with pytest.raises(CalmrlError, match="no modality 'smell'"):
-        make_scorer("likelihood", "smell", NAMES, imputer=ppca)
+        make_scorer("imputer-likelihood", "smell", NAMES, imputer=ppca)
 
 
 @pytest.mark.parametrize("shown", [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)])

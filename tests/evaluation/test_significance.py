@@ -62,7 +62,7 @@ def test_one_value_has_no_width_and_no_value_is_refused():
         interval(np.array([]), rng())
     with pytest.raises(CalmrlError, match="1 of 2 values are NaN"):
         interval(np.array([1.0, np.nan]), rng())
-    with pytest.raises(CalmrlError, match="groups must be one a value"):
+    with pytest.raises(CalmrlError, match="groups must be one per value"):
         interval(np.ones(3), rng(), groups=np.ones(2))
 
 
@@ -82,7 +82,7 @@ def test_equal_runs_are_not_different():
     values = rng().random(100)
     found = compare(values, values, rng(1))
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
-    assert not found.clear()
+    assert found.verdict == 0
 
 
 def test_the_sign_flip_test_is_exact_on_few_groups():
@@ -164,3 +164,12 @@ def test_the_paired_test_keeps_its_level_and_finds_a_planted_point(seeds, power)
     assert found[0.0] / trials <= 0.05 + 2.5 * (0.05 * 0.95 / trials) ** 0.5
     assert covered / trials >= 0.91
     assert found[0.01] / trials > power
+
+
+def test_a_p_value_that_few_sign_patterns_decide_is_drawn_more_often_and_its_floor_is_said():
+    generator = rng(7)
+    clear = compare(0.5 + 0.1 * generator.random(300), np.zeros(300), rng())
+    assert clear.at_floor
+    assert clear.p < 1 / 2001
+    weak = compare(generator.standard_normal(300), np.zeros(300), rng())
+    assert not weak.at_floor

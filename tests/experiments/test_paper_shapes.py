@@ -1,4 +1,4 @@
-"""The experiments on the paper's data, run on made-up stores of the same shape: modalities, captions an item, splits, released heads, labels."""
+"""The experiments on the paper's data, run on made-up stores of the same shape: modalities, captions per item, splits, released heads, labels."""
 
 from pathlib import Path
 

@@ -1,15 +1,10 @@
-"""Live progress: one line a run under way, moved by its log, and one for all."""
+"""Progress of an experiment: a task for all runs, and a part of it for each run under way, moved by its log."""
 
-import io
 import json
 import os
 from types import SimpleNamespace
 
-import pytest
-from rich.console import Console
-
 from calmrl_lab.experiments.progress import last_epoch, watched
-from calmrl_lab.runtime import console
 
 
 def job(folder, name, epochs=4, warm=0):
@@ -24,32 +19,22 @@ def log(job, epoch, score, end="\n"):
         file.write(json.dumps({"epoch": epoch, "validation_mrr": score}) + end)
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    made = Console(file=io.StringIO(), force_terminal=True, width=120)
-    monkeypatch.setattr(console, "err", made)
-    return made
-
-
-def test_a_run_under_way_has_a_line_until_it_has_ended(tmp_path, terminal):
+def test_a_run_under_way_is_a_part_of_the_task_until_it_has_ended(tmp_path):
     first, second, stale = job(tmp_path, "a-s0", warm=2), job(tmp_path, "b-s0"), job(tmp_path, "c-s0")
     log(stale, 3, 0.9)
     os.utime(stale.path / "metrics.jsonl", ns=(1, 1))
-    with watched("all", [first, second, stale]) as lines:
+    with watched("all", [first, second, stale]) as runs:
         log(first, 2, 0.25)
-        lines.look()
-        assert set(lines.shown) == {"a-s0"}
-        task = lines.bars.tasks[-1]
-        assert (task.description.strip(), task.completed, task.total) == ("a-s0", 2, 6)
-        assert task.fields["detail"] == "validation MRR 0.250"
+        runs.look()
+        (part,) = runs.task.parts
+        assert (part.label, part.done, part.total, part.detail) == ("a-s0", 2, 6, "validation MRR 0.250")
         log(second, 1, 0.1)
-        lines.advance(1, "a-s0")
-        lines.look()
-        assert set(lines.shown) == {"b-s0"}
-        assert lines.bars.tasks[0].completed == 1
-        lines.advance(1, "b-s0")
-        lines.advance(1, "c-s0")
-        assert len(lines.bars.tasks) == 1
+        runs.advance(1, "a-s0")
+        runs.look()
+        assert [part.label for part in runs.task.parts] == ["b-s0"]
+        runs.advance(1, "b-s0")
+        runs.advance(1, "c-s0")
+        assert (runs.task.done, runs.task.total, runs.task.parts) == (3, 3, [])
 
 
 def test_a_line_that_is_being_written_is_not_read(tmp_path):
@@ -59,10 +44,3 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path):
     with open(one.path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 2, "val')
     assert last_epoch(one.path) == (1, 0.5)
-
-
-def test_elsewhere_than_on_a_terminal_plain_lines_are_printed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console, "err", Console(file=io.StringIO(), width=120))
-    with watched("all", [job(tmp_path, "a")]) as lines:
-        lines.advance(1, "a")
-    assert "all: 1/1" in console.err.file.getvalue()

@@ -221,14 +221,14 @@ def test_a_damaged_plan_is_not_guessed(media, tmp_path):
 
 
 def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, media, tmp_path, monkeypatch):
-    from feature_extractors.shards.folder import Ledger
+    from feature_extractors.shards.folder import PartsFolder
 
     out = tmp_path / "s.zarr"
-    remove = Ledger.remove
-    monkeypatch.setattr(Ledger, "remove", lambda self: 1 / 0)
+    remove = PartsFolder.remove
+    monkeypatch.setattr(PartsFolder, "remove", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(out, media)
-    monkeypatch.setattr(Ledger, "remove", remove)
+    monkeypatch.setattr(PartsFolder, "remove", remove)
     assert out.exists()
     assert parts(out)
     summary = run(out, media)
@@ -241,7 +241,7 @@ def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, me
 
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_retry_killed_while_it_tidied_up_is_finished_by_the_next(media, tmp_path, monkeypatch, repaired):
-    from feature_extractors.shards.folder import Ledger
+    from feature_extractors.shards.folder import PartsFolder
 
     out = tmp_path / "s.zarr"
     for number in (3, 28):
@@ -251,7 +251,7 @@ def test_a_retry_killed_while_it_tidied_up_is_finished_by_the_next(media, tmp_pa
     if repaired:
         (media / "28.txt").write_text("file 28")
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "remove", lambda self: 1 / 0)
+        patch.setattr(PartsFolder, "remove", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             extract("fake", out, media=media, workers=1, block_size=3, retry_failed=True)
     assert parts(out)

@@ -203,7 +203,7 @@ def triangle(z, mask, query, corners, form, temperature, smoothing, epsilon, gro
 
 
 def fused(z, mask, others, maps):
-    """One vector an item: what a single modality says, or the map of exactly the combination it shows."""
+    """One vector per item: what a single modality says, or the map of exactly the combination it shows."""
     vectors = []
     for item, shown in zip(z, mask, strict=True):
         places = tuple(p for p, m in enumerate(others) if shown[m])

@@ -85,8 +85,8 @@ def test_what_it_cannot_do_is_said_in_one_sentence(installed, small_store, tmp_p
 
 
 def test_it_is_measured_like_any_other(installed):
-    from calmrl_lab.training.gradient_health import liveness
+    from calmrl_lab.training.gradient_health import term_gradients
 
     z = torch.nn.functional.normalize(torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
-    found = liveness(installed.get("huddle")(("a", "b"), 6), z, torch.ones(4, 2, dtype=torch.bool))
+    found = term_gradients(installed.get("huddle")(("a", "b"), 6), z, torch.ones(4, 2, dtype=torch.bool))
     assert set(found) == {"loss", "distance", "apart"}

@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_cpu():
 
 
 class Session:
-    """What `train-heads` puts together for its steps, on a GPU: a table of features, several captions an item, heads, PPCA, objective."""
+    """What `train-heads` puts together for its steps, on a GPU: a table of features, several captions per item, heads, PPCA, objective."""
 
     def __init__(self, name, items=2048, k=4, wide=48, dim=32):
         generator = torch.Generator().manual_seed(0)

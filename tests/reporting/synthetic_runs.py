@@ -14,6 +14,8 @@ import pandas as pd
 import yaml
 
 from calmrl_lab.methods.resolve import resolve
+from calmrl_lab.runs.artifact_folder import digest
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runs.run_folder import FORMAT
 
@@ -81,9 +83,7 @@ def write_experiment(
             if extras and recipe.name in {"pmrl", "calmrl-ppca", "clip"}:
                 Run(run).write_frame("curves.parquet", curves(recipe, seed, items, modalities))
     if record:
-        (folder / "experiment.json").write_text(
-            json.dumps(_record(recipes, seeds, items, modalities, failed)), encoding="utf-8"
-        )
+        ExperimentFolder(folder).write(_record(recipes, seeds, items, modalities, failed))
     return folder
 
 
@@ -96,16 +96,15 @@ def write_run(folder: Path, recipe: Recipe, seed: int, items: int = 120, modalit
     }  # fmt: skip
     config = {"format": FORMAT, **resolve(asked, "synthetic runs").model_dump(mode="json")}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    environment = {"calmrl_lab": "0.1.0", "python": "3.11.9", "platform": "Linux x86_64", "packages": {"torch": "2.13.0"}}
+    environment = {
+        "calmrl_lab": "0.1.0", "python": "3.11.9", "platform": "Linux x86_64", "packages": {"torch": "2.13.0"},
+        Run.CONFIG: digest((folder / Run.CONFIG).read_bytes()),
+    }  # fmt: skip
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     lines = [{"epoch": e, "phase": "train", "validation_mrr": recipe.skill * (1 - 0.7**e) + 0.02} for e in range(8)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     generator = np.random.default_rng([seed, sum(recipe.name.encode())])
     run = Run(folder)
-    run.write_frame("scores.parquet", scores(recipe, seed, items, modalities))
-    if recipe.error:
-        run.write_frame("imputation.parquet", imputation(recipe, generator, items, modalities))
-        run.write_frame("anchors.parquet", anchors(recipe, generator, items))
     summary = {
         "name": folder.name, "method": recipe.label, "objective": recipe.objective, "imputer": recipe.impute,
         "scenario": recipe.scenario, "seed": seed, "modalities": list(modalities), "epochs": 40, "best_epoch": 31,
@@ -113,6 +112,10 @@ def write_run(folder: Path, recipe: Recipe, seed: int, items: int = 120, modalit
         "seconds": 4.2, "counts": {"train_items": 600, "complete": 150, "observed": dict.fromkeys(modalities, 375)},
     }  # fmt: skip
     run.finish(summary)
+    run.write_frame("scores.parquet", scores(recipe, seed, items, modalities))
+    if recipe.error:
+        run.write_frame("imputation.parquet", imputation(recipe, generator, items, modalities))
+        run.write_frame("anchors.parquet", anchors(recipe, generator, items))
     return folder
 
 

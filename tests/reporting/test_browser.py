@@ -1,11 +1,7 @@
-"""The page in a real browser: at three widths, light and dark, without an error and without asking any host for anything."""
+"""The page in a real browser: at several widths, light and dark, by mouse, by keyboard, on paper, and as axe-core sees it for screen readers."""
 
-import html
-import json
-import os
 import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -15,104 +11,132 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (apt-get install chromium)"),
 ]
 
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
-)  # fmt: skip
-
-# Runs before anything else on the page, and after everything else; leaves what it saw on the root element.
-_BEFORE = """<script>
-window.seen = {errors: []};
-addEventListener("error", (event) => seen.errors.push(String(event.message || event.target)), true);
-addEventListener("securitypolicyviolation", (event) => seen.errors.push("policy: " + event.violatedDirective));
-</script>"""
-_AFTER = """<script>
-addEventListener("load", () => {
-  const shown = (element) => element.getClientRects().length > 0;
-  const summary = document.querySelector("#table-summary table");
-  const names = () => [...summary.tBodies[0].rows].map((row) => row.cells[0].textContent);
-  seen.inner = innerWidth;
-  seen.scroll = document.documentElement.scrollWidth;
-  seen.paper = getComputedStyle(document.querySelector("header.top")).backgroundColor;
-  seen.wide = [...document.querySelectorAll("svg.wide")].filter(shown).length;
-  seen.narrow = [...document.querySelectorAll("figure.chart svg.narrow")].filter(shown).length;
-  seen.outside = [...document.querySelectorAll("body *")].filter((e) => shown(e) && !e.closest(".scroll, nav, pre, svg, .skip")
-    && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + "." + e.className).slice(0, 5);
-  seen.small = [...document.querySelectorAll("svg text")].filter(shown).map((e) => e.getBoundingClientRect().height)
-    .filter((height) => height > 0 && height < 8.5).length;
-  seen.resources = performance.getEntriesByType("resource").map((entry) => entry.name);
-  seen.written = names();
-  const button = summary.tHead.rows[1].cells[1].querySelector("button");
-  button.click();
-  seen.down = names();
-  button.click();
-  seen.up = names();
-  seen.order = summary.tHead.rows[1].cells[1].getAttribute("aria-sort");
-  document.documentElement.dataset.seen = JSON.stringify(seen);
-  parent.postMessage(JSON.stringify(seen), "*");
-});
-</script>"""
-# A window is never narrower than 500 pixels, a frame is.
-_FRAME = """<!doctype html><body style="margin:0"><script>
-addEventListener("message", (event) => { document.documentElement.dataset.seen = event.data; });
-</script><iframe src="probed.html" style="border:0" width="%d" height="900"></iframe>"""
+# What shows on the page: whatever stands out to the right, and the smallest text in pixels as it is on the screen.
+_OUTSIDE = """() => [...document.querySelectorAll("body *")].filter((e) => e.getClientRects().length > 0
+  && !e.closest(".scroll, nav, pre, svg, .skip") && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + "." + e.className).slice(0, 5)"""
+_SMALLEST = """() => Math.min(...[...document.querySelectorAll("body *")].filter((e) => e.getClientRects().length > 0
+  && !e.closest("title, script, .skip") && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())).map((e) => {
+    const size = parseFloat(getComputedStyle(e).fontSize);
+    if (!e.closest("svg")) return size;
+    const matrix = e.getScreenCTM();
+    return size * Math.hypot(matrix.a, matrix.b);
+  }))"""
+_SHOWN = "(selector) => [...document.querySelectorAll(selector)].filter((e) => e.getClientRects().length > 0).length"
+_NAMES = "() => [...document.querySelector('#table-summary table').tBodies[0].rows].map((row) => row.cells[0].textContent)"
 
 
-def chromium(tmp_path, page, *flags):
-    profile = tmp_path / "profile"
-    shutil.rmtree(profile, ignore_errors=True)
-    command = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", *flags, page.resolve().as_uri()]
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install axe-playwright-python)"
+    )
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
-def look(tmp_path, report, width, dark):
-    text = report.page.read_text(encoding="utf-8")
-    probed = tmp_path / "probed.html"
-    probed.write_text(text.replace("<title>", f"{_BEFORE}<title>", 1).replace("</body>", f"{_AFTER}</body>"), encoding="utf-8")
-    framed = tmp_path / "framed.html"
-    framed.write_text(_FRAME % width, encoding="utf-8")
-    flags = [f"--window-size={width},900", "--dump-dom", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    dom = chromium(tmp_path, framed if width < 500 else probed, *flags).stdout
-    found = re.search(r'<html[^>]*data-seen="([^"]*)"', dom)
-    assert found, dom[:500]
-    return json.loads(html.unescape(found[1]))
+@pytest.fixture
+def opened(chromium, report):
+    """A function width, dark -> the page, with everything that went wrong or was asked of a host in `page.seen`."""
+    contexts = []
+
+    def open_page(width=1280, dark=False):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        contexts.append(context)
+        page = context.new_page()
+        page.seen = []
+        page.on("pageerror", lambda error: page.seen.append(f"error: {error}"))
+        page.on("console", lambda message: page.seen.append(f"console: {message.text}"))
+        page.on(
+            "request", lambda request: None if request.url.startswith(("file:", "data:")) else page.seen.append(request.url)
+        )
+        page.goto(report.page.resolve().as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280, 1920])
-def test_the_page_fits_and_works(tmp_path, report, width, dark):
-    seen = look(tmp_path, report, width, dark)
-    assert seen["inner"] == width
-    assert seen["errors"] == []
-    assert seen["resources"] == []
-    assert seen["scroll"] <= width, seen["outside"]
-    assert seen["outside"] == []
-    assert seen["small"] == 0
-    assert (seen["narrow"] > 0, seen["wide"] > 0) == ((True, False) if width == 390 else (False, True))
-    assert seen["paper"] == ("rgb(27, 32, 39)" if dark else "rgb(255, 255, 255)")
+@pytest.mark.parametrize("width", [390, 420, 1000, 1280, 1920])
+def test_the_page_fits_its_window(opened, width, dark):
+    page = opened(width, dark)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(_OUTSIDE) == []
+    assert page.evaluate(_SMALLEST) >= 11.9
+    shown = [page.evaluate(_SHOWN, f"figure.chart svg.{kind}") > 0 for kind in ("wide", "narrow")]
+    assert shown == ([False, True] if width < 900 else [True, False])
+    paper = page.evaluate("getComputedStyle(document.querySelector('header.top')).backgroundColor")
+    assert paper == ("rgb(27, 32, 39)" if dark else "rgb(255, 255, 255)")
+    assert page.seen == []
 
 
-def test_headings_sort(tmp_path, report):
-    seen = look(tmp_path, report, 1280, False)
-    assert seen["down"][0] == "PMRL, nothing hidden (oracle)"
-    assert seen["up"] == seen["down"][::-1]
-    assert sorted(seen["written"]) == sorted(seen["down"])
-    assert seen["order"] == "ascending"
+def test_figures_are_as_wide_as_their_card(opened):
+    widths = opened(1280).evaluate(
+        "() => [...document.querySelectorAll('figure.chart svg.wide')].map((e) => e.getBoundingClientRect().width / e.closest('figure').clientWidth)"
+    )
+    assert min(widths) > 0.95
 
 
-def test_the_page_as_it_is_says_nothing_on_the_console_and_asks_no_host(tmp_path, report):
-    log = tmp_path / "net.json"
-    done = chromium(tmp_path, report.page, "--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom")
-    assert "CONSOLE" not in done.stderr
-    assert 'id="headline"' in done.stdout
-    asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text(encoding="utf-8", errors="replace")))
-    # What the browser itself asks of its maker is not the page's doing.
-    assert [url for url in asked if not re.match(r"https?://([a-z0-9-]+\.)*(google|googleapis|gstatic|gvt1)\.com/", url)] == []
+def test_a_narrow_page_is_not_endless(opened):
+    assert opened(420).evaluate("document.documentElement.scrollHeight") < 24_000
 
 
-def test_the_page_prints(tmp_path, report):
+def test_the_whole_heading_cell_sorts(opened):
+    page = opened()
+    head = page.locator("#table-summary thead tr").last.locator("th").nth(1)
+    written = page.evaluate(_NAMES)
+    head.click(position={"x": 2, "y": 2})
+    down = page.evaluate(_NAMES)
+    assert down[0] == "PMRL, nothing hidden (oracle)"
+    assert head.get_attribute("aria-sort") == "descending"
+    head.click(position={"x": 2, "y": 2})
+    assert page.evaluate(_NAMES) == down[::-1]
+    head.click(position={"x": 2, "y": 2})
+    assert page.evaluate(_NAMES) == written
+
+
+def test_everything_can_be_done_with_the_keyboard(opened):
+    page = opened(420)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#results"
+    page.locator("#table-summary thead button").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate(_NAMES)[0] == "PMRL, nothing hidden (oracle)"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    box = page.locator("#table-summary .scroll")
+    box.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#table-summary .scroll').scrollLeft > 0")
+    fold = page.locator("#missing details").first
+    fold.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert fold.evaluate("(e) => e.open")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing(opened, dark):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed").Axe()
+    page = opened(dark=dark)
+    page.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+    found = axe.run(page).response["violations"]
+    assert [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found] == []
+
+
+def test_on_paper_folds_are_open_and_headings_repeat(opened, tmp_path):
+    page = opened()
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('#table-recall thead')).display") == "table-header-group"
+    page.evaluate(
+        "addEventListener('beforeprint', () => { window.open_folds = document.querySelectorAll('details[open]').length; })"
+    )
     out = tmp_path / "page.pdf"
-    chromium(tmp_path, report.page, f"--print-to-pdf={out}", "--no-pdf-header-footer")
-    pages = len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))
-    assert 2 <= pages <= 30
+    page.pdf(path=out)
+    assert page.evaluate("open_folds") == page.evaluate("document.querySelectorAll('details').length")
+    assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", out.read_bytes())) <= 45

@@ -4,7 +4,7 @@ import pytest
 from synthetic_runs import RECIPES, Recipe, write_experiment
 
 from calmrl_lab.reporting.results.collect import gather
-from calmrl_lab.reporting.results.comparisons import cast
+from calmrl_lab.reporting.results.comparisons import roles
 
 UNTRAINED = Recipe("untrained", "VAST, untrained", "baseline", "none", "none", 0.1)
 CLOSED = Recipe("closed", "closed form", "baseline", "none", "none", 0.2, more={"init": "ppca"})
@@ -18,7 +18,7 @@ def warm(recipe, **more):
 
 
 def parts(tmp_path, *recipes):
-    return cast(gather(write_experiment(tmp_path / "x", recipes, seeds=(0,), items=10)))
+    return roles(gather(write_experiment(tmp_path / "x", recipes, seeds=(0,), items=10)))
 
 
 @pytest.mark.parametrize("untrained", [UNTRAINED, CLOSED])

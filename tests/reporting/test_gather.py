@@ -1,7 +1,5 @@
 """Whatever state a folder of runs is in, it is described and never crashes the report."""
 
-import json
-
 import pandas as pd
 import pytest
 import yaml
@@ -33,9 +31,7 @@ def test_every_bad_state_is_one_sentence(tmp_path):
     (folder / "pmrl-s2" / "scores.parquet").write_bytes(b"not parquet")
     config = yaml.safe_load((folder / "pmrl-s3" / "config.yaml").read_text())
     (folder / "pmrl-s3" / "config.yaml").write_text(yaml.safe_dump({**config, "format": 99}))
-    (folder / "pmrl-s4" / "error.json").write_text(
-        json.dumps({"run": "pmrl-s4", "error": "the loss is not finite", "traceback": "Tb"})
-    )
+    Run(folder / "pmrl-s4").write_record(Run.ERROR, {"run": "pmrl-s4", "error": "the loss is not finite", "traceback": "Tb"})
     pd.read_parquet(folder / "pmrl-s5" / "scores.parquet").drop(columns="equal").to_parquet(
         folder / "pmrl-s5" / "scores.parquet"
     )

@@ -1,6 +1,5 @@
 """Looking inside: examples are what the run really finds, the worst cases are the worst."""
 
-import json
 import shutil
 
 import numpy as np
@@ -20,6 +19,7 @@ from calmrl_lab.reporting.content.examples import cases, harmed_fillings, worst_
 from calmrl_lab.reporting.content.nearest_items import Items, describe, found_first, source
 from calmrl_lab.reporting.results.collect import gather
 from calmrl_lab.reporting.results.recalls import recalls
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
 from calmrl_lab.runs.run import Run
 from calmrl_lab.store import FeatureStore
 
@@ -41,9 +41,9 @@ def real(small_store, tmp_path_factory):
         reseal(run)
         ranks(run, store).to_parquet(run / "scores.parquet")
         reseal(run)
-    record = json.loads((folder / "experiment.json").read_text())
+    record = ExperimentFolder(folder).read()
     record["store"] |= {"path": str(small_store), "digest": store.digest, "dataset": "openmoji"}
-    (folder / "experiment.json").write_text(json.dumps(record))
+    ExperimentFolder(folder).write(record)
     return folder
 
 
@@ -118,10 +118,10 @@ def test_items_are_shown_by_name_and_face(small_store):
 def test_without_the_store_or_with_another_one_there_are_no_examples(real, small_store, tmp_path):
     folder = tmp_path / "demo"
     shutil.copytree(real, folder)
-    record = json.loads((folder / "experiment.json").read_text())
+    record = ExperimentFolder(folder).read()
     for change in ({"path": str(tmp_path / "gone.zarr")}, {"path": str(small_store), "digest": "another"}):
         record["store"] |= change
-        (folder / "experiment.json").write_text(json.dumps(record))
+        ExperimentFolder(folder).write(record)
         assert source(gather(folder)) is None
 
 

@@ -1,6 +1,7 @@
 """The words follow the numbers, whatever their order."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from runs.resealing import reseal
 from synthetic_runs import RECIPES, Recipe, with_skills, write_experiment
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.page.narrative import narrate
 from calmrl_lab.reporting.results.anchor_shifts import shifts
 from calmrl_lab.reporting.results.collect import gather
@@ -34,7 +36,7 @@ def test_calibration_helps_and_clip_is_better_still(tmp_path):
     assert "against keeping them" in told.paragraph
     assert "of that" in told.paragraph
     assert "this order is sure" in told.paragraph
-    assert told.cautions == ()
+    assert told.warnings == ()
 
 
 def test_a_method_that_fills_in_nothing_is_not_said_to(tmp_path):
@@ -84,11 +86,28 @@ def test_many_calibrated_methods_share_a_sentence(tmp_path):
     ]
     told = words(tmp_path, [*RECIPES[:4], *more])
     assert re.search(
-        r"Against the same reference the other calibrated methods were higher: CalMRL, knn \(\+\d+\.\d points\); "
+        r"Against the same reference the other calibrated methods were higher: CalMRL, PPCA \(\+\d+\.\d points\); "
         r"lower: CalMRL, ridge \(−\d+\.\d points\)\.",
         told.paragraph,
     )
     assert told.paragraph.count("Filling in missing modalities (") == 1
+    assert told.headline.startswith("Filling in missing modalities (CalMRL, knn, the best of 3 calibrated methods) helped (+")
+
+
+def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(tmp_path):
+    folder = write_experiment(tmp_path / "x", RECIPES, seeds=(0, 1), items=150, modalities=("vision", "audio", "caption"))
+    gathered = gather(folder)
+    found = recalls(gathered)
+    compared = comparisons(gathered, found)
+    main, fair, clip = (part.name for part in (compared.roles.calibrated[0], compared.roles.fair, compared.roles.clip))
+    doubtful = Comparison(0.073, 0.030, 0.116, 0.005, 9, 1, 0.07)
+    better, worse = doubtful, replace(doubtful, value=-0.073, low=-0.116, high=-0.030)
+    told = narrate(
+        gathered, found, replace(compared, pairs={**compared.pairs, (main, fair): better, (main, clip): worse}), None, None
+    )
+    assert "helped (+7.3 points of Recall@1, p = .070 after correction)" in told.headline
+    assert "was better still (by 7.3 points, p = .070 after correction)" in told.headline
+    assert "by 7.3 points [3.0, 11.6], p = .070 after correction." in told.paragraph
 
 
 def test_no_gap_to_close(tmp_path):
@@ -129,7 +148,7 @@ def test_anchors_can_move_away(tmp_path):
 
 def test_one_seed_is_a_caution(tmp_path):
     told = words(tmp_path, RECIPES, seeds=(0,))
-    assert any("Only one seed" in sentence for sentence in told.cautions)
+    assert any("Only one seed" in sentence for sentence in told.warnings)
     assert "1 seed and at least" in told.paragraph
 
 
@@ -142,7 +161,7 @@ def test_a_run_at_chance_is_said_loudly(tmp_path):
         reseal(path.parent)
     told = story(folder)
     assert told.headline.startswith("CalMRL, PPCA is at chance: whether filling in missing modalities helps cannot be judged")
-    assert any(sentence.startswith("At chance in Recall@10: CalMRL, PPCA (") for sentence in told.cautions)
+    assert any(sentence.startswith("At chance in Recall@10: CalMRL, PPCA (") for sentence in told.warnings)
     assert "mean Recall@1 by" not in told.paragraph
     assert "PMRL, complete items only) cost" in told.paragraph
 

@@ -63,6 +63,17 @@ def test_the_gain_of_joining_is_against_the_best_single_modality(robust):
     assert not any(p.scorer.startswith("cosine:") for p in robust.points)
 
 
+def test_what_imputing_does_not_change_is_no_second_row(robust):
+    for lines in (robust.points, robust.gains):
+        seen = [(line.method.name, line.side, line.scorer, getattr(line, "scenario", ""), line.calibrated) for line in lines]
+        assert len(seen) == len(set(seen))
+    gains = {(g.method.name, g.side, g.scorer, g.calibrated): g for g in robust.gains}
+    for (name, side, scorer, calibrated), gain in gains.items():
+        if calibrated:
+            plain = gains.get((name, side, scorer, False))
+            assert plain is None or (plain.joint, plain.single) != (gain.joint, gain.single)
+
+
 def test_scenarios_are_in_order_of_what_they_hide(experiment, robust):
     colours = inks(gather(experiment).methods)
     table = curve_table(robust, colours)

@@ -12,6 +12,8 @@ from synthetic_runs import RECIPES, write_experiment
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.reporting import write_report
 from calmrl_lab.reporting.content.published import facts
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
+from calmrl_lab.runs.run import Run
 
 
 def rows(report, name):
@@ -119,7 +121,7 @@ def test_published_numbers_stand_beside_ours_with_their_source(report):
 def test_failed_runs_are_on_the_page(tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0, 1), items=20)
     failure = {"run": "pmrl-s1", "error": "the loss is not finite", "traceback": "Traceback <x>"}
-    (folder / "pmrl-s1" / "error.json").write_text(json.dumps(failure))
+    Run(folder / "pmrl-s1").write_record(Run.ERROR, failure)
     written = write_report(folder, tmp_path / "out")
     html = written.page.read_text(encoding="utf-8")
     assert "the loss is not finite" in html
@@ -196,9 +198,9 @@ def test_the_main_tables_of_another_experiment_are_added(experiment, tmp_path, w
 @pytest.mark.parametrize(("dataset", "other"), [("openmoji", True), ("msrvtt", False)])
 def test_published_numbers_are_on_other_data_unless_the_store_is_of_the_paper(tmp_path, dataset, other):
     folder = write_experiment(tmp_path / "x", RECIPES[:4], seeds=(0,), items=40)
-    record = json.loads((folder / "experiment.json").read_text())
+    record = ExperimentFolder(folder).read()
     record["store"]["dataset"] = dataset
-    (folder / "experiment.json").write_text(json.dumps(record))
+    ExperimentFolder(folder).write(record)
     report = write_report(folder, tmp_path / "report")
     assert report.tables["published"].caption.endswith("on other data") is other
     assert ("The published numbers are on other data" in report.page.read_text()) is other

@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from calmrl_lab.evaluation.significance import Comparison
+from calmrl_lab.reporting.content.main_tables import probability
 from calmrl_lab.reporting.output.table import Cell, Column, Table, tex
 
 NASTY = r"50 % of R&D_x #1 {~^\} <$> |a| “q” ‖z − x‖² → 日"
@@ -26,6 +28,14 @@ def table():
     ]
     records = [{"method": "A & B", "r": 12.0}, {"method": 'a "quoted", name', "r": float("nan")}]
     return Table("toy", "A caption with 100 % & more", columns, rows, ("a note_1",), ("method", "r"), records, rules=(1,))
+
+
+@pytest.mark.parametrize(
+    ("corrected", "at_floor", "shown"),
+    [(0.0004, True, "< .001"), (0.022, True, "≤ .022"), (0.022, False, ".022"), (1.0, True, "1"), (0.07, False, ".070")],
+)
+def test_a_p_value_at_the_floor_of_its_resampling_says_so(corrected, at_floor, shown):
+    assert probability(Comparison(0.1, 0.05, 0.15, corrected / 2, 9, 1, corrected, at_floor)) == shown
 
 
 def test_csv_is_exact_and_empty_where_there_is_no_number(table):

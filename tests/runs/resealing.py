@@ -19,4 +19,4 @@ def reseal(path: Path, **summary: object) -> Run:
 def values_of(record: Path) -> dict:
     """The values of a record without its digests; empty if there is none."""
     values = json.loads(record.read_text()) if record.exists() else {}
-    return {key: value for key, value in values.items() if key not in ("files", "checksum")}
+    return {key: value for key, value in values.items() if key not in ("files", "checksum", "of")}

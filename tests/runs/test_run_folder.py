@@ -125,6 +125,9 @@ def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(small_store
     one, two = Run.open(tmp_path / "one"), tmp_path / "two" / "state.pt"
     whole = (one.path / "state.pt").read_bytes()
     (tmp_path / "two" / "config.yaml").write_text((tmp_path / "two" / "config.yaml").read_text().replace("dim: 16", "dim: 15"))
+    with pytest.raises(CalmrlError, match=r"config\.yaml' is damaged"):
+        Run.open(tmp_path / "two")
+    (tmp_path / "two" / "environment.json").unlink()
     with pytest.raises(CalmrlError, match="belongs to another configuration"):
         train(Run.open(tmp_path / "two").config, tmp_path / "two", resume=True)
     flipped = bytearray(whole)
@@ -139,8 +142,18 @@ def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(small_store
 
 
 def test_a_checkpoint_can_be_read_by_pytorch_alone(small_store, tmp_path):
-    run = train(config(small_store), tmp_path / "run")
+    run = train(config(small_store, keep_state=True), tmp_path / "run")
     assert torch.load(io.BytesIO((run.path / "state.pt").read_bytes()), weights_only=True)["epoch"] == 3
+
+
+def test_the_checkpoint_goes_when_the_run_is_finished(small_store, tmp_path, cli):
+    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    for name, flags in (("plain", []), ("kept", ["--keep-state"])):
+        code, _, err = cli("train-heads", "--store", small_store, "--run", tmp_path / name, *settings, *flags)
+        assert code == 0, err
+    assert not (tmp_path / "plain" / "state.pt").exists()
+    assert (tmp_path / "kept" / "state.pt").exists()
+    assert model_bytes(tmp_path / "plain") == model_bytes(tmp_path / "kept")
 
 
 def test_every_file_that_is_changed_by_a_bit_is_noticed(small_store, tmp_path):

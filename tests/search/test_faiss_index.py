@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.errors import CalmrlError, MissingExtraError, WorkFailedError
-from calmrl_lab.search.faiss_index import Found, Index, build_index, recall_against_exact
+from calmrl_lab.search.faiss_index import Found, Index, build_index, build_index_of_blocks, exact_search, recall_against_exact
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed (extra cpu or gpu)")
 
@@ -25,10 +25,11 @@ def test_flat_search_is_a_plain_sort():
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_an_index_comes_back_from_its_file(kind):
+def test_an_index_comes_back_from_its_file(kind, tmp_path):
     gallery, queries = unit(500, 16, 0), unit(20, 16, 1)
     index = build_index(gallery, kind)
-    again = Index.from_bytes(index.to_bytes(), kind, "index.faiss")
+    index.write(tmp_path / "index.faiss")
+    again = Index.read(tmp_path / "index.faiss", kind)
     assert (len(again), again.dim) == (500, 16)
     for one, other in zip(again.search(queries, 10), index.search(queries, 10), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -84,14 +85,27 @@ def test_what_makes_no_sense_is_one_sentence(call, said):
         call()
 
 
-def test_a_damaged_file_is_refused():
+def test_a_damaged_file_is_refused(tmp_path):
+    (tmp_path / "index.faiss").write_bytes(b"nothing of the kind")
     with pytest.raises(CalmrlError, match="damaged"):
-        Index.from_bytes(b"nothing of the kind", "flat", "index.faiss")
+        Index.read(tmp_path / "index.faiss", "flat")
 
 
-def test_a_file_of_another_kind_is_refused():
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    build_index(unit(50, 4, 0)).write(tmp_path / "index.faiss")
     with pytest.raises(CalmrlError, match="not of kind 'ivf'"):
-        Index.from_bytes(build_index(unit(50, 4, 0)).to_bytes(), "ivf", "index.faiss")
+        Index.read(tmp_path / "index.faiss", "ivf")
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_vectors_that_come_in_blocks_are_found_like_those_that_come_at_once(kind):
+    gallery, queries = unit(500, 16, 0), unit(20, 16, 1)
+    whole = build_index(gallery, kind).search(queries, 10)
+    blocks = [gallery[:70], gallery[70:71], gallery[71:]]
+    parts = build_index_of_blocks(500, 16, blocks, lambda rows: gallery[rows], kind).search(queries, 10)
+    np.testing.assert_array_equal(whole.positions, parts.positions)
+    exact, _ = exact_search(blocks, queries, 10)
+    np.testing.assert_array_equal(exact.positions, build_index(gallery).search(queries, 10).positions)
 
 
 @pytest.fixture
@@ -155,7 +169,8 @@ class TestOnGpus:
         assert (there.gpus, there.lists, len(there), there.dim) == (gpus, here.lists, 900, 16)
         for effort in (3, 12) if kind == "ivf" else (None,):
             np.testing.assert_array_equal(there.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)
-        back = Index.from_bytes(there.to_bytes(), kind, "index.faiss")
+        there.write(tmp_path / "index.faiss")
+        back = Index.read(tmp_path / "index.faiss", kind)
         assert (back.gpus, back.lists) == (0, here.lists)
         for index in (back, there.on_cpu(), back.on_gpus(gpus)):
             np.testing.assert_array_equal(index.search(queries, 7, effort).positions, here.search(queries, 7, effort).positions)

@@ -92,7 +92,7 @@ def test_any_store_round_trips(tmp_path_factory, data):
     counts = np.array(data.draw(st.lists(st.lists(st.integers(0, 3), min_size=k, max_size=k), min_size=n, max_size=n)))
     counts[counts.sum(axis=1) == 0, 0] = 1
     ids = data.draw(st.lists(TEXT, min_size=n, max_size=n, unique=True))
-    chunk = data.draw(st.integers(1, 5), "rows a chunk")
+    chunk = data.draw(st.integers(1, 5), "rows per chunk")
     random = np.random.default_rng(0)
     specs = [ModalitySpec(f"m{j}", "e", "f", j + 1, ("float16", "float32", "float64")[j % 3]) for j in range(k)]
     offsets = {spec.name: offsets_of(counts[:, j]) for j, spec in enumerate(specs)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from calmrl_lab.objectives import objectives
-from calmrl_lab.training.gradient_health import liveness, saturated
+from calmrl_lab.training.gradient_health import saturated, term_gradients
 
 NAMES = ("vision", "audio", "caption")
 
@@ -17,8 +17,8 @@ def aligned(spread):
 
 def test_pmrls_alignment_saturates_at_its_released_temperature():
     z, mask = aligned(0.5)
-    released = liveness(objectives.get("pmrl")(NAMES, 64, alignment_temperature=0.05), z, mask)
-    warmer = liveness(objectives.get("pmrl")(NAMES, 64, alignment_temperature=0.5), z, mask)
+    released = term_gradients(objectives.get("pmrl")(NAMES, 64, alignment_temperature=0.05), z, mask)
+    warmer = term_gradients(objectives.get("pmrl")(NAMES, 64, alignment_temperature=0.5), z, mask)
     assert released["alignment"].alive == 0.0
     assert released["alignment"].pull < 1e-6
     assert saturated(released) == ["alignment"]
@@ -31,7 +31,7 @@ def test_looking_changes_nothing(name):
     z, mask = aligned(1.0)
     objective = objectives.get(name)(NAMES, 64)
     state = objective.generator.get_state() if objective.generator is not None else None
-    found = liveness(objective, z, mask)
+    found = term_gradients(objective, z, mask)
     assert found["loss"].pull > 0
     assert "temperature" not in found
     assert "skipped" not in found
@@ -44,8 +44,8 @@ def test_the_pull_is_counted_per_item():
     """clip on two identical batches: each item's own loss moves alike, however many items share the mean."""
     objective = objectives.get("pmrl")(NAMES, 64, alignment_temperature=0.5, alpha=0.0)
     z, mask = aligned(1.0)
-    once = liveness(objective, z, mask)["alignment"]
-    twice = liveness(objective, torch.cat([z, z]), torch.cat([mask, mask]))["alignment"]
+    once = term_gradients(objective, z, mask)["alignment"]
+    twice = term_gradients(objective, torch.cat([z, z]), torch.cat([mask, mask]))["alignment"]
     assert twice.pull == pytest.approx(once.pull, rel=1e-5)
-    nothing = liveness(objective, z, torch.zeros_like(mask))["alignment"]
+    nothing = term_gradients(objective, z, torch.zeros_like(mask))["alignment"]
     assert nothing == (0.0, 0.0)

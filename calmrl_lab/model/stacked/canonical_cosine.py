@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.linalg.canonical_correlation import CanonicalCorrelation
+from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.linalg.whitened_pca import WhitenedPCA
+from calmrl_lab.model import feature_map
+from calmrl_lab.model.feature_map import FeatureMap, identities
 from calmrl_lab.model.selection import mean_over_directions, pairs_of_modalities
 from calmrl_lab.model.similarity import Patterns, similarity_kind
+from calmrl_lab.runtime.progress import tracked
 
 # Principal components that are kept of each modality.
 COMPONENTS = 400
@@ -30,12 +34,14 @@ _DIMENSIONS = (16, 32, 64, 128)
 class CanonicalCosine:
     """Cosine of the canonical variates of a pair of modalities, each weighted by the root of its correlation; zero for a pair never observed.
 
-    `maps` [d_m, (k - 1) c] take features about `centres` [d_m] to c variates for each of the k - 1 other modalities, in their order.
+    `feature_maps`, one per modality, come first; `maps` [i_m, (k - 1) c] take what they give about `centres` [i_m] to c variates for each of
+    the k - 1 other modalities, in their order.
     """
 
     modalities: tuple[str, ...]
-    centres: tuple[Float[Tensor, " d_m"], ...]
-    maps: tuple[Float[Tensor, "d_m v"], ...]
+    centres: tuple[Float[Tensor, " i_m"], ...]
+    maps: tuple[Float[Tensor, "i_m v"], ...]
+    feature_maps: tuple[FeatureMap, ...]
     name: ClassVar[str] = "canonical-cosine"
     symmetric: ClassVar[bool] = True
 
@@ -47,7 +53,8 @@ class CanonicalCosine:
     def vectors(self, modality: str, features: Tensor, embeddings: Tensor) -> Float[Tensor, "n v"]:
         """Unit-norm variates for every other modality, side by side, float64."""
         place = self.modalities.index(modality)
-        rows = (features.double() - self.centres[place].to(features.device)) @ self.maps[place].to(features.device)
+        seen = self.feature_maps[place](features).double()
+        rows = (seen - self.centres[place].to(features.device)) @ self.maps[place].to(features.device)
         return normalize(self._blocks(rows), dim=-1).flatten(-2)
 
     def pair_vectors(self, query: str, gallery: str, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,21 +93,28 @@ class CanonicalCosine:
         return torch.cat(parts, dim=1)
 
     def to(self, device: torch.device | str) -> Self:
-        """Itself: the maps follow the features."""
-        return self
+        """The same similarity with its feature maps on another device; centres and maps follow the features."""
+        return replace(self, feature_maps=tuple(one.to(device) for one in self.feature_maps))
 
     def described(self, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The modalities, and their centres and maps as tensors."""
+        """The modalities and their feature maps, and centres and maps as tensors."""
         tensors = {f"{prefix}centre/{name}": centre for name, centre in zip(self.modalities, self.centres, strict=True)}
         tensors |= {f"{prefix}map/{name}": weight for name, weight in zip(self.modalities, self.maps, strict=True)}
-        return {"kind": self.name, "modalities": list(self.modalities)}, tensors
+        feature_maps = []
+        for number, one in enumerate(self.feature_maps):
+            description, found = feature_map.described(one, f"{prefix}maps/{number}/")
+            feature_maps.append(description)
+            tensors |= found
+        return {"kind": self.name, "modalities": list(self.modalities), "feature_maps": feature_maps}, tensors
 
     @classmethod
     def read(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> Self:
         """The inverse of `described`."""
         names = tuple(description["modalities"])
         centres = tuple(tensors[f"{prefix}centre/{name}"] for name in names)
-        return cls(names, centres, tuple(tensors[f"{prefix}map/{name}"] for name in names))
+        maps = tuple(tensors[f"{prefix}map/{name}"] for name in names)
+        before = (feature_map.read(one, tensors, f"{prefix}maps/{j}/") for j, one in enumerate(description["feature_maps"]))
+        return cls(names, centres, maps, tuple(before))
 
     def _blocks(self, rows: Float[Tensor, "n v"]) -> Float[Tensor, "n o c"]:
         return rows.unflatten(-1, (len(self.modalities) - 1, -1))
@@ -116,17 +130,40 @@ def fit_canonical_cosine(table: FeatureTable, validation: FeatureTable) -> tuple
     Covariances are of all rows that show a modality, cross-covariances of the items that show both. The regularisation and the number of
     variates are the same for all pairs and have the highest mean reciprocal rank on `validation`. Every modality needs two rows.
     """
-    names, pairs = table.modalities, list(itertools.combinations(range(len(table.modalities)), 2))
     rows = [part.double() for part in table.first_rows()]
-    axes = [
-        WhitenedPCA.of(part[table.mask[:, j]], COMPONENTS).whitened(COMPONENTS, 0.0) for j, part in enumerate(rows)
-    ]  # scaled, not whitened
-    lying = [axis.apply(part) * table.mask[:, j : j + 1] for j, (axis, part) in enumerate(zip(axes, rows, strict=True))]
-    held_out = [axis.apply(part) for axis, part in zip(axes, validation.first_rows(), strict=True)]
-    variances = [part.square().sum(dim=0) / table.mask[:, j].sum() for j, part in enumerate(lying)]
+    axes = [WhitenedPCA.of(part[table.mask[:, j]], COMPONENTS) for j, part in enumerate(rows)]
+    before = identities([part.shape[1] for part in rows])
+    return _fitted(table.mask, rows, validation, validation.first_rows(), axes, before)
+
+
+def fit_kernel_canonical_cosine(
+    table: FeatureTable, validation: FeatureTable, kernels: Sequence[KernelPCA]
+) -> tuple[CanonicalCosine, dict[str, Any]]:
+    """`fit_canonical_cosine` of the kernel principal components that `kernels`, one per modality, make of the features: variates that are
+    correlated though not linear in the features (kernel canonical correlation; Bach and Jordan, JMLR 2002)."""
+    rows, held_out = (
+        [one(part).double() for one, part in zip(kernels, of.first_rows(), strict=True)] for of in (table, validation)
+    )
+    axes = [WhitenedPCA.of_coordinates(part[table.mask[:, j]], COMPONENTS) for j, part in enumerate(rows)]
+    return _fitted(table.mask, rows, validation, held_out, axes, tuple(kernels))
+
+
+def _fitted(
+    mask: Bool[Tensor, "n k"],
+    rows: Sequence[Float[Tensor, "n i_m"]],
+    validation: FeatureTable,
+    validation_rows: Sequence[Float[Tensor, "h i_m"]],
+    principal: Sequence[WhitenedPCA],
+    feature_maps: tuple[FeatureMap, ...],
+) -> tuple[CanonicalCosine, dict[str, Any]]:
+    names, pairs = validation.modalities, list(itertools.combinations(range(len(validation.modalities)), 2))
+    axes = [one.whitened(COMPONENTS, 0.0) for one in principal]  # scaled, not whitened
+    lying = [axis.apply(part) * mask[:, j : j + 1] for j, (axis, part) in enumerate(zip(axes, rows, strict=True))]
+    held_out = [axis.apply(part) for axis, part in zip(axes, validation_rows, strict=True)]
+    variances = [part.square().sum(dim=0) / mask[:, j].sum() for j, part in enumerate(lying)]
     cross = {}
     for a, b in pairs:
-        both = table.mask[:, a] & table.mask[:, b]
+        both = mask[:, a] & mask[:, b]
         if int(both.sum()) > 1:
             x, y = lying[a][both], lying[b][both]
             cross[a, b] = (x - x.mean(dim=0)).T @ (y - y.mean(dim=0)) / len(x)
@@ -140,7 +177,8 @@ def fit_canonical_cosine(table: FeatureTable, validation: FeatureTable) -> tuple
 
     def reached(found: Mapping[tuple[int, int], tuple[Tensor, Tensor]], dimensions: int) -> float:
         directions = []
-        for a, b, both in pairs_of_modalities(validation):
+        pairs = list(pairs_of_modalities(validation))
+        for a, b, both in tracked(pairs, "canonical correlation", unit="pairs of modalities"):
             if (a, b) in found:
                 ours, theirs = (part[:, :dimensions] for part in found[a, b])
                 scores = normalize(held_out[a][both] @ ours, dim=1) @ normalize(held_out[b][both] @ theirs, dim=1).T
@@ -172,7 +210,7 @@ def fit_canonical_cosine(table: FeatureTable, validation: FeatureTable) -> tuple
         ]
         maps.append(axis.through(torch.cat(blocks, dim=1)))
     chosen = {"regularisation": _REGULARISATIONS[place], "dimensions": dimensions, "validation_mrr": score}
-    return CanonicalCosine(names, tuple(axis.centre for axis in axes), tuple(maps)), chosen
+    return CanonicalCosine(names, tuple(axis.centre for axis in axes), tuple(maps), feature_maps), chosen
 
 
 def _padded(pair: tuple[Tensor, Tensor] | None, second: bool, components: int, dimensions: int) -> Float[Tensor, "r c"]:

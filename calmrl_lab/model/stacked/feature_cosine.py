@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from calmrl_lab.linalg.floating_range import unit_rows
 from calmrl_lab.model.similarity import Patterns, similarity_kind
 
 
@@ -41,7 +42,7 @@ class FeatureCosine:
         start = 0
         for group, dim in zip(self.groups, self.dims, strict=True):
             if modality in group:
-                rows = normalize(features.double(), dim=1)
+                rows = unit_rows(features.double())
                 if modality in self.centres:
                     rows = normalize(rows - self.centres[modality].to(rows), dim=1)
                 found[:, start : start + dim] = rows

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import require_two
 from calmrl_lab.model.feature_map import UnitNorm
 from calmrl_lab.model.similarity import LikelihoodRatio, Similarity
-from calmrl_lab.model.stacked.canonical_cosine import CanonicalCosine, fit_canonical_cosine
+from calmrl_lab.model.stacked.canonical_cosine import CanonicalCosine, fit_canonical_cosine, fit_kernel_canonical_cosine
 from calmrl_lab.model.stacked.shared_space import feature_cosine, fit_shared_space, shared_groups
 
 SHARED_SPACE = "shared-space"
+KERNEL_CANONICAL = "kernel-canonical-cosine"
 FROM_FEATURES = (CanonicalCosine.name, SHARED_SPACE)
 
 
@@ -27,9 +29,10 @@ class FeatureSimilarities:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fit_all(table: FeatureTable, validation: FeatureTable) -> FeatureSimilarities:
-    """The canonical cosine and, if modalities share a feature space, the cosine of their features, the same about the mean of each modality, and
-    the likelihood ratio of the two-covariance model.
+def fit_all(table: FeatureTable, validation: FeatureTable, kernels: Sequence[KernelPCA] = ()) -> FeatureSimilarities:
+    """The canonical cosine, that of the kernel principal components that `kernels`, if there are any, make of the features, and, if modalities
+    share a feature space, the cosine of their features, the same about the mean of each modality, and the likelihood ratio of the two-covariance
+    model.
 
     `table` are training items as their scenario shows them. Raises CalmrlError for a modality with fewer than two training items.
     """
@@ -39,6 +42,9 @@ def fit_all(table: FeatureTable, validation: FeatureTable) -> FeatureSimilaritie
     canonical, chosen = fit_canonical_cosine(table, validation)
     parts: dict[str, Similarity] = {CanonicalCosine.name: canonical}
     record: dict[str, Any] = {CanonicalCosine.name: chosen}
+    if kernels:
+        kernels = [one.to("cpu") for one in kernels]
+        parts[KERNEL_CANONICAL], record[KERNEL_CANONICAL] = fit_kernel_canonical_cosine(table, validation, kernels)
     if groups:
         parts |= {
             "feature-cosine": feature_cosine(table, groups, centred=False),

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.linalg.floating_range import unit_rows
 from calmrl_lab.model.selection import mean_over_directions, pairs_of_modalities
 from calmrl_lab.model.stacked.feature_cosine import FeatureCosine
 from calmrl_lab.model.stacked.weights import MOST_ITEMS, logistic_weights
@@ -40,7 +40,7 @@ def feature_cosine(table: FeatureTable, groups: Sequence[tuple[int, ...]], centr
     if centred:
         rows = table.first_rows()
         for j in (j for group in groups for j in group if bool(table.mask[:, j].any())):
-            centres[names[j]] = normalize(rows[j][table.mask[:, j]].double(), dim=1).mean(dim=0)
+            centres[names[j]] = unit_rows(rows[j][table.mask[:, j]].double()).mean(dim=0)
     dims = tuple(table.rows[group[0]].shape[1] for group in groups)
     return FeatureCosine(tuple(tuple(names[j] for j in group) for group in groups), dims, centres)
 
@@ -48,11 +48,15 @@ def feature_cosine(table: FeatureTable, groups: Sequence[tuple[int, ...]], centr
 def shared_groups(table: FeatureTable, validation: FeatureTable) -> list[tuple[int, ...]]:
     """Groups of modalities that share a feature space as they come, the largest first.
 
-    Candidates are modalities of one dimension. Two are linked if, on `validation`, the softmax over candidates of their scaled cosine about the
-    training means finds the match better than guessing does, beyond two standard errors over items and by at least 5 % of log n nats;
-    groups are what links connect. Names are not asked.
+    Candidates are modalities of one dimension. Two are linked if, on the items of `validation` and then of `table` that show both, 500 at
+    most, the softmax over candidates of their scaled cosine about the training means finds the match better than guessing does, beyond two
+    standard errors over items and by at least 5 % of log n nats; groups are what links connect. Names are not asked. Nothing but the means is
+    fitted to training items, so that they may be asked as well, and few validation items are no reason to overlook a shared space.
     """
-    owned, rows = validation.natural_mask(), validation.first_rows()
+    owned = torch.cat([validation.natural_mask(), table.mask])
+    rows = [
+        torch.cat([part.float() for part in both]) for both in zip(validation.first_rows(), table.first_rows(), strict=True)
+    ]
     links: list[tuple[int, int]] = []
     for group in groups_of_one_dimension([part.shape[1] for part in table.rows]):
         cosine = feature_cosine(table, [group], centred=True)
@@ -98,7 +102,7 @@ def fit_shared_space(table: FeatureTable, validation: FeatureTable, groups: Sequ
     One row per item and modality is used, at unit norm.
     """
     names = table.modalities
-    rows, held_out = ([normalize(part.double(), dim=1) for part in of.first_rows()] for of in (table, validation))
+    rows, held_out = ([unit_rows(part.double()) for part in of.first_rows()] for of in (table, validation))
     parts, chosen = [], []
     for group in groups:
         places = list(group)

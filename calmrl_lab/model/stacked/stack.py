@@ -14,8 +14,9 @@ from torch import Tensor
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.model.selection import mean_over_directions
 from calmrl_lab.model.similarity import Similarity, Sum
+from calmrl_lab.model.stacked.feature_cosine import FeatureCosine
 from calmrl_lab.model.stacked.pair_weighted import PairWeighted
-from calmrl_lab.model.stacked.weights import MOST_ITEMS, logistic_weights, rank_weights
+from calmrl_lab.model.stacked.weights import MOST_ITEMS, cautious_weights, logistic_weights, rank_weights, refined_weights
 
 
 def stack(
@@ -24,23 +25,28 @@ def stack(
     embeddings: Sequence[Float[Tensor, "n d"]],
     groups: Sequence[tuple[int, ...]] = (),
 ) -> tuple[Sum, dict[str, Any]]:
-    """The sum of `parts` whose weights `validation` chooses (`logistic_weights`, then `rank_weights`), and what was chosen.
+    """The sum of `parts` whose weights `validation` chooses (`logistic_weights`, then `rank_weights`, and `refined_weights` for every pair of
+    modalities), and what was chosen.
 
     `parts` have names for the record; `embeddings` are those of the first row of each validation item, one [n, d] per modality. The
-    modalities of one of `groups` share a feature space: the pairs inside each group have weights of their own, and all other pairs have
-    weights in common. A part that counts nowhere is left out. Pairs without two validation items take the weights of all pairs
-    together; where nothing tells matches from others, the first part stands alone.
+    modalities of one of `groups` share a feature space: the pairs inside each group have weights in common, and so have all other pairs;
+    each pair then moves a little from those. A part that counts nowhere is left out. Inside a group the cosine of the features is what few or
+    no validation items fall back on (`cautious_weights`); other pairs without two validation items take the weights of all pairs together, and where
+    nothing tells matches from others, the first part stands alone.
     """
     names, k = validation.modalities, len(validation.modalities)
     scores, items = _scores(parts, validation, embeddings)
     kinds = _kinds(k, groups)
     together = _positive(scores, items, list(scores), len(parts))
+    safe = list(parts).index(FeatureCosine.name) if FeatureCosine.name in parts else None
     table = torch.zeros(len(parts), k, k, dtype=torch.float64)
     records = []
     for pairs in kinds:
-        weights = _positive(scores, items, pairs, len(parts), otherwise=together)
+        inside = safe if any(set(pairs[0]) <= set(group) for group in groups) else None
+        weights = _positive(scores, items, pairs, len(parts), together, inside)
         for a, b in pairs:
-            table[:, a, b] = torch.from_numpy(weights)
+            own = [scores[pair] for pair in ((a, b), (b, a)) if pair in scores]
+            table[:, a, b] = torch.from_numpy(refined_weights(own, weights) if own else weights)
         shares = _shares(weights, [scores[pair] for pair in pairs if pair in scores])
         records.append({
             "pairs": _named(pairs, names),
@@ -91,14 +97,20 @@ def _positive(
     items: Mapping[tuple[int, int], Int[Tensor, " n"]],
     pairs: Sequence[tuple[int, int]],
     count: int,
-    otherwise: np.ndarray | None = None,
+    otherwise: Float[np.ndarray, " c"] | None = None,
+    safe: int | None = None,
 ) -> Float[np.ndarray, " c"]:
-    """The weights that the directions `pairs` choose; where nothing finds a match, `otherwise`, or the first part alone."""
+    """The weights that the directions `pairs` choose, cautiously where part number `safe` needs no proof; where nothing finds a match, that part
+    alone, or `otherwise`, or the first part."""
     known = [pair for pair in pairs if pair in scores]
-    weights = logistic_weights([scores[pair] for pair in known]) if known else np.zeros(count)
+    own = [scores[pair] for pair in known]
+    if safe is not None:
+        weights = cautious_weights(own, safe) if own else np.eye(count)[safe]
+    else:
+        weights = logistic_weights(own) if own else np.zeros(count)
     if not weights.any():
-        return np.eye(count)[0] if otherwise is None else otherwise
-    return rank_weights([scores[pair] for pair in known], [items[pair] for pair in known], weights)
+        return np.eye(count)[safe or 0] if otherwise is None or safe is not None else otherwise
+    return rank_weights(own, [items[pair] for pair in known], weights) if own else weights
 
 
 @torch.no_grad()

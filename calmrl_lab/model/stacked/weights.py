@@ -1,4 +1,4 @@
-"""Non-negative weights of a sum of similarities, chosen on validation items: by multinomial logistic regression, then by rank where that is sure."""
+"""Non-negative weights of a sum of similarities, chosen on validation items: for all pairs of modalities, then for each pair near those."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from torch import Tensor
 MOST_ITEMS = 500
 # Weights are of scores with unit deviation; this keeps them finite where validation items are told apart without an error.
 _RIDGE = 1e-3
+# How much few items are distrusted (`cautious_weights`).
+_CAUTION = 6.0
+# How much the weights of one pair of modalities are drawn towards those of all pairs: about what so many of its items say.
+_PULL = 8.0
 # Factors by which a weight is changed on the way uphill, shares of its own best scale at which one of zero may enter, and steps at most.
 _FACTORS, _ENTRIES, _STEPS = (0.0, 0.25, 0.5, 2.0, 4.0), (0.25, 0.5, 1.0), 8
+# Fewer items say nothing about ranks.
+_LEAST_RANKED = 20
 # Standard errors that a step has to gain. The best of many candidates is taken: one error is passed by chance too often.
 _ERRORS = 2.0
 
@@ -32,25 +38,75 @@ def logistic_weights(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarr
     >>> bool(weights[0] > 0), float(weights[1])
     (True, 0.0)
     """
+    scale = _scales(scores)
+    start = np.full(len(scale), 1.0 / len(scale))
+    return _most_likely(_times(scores, scale), start, np.zeros(len(scale)), _RIDGE) * scale.numpy()
+
+
+def cautious_weights(scores: Sequence[Float[Tensor, "c n n"]], safe: int) -> Float[np.ndarray, " c"]:
+    """Logistic weights, drawn towards similarity number `safe` alone while there are few items.
+
+    The pull fades as 1/n^2: below a dozen items the weights are nearly those of the safe similarity alone, beyond fifty they are nearly
+    those of `logistic_weights`.
+    """
+    scale = _scales(scores)
+    alone = np.zeros(len(scale))
+    alone[safe] = logistic_weights([part[safe : safe + 1] for part in scores])[0] / max(float(scale[safe]), 1e-300)
+    items = sum(part.shape[1] for part in scores) / len(scores)
+    pull = _CAUTION / items**2
+    # The pull towards `alone` and the ridge are one quadratic about a point between them.
+    centre = alone * pull / (pull + _RIDGE)
+    return _most_likely(_times(scores, scale), alone, centre, pull + _RIDGE) * scale.numpy()
+
+
+def refined_weights(scores: Sequence[Float[Tensor, "c n n"]], around: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+    """Logistic weights of a few directions, drawn towards the weights `around` that they have in common with others.
+
+    The pull is a quadratic one in units of each similarity's deviation, and fades as 1/n: what n items of these directions say outweighs it
+    only where they are many. A similarity that is constant keeps its weight; where all weights would be zero, all keep theirs.
+
+    >>> good, noise = torch.eye(4, dtype=torch.float64), torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).double()
+    >>> weights = refined_weights([torch.stack([good, noise])], np.array([1.0, 1.0]))
+    >>> bool(weights[0] > 1.0 > weights[1])
+    True
+    """
+    scale = _scales(scores)
+    varies = scale.numpy() > 0
+    centre = np.divide(around, scale.numpy(), out=np.zeros(len(around)), where=varies)
+    items = sum(part.shape[1] for part in scores) / len(scores)
+    found = _most_likely(_times(scores, scale), centre, centre, _PULL / items) * scale.numpy()
+    found = np.where(varies, found, around)
+    return found if found.any() else around
+
+
+def _scales(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[Tensor, " c"]:
+    """One over the deviation of every similarity, zero for one that is constant."""
     spread = torch.stack([part.double().std(dim=(1, 2), correction=0) for part in scores]).square().mean(dim=0).sqrt()
-    scale = torch.where(spread > 1e-12, 1 / spread.clamp_min(1e-12), 0.0)
-    scaled = [part.double() * scale[:, None, None] for part in scores]
+    return torch.where(spread > 1e-12, 1 / spread.clamp_min(1e-12), 0.0)
+
+
+def _times(scores: Sequence[Float[Tensor, "c n n"]], scale: Float[Tensor, " c"]) -> list[Float[Tensor, "c n n"]]:
+    return [part.double() * scale[:, None, None] for part in scores]
+
+
+def _most_likely(
+    scores: Sequence[Float[Tensor, "c n n"]], start: np.ndarray, centre: np.ndarray, pull: float
+) -> Float[np.ndarray, " c"]:
+    """The weights w >= 0 of least -mean log softmax(sum_c w_c s_c)_ii + pull |w - centre|^2."""
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = 0.0, torch.zeros(len(weights), dtype=torch.float64)
         tensor = torch.from_numpy(weights)
-        for part in scaled:
-            logits = torch.einsum("c,cij->ij", tensor, part)
-            logs = torch.log_softmax(logits, dim=1)
+        for part in scores:
+            logs = torch.log_softmax(torch.einsum("c,cij->ij", tensor, part), dim=1)
             value -= float(logs.diagonal().mean())
             expected = (logs.exp() * part).sum(dim=2)
             gradient += (expected - part.diagonal(dim1=1, dim2=2)).mean(dim=1)
-        count = len(scaled)
-        return value / count + _RIDGE * float(weights @ weights), (gradient / count).numpy() + 2 * _RIDGE * weights
+        away, count = weights - centre, len(scores)
+        return value / count + pull * float(away @ away), (gradient / count).numpy() + 2 * pull * away
 
-    start = np.full(len(scale), 1.0 / len(scale))
     found = minimize(loss, start, jac=True, bounds=[(0.0, None)] * len(start), method="L-BFGS-B")
-    return np.asarray(found.x, dtype=np.float64) * scale.numpy()
+    return np.asarray(found.x, dtype=np.float64)
 
 
 def rank_weights(
@@ -59,9 +115,11 @@ def rank_weights(
     """Weights uphill from `start` in mean reciprocal rank, one weight at a time, while a step gains more than two standard errors.
 
     Logistic weights make matches likely, hard queries above all; what is reported are ranks. With few items the mean reciprocal rank is too noisy
-    to choose by, so that a step has to be sure: the error is that of the paired difference over items. `items` [n] number the items of each
+    to choose by, so that a step has to be sure: the error is that of the paired difference over items; below 20 items none is. `items` [n] number the items of each
     direction of `scores`.
     """
+    if len(torch.unique(torch.cat(list(items)))) < _LEAST_RANKED:
+        return start
     scaled = [part.double() for part in scores]
     entries = _own_scales(scores)
     weights, ranks = start, _reciprocal_ranks(scaled, start)

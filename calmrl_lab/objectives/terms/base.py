@@ -81,7 +81,7 @@ class Objective(nn.Module, ABC):
             )
         if groups is not None and (groups.shape != mask.shape[:1] or groups.is_floating_point()):
             raise CalmrlError(
-                f"objective '{self.name}' expects one group number an item [{len(mask)}], got {groups.dtype} {list(groups.shape)}"
+                f"objective '{self.name}' expects one group number per item [{len(mask)}], got {groups.dtype} {list(groups.shape)}"
             )
 
 

@@ -42,7 +42,7 @@ class MatchingHead(nn.Module):
         kind = queries.dtype
         query_part, context_part, product_part, distance_part = self.first.weight.to(kind).chunk(4, dim=1)
         query, context = queries[asked], contexts[answered]
-        # The parts that see one side only are computed once an item, not once a pair.
+        # The parts that see one side only are computed once per item, not once per pair.
         hidden = (queries @ query_part.mT)[asked] + (contexts @ context_part.mT)[answered] + self.first.bias.to(kind)
         hidden = torch.addmm(hidden, query * context, product_part.mT)
         hidden = torch.addmm(hidden, (query - context).abs(), distance_part.mT)
@@ -111,7 +111,7 @@ def negative_weights(
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """One column a row in proportion to `weights`, by inverting their cumulative sum at `uniform` in (0, 1]; some column where all are 0."""
+    """One column per row in proportion to `weights`, by inverting their cumulative sum at `uniform` in (0, 1]; some column where all are 0."""
     edges = weights.cumsum(dim=1)
     # The first edge that reaches a positive number belongs to a positive weight.
     return torch.searchsorted(edges, uniform * edges[:, -1:]).squeeze(1).clamp_max(len(weights) - 1)

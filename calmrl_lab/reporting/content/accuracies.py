@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from calmrl_lab.evaluation.significance import Interval, Resamples, Sums, estimate
 from calmrl_lab.reporting.content.main_tables import span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Estimate, Resamples, Sums, estimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,9 +30,9 @@ class Accuracy:
     kind: str
     modality: str
     calibrated: bool
-    top: Estimate
-    at_5: Estimate | None
-    macro: Estimate
+    top: Interval
+    at_5: Interval | None
+    macro: Interval
     items: int
 
 
@@ -107,12 +107,12 @@ def _sums(
     return Sums(seeds, resamples.groups, totals, counts)
 
 
-def _share(resamples: Resamples, sums: Sums) -> Estimate:
+def _share(resamples: Resamples, sums: Sums) -> Interval:
     value, replicates = resamples.means(sums)
     return estimate(value[0], replicates[:, 0], sums.units(0))
 
 
-def _macro(resamples: Resamples, part: pd.DataFrame, seeds: tuple[int, ...], where: tuple[np.ndarray, np.ndarray]) -> Estimate:
+def _macro(resamples: Resamples, part: pd.DataFrame, seeds: tuple[int, ...], where: tuple[np.ndarray, np.ndarray]) -> Interval:
     """Mean over classes of the accuracy within a class: a rare class counts as much as a frequent one."""
     classes, place = np.unique(part["label"].astype(str), return_inverse=True)
     by_class = _sums(resamples, seeds, where, part["correct"].to_numpy(float), place)
@@ -123,7 +123,7 @@ def _macro(resamples: Resamples, part: pd.DataFrame, seeds: tuple[int, ...], whe
 
 
 def accuracy_table(found: Classifications, inks: dict[str, Ink]) -> Table:
-    """A row a method, a column a classifier, on all that an item shows; a second row where gaps were filled."""
+    """A row per method, a column a classifier, on all that an item shows; a second row where gaps were filled."""
     shown = [row for row in found.rows if row.modality == JOINT] or list(found.rows)
     kinds = list(dict.fromkeys(row.kind for row in shown))
     rows = []
@@ -161,7 +161,7 @@ def single_table(found: Classifications, inks: dict[str, Ink]) -> Table:
     return Table("classification_by_modality", "Accuracy by classifier and modality", columns, rows)
 
 
-def _estimate(found: Estimate) -> Cell:
+def _estimate(found: Interval) -> Cell:
     percent = found.scaled(100)
     return Cell(f"{percent.value:.1f}", span(percent), sort=round(percent.value, 6))
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calmrl_lab.evaluation.significance import Comparison, Sums, corrected_family, paired
 from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.comparisons import Cast
-from calmrl_lab.reporting.results.estimates import Difference, Sums, holm, paired
+from calmrl_lab.reporting.results.comparisons import Roles
+from calmrl_lab.reporting.results.warnings import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +30,10 @@ class ClassDifferences:
     fair: Method
     methods: tuple[Method, ...]
     kinds: tuple[str, ...]
-    found: dict[tuple[str, str], Difference]
+    found: dict[tuple[str, str], Comparison]
 
 
-def class_differences(gathered: Gathered, parts: Cast) -> ClassDifferences | None:
+def class_differences(gathered: Gathered, parts: Roles) -> ClassDifferences | None:
     """Of all methods that were classified; None without a fair baseline that was, or without another method."""
     fair = parts.fair
     if fair is None or not fair.frame("classification"):
@@ -48,7 +49,7 @@ def class_differences(gathered: Gathered, parts: Cast) -> ClassDifferences | Non
         for place, kind in enumerate(kinds)
         if method is not fair
     }
-    found = holm({key: difference for key, difference in every.items() if difference is not None})
+    found = corrected_family({key: difference for key, difference in every.items() if difference is not None})
     return ClassDifferences(fair, tuple(methods), kinds, found) if found else None
 
 
@@ -69,7 +70,7 @@ def _sums(runs: Sequence[tuple[int, pd.DataFrame]], groups: Sequence[str], kinds
 
 
 def difference_table(compared: ClassDifferences, inks: dict[str, Ink]) -> Table:
-    """A row a method, two columns a classifier: the difference in points with its interval, and p."""
+    """A row per method, two columns a classifier: the difference in points with its interval, and p."""
     rows = []
     for method in compared.methods:
         row = [Cell(method.label, swatch=f"var({inks[method.name].variable})")]
@@ -94,24 +95,28 @@ def difference_table(compared: ClassDifferences, inks: dict[str, Ink]) -> Table:
     return Table("classification_differences", caption, columns, rows, notes, FIELDS, records)
 
 
-def _cells(found: Difference | None, itself: bool) -> list[Cell]:
+def _cells(found: Comparison | None, itself: bool) -> list[Cell]:
     if found is None:
         return [Cell("reference" if itself else "–"), Cell("")]
     points = found.scaled(100)
     shown = Cell(signed(points.value), span(points, sign=True), bold=found.verdict != 0, sort=round(points.value, 6))
-    return [shown, Cell(probability(found.corrected), sort=found.corrected)]
+    return [shown, Cell(probability(found), sort=found.corrected)]
 
 
-def classes_in_words(compared: ClassDifferences | None, parts: Cast) -> list[str]:
+def classes_in_words(compared: ClassDifferences | None, parts: Roles) -> list[str]:
     """What the main calibrated method does to classification, for the story: one sentence, or none."""
     main = next(iter(parts.calibrated), None)
     if compared is None or main is None:
         return []
+    found = {kind: compared.found[main.name, kind] for kind in compared.kinds if (main.name, kind) in compared.found}
     clauses = []
-    for kind in compared.kinds:
-        found = compared.found.get((main.name, kind))
-        if found is not None:
-            points = found.scaled(100)
-            verdict = {1: "better", -1: "worse", 0: "not surely different"}[found.verdict]
-            clauses.append(f"{verdict} by {kind} ({signed(points.value)} points {span(points, sign=True)})")
-    return [f"In classification {main.label} was {'; '.join(clauses)} against {compared.fair.label}."] if clauses else []
+    for direction, word in ((1, "better"), (-1, "worse"), (0, "not surely different")):
+        own = [f"{kind} ({_in_words(one)})" for kind, one in found.items() if one.direction == direction]
+        clauses += [f"{word} by {listed(own)}"] if own else []
+    return [f"In classification {main.label} against {compared.fair.label} was {'; '.join(clauses)}."] if clauses else []
+
+
+def _in_words(found: Comparison) -> str:
+    points = found.scaled(100)
+    doubt = f", p {probability(found)} after correction" if found.direction and not found.verdict else ""
+    return f"{signed(points.value)} points {span(points, sign=True)}{doubt}"

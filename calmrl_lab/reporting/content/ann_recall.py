@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def effort_figure(curve: pd.DataFrame, kind: str, items: int, queries: int, k: int = 10) -> Figure:
-    """Recall against the exact search and time a query, along the effort."""
+    """Recall against the exact search and time per query, along the effort."""
     from calmrl_lab.reporting.output.drawing import Drawing, Figure, canvas
     from calmrl_lab.reporting.output.palette import BLUE, GREY
 
@@ -27,7 +27,7 @@ def effort_figure(curve: pd.DataFrame, kind: str, items: int, queries: int, k: i
         cost.axhline(float(curve["exact_milliseconds"].iloc[0]), color=GREY.light, linestyle=(0, (4, 2)), label="exact")
         for row in curve.itertuples():
             words = (
-                f"{row.effort} {what}: {row.recall:.1f} % [{row.low:.1f}, {row.high:.1f}], {row.milliseconds:.3g} ms a query"
+                f"{row.effort} {what}: {row.recall:.1f} % [{row.low:.1f}, {row.high:.1f}], {row.milliseconds:.3g} ms per query"
             )
             for axis, value in ((recall, row.recall), (cost, row.milliseconds)):
                 (mark,) = axis.plot([row.effort], [value], BLUE.marker, color=BLUE.light, markersize=4)
@@ -38,7 +38,7 @@ def effort_figure(curve: pd.DataFrame, kind: str, items: int, queries: int, k: i
             axis.xaxis.set_major_formatter("{x:.0f}")
         recall.set_ylim(0, 105)
         recall.set_ylabel(f"true {k} nearest found, %")
-        cost.set_ylabel("time a query, ms")
+        cost.set_ylabel("time per query, ms")
         cost.set_ylim(bottom=0)
         cost.legend(loc="best")
         return drawing

@@ -1,4 +1,4 @@
-"""The figures on calibration: imputation error (Figure 3), what imputers expect of themselves, anchor shift (Figure 4)."""
+"""The figures on calibration: imputation error (Figure 3), predicted against real error, anchor shift (Figure 4)."""
 
 from __future__ import annotations
 
@@ -49,12 +49,16 @@ def imputation_error(found: Imputations) -> Figure:
     size = f"{items[0]}" if len(items) == 1 else f"{items[0]} to {items[-1]}"
     caption = (
         f"Squared distance between imputed and true embeddings by hidden modality, {found.split} split, on the heads of "
-        f"{found.method.label}; n = {size} items a modality, {seeds_in_words([found.method])}, all patterns together, bars: 95 % interval. "
+        f"{found.method.label}; n = {size} items per modality, {seeds_in_words([found.method])}, all patterns together, bars: 95 % interval. "
         f"0 is perfect; two unrelated unit vectors are 2 apart on average.{_mean_over_coordinates(found)}"
     )
     description = "Imputation error by modality: " + "; ".join(f"{r.modality} {r.imputer} {r.mse.value:.2f}" for r in rows)
-    basis = f"n = {size} items a modality, {seeds_in_words([found.method])}; bars: 95 % interval"
-    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis)
+    basis = f"n = {size} items per modality, {seeds_in_words([found.method])}; bars: 95 % interval"
+    reading = (
+        "A row is a hidden modality, a mark is an imputer; farther left is a better guess. An imputer is of use where it lies left of the mean, which "
+        "knows nothing of the item."
+    )
+    return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis, reading)
 
 
 def _over_coordinates(value: float, found: Imputations) -> str:
@@ -72,7 +76,7 @@ def _mean_over_coordinates(found: Imputations) -> str:
 
 
 def reliability(found: Imputations) -> Figure | None:
-    """Whether an imputer knows how wrong it is: expected against made error, a mark a modality and pattern; None without expectations."""
+    """Whether an imputer knows how wrong it is: expected against made error, a mark per modality and pattern; None without expectations."""
     pairs = found.expected
     if not pairs:
         return None
@@ -106,8 +110,12 @@ def reliability(found: Imputations) -> Figure | None:
         f"heads of {found.method.label}. On the dotted line its own estimate can be trusted; above it, it is too sure of itself."
     )
     gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
-    basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps an imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
-    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis)
+    basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps per imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
+    reading = (
+        "On the dotted line per imputer made the error that it predicted. Above it the error was larger than predicted, below it smaller; how far right a "
+        "mark lies says only how hard that gap is."
+    )
+    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis, reading)
 
 
 def anchor_shift(found: Shifts) -> Figure:
@@ -141,7 +149,11 @@ def anchor_shift(found: Shifts) -> Figure:
     )
     title = "Anchor shift with and without calibration (Figure 4)"
     basis = f"n = {whole.items} items, {seeds_in_words([found.method])}; bars: 95 % interval"
-    return Figure("fig4_anchor_shift", title, caption, description, draw, basis)
+    reading = (
+        "Farther left is better: the anchor stays closer to that of the complete item. A filled mark left of its hollow one means that calibration "
+        "helped this pattern; in the right panel bars right of zero are cases that it harmed."
+    )
+    return Figure("fig4_anchor_shift", title, caption, description, draw, basis, reading)
 
 
 def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> None:

@@ -1,4 +1,4 @@
-"""Looking inside: where calibration took anchors astray, which gaps were filled worse than by the mean, whose queries were won or lost."""
+"""Error analysis: items whose anchor calibration moved away from the true one, gaps imputed worse than by the mean, queries won and lost."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from calmrl_lab.evaluation.significance import Comparison, Interval
 from calmrl_lab.reporting.output.palette import Ink, imputer_ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.anchor_shifts import Shifts
 from calmrl_lab.reporting.results.comparisons import Comparisons
-from calmrl_lab.reporting.results.estimates import Difference, Estimate
 from calmrl_lab.reporting.results.imputation_errors import ALL, Imputations
 from calmrl_lab.reporting.results.recalls import DEPTHS, Direction, Recalls
 
@@ -26,18 +26,23 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 
-def span(found: Estimate | Difference, digits: int = 1, sign: bool = False) -> str:
+def span(found: Interval | Comparison, digits: int = 1, sign: bool = False) -> str:
     """The interval as text."""
     if sign:
         return f"[{signed(found.low, digits)}, {signed(found.high, digits)}]"
     return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def probability(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+def probability(found: Comparison) -> str:
+    """p after correction; "≤" where it is the smallest that the resampling can give."""
+    p = found.corrected
+    if p < 0.001:
+        return "< .001"
+    text = f"{p:.3f}".lstrip("0") if p < 1 else "1"
+    return f"≤ {text}" if found.at_floor and p < 1 else text
 
 
-def _estimate(found: Estimate, digits: int = 1, bold: bool = False) -> Cell:
+def _estimate(found: Interval, digits: int = 1, bold: bool = False) -> Cell:
     return Cell(f"{found.value:.{digits}f}", span(found, digits), bold=bold, sort=round(found.value, 6))
 
 
@@ -62,7 +67,7 @@ def winner(recalls: Recalls, direction: Direction | None = None) -> str | None:
 
 
 def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
-    """One row a method and direction; recalls in percent."""
+    """One row per method and direction; recalls in percent."""
     rows: list[list[Cell]] = []
     records, rules = [], []
     best = {direction: winner(recalls, direction) for direction in recalls.all_directions}
@@ -119,8 +124,8 @@ def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
 
 
 def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Table:
-    """One row a method: recalls averaged over the directions, differences to the fair baseline and to CLIP."""
-    parts = compared.cast
+    """One row per method: recalls averaged over the directions, differences to the fair baseline and to CLIP."""
+    parts = compared.roles
     references = [reference for reference in (parts.fair, parts.clip) if reference is not None]
     best = winner(recalls)
     rows, records = [], []
@@ -160,12 +165,12 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
     return Table("summary", "Mean recall of every method", columns, rows, tuple(notes), fields, records)
 
 
-def _difference(found: Difference | None, itself: bool) -> list[Cell]:
+def _difference(found: Comparison | None, itself: bool) -> list[Cell]:
     if found is None:
         return [Cell("reference" if itself else "–", sort=0.0), Cell("")]
     points = found.scaled(100)
     cell = Cell(signed(points.value), span(points, sign=True), bold=found.verdict != 0, sort=round(points.value, 6))
-    return [cell, Cell(probability(found.corrected), sort=found.corrected)]
+    return [cell, Cell(probability(found), sort=found.corrected)]
 
 
 def imputation_table(found: Imputations) -> Table:
@@ -216,7 +221,7 @@ def _lowest(found: Imputations, imputer: str, modality: str, split: str) -> bool
 
 
 def shift_table(found: Shifts) -> Table:
-    """One row a pattern of observed modalities."""
+    """One row per pattern of observed modalities."""
     rows, records = [], []
     for row in found.patterns:
         rows.append(
@@ -250,7 +255,7 @@ def shift_table(found: Shifts) -> Table:
 
 
 def direction_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
-    """Recall@1 in percent: a row a direction, a column a method; intervals on hover and in the long table."""
+    """Recall@1 in percent: a row per direction, a column per method; intervals on hover and in the long table."""
     best = {direction: winner(recalls, direction) for direction in recalls.all_directions}
     rows = []
     for direction in recalls.all_directions:

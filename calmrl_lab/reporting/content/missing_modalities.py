@@ -1,26 +1,27 @@
-"""Retrieval with modalities missing at test time: Recall@1 along the share that is hidden, and what joining modalities gains."""
+"""Retrieval with modalities missing at test time: Recall@1 by the share that is hidden, and the gain of joining modalities."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from calmrl_lab.evaluation.score_rows import hits
+from calmrl_lab.evaluation.significance import Comparison, Interval, Resamples, Sums, corrected_family, estimate, paired
 from calmrl_lab.reporting.content.main_tables import probability, signed, span
 from calmrl_lab.reporting.output.axes import seeds_in_words
-from calmrl_lab.reporting.output.drawing import Drawing, Figure, canvas
+from calmrl_lab.reporting.output.drawing import BAND, Drawing, Figure, panels
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 from calmrl_lab.scorers._names import family, is_single
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 FIELDS = ("method", "side", "scorer", "gaps_filled", "scenario", "recall_at_1", "low", "high", "seeds", "queries")
 # What is asked with one modality of items that miss some, and what asks with items that miss some.
@@ -36,7 +37,7 @@ class Point:
     scorer: str
     calibrated: bool
     scenario: str
-    recall: Estimate
+    recall: Interval
     queries: int
 
     @property
@@ -60,9 +61,9 @@ class Gain:
     side: str
     scorer: str
     calibrated: bool
-    joint: Estimate
-    single: Estimate
-    difference: Difference
+    joint: Interval
+    single: Interval
+    difference: Comparison
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,33 @@ def robustness(gathered: Gathered) -> Robustness | None:
         keys, sums = _sums(runs, groups)
         points += _points(method, keys, sums, resamples)
         gains += _gains(method, keys, sums, resamples)
-    corrected = holm({place: gain.difference for place, gain in enumerate(gains)})
+    points, gains = _distinct(points, _values_of_points), _distinct(gains, _values_of_gains)
+    corrected = corrected_family({place: gain.difference for place, gain in enumerate(gains)})
     return Robustness(tuple(points), tuple(replace(gain, difference=corrected[place]) for place, gain in enumerate(gains)))
+
+
+Shown = TypeVar("Shown", Point, Gain)
+
+
+def _distinct(found: Sequence[Shown], values: Callable[[Sequence[Shown]], list[float]]) -> list[Shown]:
+    """Without what imputing gaps did not change (no gap was there, or nothing imputes): those lines are there already."""
+    lines: dict[tuple[str, str, str, bool], list[Shown]] = {}
+    for one in found:
+        lines.setdefault((one.method.name, one.side, one.scorer, one.calibrated), []).append(one)
+    repeated = {
+        key
+        for key, own in lines.items()
+        if key[3] and (*key[:3], False) in lines and values(own) == values(lines[*key[:3], False])
+    }
+    return [one for one in found if (one.method.name, one.side, one.scorer, one.calibrated) not in repeated]
+
+
+def _values_of_points(points: Sequence[Point]) -> list[float]:
+    return [point.recall.value for point in sorted(points, key=lambda point: point.scenario)]
+
+
+def _values_of_gains(gains: Sequence[Gain]) -> list[float]:
+    return [value for gain in gains for value in (gain.joint.value, gain.single.value)]
 
 
 # side, scorer, calibrated, scenario, and the single modality that asks or is asked for.
@@ -138,7 +164,7 @@ def _gains(method: Method, keys: Sequence[Key], sums: Sums, resamples: Resamples
     """The best single modality is chosen by its mean on the same queries, which favours it a little."""
     means, replicates = resamples.means(sums)
 
-    def recall(columns: Sequence[int]) -> Estimate:
+    def recall(columns: Sequence[int]) -> Interval:
         at = list(columns)
         return estimate(means[at].mean(), replicates[:, at].mean(axis=1), max(map(sums.units, at)))
 
@@ -170,43 +196,59 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
     sides = [side for side in _SIDES if any(point.side == side for point in points)]
     if len({point.rate for point in points}) < 2:
         return None
-    lines = list(dict.fromkeys((point.method.name, point.calibrated) for point in points))
+    methods = list({point.method.name: point.method for point in points}.values())
 
     def draw(narrow: bool) -> Drawing:
-        tall = 2.5
-        legend = 0.2 * (len(lines) if narrow else -(-len(lines) // 3))
-        made, axes = canvas(narrow, tall * (len(sides) if narrow else 1) + legend + 0.3, columns=len(sides))
+        beside = 1 if narrow else 2
+        rows = -(-len(methods) // beside)
+        made, axes = panels(narrow, 0.75 + (1.25 if narrow else 1.45) * rows, rows, beside * len(sides))
         drawing = Drawing(made)
-        top = 105 * max(point.recall.high for point in points)
-        for axis, side in zip(axes.flat, sides, strict=True):
-            for name, calibrated in lines:
-                _line(
-                    drawing,
-                    axis,
-                    [p for p in points if (p.method.name, p.calibrated, p.side) == (name, calibrated, side)],
-                    inks[name],
+        blocks = [axes[place // beside, len(sides) * (place % beside) :][: len(sides)] for place in range(rows * beside)]
+        for own, method in zip(blocks, methods, strict=False):
+            for axis, side in zip(own, sides, strict=True):
+                here = [point for point in points if point.side == side]
+                _context(axis, [point for point in here if point.method.name != method.name and not point.calibrated])
+                for calibrated in (False, True):
+                    mine = [p for p in here if (p.method.name, p.calibrated) == (method.name, calibrated)]
+                    _line(drawing, axis, mine, inks[method.name])
+                axis.annotate(
+                    f"in the {side}",
+                    (1, 1),
+                    xytext=(-2, -2),
+                    xycoords="axes fraction",
+                    textcoords="offset points",
+                    ha="right",
+                    va="top",
                 )
-            axis.set_title(_SIDES[side])
-            axis.set_xlabel("modalities hidden, %")
-            axis.set_ylim(0, top)
-        axes.flat[0].set_ylabel("Recall@1, %")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside upper left", ncols=1 if narrow else 3)
+            own[0].set_title(method.label, color=inks[method.name].light)
+        for unused in blocks[len(methods) :]:
+            for axis in unused:
+                axis.set_axis_off()
+        axes[0, 0].set_ylim(0, 105 * max(point.recall.high for point in points))
+        for axis in blocks[len(methods) - 1][:1] if narrow else axes[-1, :1]:
+            axis.set_xlabel("modalities hidden, %", loc="left")
+        axes[0, 0].set_ylabel("Recall@1, %")
         return drawing
 
     labels = {point.method.name: point.method.label for point in points}
     apart = "".join(f" ({labels[name]}: {own})" for name, own in others.items() if name in labels)
     caption = (
         f"Recall@1 when modalities of the items are hidden at random at test time (at least one stays; masks are nested), scorer "
-        f"{scorer}{apart}, mean over the modalities on the other side, {points[0].queries} queries each; bands: 95 % interval. Dashed: gaps "
-        "filled before scoring."
+        f"{scorer}{apart}, mean over the modalities on the other side, {points[0].queries} queries each; bands: 95 % interval."
+    )
+    reading = (
+        f"Each method has a pair of panels, left with modalities {_SIDES[sides[0]]}, right {_SIDES[sides[-1]]}; grey lines are the other methods. "
+        "A flatter line loses less; dashed: missing entries are imputed before scoring, which helps where it lies above the solid line."
+        if len(sides) > 1
+        else f"Each method has a panel, with modalities {_SIDES[sides[0]]}; grey lines are the other methods. A flatter line loses less; dashed: "
+        "missing entries are imputed before scoring, which helps where it lies above the solid line."
     )
     description = "Recall@1 at the highest rate of hiding: " + "; ".join(
         f"{point.method.label}{', gaps filled' if point.calibrated else ''} {100 * point.recall.value:.1f} %"
         for point in points
         if point.side == sides[0] and point.rate == max(p.rate or 0 for p in points)
     )
-    return Figure("missing_curves", "Modalities missing at test time", caption, description, draw, _basis(points))
+    return Figure("missing_curves", "Modalities missing at test time", caption, description, draw, _basis(points), reading)
 
 
 def _basis(points: Sequence[Point]) -> str:
@@ -224,23 +266,30 @@ def _shown_scorers(found: Robustness) -> tuple[str, dict[str, str]]:
     return scorer, {name: own[0] for name, own in by_method.items() if scorer not in own}
 
 
-def _line(drawing: Drawing, axis: object, points: Sequence[Point], ink: Ink) -> None:
+def _context(axis: Axes, points: Sequence[Point]) -> None:
+    """The other methods in the background, without names."""
+    for name in dict.fromkeys(point.method.name for point in points):
+        own = sorted((point for point in points if point.method.name == name), key=lambda point: point.rate or 0.0)
+        axis.plot([100 * (p.rate or 0.0) for p in own], [100 * p.recall.value for p in own], color=BAND, linewidth=1, zorder=1)
+
+
+def _line(drawing: Drawing, axis: Axes, points: Sequence[Point], ink: Ink) -> None:
     ordered = sorted(points, key=lambda point: point.rate or 0.0)
     if not ordered:
         return
     rate = [100 * (point.rate or 0.0) for point in ordered]
     value = [point.recall.scaled(100) for point in ordered]
     name = f"{ordered[0].method.label}, gaps filled" if ordered[0].calibrated else ordered[0].method.label
-    axis.fill_between(rate, [v.low for v in value], [v.high for v in value], color=ink.light, alpha=0.12, linewidth=0)  # type: ignore[attr-defined]
+    axis.fill_between(rate, [v.low for v in value], [v.high for v in value], color=ink.light, alpha=0.12, linewidth=0)
     style = (0, (4, 2)) if ordered[0].calibrated else "-"
-    axis.plot(rate, [v.value for v in value], color=ink.light, linestyle=style, label=name)  # type: ignore[attr-defined]
+    axis.plot(rate, [v.value for v in value], color=ink.light, linestyle=style)
     for x, v in zip(rate, value, strict=True):
-        (mark,) = axis.plot([x], [v.value], ink.marker, color=ink.light, markersize=4)  # type: ignore[attr-defined]
+        (mark,) = axis.plot([x], [v.value], ink.marker, color=ink.light, markersize=4)
         drawing.label(mark, f"{name}, {x:.0f} % hidden: {v.value:.1f} % {span(v)}")
 
 
 def curve_table(found: Robustness, inks: dict[str, Ink]) -> Table:
-    """A row a method, side, scorer and filling; a column a scenario."""
+    """A row per method, side, scorer and filling; a column per scenario."""
     scenarios = list(dict.fromkeys(point.scenario for point in found.points))
     # Rates first, in order; then the modalities that are dropped.
     scenarios.sort(key=lambda name: _order(name))
@@ -314,7 +363,7 @@ def gain_table(found: Robustness, inks: dict[str, Ink]) -> Table:
                     bold=gain.difference.verdict != 0,
                     sort=round(points.value, 6),
                 ),
-                Cell(probability(gain.difference.corrected), sort=gain.difference.corrected),
+                Cell(probability(gain.difference), sort=gain.difference.corrected),
             ]
         )
     heads = ("method", "direction", "scorer", "joint R@1 %", "best single R@1 %", "gain", "p")

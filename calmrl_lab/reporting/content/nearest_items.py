@@ -1,4 +1,4 @@
-"""The store behind the runs, where it is still there: names of items, and what a run finds first for a query."""
+"""Names of items and their nearest items in a run, from the store of the runs where it still exists."""
 
 from __future__ import annotations
 

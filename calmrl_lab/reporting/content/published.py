@@ -1,4 +1,4 @@
-"""Numbers that the paper and its rivals printed, to stand beside ours: facts with their source, on other data than ours."""
+"""Numbers published in the paper and for other systems, with their sources; they are on other data than ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calmrl_lab.reporting.content.main_tables import arrow, signed, span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.comparisons import Comparisons, cast
+from calmrl_lab.reporting.results.comparisons import Comparisons, roles
 from calmrl_lab.reporting.results.recalls import Direction, Recalls
 
 _FILE = Path(__file__).with_name("published.csv")
@@ -122,9 +122,12 @@ def _record(
 def gain_in_words(compared: Comparisons) -> str:
     """What CalMRL adds to its fair baseline in the paper and here, in one sentence; empty without either of the two here."""
     averages = {fact.method: float(fact.value) for fact in facts("CalMRL-T1") if fact.task == "avg"}
-    main, fair = next(iter(compared.cast.calibrated), None), compared.cast.fair
+    main, fair = (
+        next((method for method in compared.roles.calibrated if method.objective == "calmrl"), None),
+        compared.roles.fair,
+    )
     found = compared.of(main.name, fair.name) if main and fair else None
-    if main is None or fair is None or found is None or (main.objective, fair.objective) != ("calmrl", "pmrl"):
+    if main is None or fair is None or found is None or fair.objective != "pmrl":
         return ""
     points = found.scaled(100)
     return (
@@ -162,7 +165,7 @@ def _measured(recalls: Recalls, method: Method | None, direction: Direction) -> 
 
 def _ours(gathered: Gathered) -> dict[str, Method]:
     """Our runs by the row of the paper that asks the same, then those the paper has no row for."""
-    parts = cast(gathered)
+    parts = roles(gathered)
     found: dict[str, Method] = {}
     if parts.fair is not None and parts.fair.objective == "pmrl":
         found["PMRL_up"] = parts.fair
@@ -201,7 +204,7 @@ _SETS = ("MSR-VTT", "DiDeMo", "ActivityNet", "VATEX", "AudioCaps")
 
 
 def retrieval() -> Table:
-    """Recall@1 of the systems of Table 1 and their successors, a row a system, inputs and source."""
+    """Recall@1 of the systems of Table 1 and their successors, a row per system, inputs and source."""
     chosen = [fact for fact in facts() if fact.table in _RETRIEVAL and fact.task != "classification"]
     notes = (
         "R@1 in percent; T→V: text asks for the item, V→T the other way round, T→A and A→T with sound. T-VAS: text against vision, audio and subtitle, and "
@@ -255,7 +258,7 @@ def _spread(
     notes: Sequence[str],
     row: Callable[[Fact], tuple[str, str]] = _inputs,
 ) -> Table:
-    """Facts as a table: a row a system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
+    """Facts as a table: a row per system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
     lines: dict[tuple[str, str, str], dict[tuple[str, str], Fact]] = {}
     for fact in chosen:
         lines.setdefault((*row(fact), fact.source), {})[column(fact)] = fact

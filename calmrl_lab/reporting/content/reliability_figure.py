@@ -1,4 +1,4 @@
-"""The figure of what imputers promise: predicted against real error on held-out items, in bins of prediction."""
+"""The figure of the reliability of imputers: predicted against real error on held-out items, in bins of predicted error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from calmrl_lab.reporting.output.drawing import INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.output.palette import imputer_ink
 
 
-def promises(found: Mapping[str, Reliability], name: str = "predicted_error") -> Figure:
+def reliability_figure(found: Mapping[str, Reliability], name: str = "predicted_error") -> Figure:
     """Predicted against real squared error of imputers by name, both over that of mean imputation; bars: 95 % of the mean real
     error of a bin."""
     top = 1.08 * float(max(1.0, *(max(one.predicted.max(), one.real.max()) for one in found.values())))

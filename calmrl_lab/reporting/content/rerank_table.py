@@ -1,12 +1,12 @@
-"""Captions against whole items before and after a matching model looked at the best candidates."""
+"""The table of re-ranking: captions against whole items, before and after the matching model."""
 
 from __future__ import annotations
 
+from calmrl_lab.evaluation.significance import Interval
 from calmrl_lab.reporting.content.main_tables import span
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered
-from calmrl_lab.reporting.results.estimates import Estimate
 
 FIELDS = (
     "method",
@@ -24,7 +24,7 @@ FIELDS = (
 
 
 def rerank_table(gathered: Gathered, inks: dict[str, Ink]) -> Table | None:
-    """A row a method, direction and stage; None if no run was re-ranked."""
+    """A row per method, direction and stage; None if no run was re-ranked."""
     import pandas as pd
 
     from calmrl_lab.evaluation.score_rows import recall_table
@@ -37,7 +37,7 @@ def rerank_table(gathered: Gathered, inks: dict[str, Ink]) -> Table | None:
         name = Cell(method.label, swatch=f"var({inks[method.name].variable})")
         table = recall_table(pd.concat(found), ("query", "gallery", "scorer"))
         for row in table.to_dict("records"):
-            estimates = [Estimate(row[f"recall_at_{k}"], row[f"low_{k}"], row[f"high_{k}"]) for k in (1, 5, 10)]
+            estimates = [Interval(row[f"recall_at_{k}"], row[f"low_{k}"], row[f"high_{k}"]) for k in (1, 5, 10)]
             numbers = [Cell(f"{e.value:.1f}", span(e), sort=e.value) for e in estimates]
             queries, direction = row["queries"] // len(found), f"{row['query']} → {row['gallery']}"
             rows.append([name, Cell(direction), Cell(row["scorer"]), *numbers, Cell(str(queries))])

@@ -1,4 +1,4 @@
-"""The figures on retrieval: all methods, who is better than whom, the way to the oracle (Figure 5), training."""
+"""The figures on retrieval: all methods, paired differences, distance to the oracle (Figure 5), training curves."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calmrl_lab.evaluation.significance import Interval
 from calmrl_lab.reporting.content.main_tables import arrow, probability, signed, span
 from calmrl_lab.reporting.output.axes import dot, legend, name_rows, seeds_in_words, wrapped
 from calmrl_lab.reporting.output.drawing import INK, Drawing, Figure, canvas
 from calmrl_lab.reporting.output.palette import GREEN, GREY, VERMILLION, Ink
 from calmrl_lab.reporting.results.collect import Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
-from calmrl_lab.reporting.results.estimates import Estimate
 from calmrl_lab.reporting.results.recalls import DEPTHS, Recalls
 from calmrl_lab.reporting.results.warnings import listed
 
@@ -30,7 +30,7 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
             dot(drawing, axis, found, y, inks[result.method.name], f"{result.method.label}: {found.value:.1f} % {span(found)}")
         name_rows(axis, [wrapped(result.method.label, 22 if narrow else 60) for result in ordered])
         axis.axvline(chance, color=INK, linewidth=1, linestyle=(0, (2, 2)))
-        axis.annotate("chance", (chance, -0.6), xytext=(3, -1), textcoords="offset points", va="top", fontsize=8)
+        axis.annotate("chance", (chance, -0.6), xytext=(3, -1), textcoords="offset points", va="top", fontsize=9)
         axis.set_xlim(left=0)
         axis.set_xlabel(
             "Recall@1, %, with 95 % interval" if narrow else "Recall@1, %, mean over directions, with 95 % interval"
@@ -46,12 +46,16 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
         f"{seeds_in_words([r.method for r in ordered])}). Dotted: a random order ({chance:.2f} %)."
     )
     title = f"All methods: {best.method.label} is highest"
-    return Figure("overview", title, caption, description, draw, _basis(recalls, [r.method for r in ordered]))
+    reading = (
+        "Best method at the top; a mark is the mean share of queries whose first hit is right, its bar the 95 % interval. Bars may overlap "
+        "although two methods differ: differences are paired, see the comparisons below."
+    )
+    return Figure("overview", title, caption, description, draw, _basis(recalls, [r.method for r in ordered]), reading)
 
 
 def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
     """The comparisons that the words rest on, with zero; None if there are none."""
-    told = compared.told()
+    told = compared.key_comparisons()
     if not told:
         return None
 
@@ -61,30 +65,36 @@ def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
         axis.axvline(0, color=INK, linewidth=1)
         for y, (method, other, found) in enumerate(told):
             points = found.scaled(100)
-            ink = {1: GREEN, 0: GREY, -1: VERMILLION}[found.verdict]._replace(marker="o")
-            value = Estimate(points.value, points.low, points.high)
-            p = probability(found.corrected)
+            ink = {1: GREEN, 0: GREY, -1: VERMILLION}[found.direction]._replace(marker="o")
+            value = Interval(points.value, points.low, points.high)
+            p = probability(found)
             words = f"{method.label} − {other.label}: {signed(points.value)} points {span(points, sign=True)}, p {p}"
             dot(drawing, axis, value, y, ink, words, hollow=found.verdict == 0)
         labels = [f"{method.label} − {other.label}" for method, other, _ in told]
         name_rows(axis, [wrapped(label, 24) if narrow else label for label in labels])
-        axis.set_xlabel("difference in Recall@1, points")
+        axis.set_xlabel("points of Recall@1" if narrow else "difference in Recall@1, points")
         return drawing
 
     caption = (
-        "Paired differences in Recall@1, averaged over the directions, with 95 % interval. Green: better, red: worse, hollow grey: "
-        f"cannot be told, after correction for {len(compared.pairs)} comparisons."
+        "Paired differences in Recall@1, averaged over the directions, with 95 % interval. Green: better, red: worse, grey: the interval "
+        f"has zero in it. Hollow: p is .05 or more after correction for {len(compared.pairs)} comparisons."
+    )
+    reading = (
+        "Each row is one method minus another; right of zero the first is better. A bar that leaves out zero is a difference, and a filled "
+        "mark one that stays after correction."
     )
     description = "Differences in mean Recall@1 in points: " + "; ".join(
         f"{method.label} minus {other.label} {signed(100 * found.value)}" for method, other, found in told
     )
     methods = list({method.name: method for method, other, _ in told for method in (method, other)}.values())
-    return Figure("differences", "Who is better than whom", caption, description, draw, _basis(recalls, methods))
+    return Figure(
+        "differences", "Which method is better than which", caption, description, draw, _basis(recalls, methods), reading
+    )
 
 
 def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Figure | None:
     """Figure 5: observed only, calibrated, nothing hidden; None if none of these has runs."""
-    parts = compared.cast
+    parts = compared.roles
     chosen = [m for m in (parts.fair, *parts.calibrated, parts.oracle) if m is not None]
     if len(chosen) < 2 or not recalls.directions:
         return None
@@ -128,7 +138,11 @@ def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Fig
     )
     description = "Mean Recall@1: " + "; ".join(f"{r.method.label} {100 * r.means[1].value:.1f} %" for r in results)
     title = f"{listed(shown).capitalize()} (Figure 5)"
-    return Figure("fig5_oracle", title, caption, description, draw, _basis(recalls, chosen))
+    reading = (
+        "Farther right is better. The distance between the method without imputation and the oracle is what hiding modalities costs; a "
+        "calibrated method that helps lies between the two, or beyond."
+    )
+    return Figure("fig5_oracle", title, caption, description, draw, _basis(recalls, chosen), reading)
 
 
 def training(methods: Sequence[Method], inks: dict[str, Ink]) -> Figure | None:
@@ -166,7 +180,8 @@ def training(methods: Sequence[Method], inks: dict[str, Ink]) -> Figure | None:
     )
     description = "Best validation MRR: " + "; ".join(f"{method.label} {lines[method.name].max():.3f}" for method in shown)
     basis = f"mean over {seeds_in_words(shown)}; bands: lowest to highest seed"
-    return Figure("training", "Training", caption, description, draw, basis)
+    reading = "Higher is better; each line is one method. The epoch at the top of a line is the one that is kept, so what counts is its height, not its end."
+    return Figure("training", "Training", caption, description, draw, basis, reading)
 
 
 def _basis(recalls: Recalls, methods: Sequence[Method]) -> str:

@@ -1,4 +1,4 @@
-"""What the figures share: a mark with its interval, rows with names, the legend, words for seeds."""
+"""Parts that figures share: a mark with its interval, rows with names, the legend, the number of seeds in words."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from calmrl_lab.evaluation.significance import Interval
 from calmrl_lab.reporting.output.drawing import Drawing
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.results.collect import Method
-from calmrl_lab.reporting.results.estimates import Estimate
 
 
 def dot(
-    drawing: Drawing, axis: Any, found: Estimate, y: float, ink: Ink, words: str, label: str | None = None, hollow: bool = False
+    drawing: Drawing, axis: Any, found: Interval, y: float, ink: Ink, words: str, label: str | None = None, hollow: bool = False
 ) -> None:
     """A mark with its interval, lying; hovering shows the numbers."""
     axis.plot([found.low, found.high], [y, y], color=ink.light, linewidth=1.8, solid_capstyle="butt", zorder=3)

@@ -1,4 +1,4 @@
-"""A matplotlib figure -> SVG with text as text and the same bytes every time, PDF, and SVG to put into a page that follows its colours."""
+"""Figures as SVG with text as text, PDF, and inline SVG in the colours of the page; the same figure always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _STYLE = Path(__file__).with_name("calmrl.mplstyle")
-# Inches: a text column of a paper, and a telephone.
-WIDE, NARROW = 7.2, 3.7
+# Inches: the text of a paper, or a card of the page, which shows it up to 1.4 times as large; and a telephone. No text is below 9 points (12 pixels).
+WIDE, NARROW = 8.4, 3.4
+_LARGEST = 1.4
 _PAGE_COLOURS = {
     "#20242b": "--ink",
     "#565e6a": "--soft",
@@ -33,7 +34,7 @@ AXIS = "#8b929c"
 INK = "#20242b"
 _SOFT = "#565e6a"
 # The line at the foot of a figure, in points, and how many of its characters fit.
-_FOOT, _FOOT_WIDE, _FOOT_NARROW = 7.0, 118, 58
+_FOOT, _FOOT_WIDE, _FOOT_NARROW = 9.0, 108, 44
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Drawing:
 @dataclass(frozen=True)
 class Figure:
     """A figure of the report: `draw(narrow)` draws it for a column of a paper or for a telephone; `description` says what it shows; `basis`
-    (how many items and seeds, what bars are) stands at the foot of the drawing itself, so that it is not lost where the caption is."""
+    (how many items and seeds, what bars are) stands at the foot of the drawing itself, so that it is not lost where the caption is;
+    `reading` says how to read it, in two lines."""
 
     name: str
     title: str
@@ -61,6 +63,7 @@ class Figure:
     description: str
     draw: Callable[[bool], Drawing]
     basis: str = ""
+    reading: str = ""
     _drawn: dict[bool, str] = field(default_factory=dict, repr=False, compare=False)
 
     def svg(self, narrow: bool = False) -> str:
@@ -110,7 +113,7 @@ class Figure:
         width = re.search(r'<svg[^>]*?\swidth="([\d.]+)pt"', text)
         text = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", text, count=1)
         text = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
-        size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+        size = f' style="max-width:{_LARGEST * float(width[1]) * 4 / 3:.0f}px"' if width else ""
         shown = "narrow" if narrow else "wide"
         return text.replace("<svg", f'<svg class="{shown}" role="img" aria-label="{escape(self.description)}"{size}', 1)
 
@@ -136,6 +139,14 @@ def canvas(narrow: bool, height: float, rows: int = 1, columns: int = 1, **kwarg
     kwargs.pop("stacked", None)
     made = Canvas(figsize=(NARROW if narrow else WIDE, height))
     return made, made.subplots(rows, columns, squeeze=False, gridspec_kw={k: v for k, v in kwargs.items() if v is not None})
+
+
+def panels(narrow: bool, height: float, rows: int, columns: int) -> tuple[Canvas, Any]:
+    """Small multiples: `rows` x `columns` panels with common axes, as many beside each other as asked for; labels at the outer ones only."""
+    from matplotlib.figure import Figure as Canvas
+
+    made = Canvas(figsize=(NARROW if narrow else WIDE, height))
+    return made, made.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
 
 
 def _numbered(svg: str) -> str:

@@ -1,4 +1,4 @@
-"""One colour and one marker a method, the same in every figure and table of every report.
+"""One colour and one marker per method, the same in every figure and table of every report.
 
 The hues are those of Okabe and Ito, told apart under the common colour-vision deficiencies, darkened until they stand out on white
 (3:1); each has a lighter twin for dark pages. Markers differ too, so that nothing hangs on colour alone.

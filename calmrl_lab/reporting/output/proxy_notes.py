@@ -1,4 +1,4 @@
-"""Data that stands in for other data: said under every table and in every figure, so that none of them is quoted without it."""
+"""Notes on proxy data: where a dataset is used in place of another, every table and figure says so."""
 
 from __future__ import annotations
 

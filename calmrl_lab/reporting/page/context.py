@@ -1,4 +1,4 @@
-"""What a report knows, gathered for the page; and the blocks the page is made of."""
+"""The contents of a report's page, and the sections it is made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calmrl_lab.reporting.output.drawing import Figure
 from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Table
 from calmrl_lab.reporting.page.narrative import Narrative
-from calmrl_lab.reporting.page.other_data import Elsewhere
+from calmrl_lab.reporting.page.other_data import OtherData
 from calmrl_lab.reporting.results.anchor_shifts import Shifts
 from calmrl_lab.reporting.results.collect import Gathered
 from calmrl_lab.reporting.results.comparisons import Comparisons
@@ -49,4 +49,4 @@ class Findings:
     first: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Run name -> query item -> the items it finds first; empty if the store is not there."""
     items: Items = field(default_factory=Items)
-    others: Sequence[Elsewhere] = ()
+    others: Sequence[OtherData] = ()

@@ -1,30 +1,29 @@
-"""Numbers -> a headline and a paragraph in plain words: what helped, what did not, how sure that is. Nothing is said that no interval backs."""
+"""The summary of a report in words: a headline and a paragraph, in which every claim is backed by an interval."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.content.accuracy_differences import ClassDifferences, classes_in_words
 from calmrl_lab.reporting.content.main_tables import probability, signed
 from calmrl_lab.reporting.results.anchor_shifts import Shifts
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.comparisons import Cast, Comparisons
-from calmrl_lab.reporting.results.estimates import Difference
+from calmrl_lab.reporting.results.comparisons import Comparisons
 from calmrl_lab.reporting.results.imputation_errors import Imputations
 from calmrl_lab.reporting.results.recalls import Recalls
-from calmrl_lab.reporting.results.warnings import cautions as cautions_of
-from calmrl_lab.reporting.results.warnings import listed
+from calmrl_lab.reporting.results.warnings import listed, report_warnings
 
 
 @dataclass(frozen=True)
 class Narrative:
-    """`headline` in one line, `findings` with the reasons, a sentence a question, `sureness` on how far they hold, `cautions` to be read
+    """`headline` in one line, `findings` with the reasons, a sentence per question, `sureness` on how far they hold, `warnings` to be read
     before quoting."""
 
     headline: str
     findings: tuple[str, ...]
-    cautions: tuple[str, ...]
+    warnings: tuple[str, ...]
     sureness: str = ""
 
     @property
@@ -44,9 +43,11 @@ def narrate(
     """The words of a report. Every clause depends on a comparison with its interval, so any ordering of methods reads true."""
     if not recalls.methods or not recalls.directions:
         return Narrative(
-            "No finished run can be compared.", ("There are no scores that all methods share.",), cautions_of(gathered, recalls)
+            "No finished run can be compared.",
+            ("There are no scores that all methods share.",),
+            report_warnings(gathered, recalls),
         )
-    parts = compared.cast
+    parts = compared.roles
     main, fair = (_judged(recalls, method) for method in (parts.calibrated[0] if parts.calibrated else None, parts.fair))
     sentences = [
         *(_effect(compared) if main and fair else []),
@@ -60,8 +61,8 @@ def narrate(
         *classes_in_words(classes, parts),
         _leader(recalls),
     ]
-    cautions = cautions_of(gathered, recalls)
-    return Narrative(_headline(recalls, compared), tuple(sentences), cautions, _sureness(gathered, recalls, compared))
+    warnings = report_warnings(gathered, recalls)
+    return Narrative(_headline(recalls, compared), tuple(sentences), warnings, _sureness(gathered, recalls, compared))
 
 
 def _judged(recalls: Recalls, method: Method | None) -> bool:
@@ -78,30 +79,30 @@ def _what(method: Method) -> str:
     return "Filling in missing modalities" if _fills(method) else method.label
 
 
-def _by(found: Difference) -> str:
-    """The size of a sure difference with its interval, both without sign."""
+def _by(found: Comparison) -> str:
+    """The size of a difference whose interval leaves out zero, without sign; with p where the correction for all comparisons leaves doubt."""
     points = found.scaled(100)
     low, high = sorted((abs(points.low), abs(points.high)))
-    return f"{abs(points.value):.1f} points [{low:.1f}, {high:.1f}]"
+    return f"{abs(points.value):.1f} points [{low:.1f}, {high:.1f}]{_doubt(found)}"
 
 
-def _points(found: Difference) -> str:
-    """A difference that may be none, with its signs; p where only the correction for all comparisons keeps it from being sure."""
+def _points(found: Comparison) -> str:
+    """A difference with its signs; with p where the correction for all comparisons leaves doubt."""
     points = found.scaled(100)
-    text = f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]"
-    return f"{text}, p {_p(found)} after correction" if _doubtful(found) else text
+    return f"{signed(points.value)} points [{signed(points.low)}, {signed(points.high)}]{_doubt(found)}"
 
 
-def _doubtful(found: Difference) -> bool:
-    return found.verdict == 0 and not found.low <= 0 <= found.high
+def _doubt(found: Comparison) -> str:
+    """ ", p = .070 after correction" where the interval leaves out zero and p after correction is not small; else nothing."""
+    return f", p {_p(found)} after correction" if found.direction and not found.verdict else ""
 
 
-def _p(found: Difference) -> str:
-    text = probability(found.corrected)
-    return text if text.startswith("<") else f"= {text}"
+def _p(found: Comparison) -> str:
+    text = probability(found)
+    return text if text[0] in "<≤" else f"= {text}"
 
 
-def _bound(found: Difference) -> str:
+def _bound(found: Comparison) -> str:
     """What an interval around zero still allows."""
     low, high = 100 * found.low, 100 * found.high
     if max(abs(low), abs(high)) <= 1:
@@ -110,7 +111,7 @@ def _bound(found: Difference) -> str:
 
 
 def _effect(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if not parts.calibrated or parts.fair is None:
         return []
     known = [(method, compared.of(method.name, parts.fair.name)) for method in parts.calibrated]
@@ -121,75 +122,79 @@ def _effect(compared: Comparisons) -> list[str]:
         first = method is parts.calibrated[0]
         subject = f"{_what(method)} ({method.label})" if first and _fills(method) else method.label
         against = f"training on the same data with nothing filled in ({parts.fair.label})" if first else parts.fair.label
-        if one.verdict:
-            sentences.append(
-                f"{subject} {'raised' if one.verdict > 0 else 'lowered'} mean Recall@1 by {_by(one)} against {against}."
-            )
+        if one.direction:
+            verb = "raised" if one.direction > 0 else "lowered"
+            sentences.append(f"{subject} {verb} mean Recall@1 against {against} by {_by(one)}.")
         else:
-            bound = "" if _doubtful(one) else f", so {_bound(one)}"
-            sentences.append(f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(one)}{bound}.")
+            sentences.append(
+                f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(one)}, so {_bound(one)}."
+            )
     return sentences + _other_effects(found[len(whole) :])
 
 
-def _other_effects(found: list[tuple[Method, Difference]]) -> list[str]:
+def _other_effects(found: list[tuple[Method, Comparison]]) -> list[str]:
     """Many calibrated methods in one sentence, by how they came out against the same reference."""
     kinds = ((1, "higher"), (-1, "lower"), (0, "not surely different"))
     clauses = []
     for verdict, word in kinds:
-        own = [f"{method.label} ({signed(100 * one.value)} points)" for method, one in found if one.verdict == verdict]
+        own = [
+            f"{method.label} ({signed(100 * one.value)} points{_doubt(one)})"
+            for method, one in found
+            if one.direction == verdict
+        ]
         clauses += [f"{word}: {listed(own)}"] if own else []
     return [f"Against the same reference the other calibrated methods were {'; '.join(clauses)}."] if clauses else []
 
 
 def _controls(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if not parts.calibrated or not parts.controls:
         return []
     main = parts.calibrated[0]
     known = [(control, compared.of(main.name, control.name)) for control in parts.controls]
-    verdicts = {one.verdict for _, one in known if one is not None}
+    verdicts = {one.verdict or 2 * one.direction for _, one in known if one is not None}
     clauses = [_versus(one, control.label) for control, one in known if one is not None]
     if not clauses:
         return []
     text = f"Beside fillings that know nothing of the item, {main.label} was {listed(clauses)}"
     if verdicts == {1}:
         return [f"{text}: what is filled in matters."]
-    if 1 not in verdicts:
+    if not verdicts & {1, 2}:
         return [f"{text}: nothing here shows that the quality of the filling matters to retrieval."]
     return [f"{text}."]
 
 
-def _versus(found: Difference, other: str) -> str:
+def _versus(found: Comparison, other: str) -> str:
     """How "it was ..." goes on, in the three ways it can come out."""
-    if found.verdict == 0:
+    if found.direction == 0:
         return f"not surely different from {other} ({_points(found)})"
-    return f"{'better' if found.verdict > 0 else 'worse'} than {other} by {_by(found)}"
+    return f"{'better' if found.direction > 0 else 'worse'} than {other} by {_by(found)}"
 
 
 def _clip(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     subject = parts.calibrated[0] if parts.calibrated else parts.fair
     found = compared.of(subject.name, parts.clip.name) if subject and parts.clip else None
     if subject is None or parts.clip is None or found is None:
         return []
     clip = f"plain pairwise contrastive training on the observed pairs ({parts.clip.label})"
-    if found.verdict > 0:
+    if found.direction > 0:
         return [f"{subject.label} beat {clip} by {_by(found)}."]
-    if found.verdict < 0:
+    if found.direction < 0:
         return [f"{clip[0].upper()}{clip[1:]}, which fills in nothing, was better than {subject.label} by {_by(found)}."]
     return [f"{subject.label} could not be told from {clip}: {_points(found)}."]
 
 
 def _complete_only(compared: Comparisons) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if parts.complete_only is None or parts.fair is None:
         return []
     found = compared.of(parts.complete_only.name, parts.fair.name)
     if found is None:
         return []
-    if found.verdict < 0:
+    if found.direction < 0:
         return [f"Throwing incomplete items away ({parts.complete_only.label}) cost {_by(found)} against keeping them."]
-    if found.verdict > 0:
+    if found.direction > 0:
         return [
             "Incomplete items did harm when nothing was filled in: training on complete items only "
             f"({parts.complete_only.label}) was better by {_by(found)}."
@@ -201,7 +206,7 @@ def _complete_only(compared: Comparisons) -> list[str]:
 
 
 def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
-    parts = compared.cast
+    parts = compared.roles
     if parts.oracle is None or parts.fair is None:
         return []
     if recalls[parts.oracle.name].at_chance:
@@ -211,11 +216,11 @@ def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
     gap = compared.of(parts.oracle.name, parts.fair.name)
     if gap is None:
         return []
-    if gap.verdict < 0:
+    if gap.direction < 0:
         return [
             f"With nothing hidden ({parts.oracle.label}) the result was worse by {_by(gap)}, so there is no gap to close here."
         ]
-    if gap.verdict == 0:
+    if gap.direction == 0:
         return [
             f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so it is not shown that there is a gap to close."
         ]
@@ -224,11 +229,12 @@ def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
     if won is None:
         return [f"{text}."]
     filling = "filling in" if _fills(parts.calibrated[0]) else parts.calibrated[0].label
-    if won.verdict > 0:
+    if won.direction > 0:
         share = 100 * won.value / gap.value
-        return [f"{text}; {filling} won back {'all of that and more' if share > 100 else f'about {share:.0f} % of that'}."]
-    if won.verdict < 0:
-        return [f"{text}; {filling} widened the gap."]
+        back = "all of that and more" if share > 100 else f"about {share:.0f} % of that"
+        return [f"{text}; {filling} won back {back}{_doubt(won)}."]
+    if won.direction < 0:
+        return [f"{text}; {filling} widened the gap{_doubt(won)}."]
     return [f"{text}; it is not shown that {filling} won back any of that."]
 
 
@@ -275,7 +281,7 @@ def _anchors(found: Shifts | None) -> list[str]:
 
 def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]:
     """Better fillings without better retrieval is worth a sentence of its own."""
-    parts = compared.cast
+    parts = compared.roles
     if found is None or not parts.calibrated or parts.fair is None:
         return []
     effect = compared.of(parts.calibrated[0].name, parts.fair.name)
@@ -312,7 +318,7 @@ def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> st
     groups = len(recalls.resamples.groups)
     basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries a direction ({groups} groups)"
     number = len(compared.pairs)
-    corrected = f" and hold after correction for {number} comparisons" if number > 1 else ""
+    corrected = f"; where one does not hold after correction for {number} comparisons, its p is given" if number > 1 else ""
     return (
         f"How sure: brackets are 95 % intervals over {basis}; differences called better or worse leave out zero{corrected}. "
         f"All this is about one dataset, {splits} and these settings."
@@ -320,34 +326,48 @@ def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> st
 
 
 def _headline(recalls: Recalls, compared: Comparisons) -> str:
-    parts = compared.cast
+    parts = compared.roles
     main = parts.calibrated[0] if parts.calibrated else None
     lost = [method.label for method in (main, parts.fair) if method is not None and recalls[method.name].at_chance]
     if lost:
         verb = "is" if len(lost) == 1 else "are"
         return f"{listed(lost)} {verb} at chance: whether filling in missing modalities helps cannot be judged from these runs."
-    effect = compared.of(main.name, parts.fair.name) if main and parts.fair else None
-    if main is None or effect is None:
+    if main is None or parts.fair is None or compared.of(main.name, parts.fair.name) is None:
         return _leader(recalls)
-    points, what = signed(100 * effect.value), _what(main)
-    first = {
-        1: f"{what} helped ({points} points of Recall@1)",
-        0: f"{what} made no difference that shows ({points} points of Recall@1)",
-        -1: f"{what} did harm ({points} points of Recall@1)",
-    }[effect.verdict]
-    return first + _aside(compared, parts, main, effect.verdict) + "."
+    if _fills(main):
+        return f"{_outcome(compared, main, parts.fair)}{_beside_clip(compared, main)}."
+    filling = next((method for method in parts.calibrated if _fills(method)), None)
+    other = f" {_outcome(compared, filling, parts.fair)}." if filling else ""
+    return f"{_outcome(compared, main, parts.fair)}{_beside_clip(compared, main)}.{other}"
 
 
-def _aside(compared: Comparisons, parts: Cast, main: Method, effect: int) -> str:
-    found = compared.of(main.name, parts.clip.name) if parts.clip else None
+def _outcome(compared: Comparisons, method: Method, fair: Method) -> str:
+    """What a calibrated method did to Recall@1, in one clause; the best of several is called that."""
+    found = compared.of(method.name, fair.name)
+    many = len(compared.roles.calibrated)
+    place = f"the best of {many} calibrated methods" if many > 1 and method is compared.roles.calibrated[0] else ""
+    if _fills(method):
+        names = ", ".join(filter(None, (method.label if many > 1 else "", place)))
+        what = f"{_what(method)} ({names})" if names else _what(method)
+    else:
+        what = f"{method.label}, {place}," if place else method.label
     if found is None:
+        return f"{what} could not be compared"
+    size = f"({signed(100 * found.value)} points of Recall@1{_doubt(found)})"
+    verb = {1: "helped", 0: "made no difference that shows", -1: "did harm"}[found.direction]
+    return f"{what} {verb} {size}"
+
+
+def _beside_clip(compared: Comparisons, main: Method) -> str:
+    """How the best calibrated method compares with plain contrastive training, as the end of the headline."""
+    parts = compared.roles
+    found = compared.of(main.name, parts.clip.name) if parts.clip else None
+    effect = compared.of(main.name, parts.fair.name) if parts.fair else None
+    if found is None or effect is None:
         return ""
-    if found.verdict < 0:
-        return "; plain contrastive training on the observed pairs was better" + (" still" if effect > 0 else "")
-    if found.verdict > 0:
-        return (
-            ", and the result beats plain contrastive training"
-            if effect > 0
-            else ", though the result beats plain contrastive training"
-        )
-    return "; plain contrastive training did as well, as far as can be told"
+    if found.direction == 0:
+        return "; it cannot be told from plain contrastive training"
+    size = f" (by {abs(100 * found.value):.1f} points{_doubt(found)})" if _doubt(found) else ""
+    if found.direction < 0:
+        return f"; plain contrastive training on the observed pairs was better{' still' if effect.direction > 0 else ''}{size}"
+    return f", {'and' if effect.direction > 0 else 'though'} the result beats plain contrastive training{size}"

@@ -1,4 +1,4 @@
-"""What the same methods do on other data: the main tables of further experiments, for the page of the first."""
+"""Results of the same methods on other data: the main tables of further experiments, for the page of the first."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from calmrl_lab.reporting.results.recalls import recalls
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherData:
     """One further experiment; the names of its tables end with that of its folder."""
 
     gathered: Gathered
     tables: tuple[Table, ...]
 
 
-def elsewhere(folder: Path | str) -> Elsewhere:
+def other_data(folder: Path | str) -> OtherData:
     """Recall and classification tables of the experiment in `folder`. Raises CalmrlError if it has nothing to report."""
     gathered = gather(folder)
     found, colours = recalls(gathered), inks(gathered.methods)
@@ -35,5 +35,9 @@ def elsewhere(folder: Path | str) -> Elsewhere:
     if accuracies is not None:
         tables.append(accuracy_table(accuracies, colours))
     place = re.sub(r"[^A-Za-z0-9]+", "_", gathered.folder.resolve().name)
-    named = {f"{table.name}_{place}": replace(table, name=f"{table.name}_{place}") for table in tables}
-    return Elsewhere(gathered, tuple(marked_tables(named, gathered).values()))
+    of = str(gathered.store.get("dataset") or place)
+    named = {
+        f"{table.name}_{place}": replace(table, name=f"{table.name}_{place}", caption=f"{table.caption}, {of}")
+        for table in tables
+    }
+    return OtherData(gathered, tuple(marked_tables(named, gathered).values()))

@@ -1,9 +1,8 @@
-"""Everything a report knows -> one self-contained HTML page."""
+"""The HTML page of a report, in one self-contained file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from calmrl_lab.reporting.content.main_tables import signed, span
 from calmrl_lab.reporting.output.palette import INKS
 from calmrl_lab.reporting.page.context import Findings, Section
 from calmrl_lab.reporting.page.record_sections import record_sections
-from calmrl_lab.reporting.page.result_sections import result_sections
+from calmrl_lab.reporting.page.result_sections import figcaption, result_sections
+from calmrl_lab.reporting.page.terms import terms
 from calmrl_lab.reporting.results.collect import Gathered
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -28,6 +28,7 @@ def page(found: Findings, files: Sequence[str]) -> str:
         sections=[Section(s.id, s.title, _safe(s.body), s.intro, s.short or s.title) for s in sections],
         overview=_safe(_overview(found)),
         tiles=_tiles(found),
+        terms=terms(found),
         css=_safe(_css()),
         script=_safe((_TEMPLATES / "sort.js").read_text(encoding="utf-8")),
         version=__version__,
@@ -74,7 +75,7 @@ def _problem_counts(gathered: Gathered) -> str:
 
 def _tiles(found: Findings) -> list[dict[str, str]]:
     """The three or four numbers one would be asked for first."""
-    parts, tiles = found.compared.cast, []
+    parts, tiles = found.compared.roles, []
     main = parts.calibrated[0] if parts.calibrated else None
     if main and main.runs and found.recalls.directions:
         value = found.recalls[main.name].means[1].scaled(100)
@@ -103,5 +104,4 @@ def _overview(found: Findings) -> str:
     figure = found.figures.get("overview")
     if figure is None:
         return ""
-    caption = f"<figcaption>{escape(figure.caption)}</figcaption>"
-    return f'<figure class="overview" id="{figure.name}">{figure.inline(narrow=True)}{caption}</figure>'
+    return f'<figure class="overview" id="{figure.name}">{figure.inline(narrow=True)}{figcaption(figure)}</figure>'

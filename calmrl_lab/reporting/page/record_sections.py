@@ -1,4 +1,4 @@
-"""The sections of the page that say how and on what: protocol, data, runs, files."""
+"""Sections of the page on the protocol, the data, the runs and the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from calmrl_lab.config import SIMILARITY_WORDS
 from calmrl_lab.reporting.page.context import Findings, Section
-from calmrl_lab.reporting.page.result_sections import chart
+from calmrl_lab.reporting.page.result_sections import chart, details
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.warnings import listed
 
@@ -30,7 +30,12 @@ def record_sections(found: Findings, files: Sequence[str], environment: Any) -> 
         ),
         Section("data", "The data", _render(environment, "data", _data(found)), short="Data"),
         Section("runs", "Runs and settings", _trained(found) + _render(environment, "runs", _runs(found)), short="Runs"),
-        Section("files", "Files", _files(files), "The same tables and figures for a paper, a spreadsheet or a script."),
+        Section(
+            "files",
+            "Files",
+            details("All files", _files(files), f"{len(files)} files"),
+            "The same tables and figures for a paper, a spreadsheet or a script.",
+        ),
     ]
 
 
@@ -200,7 +205,7 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _files(files: Sequence[str]) -> str:
-    """One row a table or figure, with a link a format."""
+    """One row per table or figure, with a link a format."""
     formats: dict[str, list[str]] = {}
     for name in files:
         formats.setdefault(name.rsplit(".", 1)[0], []).append(name)

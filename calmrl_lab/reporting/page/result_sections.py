@@ -25,8 +25,8 @@ def result_sections(found: Findings, environment: Any) -> list[Section]:
         *_results(found),
         *_calibration(found),
         *_optional(found),
-        *_elsewhere(found),
-        *_inside(found, environment),
+        *_other_data(found),
+        *_error_analysis(found, environment),
         *_published(found),
     ]
 
@@ -39,12 +39,14 @@ def _results(found: Findings) -> list[Section]:
     sections = [Section("results", "Results", found.tables["summary"].to_html() + drawn, limits)]
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
-        heading = "How far calibrated training comes" if found.compared.cast.oracle else "Calibrated and observed-only training"
+        heading = (
+            "How far calibrated training comes" if found.compared.roles.oracle else "Calibrated and observed-only training"
+        )
         sections.append(
-            Section("oracle", heading, chart(figure), short="Oracle" if found.compared.cast.oracle else "Calibrated")
+            Section("oracle", heading, chart(figure), short="Oracle" if found.compared.roles.oracle else "Calibrated")
         )
     recall = found.tables["recall"]
-    full = _details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
+    full = details("Every method in every direction", recall.to_html(), f"{len(recall.rows)} rows")
     sections.append(Section("recall", "By direction", found.tables["by_direction"].to_html() + full, short="Directions"))
     return sections
 
@@ -54,13 +56,13 @@ def _calibration(found: Findings) -> list[Section]:
     if found.imputations is not None:
         table = found.tables["imputation_mse"]
         body = chart(found.figures["fig3_imputation_mse"]) + _predicted(found, found.imputations)
-        body += _details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
+        body += details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
         sections.append(Section("imputation", "How good the fillings are", body, short="Imputation"))
     if found.shifts is not None:
         body = chart(found.figures["fig4_anchor_shift"])
         if found.shifts.broken:
             body += f'<p class="failed-run">{found.shifts.broken} shifts lie outside their proven bounds: something is wrong with these numbers.</p>'
-        body += _details("By pattern", found.tables["anchor_shift"].to_html())
+        body += details("By pattern", found.tables["anchor_shift"].to_html())
         sections.append(Section("anchors", "Where the anchors go", body, short="Anchors"))
     return sections
 
@@ -73,9 +75,8 @@ def _optional(found: Findings) -> list[Section]:
     if "missing_curves" in found.tables:
         drawn = chart(found.figures["missing_curves"]) if "missing_curves" in found.figures else ""
         table = found.tables["missing_curves"]
-        body = drawn + _details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
-        if "aggregation_gain" in found.tables:
-            body += found.tables["aggregation_gain"].to_html()
+        body = drawn + details("Every scenario and scorer", table.to_html(), f"{len(table.rows)} rows")
+        body += _folded(found, "aggregation_gain")
         body += _folded(found, "published_missing") + _folded(found, "published_joining")
         sections.append(Section("missing", "Modalities missing at test time", body, short="Missing"))
     if "classification" in found.tables:
@@ -83,7 +84,7 @@ def _optional(found: Findings) -> list[Section]:
         body = found.tables["classification"].to_html()
         if "classification_differences" in found.tables:
             body += found.tables["classification_differences"].to_html()
-        body += _details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
+        body += details("By classifier and modality", single.to_html(), f"{len(single.rows)} rows")
         published = [line for line in found.footnotes if "Table 2" in line]
         body += f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in published)}</ul>'
         body += _folded(found, "published_classification")
@@ -91,16 +92,16 @@ def _optional(found: Findings) -> list[Section]:
     return sections
 
 
-def _elsewhere(found: Findings) -> list[Section]:
+def _other_data(found: Findings) -> list[Section]:
     body = ""
     for other in found.others:
         limits = _LIMITS.get(str(other.gathered.store.get("dataset")), "")
         body += f"<h3>{escape(other.gathered.title)}</h3><p>{escape(limits)}</p>" + "".join(t.to_html() for t in other.tables)
-    return [Section("elsewhere", "On other data", body, short="Other data")] if body else []
+    return [Section("other-data", "On other data", body, short="Other data")] if body else []
 
 
-def _inside(found: Findings, environment: Any) -> list[Section]:
-    parts = [found.tables[name].to_html() for name in ("worst_shifts", "harmed_fillings") if name in found.tables]
+def _error_analysis(found: Findings, environment: Any) -> list[Section]:
+    parts = [_folded(found, name) for name in ("worst_shifts", "harmed_fillings")]
     examples = ""
     if found.cases is not None and any(picked for _, _, picked in found.cases.kinds):
         examples = environment.get_template("examples.html.j2").render(**_examples(found, found.cases))
@@ -179,17 +180,23 @@ def _published(found: Findings) -> list[Section]:
 def _folded(found: Findings, name: str) -> str:
     """A table that is there for who looks for it; empty if it was not made."""
     table = found.tables.get(name)
-    return _details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
+    return details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
 
 
 def chart(figure: Figure) -> str:
     """The figure for wide and for narrow windows, with its caption."""
     return (
-        f'<figure class="chart" id="{figure.name}">{figure.inline()}{figure.inline(narrow=True)}'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        f'<figure class="chart" id="{figure.name}">{figure.inline()}{figure.inline(narrow=True)}{figcaption(figure)}</figure>'
     )
 
 
-def _details(summary: str, body: str, small: str = "") -> str:
+def figcaption(figure: Figure) -> str:
+    """How to read the figure, then what it shows."""
+    reading = f'<p class="reading"><b>How to read it.</b> {escape(figure.reading)}</p>' if figure.reading else ""
+    return f"<figcaption>{reading}<p>{escape(figure.caption)}</p></figcaption>"
+
+
+def details(summary: str, body: str, small: str = "") -> str:
+    """A fold: `summary` and a small remark stay visible, `body` opens."""
     aside = f" <small>{escape(small)}</small>" if small else ""
     return f"<details><summary>{escape(summary)}{aside}</summary>{body}</details>"

@@ -1,4 +1,4 @@
-"""Anchor shifts of the calibrated runs -> means by pattern with and without calibration, the proven bounds, who was harmed."""
+"""Anchor shifts of calibrated runs: means by pattern with and without calibration, the proven bounds, the share of items harmed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from calmrl_lab.evaluation.significance import Comparison, Interval, Resamples, Sums, estimate, paired
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, paired
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,12 +27,12 @@ class PatternShift:
     cases that calibration brought closer."""
 
     pattern: str
-    observed: Estimate
-    calibrated: Estimate
-    change: Difference
+    observed: Interval
+    calibrated: Interval
+    change: Comparison
     lower: float
     upper: float
-    improved: Estimate
+    improved: Interval
     items: int
 
 

@@ -1,4 +1,4 @@
-"""A folder of runs -> methods with their finished runs, and a sentence for every run that cannot be counted."""
+"""Collects the finished runs of a folder by method, with a sentence for every run that cannot be counted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.score_rows import COUNTS
 from calmrl_lab.methods import load, names
 from calmrl_lab.methods.resolve import resolve
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
 from calmrl_lab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Problem:
     """A run that is not in the numbers, and why, in one sentence."""
 
     run: str
-    kind: Literal["failed", "unfinished", "not evaluated", "other version", "damaged", "other store", "other settings"]
+    kind: Literal["failed", "unfinished", "not evaluated", "other version", "damaged", "lost", "other store", "other settings"]
     sentence: str
     detail: str = ""
 
@@ -141,10 +142,10 @@ def gather(folder: Path | str) -> Gathered:
     """Everything that can be reported from `folder`: an experiment (experiment.json and runs), or a folder of single runs.
 
     Runs that failed, did not finish, were not evaluated, are damaged or of another format become `problems`, never an exception.
-    Raises CalmrlError if the folder does not exist, holds several experiments, or holds no run at all.
+    Raises CalmrlError if the folder does not exist, holds several experiments, holds no run at all, or its experiment.json is damaged.
     """
     folder = _experiment_folder(Path(folder))
-    record = _read_json(folder / "experiment.json") or {}
+    record = ExperimentFolder(folder).read()
     problems: list[Problem] = []
     found: dict[str, RunRecord] = {}
     places = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
@@ -155,6 +156,7 @@ def gather(folder: Path | str) -> Gathered:
         else:
             found[place.name] = loaded
     problems += _failures(record, problems, found)
+    problems += _lost(folder, record, problems, found)
     if not places and not record:
         raise CalmrlError(
             f"'{folder}' holds no runs",
@@ -201,23 +203,19 @@ def _experiment_folder(folder: Path) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() or (path / "error.json").is_file()
+    """Whether a folder is a run, or what is left of one that has lost a file."""
+    return any((path / name).is_file() for name in (Run.CONFIG, Run.ERROR, Run.SUMMARY, Run.EVALUATION))
 
 
 def _holds_runs(path: Path) -> bool:
     return (path / "experiment.json").is_file() or any(_is_run(inner) for inner in path.iterdir() if inner.is_dir())
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return loaded if isinstance(loaded, dict) else None
-
-
 def _load(path: Path) -> RunRecord | Problem:
-    failure = _read_json(path / "error.json")
+    try:
+        failure = Run(path).read_record(Run.ERROR)
+    except CalmrlError as error:
+        return Problem(path.name, "damaged", _local(error.message, path))
     if failure is not None:
         return Problem(path.name, "failed", str(failure.get("error", "no reason was kept")), str(failure.get("traceback", "")))
     try:
@@ -228,9 +226,10 @@ def _load(path: Path) -> RunRecord | Problem:
         return Problem(
             path.name, "unfinished", f"run '{path.name}' has not finished; calmrl-lab train-heads --resume goes on with it"
         )
-    if not run.has(run.SCORES):
-        return Problem(path.name, "not evaluated", f"run '{path.name}' has no scores; calmrl-lab evaluate --run computes them")
     try:
+        if not run.has(run.SCORES):
+            sentence = f"run '{path.name}' has no scores; calmrl-lab evaluate --run computes them"
+            return Problem(path.name, "not evaluated", sentence)
         read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.vouched(run.EVALUATION) or {})}
         config, summary, environment, metrics = run.settings, run.summary, run.environment, run.metrics
     except CalmrlError as error:
@@ -262,7 +261,7 @@ _NEEDED = {
     "rerank": ("query", "gallery", "scorer", "group", *COUNTS),
     "curves": ("query", "gallery", "side", "scorer", "calibrated", "gallery_scenario", "group", *COUNTS),
 }
-# Tables of this many rows a run are read with the needed columns only.
+# Tables of this many rows per run are read with the needed columns only.
 _LARGE = frozenset({"curves"})
 
 
@@ -289,6 +288,21 @@ def _failures(record: dict[str, Any], known: Sequence[Problem], found: dict[str,
     ]
 
 
+def _lost(folder: Path, record: dict[str, Any], known: Sequence[Problem], found: dict[str, RunRecord]) -> list[Problem]:
+    """What was there once and is not any more: runs of a finished experiment, or the record of the experiment that made the runs."""
+    if not record:
+        made = [run.name for run in found.values() if "asked" in run.summary]
+        sentence = f"'{folder.resolve().name}' has no experiment.json, so the runs of an experiment are shown one by one"
+        return [Problem(made[0], "lost", sentence)] if made else []
+    named = {problem.run for problem in known} | set(found)
+    expected = [name for entry in record.get("methods") or [] for name in entry.get("runs") or []]
+    return [
+        Problem(name, "lost", f"run '{name}' is not there any more; calmrl-lab experiment makes it again")
+        for name in expected
+        if record.get("finished") and name not in named
+    ]
+
+
 def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[Problem]:
     """Runs of an earlier form of the experiment: they were asked something else than the record says, so they are no row of its tables."""
     problems = []
@@ -306,7 +320,7 @@ def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[P
             if name not in found:
                 continue
             differing = _differing(found[name].config, asked)
-            ranked = (_read_json(found[name].path / "evaluation.json") or {}).get("split")
+            ranked = Run(found[name].path).evaluation.get("split")
             if ranked not in (None, record.get("split")):
                 differing = [*differing, f"split {ranked}, not {record.get('split')}"]
             if differing:

@@ -1,17 +1,17 @@
-"""Who is compared with whom: the fair baseline, plain CLIP, the oracle, the controls, and the paired differences to them."""
+"""Comparisons of methods: the roles of methods (fair baseline, plain CLIP, oracle, controls) and paired differences between them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from calmrl_lab.evaluation.significance import Comparison
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference
 from calmrl_lab.reporting.results.recalls import Recalls
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The parts methods play. `fair` is the observed-only objective under the same hidden modalities and after the same warm-up, never an
+class Roles:
+    """The parts methods play. `calibrated` in the order of the experiment, or best first (`best_first`). `fair` is the observed-only objective under the same hidden modalities and after the same warm-up, never an
     untrained system; `complete_only` the same trained on complete items alone."""
 
     calibrated: tuple[Method, ...]
@@ -21,8 +21,15 @@ class Cast:
     oracle: Method | None
     controls: tuple[Method, ...]
 
+    def best_first(self, recalls: Recalls) -> Roles:
+        """The same with the calibrated methods by mean Recall@1. Looking for the best of them costs nothing more: p is corrected for all."""
+        if not recalls.directions:
+            return self
+        ordered = sorted(self.calibrated, key=lambda method: recalls[method.name].means[1].value, reverse=True)
+        return replace(self, calibrated=tuple(ordered))
 
-def cast(gathered: Gathered) -> Cast:
+
+def roles(gathered: Gathered) -> Roles:
     """The parts, found from what the runs were asked (objective, imputer, scenario), not from their names."""
     calibrated = tuple(gathered.role("calibrated"))
     scenario = next((m.scenario for m in (*calibrated, *gathered.role("control"), *gathered.role("baseline"))), "full")
@@ -34,7 +41,7 @@ def cast(gathered: Gathered) -> Cast:
         and (main is None or m.warmed_up == main.warmed_up)
     ]  # fmt: skip
     others = [m for m in plain if m.objective != "clip"]
-    return Cast(
+    return Roles(
         calibrated=calibrated,
         fair=next((m for m in others if m.objective == "pmrl"), others[0] if others else None),
         clip=next((m for m in plain if m.plain_contrast), None),
@@ -55,15 +62,15 @@ def _on_complete_items(method: Method) -> bool:
 class Comparisons:
     """Differences in mean Recall@1 (fractions), method minus reference, p corrected over all that the report looks at."""
 
-    cast: Cast
-    pairs: dict[tuple[str, str], Difference]
+    roles: Roles
+    pairs: dict[tuple[str, str], Comparison]
 
-    def of(self, name: str, other: str) -> Difference | None:
+    def of(self, name: str, other: str) -> Comparison | None:
         return self.pairs.get((name, other))
 
-    def told(self) -> list[tuple[Method, Method, Difference]]:
+    def key_comparisons(self) -> list[tuple[Method, Method, Comparison]]:
         """The comparisons worth a line of their own, in the order of the questions they answer."""
-        parts, pairs = self.cast, []
+        parts, pairs = self.roles, []
         for method in parts.calibrated:
             others = (
                 (parts.fair, parts.clip, parts.complete_only, *parts.controls)
@@ -79,7 +86,7 @@ class Comparisons:
 
 def comparisons(gathered: Gathered, recalls: Recalls) -> Comparisons:
     """Every method against the fair baseline and against CLIP, and the calibrated ones against their controls and the oracle."""
-    parts = cast(gathered)
+    parts = roles(gathered).best_first(recalls)
     pairs: list[tuple[str, str]] = []
     for reference in (parts.fair, parts.clip):
         if reference is not None:

@@ -1,4 +1,4 @@
-"""Imputation errors of all runs -> mean squared error by imputer, modality and pattern, all on the embeddings of one method."""
+"""Imputation errors of all runs: mean squared error by imputer, modality and pattern, on the embeddings of one method."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calmrl_lab.evaluation.significance import Comparison, Interval, Resamples, Sums, corrected_family, estimate, paired
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ class ImputationRow:
     modality: str
     pattern: str
     split: str
-    mse: Estimate
+    mse: Interval
     items: int
 
 
@@ -51,8 +51,8 @@ class Imputations:
 
     method: Method
     rows: tuple[ImputationRow, ...]
-    overall: dict[tuple[str, str], Estimate]
-    differences: dict[tuple[str, str], Difference]
+    overall: dict[tuple[str, str], Interval]
+    differences: dict[tuple[str, str], Comparison]
     split: str
     expected: tuple[Expectation, ...]
 
@@ -95,8 +95,8 @@ def imputations(gathered: Gathered, method: Method | None = None) -> Imputations
         return None
     scored = gathered.split if gathered.split in splits else splits[-1]
     rows: list[ImputationRow] = []
-    overall: dict[tuple[str, str], Estimate] = {}
-    differences: dict[tuple[str, str], Difference] = {}
+    overall: dict[tuple[str, str], Interval] = {}
+    differences: dict[tuple[str, str], Comparison] = {}
     for split in sorted(splits, key=lambda name: (name != scored, name)):
         part = [(seed, frame[frame["split"] == split]) for seed, frame in runs]
         found, whole, paired = _of_split([(seed, frame) for seed, frame in part if len(frame)], split)
@@ -109,7 +109,7 @@ def imputations(gathered: Gathered, method: Method | None = None) -> Imputations
 
 def _of_split(
     runs: Sequence[tuple[int, pd.DataFrame]], split: str
-) -> tuple[list[ImputationRow], dict[str, Estimate], dict[tuple[str, str], Difference]]:
+) -> tuple[list[ImputationRow], dict[str, Interval], dict[tuple[str, str], Comparison]]:
     import pandas as pd
 
     every = pd.concat([frame.assign(seed=seed) for seed, frame in runs], ignore_index=True)
@@ -139,7 +139,7 @@ def _of_split(
     overall = {imputer: estimate(value[i], replicates[:, i]) for imputer, i in place.items()}
     pairs = {pair: paired(sums, [place[pair[0]]], sums, [place[pair[1]]]) for pair in itertools.combinations(imputers, 2)}
     known = {pair: found for pair, found in pairs.items() if found is not None}
-    return rows, overall, holm(known)
+    return rows, overall, corrected_family(known)
 
 
 def _sums(every: pd.DataFrame, groups: Sequence[str], seeds: Sequence[int], keys: Sequence[Key]) -> Sums:

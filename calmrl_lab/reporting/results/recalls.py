@@ -1,4 +1,4 @@
-"""Ranks of all runs -> Recall@1/5/10 and median rank by method and direction, with intervals and paired comparisons."""
+"""Recall@1/5/10 and median rank of all runs by method and direction, with intervals and paired comparisons."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calmrl_lab.evaluation.score_rows import DEPTHS, chance, expected_ranks, hits
+from calmrl_lab.evaluation.score_rows import DEPTHS, DIRECTION, chance, expected_ranks, hits, recall_table
+from calmrl_lab.evaluation.significance import Comparison, Interval, Resamples, Sums, corrected_family, estimate, paired
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.estimates import Difference, Estimate, Resamples, Sums, estimate, holm, paired
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +23,9 @@ class DirectionResult:
     """One method in one direction. Recalls in [0, 1]; `chance` are the recalls of a random order at the same depths."""
 
     direction: Direction
-    recalls: dict[int, Estimate]
+    recalls: dict[int, Interval]
     chance: dict[int, float]
-    median_rank: Estimate
+    median_rank: Interval
     queries: int
     gallery: int
 
@@ -36,7 +36,7 @@ class MethodResult:
 
     method: Method
     directions: dict[Direction, DirectionResult]
-    means: dict[int, Estimate]
+    means: dict[int, Interval]
     chance: dict[int, float]
 
     @property
@@ -57,7 +57,7 @@ class Recalls:
     columns: tuple[tuple[Direction, int], ...]
     resamples: Resamples
     sums: dict[str, Sums]
-    _known: dict[tuple[str, str, int, Direction | None], Difference | None] = field(
+    _known: dict[tuple[str, str, int, Direction | None], Comparison | None] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -68,7 +68,7 @@ class Recalls:
     def all_directions(self) -> tuple[Direction, ...]:
         return tuple(dict.fromkeys(direction for direction, _ in self.columns))
 
-    def compare(self, name: str, other: str, depth: int = 1, direction: Direction | None = None) -> Difference | None:
+    def compare(self, name: str, other: str, depth: int = 1, direction: Direction | None = None) -> Comparison | None:
         """`name` minus `other`, paired by query and seed; None if they share no seed. Mean over directions unless one is named."""
         wanted = self.directions if direction is None else (direction,)
         chosen = [index for index, (where, at) in enumerate(self.columns) if at == depth and where in wanted]
@@ -77,10 +77,10 @@ class Recalls:
             self._known[key] = paired(self.sums[name], chosen, self.sums[other], chosen)
         return self._known[key]
 
-    def family(self, pairs: Sequence[tuple[str, str]], depth: int = 1) -> dict[tuple[str, str], Difference]:
+    def family(self, pairs: Sequence[tuple[str, str]], depth: int = 1) -> dict[tuple[str, str], Comparison]:
         """Comparisons of all `pairs`, p corrected for their number; pairs without a common seed are left out."""
         found = {pair: self.compare(*pair, depth=depth) for pair in dict.fromkeys(pairs)}
-        return holm({pair: one for pair, one in found.items() if one is not None})
+        return corrected_family({pair: one for pair, one in found.items() if one is not None})
 
 
 def recalls(gathered: Gathered) -> Recalls:
@@ -139,18 +139,18 @@ def _result(
     import pandas as pd
 
     value, replicates = resamples.means(sums)
-    rows = pd.concat([frame.assign(run=place) for place, (_, frame) in enumerate(runs)], ignore_index=True)
+    rows = pd.concat([frame.assign(seed=place) for place, (_, frame) in enumerate(runs)], ignore_index=True)
     groups = {name: place for place, name in enumerate(sums.groups)}
+    table = recall_table(rows).set_index(list(DIRECTION))
     directions: dict[Direction, DirectionResult] = {}
-    for (query, gallery), part in rows.groupby(["query", "gallery"], sort=False, observed=True):
-        direction = (str(query), str(gallery))
-        where = {depth: columns.index((direction, depth)) for depth in DEPTHS}
+    for key, part in rows.groupby(list(DIRECTION), sort=False, observed=True):
+        direction, row = (str(key[0]), str(key[1])), table.loc[key]
         directions[direction] = DirectionResult(
             direction=direction,
-            recalls={depth: estimate(value[at], replicates[:, at], sums.units(at)) for depth, at in where.items()},
+            recalls={k: Interval(*(row[f"{name}_{k}"] / 100 for name in ("recall_at", "low", "high"))) for k in DEPTHS},
             chance={depth: float(chance(part, depth).mean()) for depth in DEPTHS},
             median_rank=resamples.median(
-                expected_ranks(part), part["group"].astype(str).map(groups).to_numpy(), part["run"].to_numpy(), len(runs)
+                expected_ranks(part), part["group"].astype(str).map(groups).to_numpy(), part["seed"].to_numpy(), len(runs)
             ),
             queries=round(len(part) / len(runs)),
             gallery=int(part["candidates"].max()),

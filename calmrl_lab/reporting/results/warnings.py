@@ -1,4 +1,4 @@
-"""What has to be read before a number is quoted: methods at chance, single seeds, missing runs, missing directions."""
+"""Warnings of a report: methods at chance, single seeds, missing runs, missing directions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from calmrl_lab.reporting.results.collect import Gathered
 from calmrl_lab.reporting.results.recalls import MethodResult, Recalls
 
 
-def cautions(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
-    """One sentence a reason for care; empty if all is as it should be."""
+def report_warnings(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
+    """One sentence per reason for care; empty if all is as it should be."""
     found = [gathered.stand_in] if gathered.stand_in else []
     found += _at_chance([result for result in recalls.methods if result.means and result.at_chance])
     few = [result.method.label for result in recalls.methods if len(result.method.seeds) == 1]

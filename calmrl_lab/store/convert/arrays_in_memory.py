@@ -17,7 +17,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.store.convert.item_tables import known_splits
 from calmrl_lab.store.convert.reading.choose import numbered
 from calmrl_lab.store.schema import ModalitySpec, check_name, offsets_of
-from calmrl_lab.store.splits import assign_splits, split_apart
+from calmrl_lab.store.splits import assign_splits, first_divided_group
 from calmrl_lab.store.writer import write_store
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _placed(
 def _placed_list(
     name: str, values: Sequence[Any], ids: np.ndarray, observed: Bool[np.ndarray, " n"] | None
 ) -> tuple[Float[np.ndarray, "r d"], np.ndarray]:
-    """The same of one entry an item: None or NaN (as pandas has it) for a gap, [d], or several rows [r, d]."""
+    """The same of one entry per item: None or NaN (as pandas has it) for a gap, [d], or several rows [r, d]."""
     parts: list[np.ndarray] = []
     counts = np.zeros(len(values), dtype=np.int64)
     for item, value in enumerate(values):
@@ -244,16 +244,16 @@ def _placed_list(
 
 def _splits(given: Sequence[str] | np.ndarray | None, groups: np.ndarray, ids: np.ndarray) -> Shaped[np.ndarray, " n"]:
     if len(groups) != len(ids):
-        raise CalmrlError(f"group has {len(groups)} entries; expected {len(ids)}, one an item")
+        raise CalmrlError(f"group has {len(groups)} entries; expected {len(ids)}, one per item")
     if given is None:
         return assign_splits(groups)
     listed = [str(value) for value in given]
     if len(listed) != len(ids):
-        raise CalmrlError(f"split has {len(listed)} entries; expected {len(ids)}, one an item")
+        raise CalmrlError(f"split has {len(listed)} entries; expected {len(ids)}, one per item")
     split = np.array(known_splits(listed, ids.tolist(), "split"), dtype=np.str_)
-    if (torn := split_apart(groups, split)) is not None:
+    if (divided := first_divided_group(groups, split)) is not None:
         raise CalmrlError(
-            f"the group {torn.group!r} is in {torn.one} and in {torn.other} (item {str(ids[torn.item])!r})",
+            f"the group {divided.group!r} is in {divided.one} and in {divided.other} (item {str(ids[divided.item])!r})",
             hint="a group is what must not be split apart; change the splits, or leave out group",
         )
     return split

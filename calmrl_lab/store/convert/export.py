@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def export_store(store: FeatureStore, out: str | Path, form: str | None = None, 
 
     form: hdf5, npz or parquet; default: by the ending of `out` (.h5, .hdf5, .npz, .parquet). HDF5 and npz hold one array
     for each array of the store, of the same name; Parquet is a folder with items.parquet (ids, splits, groups, labels,
-    reasons), one file a modality (columns id, features), heads.safetensors and store.json. Nothing is left behind when
+    reasons), one file per modality (columns id, features), heads.safetensors and store.json. Nothing is left behind when
     writing fails.
     """
     out = Path(out)
@@ -73,7 +74,7 @@ def _blocks(store: FeatureStore, modality: str) -> Iterator[np.ndarray]:
 def _write_hdf5(store: FeatureStore, path: Path) -> None:
     import h5py
 
-    with h5py.File(path, "w") as file:
+    with path.open("w+b", buffering=0) as raw, _UnfailingFile(raw) as disk, h5py.File(disk, "w") as file:
         file.attrs.update(texts(store))
         for name, strings in _strings(store).items():
             file.create_dataset(name, data=strings.tolist(), dtype=h5py.string_dtype(), shape=(len(store),))
@@ -84,6 +85,61 @@ def _write_hdf5(store: FeatureStore, path: Path) -> None:
             data = file.create_dataset(f"features/{spec.name}", shape=(total, spec.dimension), dtype=spec.dtype)
             for number, block in enumerate(_blocks(store, spec.name)):
                 data[number * CHUNK_ROWS : number * CHUNK_ROWS + len(block)] = block
+                disk.raise_error()
+
+
+class _UnfailingFile:
+    """A file that never tells HDF5 of an error: the library ends the process when it cannot write what it still holds.
+
+    What cannot be written is dropped, and the first error is raised on leaving, or by `raise_error`.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the OSError that was met, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        count = len(rest)
+        while len(rest) and self._error is None:
+            try:
+                rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self._error = error
+        return count
+
+    def truncate(self, size: int) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def read(self, count: int = -1) -> bytes:
+        return self._file.read(count) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer) or 0
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def _write_npz(store: FeatureStore, path: Path) -> None:

@@ -23,7 +23,7 @@ from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import Pool, ReadOptions, Source
 from calmrl_lab.store.disk.integrity import sha256_of
 from calmrl_lab.store.schema import CHUNK_ROWS, DTYPES, ModalitySpec, Reason, offsets_of
-from calmrl_lab.store.splits import FRACTIONS, assign_splits, split_apart
+from calmrl_lab.store.splits import FRACTIONS, assign_splits, first_divided_group
 from calmrl_lab.store.writer import write_store
 
 # Where a modality has no id column of its own: that of all files.
@@ -55,16 +55,16 @@ def import_features(
     split_seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Write a store at `out` from one file or folder a modality, and return that path.
+    """Write a store at `out` from one file or folder per modality, and return that path.
 
     modalities: name -> FILE or FILE:KEY (docs/import.md says which forms are read). An id that a file repeats is an item with several
-    rows. ids: the ids of the rows of files that hold none (a list, or a file with one a line); ids_of: the same for single
+    rows. ids: the ids of the rows of files that hold none (a list, or a file with one per line); ids_of: the same for single
     modalities. id_columns: the array or column that names the rows, for all files or by modality, where a file leaves that open.
         Without any ids, files of equal length are matched row by row and items are numbered. That is refused while a file holds
         texts that could name its rows, unless by_position says that they do not.
     normalise_ids: spell ids alike (without folders, endings, case, outer spaces, in one Unicode form). min_shared: the share of the ids of
         the smaller of two modalities that must be ids of the other as well.
-    pool: what becomes of several rows an item in files of one array an item: their `mean`, or all `rows`.
+    pool: what becomes of several rows per item in files of one array per item: their `mean`, or all `rows`.
     masks: name -> file with True where a row is observed; without a mask, rows that are NaN throughout are missing.
     zero_is_missing: rows that are zero throughout are missing too.
     table: a file with a column of ids, optionally 'split' and 'group', all others labels. It then names the items and their
@@ -153,7 +153,7 @@ def import_features(
 
 
 class _Placed:
-    """Where the rows of one source belong: `counts` [N] rows an item, `reason` [N], and the rows themselves in item order."""
+    """Where the rows of one source belong: `counts` [N] rows per item, `reason` [N], and the rows themselves in item order."""
 
     def __init__(self, name: str, source: Source, ids: np.ndarray, universe: np.ndarray, zero_is_missing: bool) -> None:
         order = np.argsort(universe, kind="stable")
@@ -231,7 +231,9 @@ def _complete(
 def _read_mask(path: Path, key: str | None) -> Bool[np.ndarray, " rows"]:
     with reading_errors(path):
         if path.suffix not in (".npy", ".npz") or not path.is_file():
-            raise CalmrlError(f"the mask '{path}' is not an existing .npy or .npz file")
+            raise CalmrlError(
+                f"the mask '{path}' is not an existing .npy or .npz file", hint="np.save(path, mask) writes such a file"
+            )
         loaded: Any = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
             loaded = loaded[key or loaded.files[0]]
@@ -360,9 +362,9 @@ def _about(
     split = columns.pop("split", None if given is None else given[keep])
     if split is None:
         split = assign_splits(group, fractions, seed)
-    elif (torn := split_apart(group, split)) is not None:
+    elif (divided := first_divided_group(group, split)) is not None:
         raise CalmrlError(
-            f"the table puts the group {torn.group!r} into {torn.one} and into {torn.other} (item {str(ids[torn.item])!r})",
+            f"the table puts the group {divided.group!r} into {divided.one} and into {divided.other} (item {str(ids[divided.item])!r})",
             hint="a group is what must not be split apart; change the splits, or leave out the column 'group'",
         )
     return split, group, columns

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.reader import FeatureStore
 from calmrl_lab.store.schema import CHUNK_ROWS, RESERVED, ModalitySpec, Reason, offsets_of
-from calmrl_lab.store.splits import split_apart
+from calmrl_lab.store.splits import first_divided_group
 from calmrl_lab.store.writer import write_store
 
 
@@ -29,7 +29,7 @@ def merge(
     difference, if that does not hold.
     """
     if len(paths) < 2:
-        raise CalmrlError(f"merging needs at least two stores, got {len(paths)}")
+        raise CalmrlError(f"merging needs at least two stores, got {len(paths)}", hint="name them one after the other")
     stores = [FeatureStore.open(path) for path in paths]
     specs = _common_specs(stores)
     plan = _plan(stores, concatenate=len(specs) == len(stores[0].specs))
@@ -157,10 +157,10 @@ def _label(store: FeatureStore, name: str) -> np.ndarray:
 
 
 def _check_groups(group: np.ndarray, split: np.ndarray) -> None:
-    torn = split_apart(group, split)
-    if torn is not None:
+    divided = first_divided_group(group, split)
+    if divided is not None:
         raise CalmrlError(
-            f"the group {torn.group!r} would be in {torn.one} and in {torn.other}: its items come from several stores",
+            f"the group {divided.group!r} would be in {divided.one} and in {divided.other}: its items come from several stores",
             hint="items of one group must share a split; rename the groups or change the splits before merging",
         )
 
@@ -188,7 +188,10 @@ def _heads(stores: list[FeatureStore]) -> dict[str, np.ndarray]:
     for store in stores:
         for name, head in store.heads.items():
             if name in heads and not np.array_equal(heads[name], head):
-                raise CalmrlError(f"the head '{name}' of store '{store.path}' differs from that of a store before it")
+                raise CalmrlError(
+                    f"the head '{name}' of store '{store.path}' differs from that of a store before it",
+                    hint="merge stores of the same encoders only",
+                )
             heads[name] = head
     return heads
 

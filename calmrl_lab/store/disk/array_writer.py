@@ -1,4 +1,4 @@
-"""Arrays to Zarr v3 on disk, in one layout: regular chunks of whole rows, little-endian bytes, no compressor, every chunk present.
+"""Writing Zarr v3 arrays, in one layout: regular chunks of whole rows, little-endian bytes, no compressor, every chunk present.
 
 It is what any Zarr tool reads, its bytes depend on nothing but the values, and a chunk file can be read or mapped as it is, at
 several times the speed of the general path. (Strings are vlen-utf8.)
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store.disk.files import FileTree
 
 # Zarr data types that a chunk file can hold as plain bytes, and the value of a chunk's unused tail.
@@ -67,7 +68,7 @@ def write_rows(
     tree.put_json(f"{name}/zarr.json", array_metadata(shape, chunk_shape, dtype.name))
     buffer, filled, index = np.zeros(chunk_shape, dtype=dtype.newbyteorder("<")), 0, 0
     tail = "/0" * (len(shape) - 1)
-    for block in blocks:
+    for block in _tracked_rows(blocks, f"writing {name}", shape[0]):
         start = 0
         while start < len(block):
             count = min(rows_a_chunk - filled, len(block) - start)
@@ -81,6 +82,14 @@ def write_rows(
         tree.put(f"{name}/c/{index}{tail}", buffer.data)
         index += 1
     assert index == math.ceil(shape[0] / rows_a_chunk), f"{name}: the blocks do not add up to {shape[0]} rows"
+
+
+def _tracked_rows(blocks: Iterator[np.ndarray], label: str, total: int) -> Iterator[np.ndarray]:
+    """`blocks` as progress counted in rows."""
+    with progress(label, total, "rows") as task:
+        for block in blocks:
+            yield block
+            task.advance(len(block))
 
 
 def write_array(tree: FileTree, name: str, values: Shaped[np.ndarray, "*shape"]) -> None:

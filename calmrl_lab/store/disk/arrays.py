@@ -1,4 +1,4 @@
-"""Zarr v3 arrays on disk to memory: straight from the chunk files where these are plain rows, through zarr otherwise."""
+"""Reading Zarr v3 arrays: straight from the chunk files where these hold plain rows, through zarr otherwise."""
 
 from __future__ import annotations
 

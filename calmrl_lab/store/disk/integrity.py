@@ -1,4 +1,4 @@
-"""Is every file of a store the one that was written? Sizes and sha256 of digest.json against the disk."""
+"""Integrity of the files of a store: sizes and sha256 of digest.json against the disk."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class ImageBindVision(ImageBind):
         }
 
     def prepare(self, medium: Medium) -> Float32[np.ndarray, "views 3 2 side side"]:
-        """The views of a video, or the one view of an image. Folders of frames need the option `frame_rate` (frames a second)."""
+        """The views of a video, or the one view of an image. Folders of frames need the option `frame_rate` (frames per second)."""
         side = self.architecture.side
         still = False
 
@@ -96,7 +96,7 @@ class ImageBindVision(ImageBind):
         if isinstance(medium, File) and medium.path.is_dir():
             if self.folder_rate is None:
                 raise MediaError(
-                    "not_media", "a folder of frames says no frames a second (--encoder-option MODALITY.frame_rate=N says it)"
+                    "not_media", "a folder of frames says no frames per second (--encoder-option MODALITY.frame_rate=N says it)"
                 )
             return self.folder_rate
         assert isinstance(medium, File)

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 from feature_extractors.encoders.vast.preprocessing.fbank import RATE, kaldi_filterbank
 from feature_extractors.encoders.vast.preprocessing.pixels import MEAN, STD, resized, short_side
 
-# Two seconds a clip; five clips of a video, three of a sound, evenly from the first to the last that fits.
+# Two seconds per clip; five clips of a video, three of a sound, evenly from the first to the last that fits.
 SECONDS, VIDEO_CLIPS, SOUND_CLIPS = 2, 5, 3
 _SOUND_MEAN, _SOUND_DEVIATION = -4.268, 9.138
 

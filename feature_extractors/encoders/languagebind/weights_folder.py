@@ -1,4 +1,4 @@
-"""What lies in a folder of LanguageBind's weights: one folder a modality, each with config.json and a checkpoint."""
+"""What lies in a folder of LanguageBind's weights: one folder per modality, each with config.json and a checkpoint."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ _BEATS_FIXED: Mapping[str, Any] = {
 
 
 def check_weights(folder: Path) -> list[dict[str, str]]:
-    """One finding a part: `state` ok, note or bad; `what` was found; what to `do` about it.
+    """One finding per part: `state` ok, note or bad; `what` was found; what to `do` about it.
 
     Parts: the checkpoint's tensors one by one (names, shapes, NaN, checksums), the vocabulary, the sizes in use, BEATs' own settings where its original file is there.
     Nothing in any file is executed.

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from calmrl_lab.data.table import FeatureTable
+from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model import similarity
 from calmrl_lab.model.feature_map import UnitNorm
 from calmrl_lab.model.similarity import LikelihoodRatio, Similarity, Sum
-from calmrl_lab.model.stacked.canonical_cosine import fit_canonical_cosine
+from calmrl_lab.model.stacked.canonical_cosine import fit_canonical_cosine, fit_kernel_canonical_cosine
+from calmrl_lab.model.stacked.feature_cosine import FeatureCosine
 from calmrl_lab.model.stacked.pair_weighted import PairWeighted
 from calmrl_lab.model.stacked.shared_space import feature_cosine, fit_shared_space, shared_groups
 from calmrl_lab.model.stacked.stack import stack
@@ -43,6 +45,10 @@ def shared_and_separate(seed: int = 0, n: int = 120, gaps: bool = True) -> Featu
     return FeatureTable(NAMES, ids, ids, rows, (torch.arange(n + 1),) * 4, mask)
 
 
+def kernels_of(table: FeatureTable) -> list[KernelPCA]:
+    return [KernelPCA.of(rows[table.mask[:, j]], 20) for j, rows in enumerate(table.first_rows())]
+
+
 def kinds() -> dict[str, Similarity]:
     table, validation = shared_and_separate(), shared_and_separate(1, gaps=False)
     groups = [(0, 1)]
@@ -53,6 +59,7 @@ def kinds() -> dict[str, Similarity]:
         "centred": feature_cosine(table, [(0, 1, 3)], centred=True),
         "shared": LikelihoodRatio(space.latent, maps),
         "canonical": fit_canonical_cosine(table, validation)[0],
+        "kernel": fit_kernel_canonical_cosine(table, validation, kernels_of(table))[0],
     }
     total, _ = stack(parts, validation, validation.first_rows(), groups)
     return {**parts, "sum": total}
@@ -143,6 +150,22 @@ def test_canonical_variates_find_what_a_rotation_hides() -> None:
     assert chosen["dimensions"] in (16, 32, 64, 128)
 
 
+def test_kernel_variates_find_what_no_linear_map_does() -> None:
+    def squares(seed: int) -> FeatureTable:
+        generator = torch.Generator().manual_seed(seed)
+        hidden = torch.randn(300, 2, generator=generator)
+        first = torch.cat([hidden, hidden.square()], dim=1)
+        second = torch.cat([hidden.square() - 1, torch.randn(300, 2, generator=generator)], dim=1)
+        rows = (first[:, :2], second)
+        ids = np.array([str(number) for number in range(300)])
+        return FeatureTable(("a", "b"), ids, ids, rows, (torch.arange(301),) * 2, torch.ones(300, 2, dtype=torch.bool))
+
+    table, validation = squares(0), squares(1)
+    kernels = [KernelPCA.of(rows, 50) for rows in table.rows]
+    kernel, linear = fit_kernel_canonical_cosine(table, validation, kernels)[1], fit_canonical_cosine(table, validation)[1]
+    assert kernel["validation_mrr"] > 2 * linear["validation_mrr"]
+
+
 def test_a_pair_that_training_never_shows_has_no_variates() -> None:
     table = shared_and_separate()
     apart = table.mask.clone()
@@ -178,6 +201,17 @@ def test_without_validation_items_the_first_part_stands_alone() -> None:
     assert weighted.part is KINDS["canonical"]
     assert weight == 1.0
     assert record["validation_mrr"] == 0.0
+
+
+def test_without_validation_items_a_group_is_compared_as_its_features_come() -> None:
+    table, validation = shared_and_separate(), shared_and_separate(1).select(np.arange(1))
+    assert shared_groups(table, validation) == [(0, 1)]
+    parts: dict[str, Any] = {"canonical": KINDS["canonical"], FeatureCosine.name: KINDS["raw"]}
+    total, _ = stack(parts, validation, validation.first_rows(), [(0, 1)])
+    weights = {part.part.name: part.weights for part, _ in total.parts if isinstance(part, PairWeighted)}
+    assert float(weights[FeatureCosine.name][0, 1]) == 1.0
+    assert float(weights["canonical-cosine"][0, 1]) == 0.0
+    assert float(weights["canonical-cosine"][0, 2]) == 1.0
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab.model.stacked.weights import logistic_weights, rank_weights
+from calmrl_lab.model.stacked.weights import cautious_weights, logistic_weights, rank_weights, refined_weights
 
 
 def _scores(seed: int, n: int, qualities: list[float]) -> torch.Tensor:
@@ -89,3 +89,50 @@ def test_a_step_that_is_sure_is_taken_and_one_that_is_not_is_not() -> None:
     assert _mean_reciprocal_rank(found, scores) > 2 * _mean_reciprocal_rank(np.array([0.05, 1.0]), scores)
     alike = [torch.stack([good, good + 1e-3 * bad])]
     np.testing.assert_array_equal(rank_weights(alike, [torch.arange(200)], np.array([1.0, 1.0])), [1.0, 1.0])
+
+
+def test_many_items_of_a_pair_outweigh_what_all_pairs_say_and_few_do_not() -> None:
+    few, many = _scores(0, 8, [0.0, 4.0]), _scores(0, 300, [0.0, 4.0])
+    around = np.array([2.0, 2.0])
+    moved = [np.abs(refined_weights([part], around) - around).max() for part in (few, many)]
+    assert moved[0] < moved[1]
+    assert refined_weights([many], around)[0] < 0.5
+
+
+def test_where_nothing_would_count_the_weights_stay() -> None:
+    worse = -_scores(0, 300, [4.0])
+    around = np.array([0.01])
+    assert refined_weights([worse], around)[0] == around[0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_refined_weights_are_no_worse_than_what_they_start_at(seed: int) -> None:
+    scores = _scores(seed, 30, [3.0, 1.0, 0.0])
+    around = logistic_weights([_scores(seed + 1, 30, [1.0, 3.0, 0.0])])
+    found = refined_weights([scores], around)
+    spread = np.array([float(part.std(correction=0)) for part in scores])
+
+    def pulled(weights: np.ndarray) -> float:
+        units = weights * spread
+        return (
+            _loss(units, scores)
+            - 1e-3 * float(np.sum(np.square(units)))
+            + 8 / 30 * float(np.sum(np.square(units - around * spread)))
+        )
+
+    assert (found >= 0).all()
+    assert pulled(found) <= pulled(around) + 1e-9
+    for step in (0.9, 1.1):
+        assert pulled(found) <= pulled(found * step) + 1e-6
+
+
+def test_few_items_hardly_leave_the_safe_similarity_and_many_do() -> None:
+    few, many = _scores(3, 5, [2.0, 2.0]), _scores(3, 200, [2.0, 2.0])
+    shares = []
+    for part in (few, many):
+        found = cautious_weights([part], 1) * np.array([float(one.std(correction=0)) for one in part])
+        shares.append(found[1] / found.sum())
+    assert shares[0] > 0.8
+    assert shares[1] < 0.6
+    np.testing.assert_allclose(cautious_weights([many], 1), logistic_weights([many]), rtol=0.05)

@@ -1,4 +1,5 @@
-// Headings of tables become buttons that sort: one way, the other way, then as written. Without this script the tables stay as they were written.
+// Headings of tables sort, by a click anywhere in the cell or by the button for the keyboard: one way, the other way, then as written. Without this
+// script the tables stay as they were written.
 for (const table of document.querySelectorAll("figure.table table")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
@@ -23,7 +24,7 @@ for (const table of document.querySelectorAll("figure.table table")) {
     head.replaceChildren(button);
     const numeric = head.classList.contains("num");
     const ways = numeric ? ["descending", "ascending", null] : ["ascending", "descending", null];
-    button.addEventListener("click", () => {
+    head.addEventListener("click", () => {
       const way = ways[(ways.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       if (way) head.setAttribute("aria-sort", way);
@@ -35,3 +36,12 @@ for (const table of document.querySelectorAll("figure.table table")) {
     });
   });
 }
+// On paper nothing can be opened: folds are open while the page is printed.
+const folded = [];
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("details:not([open])")) {
+    folded.push(fold);
+    fold.open = true;
+  }
+});
+addEventListener("afterprint", () => folded.splice(0).forEach((fold) => { fold.open = false; }));

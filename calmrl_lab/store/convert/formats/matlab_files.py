@@ -16,7 +16,7 @@ from calmrl_lab.store.convert.reading.reading_errors import check_memory
 
 @formats.register("matlab")
 class Matlab:
-    """MATLAB (.mat), versions 4 to 7.3: a matrix [rows, d] with a cell array of ids, or one vector an item"""
+    """MATLAB (.mat), versions 4 to 7.3: a matrix [rows, d] with a cell array of ids, or one vector per item"""
 
     endings: ClassVar[tuple[str, ...]] = (".mat",)
     is_folder = staticmethod(no_folder)
@@ -43,6 +43,9 @@ def _variable(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Field
 
         return np.asarray(loadmat(path, variable_names=[name], appendmat=False)[name])
 
+    if kind == "sparse":
+        check_memory(path, 8 * math.prod(shape))
+        return _numbers(name, shape, "numbers", lambda: _dense(path, name))
     if kind in _NUMBERS:
         return _numbers(name, shape, "numbers", load)
     if kind == "logical":
@@ -54,6 +57,13 @@ def _variable(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Field
     return Field(name, shape, "other", load)
 
 
+def _dense(path: Path, name: str) -> np.ndarray:
+    """A sparse matrix with its zeros."""
+    from scipy.io import loadmat
+
+    return np.asarray(loadmat(path, variable_names=[name], appendmat=False)[name].toarray())
+
+
 def _numbers(name: str, shape: tuple[int, ...], kind: Kind, load: Any) -> Field:
     """MATLAB knows no vectors: a column [R, 1] is one here, a row [1, d] is the array of one item."""
     if len(shape) == 2 and shape[1] == 1 and shape[0] > 1:
@@ -62,7 +72,7 @@ def _numbers(name: str, shape: tuple[int, ...], kind: Kind, load: Any) -> Field:
 
 
 def _texts(array: np.ndarray) -> np.ndarray | None:
-    """A cell array of texts, or a char matrix with one text a row (padded with spaces), as str [R]; None for other cells."""
+    """A cell array of texts, or a char matrix with one text per row (padded with spaces), as str [R]; None for other cells."""
     values = array.ravel().tolist()
     texts = []
     for value in values:

@@ -113,7 +113,7 @@ def _wanted(content: Content, length: int, beside: str, wanted: str) -> str:
             if shape != (length,):
                 raise CalmrlError(
                     f"'{content.path}': '{name}' is {list(shape)} and cannot name {length} rows of features",
-                    hint="--id-column takes one id a row",
+                    hint="--id-column takes one id per row",
                 )
             return name
     fitting = [f.name for f in content.fields.values() if f.shape == (length,)]

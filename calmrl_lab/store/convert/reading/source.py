@@ -19,7 +19,7 @@ class ReadOptions:
 
     key: the array, column or family of columns that holds the features. id_column: the array or column that names the rows;
     `id_column_if_there`: the same where the file has it.
-    pool: what becomes of several rows an item (frames): their `mean`, or all `rows`.
+    pool: what becomes of several rows per item (frames): their `mean`, or all `rows`.
     """
 
     key: str | None = None

@@ -1,4 +1,4 @@
-"""VAST's projection heads: one a modality without bias, and the joint ones over concatenated features with bias."""
+"""VAST's projection heads: one per modality without bias, and the joint ones over concatenated features with bias."""
 
 from __future__ import annotations
 

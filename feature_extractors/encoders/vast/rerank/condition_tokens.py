@@ -53,7 +53,7 @@ def keep_tokens(
         return {"kept": len(there.ids), "left_out": len(items) - len(there.ids)}
     checkpoint = made["caption"].checkpoint
     for encoder in made.values():
-        encoder.__dict__["checkpoint"] = checkpoint  # read and checked once, not once a modality
+        encoder.__dict__["checkpoint"] = checkpoint  # read and checked once, not once per modality
     places = AllowedPlaces(media, followed) if media is not None else None
     matcher = Matcher(checkpoint, made["caption"].device, made["caption"].precision)
     kept = 0

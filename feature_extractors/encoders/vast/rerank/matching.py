@@ -26,7 +26,7 @@ _BUCKET = 8
 class Matcher:
     """Scores (caption, clip) pairs: P(match) in [0, 1].
 
-    A clip is given by its condition tokens [T, 768] (`condition`), whose keys and values are computed once a clip (about 90 % of
+    A clip is given by its condition tokens [T, 768] (`condition`), whose keys and values are computed once per clip (about 90 % of
     the work of a pair at T = 2382) and then shared by all captions that meet it.
     """
 
@@ -80,7 +80,7 @@ class Matcher:
         )
 
     def _frames(self, name: str, count: int) -> Tensor:
-        """One row a frame; where the checkpoint was trained with another number of frames, the nearest row at or before."""
+        """One row per frame; where the checkpoint was trained with another number of frames, the nearest row at or before."""
         rows = self.weights[f"{name}_frame_embedding"][0]
         return rows[[index * len(rows) // count for index in range(count)]]
 

@@ -20,7 +20,7 @@ _TOKENS, _INDEX = "tokens.f16", "index.json"
 
 
 def tokens_folder(store: Path) -> Path:
-    """Where the tokens of a store are kept: `<name>.tokens` beside it (3.7 MB a clip of 8 frames)."""
+    """Where the tokens of a store are kept: `<name>.tokens` beside it (3.7 MB per clip of 8 frames)."""
     return store.with_name(store.name.removesuffix(".zarr") + ".tokens")
 
 

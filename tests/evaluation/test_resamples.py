@@ -1,14 +1,14 @@
-"""Intervals cover what they should, differences are paired, Holm's rule is Holm's rule."""
+"""Whole tables at once: intervals cover what they should, differences are paired, Holm's rule is Holm's rule."""
 
 import numpy as np
 import pytest
 
 from calmrl_lab.evaluation import significance
-from calmrl_lab.reporting.results.estimates import Difference, Resamples, Sums, estimate, holm, paired
+from calmrl_lab.evaluation.significance import Comparison, Resamples, Sums, corrected_family, estimate, paired
 
 
 def sums(values):
-    """values [seeds, groups]: one query a group."""
+    """values [seeds, groups]: one query per group."""
     values = np.asarray(values, dtype=float)[:, :, None]
     groups = tuple(map(str, range(values.shape[1])))
     return Sums(tuple(range(len(values))), groups, values, np.ones_like(values))
@@ -90,8 +90,8 @@ def test_a_column_that_a_resample_misses_keeps_its_mean():
 
 
 def test_holm_by_hand():
-    raw = {name: Difference(1.0, 0.5, 1.5, p, p) for name, p in {"a": 0.01, "b": 0.04, "c": 0.03}.items()}
-    corrected = {name: found.corrected for name, found in holm(raw).items()}
+    raw = {name: Comparison(1.0, 0.5, 1.5, p, 9, 1, p) for name, p in {"a": 0.01, "b": 0.04, "c": 0.03}.items()}
+    corrected = {name: found.corrected for name, found in corrected_family(raw).items()}
     assert corrected == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
@@ -99,7 +99,7 @@ def test_holm_by_hand():
     ("low", "high", "corrected", "verdict"), [(1, 2, 0.01, 1), (-2, -1, 0.01, -1), (-1, 2, 0.01, 0), (1, 2, 0.2, 0)]
 )
 def test_a_verdict_needs_the_interval_and_the_corrected_p(low, high, corrected, verdict):
-    assert Difference((low + high) / 2, low, high, corrected / 2, corrected).verdict == verdict
+    assert Comparison((low + high) / 2, low, high, corrected / 2, 9, 1, corrected).verdict == verdict
 
 
 def test_a_median_is_resampled_by_groups_and_seeds():

@@ -1,4 +1,4 @@
-"""How likely a query is, given what an item shows, under a fitted PPCA."""
+"""The log-likelihood of a query given an item's observed modalities, under the PPCA that imputes embeddings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers.base import Scorer
 
 
-@scorers.register("likelihood")
-class Likelihood(Scorer):
-    """log p(query | what the item shows) - log p(query) under PPCA (nats): what an item says about the query, certain or not.
+@scorers.register("imputer-likelihood")
+class ImputerLikelihood(Scorer):
+    """log p(query | what the item shows) - log p(query) under the run's PPCA imputer of embeddings (nats); for runs with --impute ppca.
 
-    `imputer` is a fitted PPCA over the same embeddings, with names in its `modalities`. The second term changes nothing where queries
+    `likelihood-ratio` is the same quantity under the PPCA of features that heads start from. `imputer` is a fitted PPCA over the same embeddings, with names in its `modalities`. The second term changes nothing where queries
     rank items, and makes the scores of one item comparable where items rank queries. Needs no filling of gaps.
     """
 
-    name = "likelihood"
+    name = "imputer-likelihood"
     needs: ClassVar[tuple[str, ...]] = ("imputer",)
     conditions: ClassVar[bool] = True
     # Log-densities of a few hundred dimensions are large numbers.
@@ -38,10 +38,12 @@ class Likelihood(Scorer):
             or not all(hasattr(imputer, part) for part in ("weights", "means", "noise"))
             or len(imputer.means) == 0
         ):
-            raise CalmrlError("scorer 'likelihood' needs a fitted PPCA", hint="score a run that was trained with --impute ppca")
+            raise CalmrlError(
+                "scorer 'imputer-likelihood' needs a fitted PPCA", hint="score a run that was trained with --impute ppca"
+            )
         names = tuple(imputer.modalities or ())
         self._query, *self._places = (
-            known(modality, names, "scorer 'likelihood': the fitted PPCA has no modality")
+            known(modality, names, "scorer 'imputer-likelihood': the fitted PPCA has no modality")
             for modality in (query, *self.modalities)
         )
         self._weights = [torch.as_tensor(w, dtype=torch.float64) for w in imputer.weights]

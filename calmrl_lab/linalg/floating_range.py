@@ -1,0 +1,36 @@
+"""Numbers so large or small that their squares leave the range of float32: scaled by a power of two, which rounds nothing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Squares of numbers between 2**-40 and 2**40, and sums of millions of them, are far inside the range of float32.
+_EXPONENT = 40
+
+
+def range_scale(largest: float) -> float:
+    """1 if numbers of magnitude `largest` can be squared and summed in float32, else the power of two next to `largest`.
+
+    >>> range_scale(3.0), range_scale(0.0), range_scale(2.0**100)
+    (1.0, 1.0, 1.2676506002282294e+30)
+    """
+    if largest == 0 or not math.isfinite(largest):
+        return 1.0
+    exponent = math.frexp(largest)[1] - 1
+    return 1.0 if abs(exponent) <= _EXPONENT else math.ldexp(1.0, exponent)
+
+
+def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """`rows` at norm one, also those whose squares overflow or underflow; rows of zeros stay zero.
+
+    >>> unit_rows(torch.tensor([[3e30, 4e30], [0.0, 0.0], [3e-40, 4e-40]])).tolist()[1]
+    [0.0, 0.0]
+    """
+    largest = rows.abs().amax(dim=-1, keepdim=True)
+    extreme = (largest > 0) & ((largest > 2.0**_EXPONENT) | (largest < 2.0**-_EXPONENT))
+    rows = torch.where(extreme, rows / torch.where(largest > 0, largest, 1.0), rows)
+    return torch.nn.functional.normalize(rows, dim=-1)
