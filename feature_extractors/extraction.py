@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_folders import may_take, recover
 from calmrl_lab.runtime.progress import progress
@@ -194,8 +194,7 @@ def _check_numbers(workers: int | None, block_size: int, timeout: float, engine:
         raise CalmrlError(f"the block size must be at least 1, got {block_size}")
     if not timeout > 0:
         raise CalmrlError(f"--timeout must be more than 0 seconds, got {timeout:g}")
-    if engine not in ENGINES:
-        raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(ENGINES))}", hint=f"engines: {', '.join(ENGINES)}")
+    known(engine, ENGINES, "unknown engine")
     if engine == "ray":
         check_cluster()
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import known, nearest
+from calmrl_lab.registry import known
 from calmrl_lab.store import ModalitySpec, Reason, write_store
 from feature_extractors.encoder_setup import EncoderFacts
 from feature_extractors.encoders import encoders
@@ -29,12 +29,13 @@ def choose_encoders(dataset: str, presets: Mapping[str, Mapping[str, str]], pres
             raise CalmrlError(f"dataset '{dataset}' has no encoders of its own", hint=named)
         return dict(next(iter(presets.values())))
     if "=" not in preset:
-        if preset in presets:
-            return dict(presets[preset])
-        raise CalmrlError(
-            f"dataset '{dataset}' has no encoder preset '{preset}'{nearest(preset, list(presets))}",
-            hint=f"presets: {', '.join(presets) or 'none'}; {named}",
+        known(
+            preset,
+            list(presets),
+            f"dataset '{dataset}' has no encoder preset",
+            f"presets: {', '.join(presets) or 'none'}; {named}",
         )
+        return dict(presets[preset])
     chosen: dict[str, str] = {}
     for pair in preset.split(","):
         modality, equals, name = (word.strip() for word in pair.partition("="))

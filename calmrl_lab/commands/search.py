@@ -35,7 +35,7 @@ def index(
     impute_gaps: bool = typer.Option(False, "--impute-gaps", help="Fill the gaps of items with the run's imputer first."),
     index_type: str = typer.Option("flat", help="flat (exact), ivf or hnsw (approximate)."),
     nlist: int | None = typer.Option(
-        None, min=1, help="k-means cells of an ivf index. (default: the root of the number of items)"
+        None, min=1, help="k-means cells of an ivf index. (default: the square root of the number of items)"
     ),
     m: int | None = typer.Option(None, "--m", min=1, help="Links of a vector in an hnsw index. (default: 32)"),
     ef_construction: int | None = typer.Option(
@@ -64,9 +64,9 @@ def index(
 def search(
     index: Path = typer.Option(..., help="Index folder (calmrl-lab index)."),
     text: str | None = typer.Option(None, help="Words to search for."),
-    item: str | None = typer.Option(None, help="Item of the indexed store to ask with."),
-    features: Path | None = typer.Option(None, help="Features to ask with: .npy, one query per row."),
-    modality: str | None = typer.Option(None, help="What the query is. (default: caption)"),
+    item: str | None = typer.Option(None, help="Item of the indexed store that is the query."),
+    features: Path | None = typer.Option(None, help="Features of queries: .npy, one query per row."),
+    modality: str | None = typer.Option(None, help="Modality of the query. (default: caption)"),
     k: int = typer.Option(10, "-k", "--top", min=1, help="Items to show."),
     nprobe: int | None = typer.Option(None, min=1, help="Cells of an ivf index that are searched. (default: 16)"),
     ef_search: int | None = typer.Option(None, min=1, help="Candidates kept while an hnsw index is searched. (default: 128)"),
@@ -160,18 +160,18 @@ def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> n
         )
     start, stop = source.offsets(modality)[place[0] : place[0] + 2]
     if start == stop:
-        raise CalmrlError(f"item '{item}' has no {modality}", hint="ask with another modality of it: --modality")
+        raise CalmrlError(f"item '{item}' has no {modality}", hint="choose another modality of it: --modality")
     return source.features(modality)[start:stop]
 
 
 def _score_of(facts: dict[str, Any]) -> str:
     """What the scores of the index are."""
     kind, _, modality = facts["scorer"].partition(":")
-    if not facts["weights"]:
+    if not facts["parts"]:
         maker = modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
         return f"cosine with the {maker}"
     words = {"likelihood-ratio": "likelihood ratio (nats)"}
-    parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["weights"].items()]
+    parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["parts"]]
     return f"{' plus '.join(parts)} with what an item shows of {', '.join(facts['modalities'])}"
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from calmrl_lab.data.table import sampled
 from calmrl_lab.errors import CalmrlError, WorkFailedError, missing_extra
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from calmrl_lab.runtime.progress import progress, tracked
 
 Kind = Literal["flat", "ivf", "hnsw"]
@@ -232,22 +232,19 @@ def recall_against_exact(found: Found, exact: Found) -> Float[np.ndarray, " q"]:
 def _options(kind: str, asked: Mapping[str, int], count: int) -> dict[str, int]:
     defaults = _defaults(kind, count)
     for name, value in asked.items():
-        if name not in defaults:
-            known = f"known: {', '.join(defaults)}" if defaults else f"index '{kind}' has no options"
-            raise CalmrlError(f"index '{kind}' has no option '{name}'{nearest(name, list(defaults))}", hint=known)
+        known(name, list(defaults), f"index '{kind}' has no option")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CalmrlError(f"index '{kind}': {name} is {value!r}, expected a whole number of at least 1")
     return {**defaults, **asked}
 
 
 def _defaults(kind: str, count: int) -> dict[str, int]:
+    known(kind, KINDS, "unknown index")
     if kind == "flat":
         return {}
     if kind == "ivf":
         return {"nlist": max(1, min(int(count**0.5), count // _POINTS_A_LIST))}
-    if kind == "hnsw":
-        return {"m": 32, "ef_construction": 200}
-    raise CalmrlError(f"unknown index '{kind}'{nearest(kind, list(KINDS))}", hint=f"known indexes: {', '.join(KINDS)}")
+    return {"m": 32, "ef_construction": 200}
 
 
 def _faiss() -> Any:

@@ -18,7 +18,7 @@ from calmrl_lab.data.table import Table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.model.alignment_model import AlignmentModel
-from calmrl_lab.model.similarity import weights_of
+from calmrl_lab.model.similarity import weighted_parts
 from calmrl_lab.registry import known
 from calmrl_lab.runs.artifact_folder import file_digest, parquet_bytes
 from calmrl_lab.runs.run import Run
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
     from calmrl_lab.store import FeatureStore
 
-FORMAT = 2
+FORMAT = 3
 PROBED = 10
 # How often a reader begins again when the folder is replaced under its hands.
 _ATTEMPTS = 5
 
 
 class IndexFolder(Run):
-    """The folder of an index: the names of its files. gallery.json, written last, vouches for all others."""
+    """The folder of an index: the names of its files. gallery.json, written last, carries the digests of all others."""
 
     kind: ClassVar[str] = "index"
     GALLERY: ClassVar[str] = "gallery.json"
@@ -84,7 +84,7 @@ class IndexFolder(Run):
             return True
 
     def seal(self, facts: Mapping[str, Any]) -> None:
-        """Write gallery.json, which vouches for all that was written before."""
+        """Write gallery.json, with the digests of all that was written before."""
         found = sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
         self.write_record(self.GALLERY, {**facts, "files": {name: file_digest(self.path / name) for name in found}})
 
@@ -236,7 +236,7 @@ def _fill(
             "options": dict(options or {}),
             "scorer": scorer,
             "run_similarity": model.similarity.name,
-            "weights": {} if by_cosine else weights_of(model.compared_by(family(scorer)).similarity),
+            "parts": [] if by_cosine else weighted_parts(model.compared_by(family(scorer)).similarity),
             "calibrated": impute_gaps,
             "modalities": list(made.modalities),
             **made.facts,

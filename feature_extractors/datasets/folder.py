@@ -14,12 +14,12 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
 from calmrl_lab.store.convert.item_tables import id_column
+from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from calmrl_lab.store.convert.reading.row_names import NO_ID, is_id
 from calmrl_lab.store.convert.records import Record, Records, is_missing, is_missing_word, read_records
 from calmrl_lab.store.splits import assign_splits, first_divided_group, split_named
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import refuse_unknown
-from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text, Vector
 
 _ENDINGS = (*VIDEO_ENDINGS, *SOUND_ENDINGS, *IMAGE_ENDINGS)

@@ -27,7 +27,7 @@ _MAX_DEATHS = 4
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How many work on what. `devices`: one lane each. `readers`: processes a lane that read its media.
+    """Numbers and devices of worker processes. `devices`: one lane each. `readers`: processes a lane that read its media.
 
     `timeout`: seconds that reading one medium may take. `ahead`: a lane knows its next block, so that its media are read while it
     still encodes the one before (worth it where reading and encoding do not share the cores).
@@ -45,7 +45,7 @@ class WorkerConfig:
 
 
 class LaneEncoder:
-    """The inside of a lane: encoders on a device, and processes that prepare media for them."""
+    """A lane: encoders on a device, and processes that prepare media for them."""
 
     def __init__(self, equipment: Equipment, crew: WorkerConfig, log: Path | None) -> None:
         self.encoders = equipment.encoders()

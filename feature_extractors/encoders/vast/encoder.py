@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import known
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, autocast, place
 from feature_extractors.encoders.vast.checkpoint import Checkpoint, load_checkpoint
 from feature_extractors.encoders.vast.networks.architecture import Architecture
@@ -40,8 +41,7 @@ class VastEncoder:
     def __init__(
         self, device: str = "cpu", weights: Path | None = None, precision: str = "fp32", batch_rows: int | None = None
     ) -> None:
-        if precision not in PRECISIONS:
-            raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
+        known(precision, tuple(PRECISIONS), "unknown precision")
         self.device = device
         self.given = Path(weights) if weights is not None else None
         self.precision = precision
