@@ -16,7 +16,10 @@ def register(app: typer.Typer) -> None:
 
 
 def experiment(
-    file: Path = typer.Argument(..., help="Experiment file (YAML)."),
+    file: Path = typer.Argument(
+        ..., help="Experiment file (YAML), the name of one (calmrl-lab list experiments), or new: write one to start from."
+    ),
+    store: Path | None = typer.Option(None, help="Store to run on. (default: that of the file)"),
     data: str | None = typer.Option(None, help="Which of the data of the file. (default: its first)"),
     runs: Path = typer.Option(
         Path("runs"), help="Folder for the runs; they go into a folder of the file's (and the data's) name there."
@@ -26,6 +29,7 @@ def experiment(
         [], "--set", metavar="KEY=VALUE", help="Change a setting of the file, as common.epochs=5."
     ),
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
+    out: Path = typer.Option(Path("experiment.yaml"), help="File that new writes."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON."),
 ) -> None:
@@ -33,15 +37,22 @@ def experiment(
 
     Example: calmrl-lab experiment experiments/demo.yaml
 
-    Example: calmrl-lab experiment experiments/table3.yaml --data openmoji --dry-run
+    Example: calmrl-lab experiment table3 --data openmoji --dry-run
+
+    Example: calmrl-lab experiment new --store stores/mine.zarr --out mine.yaml
     """
     from calmrl_lab.errors import WorkFailedError
     from calmrl_lab.experiments.loading import read_experiment
     from calmrl_lab.experiments.plan import plan
+    from calmrl_lab.experiments.published import find
     from calmrl_lab.experiments.required_stores import absent_stores
     from calmrl_lab.experiments.runner import run_experiment
 
-    asked = read_experiment(file, assign, data)
+    if file == Path("new"):
+        _write_first(store, out)
+        return
+    file = find(file)
+    asked = read_experiment(file, [*([f"store={store}"] if store is not None else []), *assign], data)
     folder = runs / (file.stem if asked.data is None else f"{file.stem}-{asked.data}")
     if asked.stand_in:
         console.note(asked.stand_in)
@@ -62,6 +73,19 @@ def experiment(
         raise WorkFailedError(
             f"{len(record['failed'])} runs failed, the first: {record['failed'][0]['error']}", hint="the report lists all"
         )
+
+
+def _write_first(store: Path | None, out: Path) -> None:
+    from calmrl_lab.errors import CalmrlError
+    from calmrl_lab.experiments.published import write_first
+    from calmrl_lab.store import FeatureStore
+
+    if store is None:
+        raise CalmrlError(
+            "a new experiment needs a store to start from", hint="calmrl-lab experiment new --store stores/mine.zarr"
+        )
+    written = write_first(FeatureStore.open(store), out)
+    console.out.print(f"written to {written}; next: calmrl-lab experiment {written} --dry-run", markup=False, soft_wrap=True)
 
 
 def _print_plan(rows: list[Any], jobs: int, absent: list[str]) -> None:

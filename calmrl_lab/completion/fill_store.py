@@ -18,6 +18,7 @@ from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.runtime.atomic_folders import may_take, scratch_folder
 from calmrl_lab.runtime.progress import progress
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.store import FeatureStore, ModalitySpec, Reason, offsets_of, write_store
 from calmrl_lab.store.disk.files import looks_like_store
 
@@ -52,6 +53,7 @@ class Completion:
         }
 
 
+@limited()
 def complete_store(
     store: FeatureStore | str | Path,
     out: str | Path,

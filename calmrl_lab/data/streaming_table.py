@@ -160,8 +160,13 @@ def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory:
 
 
 def needed_bytes(store: FeatureStore, modalities: Sequence[str], components: int = 0) -> int:
-    """What the features of `modalities` take in memory as float32, once a feature map has made `components` values of them where that is more."""
-    return sum(4 * int(store.offsets(name)[-1]) * max(store.dims[name], components) for name in modalities)
+    """What training holds at once of the features of `modalities`: all rows as they are stored, those of the training items once more, and as float32
+    what a feature map makes of them, `components` values where that is more."""
+    stored = {name: 2 if store.spec(name).dtype == "float16" else 4 for name in modalities}
+    return sum(
+        int(store.offsets(name)[-1]) * (2 * stored[name] * store.dims[name] + 4 * max(store.dims[name], components))
+        for name in modalities
+    )
 
 
 def free_bytes() -> int:

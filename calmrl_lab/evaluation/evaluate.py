@@ -35,6 +35,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.runs.run import Run, writes_into_run
 from calmrl_lab.runtime.devices import resolve
 from calmrl_lab.runtime.progress import tracked
+from calmrl_lab.runtime.threads import limited
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,7 @@ class Evaluation:
         return table.assign(without_positive=[left_out[pair] for pair in zip(table["query"], table["gallery"], strict=True)])
 
 
+@limited()
 @writes_into_run
 def evaluate(
     run: Run | str | Path,
@@ -90,6 +92,15 @@ def evaluate(
     trained for.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
     a direction that was asked for and that no item can serve, or no direction at all.
+
+    >>> import numpy as np
+    >>> from calmrl_lab import FeatureStore, evaluate, train_heads
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 60, 8))
+    >>> store = FeatureStore.from_arrays({"vision": vision, "text": text})
+    >>> run = train_heads(store, "clip", epochs=1, dim=4, device="cpu", run="runs/first")
+    >>> found = evaluate(run, split="test")
+    >>> list(found.table()["query"])
+    ['vision', 'text']
     """
     run, model, items = open_run(run, store, device)
     config, model = run.config, model.compared_by(similarity)

@@ -18,9 +18,12 @@ from calmrl_lab.evaluation.score_rows import hits, recall_table, score_rows
 from calmrl_lab.evaluation.significance import compare
 from calmrl_lab.model.embeddings import Embeddings
 from calmrl_lab.model.similarity import Similarity
+from calmrl_lab.objectives import objectives
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
+from calmrl_lab.runtime import console
 from calmrl_lab.runtime.progress import tracked
+from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers import scorers as known_scorers
 from calmrl_lab.scorers._names import family, is_single
 from calmrl_lab.scorers.base import make_scorer
@@ -28,18 +31,32 @@ from calmrl_lab.scorers.base import make_scorer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.runs.run import Run
 
 RATES = (0.25, 0.5, 0.75, 0.9)
 SCORERS = ("centroid", "anchor")
+# Query modalities, and modalities dropped in turn, of more of which some are taken where none are named: the work grows with the cube of them.
+MOST_QUERIES, MOST_DROPS = 6, 5
 # What makes one curve: rows that agree in these differ only in the scenario.
 CURVE = ("query", "gallery", "side", "scorer", "calibrated")
 
 
 def default_scenarios(modalities: Sequence[str]) -> list[str]:
-    """Nothing hidden, nested random masks at 25/50/75/90 %, and every modality dropped in turn (where another is left)."""
-    drops = [f"drop:{m}" for m in modalities] if len(modalities) > 1 else []
+    """Nothing hidden, nested random masks at 25/50/75/90 %, and modalities dropped in turn (where another is left), of many some."""
+    drops = [f"drop:{m}" for m in some(modalities, MOST_DROPS)] if len(modalities) > 1 else []
     return ["full", *(f"random:{rate:g}" for rate in RATES), *drops]
+
+
+def some(names: Sequence[str], most: int) -> list[str]:
+    """At most `most` of `names`, evenly spread over their order.
+
+    >>> some("abcdef", 3)
+    ['a', 'c', 'f']
+    """
+    if len(names) <= most:
+        return list(names)
+    return [names[round(place)] for place in np.linspace(0, len(names) - 1, most)]
 
 
 def missing_curves(
@@ -75,7 +92,12 @@ def missing_curves(
         )
     parts = []
     parts_of_model = {"imputer": imputer, "objective": objective}
-    for query in dict.fromkeys(queries or embedded.modalities):
+    if queries is None and len(embedded.modalities) > MOST_QUERIES:
+        console.note(
+            f"curves for {MOST_QUERIES} of {len(embedded.modalities)} query modalities, at most {MOST_DROPS} modalities dropped in turn; --query and "
+            "--scenario name others"
+        )
+    for query in dict.fromkeys(queries or some(embedded.modalities, MOST_QUERIES)):
         known(query, embedded.modalities, "queries have no modality")
         others = [m for m in embedded.modalities if m != query]
         asked = list(dict.fromkeys(scenarios or default_scenarios(others)))
@@ -84,6 +106,7 @@ def missing_curves(
     return pd.concat(parts, ignore_index=True)
 
 
+@limited()
 @writes_into_run
 def run_curves(
     run: Run | str,
@@ -96,13 +119,13 @@ def run_curves(
 ) -> pd.DataFrame:
     """`missing_curves` of a finished run, written into it as curves.parquet.
 
-    `scorers` default to centroid and anchor for runs that compare pairs by cosine, and to the run's own similarity (likelihood-ratio or sum)
-    for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
+    `scorers` default to centroid and anchor for runs that compare pairs by cosine, with the scorer of the objective's own system where there is one
+    (`Objective.scorer`), and to the run's own similarity (likelihood-ratio or sum) for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
     neither has no calibrated rows.
     """
     run, model, items = open_run(run, device=device)
     own = model.similarity.name
-    scorers = scorers or (SCORERS if own == "cosine" else (own,))
+    scorers = scorers or ((*SCORERS, *_of_system(run, model)) if own == "cosine" else (own,))
     table = items.of(split)
     others = {name: model.compared_by(name) for name in dict.fromkeys(map(family, scorers)) if name != "cosine"}
     compared = {name: (other.similarity, other.represent(table)) for name, other in others.items()}
@@ -113,6 +136,14 @@ def run_curves(
     frame = missing_curves(model.embed(table), imputer, scorers, scenarios, queries, run.config.seed, objective, compared)
     run.write_frame(run.CURVES, frame)
     return frame
+
+
+def _of_system(run: Run, model: AlignmentModel) -> tuple[str, ...]:
+    """The scorer by which the system of the run's objective compares, where it has one that can see these modalities."""
+    name = run.config.objective
+    scorer = getattr(objectives.get(name), "scorer", None) if name in objectives.names() else None
+    # An area needs exactly two modalities beside that of the query.
+    return () if scorer is None or scorer in SCORERS or (scorer == "area" and len(model.modalities) != 3) else (scorer,)
 
 
 def _scenario_parts(

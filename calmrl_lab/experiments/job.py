@@ -33,6 +33,8 @@ class Job:
     split: str | None
     directions: tuple[tuple[str, str], ...] = ()
     probes: Probes | None = None
+    # Where it is scored, if not on the store that it is trained on.
+    score_on: str | None = None
 
     def _files(self) -> list[str]:
         """What evaluation leaves in the run directory."""
@@ -44,7 +46,8 @@ class Job:
 
     def asked(self) -> dict[str, Any]:
         """What the result depends on besides the configuration, as it stands in the summary of the run that was made for it."""
-        stores = [self.config.store, *self.config.mix, *([self.config.warm_up] if self.config.warm_up else [])]
+        others = (self.config.warm_up, self.score_on)
+        stores = [self.config.store, *self.config.mix, *(store for store in others if store)]
         return {
             "split": self.split,
             "directions": [list(pair) for pair in self.directions],
@@ -99,8 +102,8 @@ def perform(job: Job) -> Outcome:
         if job.split is not None:
             with run.writing():
                 run.amend_summary(method=job.label)
-            evaluate(run, list(job.directions) or None, split=job.split)
-            _probe(run, job.probes, job.split)
+            evaluate(run, list(job.directions) or None, job.score_on, job.split)
+            _probe(run, job.probes, job.split, job.score_on)
         # Last: a run that says what it was asked has been made to the end. The seconds are what the next plan counts with.
         with run.writing():
             run.amend_summary(
@@ -115,7 +118,7 @@ def perform(job: Job) -> Outcome:
         return failure
 
 
-def _probe(run: Run, probes: Probes | None, split: str) -> None:
+def _probe(run: Run, probes: Probes | None, split: str, score_on: str | None) -> None:
     if probes is None:
         return
     if probes.queries:
@@ -125,7 +128,7 @@ def _probe(run: Run, probes: Probes | None, split: str) -> None:
     if probes.label is not None:
         from calmrl_lab.evaluation.classification import classify_run
 
-        classify_run(run, probes.label, split=split)
+        classify_run(run, probes.label, probes.kinds or None, split=split, store=score_on)
 
 
 def died(job: Job, error: object) -> Outcome:

@@ -53,6 +53,7 @@ class Probes(BaseModel):
     seeds: Seeds = Field((0,), description="seeds whose runs are probed (each probe costs seconds)")
     queries: tuple[str, ...] = Field(("caption",), description="query modalities of the missing-rate curves; empty: no curves")
     label: str | None = Field(None, description="label to classify; none: no classification")
+    kinds: tuple[str, ...] = Field((), description="kinds of classification, as zero-shot; empty: all that the data allow")
 
 
 class Variant(BaseModel):
@@ -61,6 +62,9 @@ class Variant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str | None = Field(None, description="feature store")
+    score_on: str | None = Field(
+        None, description="feature store that finished runs are scored on; default: the one they are trained on"
+    )
     stand_in: str | None = Field(
         None, description="what this data stands in for, and what it cannot show; printed with every result"
     )
@@ -82,6 +86,9 @@ class Experiment(BaseModel):
     title: str = Field(description="heading of the report")
     notes: str = Field("", description="what is compared, and why the settings are what they are")
     store: str = Field(description="feature store")
+    score_on: str | None = Field(
+        None, description="feature store that finished runs are scored on; default: the one they are trained on"
+    )
     seeds: Seeds = Field((0, 1, 2, 3, 4), description="one run a method and seed")
     tuning_seeds: Seeds = Field((100, 101), description="seeds of the runs that choose among a grid")
     common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")

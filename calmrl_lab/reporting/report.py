@@ -31,6 +31,7 @@ from calmrl_lab.reporting.page.page import page
 from calmrl_lab.reporting.results.anchor_shifts import Shifts, shifts
 from calmrl_lab.reporting.results.collect import Gathered, gather
 from calmrl_lab.reporting.results.comparisons import comparisons
+from calmrl_lab.reporting.results.feature_reference import feature_recalls
 from calmrl_lab.reporting.results.imputation_errors import Imputations, imputations
 from calmrl_lab.reporting.results.recalls import recalls
 from calmrl_lab.runs.artifact_folder import ArtifactFolder
@@ -128,7 +129,7 @@ def _written(folder: ReportFolder, gathered: Gathered, also: Sequence[Path | str
         tables |= {
             "summary": summary_table(found, compared, colours),
             "recall": recall_table(found, colours),
-            "by_direction": direction_table(found, colours),
+            "by_direction": direction_table(found, feature_recalls(gathered)),
         }
         figures["overview"] = overview(found, colours)
         more = (differences(compared, found), oracle(found, compared, colours))

@@ -80,7 +80,8 @@ def test_blocks_are_the_whole_table(tables, monkeypatch):
 def test_auto_looks_at_the_free_memory(small_store, monkeypatch):
     store = FeatureStore.open(small_store)
     needed = streamed.needed_bytes(store, FOUR)
-    assert needed == sum(4 * store.features(m).size for m in FOUR)
+    # Features are float16: the rows, a copy of those of training, and float32 of all.
+    assert needed == sum((2 + 2 + 4) * store.features(m).size for m in FOUR)
     monkeypatch.setattr(streamed, "free_bytes", lambda: 2 * needed)
     assert not isinstance(streamed.open_table(store, FOUR, "cpu"), streamed.StreamedTable)
     monkeypatch.setattr(streamed, "free_bytes", lambda: 2 * needed - 1)

@@ -169,3 +169,10 @@ def test_an_imputer_can_be_fitted_after_the_fact(trained):
     assert torch.isfinite(filled).all()
     with pytest.raises(CalmrlError, match="no items in split 'tset'"):
         items.of("tset")
+
+
+def test_of_many_modalities_some_ask_and_some_are_dropped():
+    names = [f"m{number}" for number in range(12)]
+    assert len(default_scenarios(names)) == 5 + 5
+    assert default_scenarios(names)[-1] == "drop:m11"
+    assert default_scenarios(names[:4])[5:] == [f"drop:m{number}" for number in range(4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from calmrl_lab.evaluation.significance import Comparison, Interval
 from calmrl_lab.reporting.output.palette import Ink, imputer_ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
@@ -10,6 +12,7 @@ from calmrl_lab.reporting.results.comparisons import Comparisons
 from calmrl_lab.reporting.results.imputation_errors import ALL, Imputations
 from calmrl_lab.reporting.results.recalls import DEPTHS, Direction, Recalls
 
+FEATURES = "features as they come"
 RECALL_FIELDS = (
     "method", "query", "gallery", "recall_at_1", "low", "high", "recall_at_5", "recall_at_10", "median_rank", "seeds", "queries",
 )  # fmt: skip
@@ -132,9 +135,11 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
     for result in recalls.methods:
         method = result.method
         percent = {depth: result.means[depth].scaled(100) for depth in DEPTHS}
-        record: dict[str, object] = {"method": method.label, "role": method.role, "seeds": len(method.seeds)}
+        record: dict[str, object] = {"method": method.label, "role": method.role, "scored_by": result.scored_by}
+        record["seeds"] = len(method.seeds)
         row = [
             Cell(method.label, swatch=_swatch(inks.get(method.name)), title=f"{method.role}: {method.objective}, imputer {method.imputer}, scenario {method.scenario}"),
+            Cell(result.scored_by),
         ]  # fmt: skip
         for depth in DEPTHS:
             row.append(_estimate(percent[depth], bold=depth == 1 and best == method.name))
@@ -152,7 +157,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
             record |= {f"delta_{name}_high": scaled and scaled.high, f"p_{name}": found and found.corrected}
         rows.append(row)
         records.append(record)
-    columns = [Column("method", numeric=False)]
+    columns = [Column("method", numeric=False), Column("scored by", numeric=False)]
     columns += [Column(f"R@{depth} %", group="mean over directions") for depth in DEPTHS]
     for reference in references:
         columns += [Column("Δ R@1", group=f"against {reference.label}"), Column("p", group=f"against {reference.label}")]
@@ -160,6 +165,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
         f"Means over {len(recalls.directions)} directions; brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
         "Δ in points, paired by query and seed, bold if it is sure; p two-sided, corrected for all comparisons of this report (Holm).",
         "Bold recall: above every other method but the oracle, beyond the paired 95 % interval of their difference.",
+        "Scored by: the similarity of a query and a candidate of another modality.",
     ]
     fields = tuple(records[0]) if records else ()
     return Table("summary", "Mean recall of every method", columns, rows, tuple(notes), fields, records)
@@ -254,12 +260,18 @@ def shift_table(found: Shifts) -> Table:
     return Table("anchor_shift", "Anchor shift by what is observed", columns, rows, notes, tuple(records[0]), records)
 
 
-def direction_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
-    """Recall@1 in percent: a row per direction, a column per method; intervals on hover and in the long table."""
+def direction_table(recalls: Recalls, features: Mapping[Direction, float]) -> Table:
+    """Recall@1 in percent: a row per direction, a column per method; intervals on hover and in the long table.
+
+    `features` are the recalls (fractions) of the cosine of the features as they come; if there are any they have the first column.
+    """
     best = {direction: winner(recalls, direction) for direction in recalls.all_directions}
     rows = []
     for direction in recalls.all_directions:
         row = [Cell(arrow(direction))]
+        if features:
+            reference = features.get(direction)
+            row.append(Cell("–") if reference is None else Cell(f"{100 * reference:.1f}", sort=round(100 * reference, 6)))
         for result in recalls.methods:
             found = result.directions.get(direction)
             if found is None:
@@ -276,14 +288,26 @@ def direction_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
                 )
             )
         rows.append(row)
-    columns = [Column("direction", numeric=False), *(Column(result.method.label) for result in recalls.methods)]
-    notes = ("Bold: above every other method but the oracle, beyond the paired 95 % interval of their difference.",)
-    fields = ("direction", *(result.method.label for result in recalls.methods))
+    plain = [FEATURES] if features else []
+    columns = [
+        Column("direction", numeric=False),
+        *map(Column, plain),
+        *(Column(result.method.label) for result in recalls.methods),
+    ]
+    notes = ["Bold: above every other method but the oracle, beyond the paired 95 % interval of their difference."]
+    if features:
+        notes.append(
+            f"{FEATURES.capitalize()}: the cosine of the features before anything is trained; – where their dimensions differ."
+        )
+    fields = ("direction", *plain, *(result.method.label for result in recalls.methods))
     records = [
         {
             "direction": arrow(d),
+            **dict.fromkeys(plain, 100 * features[d] if d in features else None),
             **{r.method.label: 100 * r.directions[d].recalls[1].value if d in r.directions else None for r in recalls.methods},
         }
         for d in recalls.all_directions
     ]
-    return Table("by_direction", "Recall@1 in percent by direction (query → gallery)", columns, rows, notes, fields, records)
+    return Table(
+        "by_direction", "Recall@1 in percent by direction (query → gallery)", columns, rows, tuple(notes), fields, records
+    )

@@ -37,7 +37,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished, evaluated run: its seed, what was asked and found, and its Parquet tables (`scores` is always there)."""
+    """One finished, evaluated run: its seed, what was asked and found, its Parquet tables (`scores` is always there), and what its features score as
+    they come (`features`, a record per direction, as evaluation.json has them)."""
 
     name: str
     seed: int
@@ -47,6 +48,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     frames: dict[str, pd.DataFrame]
     path: Path
+    features: tuple[dict[str, Any], ...] = ()
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -232,6 +234,7 @@ def _load(path: Path) -> RunRecord | Problem:
             return Problem(path.name, "not evaluated", sentence)
         read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.vouched(run.EVALUATION) or {})}
         config, summary, environment, metrics = run.settings, run.summary, run.environment, run.metrics
+        features = _features(run)
     except CalmrlError as error:
         return Problem(path.name, "damaged", _local(error.message, path))
     return RunRecord(
@@ -244,7 +247,19 @@ def _load(path: Path) -> RunRecord | Problem:
         # Nothing to say about (no gap whose truth is known, for example) is the same as not there.
         frames={name: frame for name, frame in read.items() if len(frame)},
         path=path,
+        features=features,
     )
+
+
+# What evaluation.json says of the features in each direction, and of which kind each value is.
+_FEATURES = {"query": str, "gallery": str, "feature_recall_at_1": float, "difference": float, "high": float}
+
+
+def _features(run: Run) -> tuple[dict[str, Any], ...]:
+    """What the features score as they come; records of another form, which other versions may have written, are left out."""
+    found = run.evaluation.get("features")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return tuple(row for row in rows if all(isinstance(row.get(name), kind) for name, kind in _FEATURES.items()))
 
 
 def _local(sentence: str, path: Path) -> str:
