@@ -9,11 +9,12 @@ FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 # One BLAS thread per process: the processes are the parallelism, and results do not depend on the thread count.
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup demo test test-slow test-reference docs lint format bench clean
+.PHONY: help setup demo test test-slow test-reference docs example lint format bench clean
 
 help:
 	@echo "make demo       extract the emoji, train and compare the methods, write reports/demo/index.html"
 	@echo "make test       the fast test suite (make test-slow: the long tests; make test-reference: VAST's encoders against other libraries)"
+	@echo "make example    the demo, and from it reports/example and the table in README.md"
 	@echo "make docs       the manual as a site in site/ (fails at a dead link or a reference to nothing)"
 	@echo "make lint       ruff, mypy and the layers of the packages"
 	@echo "make setup      only the virtual environment $(VENV)"
@@ -62,6 +63,10 @@ test-reference: $(READY) build/reference/.ready
 $(READY)-docs: $(READY)
 	@$(PIP) -c constraints.txt -e '.[docs]'
 	@touch $(READY)-docs
+
+# The example report and the README's table, from the demo as it is now.
+example: demo
+	@$(BIN)/python reports/make_example.py
 
 docs: $(READY)-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
