@@ -181,7 +181,7 @@ def _query(
     assert features is not None
     try:
         return np.load(features, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CalmrlError(f"features '{features}' cannot be read: {error}", hint="an array saved with numpy.save") from None
 
 

@@ -148,6 +148,8 @@ class Gallery:
             raise CalmrlError(
                 f"features of '{modality}' have {model.dims[modality]} values, got an array of shape {list(wide.shape)}"
             )
+        if not len(wide):
+            raise CalmrlError(f"features of '{modality}' hold no row, so there is no query")
         if not np.isfinite(wide).all():
             raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
         with torch.no_grad():
