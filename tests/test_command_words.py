@@ -138,7 +138,7 @@ def test_words_are_completed(shell):
 def test_list_without_a_word_lists_everything(cli):
     code, out, _ = cli("list", "--json")
     assert code == 0
-    assert set(json.loads(out)) == {"methods", "objectives", "imputers", "scorers", "encoders", "datasets"}
+    assert set(json.loads(out)) == {"methods", "objectives", "imputers", "scorers", "experiments", "encoders", "datasets"}
 
 
 def test_tables_of_results_fit_80_columns_and_end_with_a_mean(cli, trained, tmp_path):

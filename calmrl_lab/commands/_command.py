@@ -66,8 +66,9 @@ class Command(_PlainFlags, TyperCommand):
 
     def _with_option(self, args: list[str]) -> list[str]:
         """The option of a position becomes the position."""
-        names = {str(param.name) for param in self.params}
-        aliases = {_POSITIONS[name] for name in names & set(_POSITIONS)} - {f"--{name}" for name in names - set(_POSITIONS)}
+        positions = [str(param.name) for param in self.params if param.param_type_name == "argument"]
+        own = {word for param in self.params if param.param_type_name != "argument" for word in param.opts}
+        aliases = {_POSITIONS[name] for name in positions if name in _POSITIONS} - own
         found: list[str] = []
         for number, word in enumerate(args):
             option, equals, value = word.partition("=")
