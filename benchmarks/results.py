@@ -3,6 +3,7 @@
 calmrl-lab bench results                             run what is not finished (one to two hours on two cores), print the tables
 calmrl-lab bench results --write docs                the same into docs/results.md and docs/beyond.md, between their marks, and beyond.svg
 calmrl-lab bench results --only objectives-pairs     one experiment
+calmrl-lab bench results --untuned --set 'seeds=[0,1]'   without choosing among a grid, and with fewer seeds: a fraction of the time
 calmrl-lab bench results --quick                     two methods, one seed and one pass each, to see that it works
 """
 
@@ -18,16 +19,19 @@ from typing import Any
 import pandas as pd
 from _gains import gains
 from _marks import put
+from _own_terms import markdown, own_terms
 
 from calmrl_lab.experiments.loading import read_experiment
 from calmrl_lab.experiments.runner import run_experiment
+from calmrl_lab.experiments.spec import candidates
 from calmrl_lab.reporting import write_report
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 # Folder of runs -> the page that shows it.
-SHOWN = {"objectives-pairs": "results.md", "objectives-full": "results.md"}
+OWN_TERMS = "objectives-own"
+SHOWN = {"objectives-pairs": "results.md", "objectives-full": "results.md", OWN_TERMS: "results.md"}
 # The same, with the name of the row in the figure of that page.
 GAINS = {
     "beyond-openmoji": "openmoji,\na quarter complete",
@@ -48,13 +52,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", type=Path, metavar="DIR", help="folder of results.md and beyond.md")
     parser.add_argument("--store", type=Path, help="use this store in place of the one of the experiment")
+    parser.add_argument("--untuned", action="store_true", help="take the first candidate of every grid")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the file")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    changes = [*(_QUICK if options.quick else ()), *([f"store={options.store.resolve()}"] if options.store else [])]
+    changes = [
+        *(_QUICK if options.quick else ()),
+        *([f"store={options.store.resolve()}"] if options.store else []),
+        *options.set,
+    ]
     found, summaries = {}, {}
     for name in options.only or SHOWN:
-        found[name], summaries[name] = section(name, options.runs.resolve(), options.jobs, changes, options.quick)
+        found[name], summaries[name] = section(
+            name, options.runs.resolve(), options.jobs, changes, options.quick, options.untuned or options.quick
+        )
         if options.write:
             put(options.write / SHOWN[name], name, found[name])
     if options.write and set(GAINS) <= set(summaries):
@@ -63,16 +75,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.emit(found, options.json, lambda: console.out.print("\n\n".join(found.values()), markup=False, soft_wrap=True))
 
 
-def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: bool) -> tuple[str, pd.DataFrame]:
+def section(name: str, runs: Path, jobs: int, changes: Sequence[str], quick: bool, untuned: bool) -> tuple[str, pd.DataFrame]:
     """Markdown of one experiment and the rows of its first table; finished runs are not made again."""
     file, _, data = name.partition("-")
     # Experiment files name stores relative to the root.
     os.chdir(ROOT)
     experiment = read_experiment(ROOT / "experiments" / f"{file}.yaml", changes, data)
     if quick:
-        plain = [method.model_copy(update={"grid": {}}) for method in experiment.methods[:2]]
-        experiment = experiment.model_copy(update={"methods": tuple(plain)})
+        experiment = experiment.model_copy(update={"methods": experiment.methods[:2]})
+    if untuned:
+        firsts = [method.model_copy(update={"settings": candidates(method)[0], "grid": {}}) for method in experiment.methods]
+        experiment = experiment.model_copy(update={"methods": tuple(firsts)})
     record = run_experiment(experiment, runs / name, jobs)
+    if name == OWN_TERMS:
+        table = own_terms(record, runs / name)
+        return f"{markdown(table)}\n\n{settings(record, runs / name)}", table
     with tempfile.TemporaryDirectory(prefix="calmrl-results-") as folder:
         write_report(runs / name, Path(folder) / "report")
         tables = Path(folder) / "report" / "tables"

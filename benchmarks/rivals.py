@@ -38,6 +38,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.atomic_files import write_atomically
+from calmrl_lab.runtime.progress import progress
 from calmrl_lab.store import FeatureStore
 
 PATTERNS = ("25%", "50%", "75%", "blocks")
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop after the piece that ends later than this")
     parser.add_argument("--results", type=Path, default=Path("reports/rivals"), help="where finished pieces are kept")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the marks of this Markdown file")
+    parser.add_argument("--section", default="rivals", help="the name of these marks")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     names = options.imputers.split(",") if options.imputers else contenders()
@@ -81,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     tables = _rival_tables.tables(frame)
     if options.write:
-        _marks.put(options.write, "rivals", _rival_tables.markdown(tables))
-        _rival_tables.draw(frame, options.write.parent)
+        _marks.put(options.write, options.section, _rival_tables.markdown(tables))
+        if options.section == "rivals":
+            _rival_tables.draw(frame, options.write.parent)
     console.emit(tables, options.json, lambda: _rival_tables.show(tables))
 
 
@@ -110,7 +113,7 @@ def compare(
     results.mkdir(parents=True, exist_ok=True)
     pieces = list(itertools.product(stores, range(seeds), patterns, names))
     data: dict[str, Data] = {}
-    with console.progress("imputing", len(pieces)) as ticker:
+    with progress("imputing", len(pieces), "pieces") as ticker:
         for store, seed, pattern, name in pieces:
             label = Path(store.partition(":")[0]).stem
             path = results / f"{label}-{pattern.rstrip('%')}-{seed}-{name.replace(':', '_')}.parquet"

@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from calmrl_lab import commands, renamed
 from calmrl_lab._version import __version__
+from calmrl_lab.commands._command import Command, Group
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console, progress, threads
 from calmrl_lab.runtime.standard_streams import standard_streams, system_errors
@@ -20,7 +20,7 @@ from calmrl_lab.runtime.standard_streams import standard_streams, system_errors
 _ORDER = ("extract", "store", "train-heads", "evaluate", "experiment", "report", "compare", "impute", "index", "search")
 
 
-class _OrderedGroup(TyperGroup):
+class _OrderedGroup(Group):
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
@@ -30,7 +30,7 @@ app = typer.Typer(
     name="calmrl-lab",
     cls=_OrderedGroup,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Align many modalities over cached features when some of them are missing.",
@@ -58,6 +58,11 @@ def _assemble() -> None:
     names = (module.name for module in pkgutil.iter_modules(commands.__path__))
     for name in (name for name in names if not name.startswith("_")):
         importlib.import_module(f"{commands.__name__}.{name}").register(app)
+    for group in app.registered_groups:
+        group.cls = Group
+    apps = [app, *(group.typer_instance for group in app.registered_groups if group.typer_instance is not None)]
+    for command in [command for one in apps for command in one.registered_commands]:
+        command.cls = Command
 
 
 _assemble()

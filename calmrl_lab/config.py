@@ -44,7 +44,12 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides what `train-heads` does; with the store's digest it decides the result."""
+    """Everything that decides what `train-heads` does; with the store's digest it decides the result.
+
+    >>> from calmrl_lab.config import TrainConfig
+    >>> TrainConfig(store="stores/openmoji.zarr", objective="clip", epochs=5).epochs
+    5
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -99,6 +104,12 @@ class TrainConfig(BaseModel):
         description="how a query and a candidate are compared: by the cosine of their embeddings, by their likelihood ratio under the PPCA "
         "that the heads start from (init: ppca), by the sum of both, the cosine with a weight that validation chooses, by the cosine of canonical variates, by the "
         "likelihood ratio under a model of the space that features share, or by the sum of all of these that help (stacked)",
+    )
+    select_by: str = Field(
+        "auto",
+        description="what validation ranks by when it chooses the epoch and among the candidates of a grid: similarity (pairs of modalities, as "
+        "`similarity` says), cosine (pairs, by the cosine of their embeddings), a scorer of whole items (calmrl-lab list scorers), or auto: the scorer "
+        "of the objective's system if it has one, else similarity",
     )
     features: Literal["scaled", "centred", "standardised", "raw", "kernel"] = Field(
         "scaled",

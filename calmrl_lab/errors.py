@@ -9,6 +9,10 @@ class CalmrlError(Exception):
     """The request makes no sense as it stands (exit code 2).
 
     `message` says what is wrong and where, with what was got and what was expected; `hint` says what to do next.
+
+    >>> from calmrl_lab.errors import CalmrlError
+    >>> str(CalmrlError("there is no store 'x.zarr'"))
+    "there is no store 'x.zarr'"
     """
 
     exit_code = 2

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from feature_extractors.protocols import Encoder
 
 
 @dataclass(frozen=True)
 class Equipment:
-    """Small and picklable. `kinds` maps encoder names to classes, so that workers need no registry to find them.
+    """Encoders of a request with their device, options, weights and media; small and picklable.
+
+    `kinds` maps encoder names to classes, so that workers need no registry to find them.
 
     `choice`: modality -> encoder name. `options`: modality -> options of its encoder. `media`: the folder that files must lie in
     (None: anywhere); `followed`: folders that links in it may lead to.
@@ -48,23 +50,18 @@ class Equipment:
     def check_options(self) -> None:
         """CalmrlError for an option that an encoder does not have, or for a modality that there is not."""
         for modality, options in self.options.items():
-            if modality not in self.choice or not isinstance(options, Mapping):
-                raise CalmrlError(
-                    f"encoder options are of the form MODALITY.KEY=VALUE; there is no modality '{modality}'{nearest(modality, list(self.choice))}",
-                    hint=f"modalities: {', '.join(self.choice)}",
-                )
+            form = "encoder options are of the form MODALITY.KEY=VALUE"
+            if not isinstance(options, Mapping):
+                raise CalmrlError(f"{form}, got '{modality}'", hint=f"modalities: {', '.join(self.choice)}")
+            known(modality, list(self.choice), f"{form}; there is no modality")
             name = self.choice[modality]
-            known = [
+            taken = [
                 parameter.name
                 for parameter in inspect.signature(self.kinds[name]).parameters.values()
                 if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in ("device", "weights")
             ]
             for option in options:
-                if option not in known:
-                    raise CalmrlError(
-                        f"encoder '{name}' has no option '{option}'{nearest(option, known)}",
-                        hint=f"its options: {', '.join(known) or 'none'}",
-                    )
+                known(option, taken, f"encoder '{name}' has no option")
 
     def _alike(self, one: str, two: str) -> bool:
         return self.choice[one] == self.choice[two] and self.options.get(one, {}) == self.options.get(two, {})
@@ -83,10 +80,10 @@ class EncoderFacts:
 
 def facts(equipment: Equipment) -> dict[str, EncoderFacts]:
     """Modality -> facts on its encoder. Made on the CPU, and dropped again: the parent process holds no model."""
-    known = {}
+    found = {}
     for modality, encoder in equipment.on("cpu").encoders().items():
         dtype = getattr(encoder, "dtype", None)
-        known[modality] = EncoderFacts(
+        found[modality] = EncoderFacts(
             equipment.choice[modality], encoder.fingerprint, encoder.dimension, dtype, dict(encoder.heads())
         )
-    return known
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import known, nearest
+from calmrl_lab.registry import known
 from calmrl_lab.store import ModalitySpec, Reason, write_store
 from feature_extractors.encoder_setup import EncoderFacts
 from feature_extractors.encoders import encoders
@@ -29,12 +29,13 @@ def choose_encoders(dataset: str, presets: Mapping[str, Mapping[str, str]], pres
             raise CalmrlError(f"dataset '{dataset}' has no encoders of its own", hint=named)
         return dict(next(iter(presets.values())))
     if "=" not in preset:
-        if preset in presets:
-            return dict(presets[preset])
-        raise CalmrlError(
-            f"dataset '{dataset}' has no encoder preset '{preset}'{nearest(preset, list(presets))}",
-            hint=f"presets: {', '.join(presets) or 'none'}; {named}",
+        known(
+            preset,
+            list(presets),
+            f"dataset '{dataset}' has no encoder preset",
+            f"presets: {', '.join(presets) or 'none'}; {named}",
         )
+        return dict(presets[preset])
     chosen: dict[str, str] = {}
     for pair in preset.split(","):
         modality, equals, name = (word.strip() for word in pair.partition("="))
@@ -63,10 +64,13 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
     for name in chosen:
         known(name, list(manifest.modalities), f"dataset '{manifest.dataset}' has no modality")
     if not manifest.items:
-        raise CalmrlError(f"dataset '{manifest.dataset}' has no items")
+        raise CalmrlError(f"dataset '{manifest.dataset}' has no items", hint="look at its annotation files and at --media")
     twice = [name for name, count in Counter(item.id for item in manifest.items).items() if count > 1]
     if twice:
-        raise CalmrlError(f"dataset '{manifest.dataset}': the id {twice[0]!r} stands for several items")
+        raise CalmrlError(
+            f"dataset '{manifest.dataset}': the id {twice[0]!r} stands for several items",
+            hint="give every item an id of its own",
+        )
     bare = [item.id for item in manifest.items if not any(media_of([item], m) for m in manifest.modalities)]
     if bare:
         raise CalmrlError(
@@ -83,7 +87,8 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
         }
         if len(lengths) > 1:
             raise CalmrlError(
-                f"dataset '{manifest.dataset}': the vectors of '{modality}' have {len(lengths)} lengths: {', '.join(map(str, sorted(lengths)))}"
+                f"dataset '{manifest.dataset}': the vectors of '{modality}' have {len(lengths)} lengths: {', '.join(map(str, sorted(lengths)))}",
+                hint="give all vectors of a modality one length",
             )
     if not any(media_of(manifest.items, m) for m in kept):
         raise CalmrlError(f"dataset '{manifest.dataset}': no item has {' or '.join(kept)}", hint="choose other modalities")

@@ -27,13 +27,34 @@ def lower_printed(terms: ShiftTerms) -> Float[Tensor, " n"]:
     PROVEN for unit columns (it follows from `lower_ratio`, since s_1 of the observed is at least 1), and mostly vacuous: 0 is
     returned where the radicand is negative. False for columns shorter than 1, such as shrunken imputations. With eigenvalues in
     place of singular values it is FALSE for the shift (and true for the distance of the projectors).
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import lower_printed
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = lower_printed(shift_terms(z, complete, observed))
+    >>> bool((bound <= anchor_shift(z, complete, observed) + 1e-9).all())
+    True
     """
     ratio = (terms.observed_singular_values[:, 0] + terms.hidden_captured) / terms.singular_values[:, 0]
     return _guard(terms, (2 * (1 - ratio)).clamp(min=0).sqrt())
 
 
 def lower_ratio(terms: ShiftTerms) -> Float[Tensor, " n"]:
-    """sqrt(2 (1 - sqrt R)). PROVEN: v'Mv >= lam_1 cos^2 theta as M is positive semi-definite, so cos^2 theta <= R."""
+    """sqrt(2 (1 - sqrt R)). PROVEN: v'Mv >= lam_1 cos^2 theta as M is positive semi-definite, so cos^2 theta <= R.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import lower_ratio
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = lower_ratio(shift_terms(z, complete, observed))
+    >>> bool((bound <= anchor_shift(z, complete, observed) + 1e-9).all())
+    True
+    """
     return _guard(terms, (2 * (1 - terms.share.sqrt())).clamp(min=0).sqrt())
 
 
@@ -42,6 +63,16 @@ def lower_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
     sin^2.
 
     Never looser than `lower_ratio`; an equality for two modalities.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import lower_sandwich
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = lower_sandwich(shift_terms(z, complete, observed))
+    >>> bool((bound <= anchor_shift(z, complete, observed) + 1e-9).all())
+    True
     """
     largest = terms.singular_values[:, 0].square()
     # Divided by a small gap, rounding of the numerator would be a bound above zero.
@@ -51,7 +82,18 @@ def lower_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
 
 def upper_sandwich(terms: ShiftTerms) -> Float[Tensor, " n"]:
     """From sin^2 theta <= (lam_1 - rho) / (lam_1 - lam_2). PROVEN: v'Mv <= lam_1 cos^2 + lam_2 sin^2. sqrt 2 where lam_1 =
-    lam_2."""
+    lam_2.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import upper_sandwich
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = upper_sandwich(shift_terms(z, complete, observed))
+    >>> bool((bound >= anchor_shift(z, complete, observed) - 1e-9).all())
+    True
+    """
     largest = terms.singular_values[:, 0].square()
     return _guard(terms, _shift_of((largest - terms.captured) / terms.eigengap, when_undefined=1.0))
 
@@ -61,6 +103,16 @@ def upper_gap(terms: ShiftTerms) -> Float[Tensor, " n"]:
     the complement of v.
 
     Never looser than `upper_printed`.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import upper_gap
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = upper_gap(shift_terms(z, complete, observed))
+    >>> bool((bound >= anchor_shift(z, complete, observed) - 1e-9).all())
+    True
     """
     gap = terms.singular_values[:, 0].square() - terms.observed_singular_values[:, 1].square()
     sine = terms.hidden_norm.square() / gap
@@ -69,7 +121,18 @@ def upper_gap(terms: ShiftTerms) -> Float[Tensor, " n"]:
 
 def upper_printed(terms: ShiftTerms) -> Float[Tensor, " n"]:
     """sqrt 2 ||Z_-|| / (s_1 - s_2): Theorem 1 as printed. PROVEN, and vacuous (above sqrt 2, infinite at s_1 = s_2) for most
-    items."""
+    items.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import upper_printed
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = upper_printed(shift_terms(z, complete, observed))
+    >>> bool((bound >= anchor_shift(z, complete, observed) - 1e-9).all())
+    True
+    """
     gap = terms.singular_values[:, 0] - terms.singular_values[:, 1]
     # Hiding nothing shifts nothing, whatever the gap.
     bound = torch.where(terms.hidden_norm > 0, _LARGEST * terms.hidden_norm / gap.clamp(min=0), 0.0)
@@ -81,6 +144,16 @@ def upper_rotation(terms: ShiftTerms) -> Float[Tensor, " n"]:
     PROVEN.
 
     Compress M to the span of u and v and solve for the rotation. sqrt 2 where the condition fails.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import upper_rotation
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bound = upper_rotation(shift_terms(z, complete, observed))
+    >>> bool((bound >= anchor_shift(z, complete, observed) - 1e-9).all())
+    True
     """
     return _guard(terms, _rotation_bound(terms.hidden_norm.square(), _observed_gap(terms.observed_singular_values)))
 
@@ -94,6 +167,15 @@ def upper_observed_only(
     `hidden_count` is how many modalities are hidden. sqrt 2 where the observed gap is no larger than that, which is most items;
     NaN where nothing is observed. Raises CalmrlError unless the observed embeddings have unit norm (to 1e-3), which the bound
     rests on.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.bounds import upper_observed_only
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> bool((upper_observed_only(z, observed, hidden_count=2) >= anchor_shift(z, complete, observed) - 1e-9).all())
+    True
     """
     z = embeddings.double()
     norms = torch.linalg.vector_norm(z, dim=2)[observed]

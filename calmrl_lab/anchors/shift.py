@@ -24,7 +24,14 @@ def aligned_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[
 def anchor_shift(
     embeddings: Float[Tensor, "n k d"], complete: Bool[Tensor, "n k"], observed: Bool[Tensor, "n k"]
 ) -> Float[Tensor, " n"]:
-    """Shift of the anchor of the modalities `complete` when only `observed` of them are seen; float64, in [0, sqrt 2]."""
+    """Shift of the anchor of the modalities `complete` when only `observed` of them are seen; float64, in [0, sqrt 2].
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift
+    >>> z = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5]]])  # one item, two embeddings with 60 degrees between them
+    >>> anchor_shift(z, torch.tensor([[True, True]]), torch.tensor([[True, False]])).round(decimals=4)
+    tensor([0.5176], dtype=torch.float64)
+    """
     terms = shift_terms(embeddings, complete, observed)
     return aligned_distance(terms.anchor, terms.observed_anchor)
 
@@ -36,7 +43,17 @@ def calibrated_shift(
     imputed: Float[Tensor, "n k d"],
 ) -> Float[Tensor, " n"]:
     """Shift that is left when the hidden modalities (`complete` and not `observed`) are filled from `imputed`; float64, in [0,
-    sqrt 2]."""
+    sqrt 2].
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> from calmrl_lab.anchors.shift import calibrated_shift
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> calibrated_shift(z, complete, observed, imputed=z).abs().max() < 1e-6  # imputed without error: no shift is left
+    tensor(True)
+    """
     _check(embeddings, complete, observed)
     if imputed.shape != embeddings.shape:
         raise CalmrlError(f"imputed embeddings have shape {list(imputed.shape)}, expected {list(embeddings.shape)}")
@@ -74,6 +91,14 @@ def shift_terms(embeddings: Float[Tensor, "n k d"], complete: Bool[Tensor, "n k"
     them.
 
     Raises CalmrlError for shapes that disagree or a modality that is observed but not in `complete`.
+
+    >>> import torch
+    >>> from calmrl_lab.anchors.shift import anchor_shift, shift_terms
+    >>> z = torch.nn.functional.normalize(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> complete = torch.ones(5, 4, dtype=torch.bool)
+    >>> observed = torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> shift_terms(z, complete, observed).singular_values.shape
+    torch.Size([5, 4])
     """
     _check(embeddings, complete, observed)
     z = embeddings.double()

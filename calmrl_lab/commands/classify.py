@@ -33,7 +33,7 @@ def classify(
         False, "--encode-classes", help="Zero-shot by the names of the classes, encoded as --text is."
     ),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights, for --encode-classes."),
-    split: str = typer.Option("test", help="Items to classify; the training split teaches."),
+    split: str = typer.Option("test", help="Items to classify; classifiers learn from the training split."),
     per_class: bool = typer.Option(False, "--per-class", help="A row per class, and what it is taken for instead."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
     as_json: bool = typer.Option(False, "--json", help="Print the table as JSON."),

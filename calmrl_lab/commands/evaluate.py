@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
 from calmrl_lab.runtime import console
+
+if TYPE_CHECKING:
+    from calmrl_lab.evaluation.evaluate import Evaluation
 
 
 def register(app: typer.Typer) -> None:
@@ -64,13 +67,13 @@ def evaluate(
     scored = score(run, pairs or None, store=store, split=split, device=device, similarity=similarity)  # type: ignore[arg-type]
     table, warning = scored.table(), chance_warning(scored.scores)
     if rerank is None:
-        console.emit(table.to_dict("records"), as_json, lambda: _print(table, scored.coverage))
+        console.emit(table.to_dict("records"), as_json, lambda: _print(scored))
     else:
-        from calmrl_lab.evaluation.rerank import rerank_run, rerank_table
+        from calmrl_lab.evaluation.reranking.rerank import rerank_run, rerank_table
 
         again = rerank_table(rerank_run(run, match, rerank, split, first_stage, device))
         payload = {"directions": table.to_dict("records"), "rerank": again.to_dict("records")}
-        console.emit(payload, as_json, lambda: _print(table, scored.coverage, again))
+        console.emit(payload, as_json, lambda: _print(scored, again))
     for sentence in (warning, below_features(scored.coverage["features"])):
         if sentence:
             console.note(sentence)
@@ -95,11 +98,7 @@ def _matching(run: Path, rerank: str, store: Path | None, weights: Path | None, 
 
 
 def _print_rerank(table: Any) -> None:
-    from rich.table import Table
-
-    shown = Table(
-        box=None, pad_edge=False, title="captions against whole items, before and after matching", title_justify="left"
-    )
+    shown = console.table(title="captions against whole items, before and after matching")
     for heading in ("query", "gallery", "scorer", "R@1 % (95 %)", "R@5 %", "R@10 %", "queries"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery", "scorer") else "right")
     for row in table.itertuples(index=False):
@@ -113,32 +112,43 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return f"{value:.1f} ({low:.1f}, {high:.1f})"
 
 
-def _print(table: Any, coverage: dict[str, Any], again: Any | None = None) -> None:
-    from rich.table import Table
+def _recalls(row: dict[str, Any], features: str) -> tuple[str, ...]:
+    first = _with_interval(row["recall_at_1"], row["low_1"], row["high_1"])
+    return first, f"{row['chance_recall_at_1']:.2f}", features, f"{row['recall_at_5']:.1f}", f"{row['recall_at_10']:.1f}"
 
+
+def _print(scored: Evaluation, again: Any | None = None) -> None:
     from calmrl_lab.config import SIMILARITY_WORDS
+    from calmrl_lab.evaluation.score_rows import mean_recalls
 
-    shown = Table(box=None, pad_edge=False)
-    ranks = ("median", "mean", "MRR", "nDCG")
-    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "features", "R@5 %", "R@10 %", *ranks, "queries", "left out"):
+    table, coverage = scored.table(), scored.coverage
+    shown = console.table()
+    for heading in ("query", "gallery", "R@1 % (95 %)", "chance", "features", "R@5 %", "R@10 %", "median"):
         shown.add_column(heading, justify="left" if heading in ("query", "gallery") else "right")
     features = {(row["query"], row["gallery"]): f"{row['feature_recall_at_1']:.1f}" for row in coverage["features"]}
-    for row in table.itertuples(index=False):
-        shown.add_row(
-            row.query, row.gallery, _with_interval(row.recall_at_1, row.low_1, row.high_1), f"{row.chance_recall_at_1:.2f}",
-            features.get((row.query, row.gallery), "-"),
-            f"{row.recall_at_5:.1f}", f"{row.recall_at_10:.1f}", f"{row.median_rank:g}", f"{row.mean_rank:.1f}", f"{row.mrr:.3f}", f"{row.ndcg:.3f}",
-            str(row.queries), str(row.without_positive),
-        )  # fmt: skip
+    for row in table.to_dict("records"):
+        names = row["query"], row["gallery"]
+        shown.add_row(*names, *_recalls(row, features.get(names, "-")), f"{row['median_rank']:g}")
+    if len(table) > 1:
+        shown.add_row("mean", "", *_recalls(mean_recalls(scored.scores), ""), "")
     console.show(shown)
     console.out.print(
         f"pairs compared by {SIMILARITY_WORDS[coverage['similarity']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
-        "from the gallery; ties count as expected under a random order; median and mean are ranks, chance is R@1 of a random order, "
+        "from the gallery; ties count as expected under a random order; median is that of the ranks, chance is R@1 of a random order, "
         "features that of the cosine of the features as they come (- where their dimensions differ)",
         soft_wrap=True,
     )
+    counts = sorted({int(count) for count in table["queries"]})
+    console.out.print(
+        f"{counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} queries per direction; --json has their numbers, mean ranks, MRR and nDCG "
+        "too; the mean is over directions",
+        soft_wrap=True,
+    )
     if table["without_positive"].any():
-        console.out.print("left out: queries whose item lacks the modality of the gallery, so that no answer is right")
+        console.out.print(
+            f"left out: {int(table['without_positive'].sum())} queries whose item lacks the modality of the gallery, so that no answer is right",
+            soft_wrap=True,
+        )
     for pair in coverage["unserved"]:
         console.out.print(f"{pair['query']}->{pair['gallery']} cannot be asked: no item has both modalities")
     for pair in coverage["incomparable"]:

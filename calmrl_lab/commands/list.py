@@ -16,6 +16,7 @@ _HOME = {
     "objectives": ("calmrl_lab.objectives", "objectives"),
     "imputers": ("calmrl_lab.imputers", "imputers"),
     "scorers": ("calmrl_lab.scorers", "scorers"),
+    "experiments": ("calmrl_lab.experiments.published", "describe"),
     "encoders": ("feature_extractors.encoders", "encoders"),
     "datasets": ("feature_extractors.datasets", "datasets"),
 }
@@ -30,7 +31,7 @@ def list_plugins(
     kind: Kind | None = typer.Argument(None, help="What to list. (default: everything)"),
     as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
 ) -> None:
-    """List methods, objectives, imputers, scorers, encoders or datasets, those of other packages included.
+    """List methods, objectives, imputers, scorers, experiments, encoders or datasets, those of other packages included.
 
     Example: calmrl-lab list methods
     """

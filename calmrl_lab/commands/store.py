@@ -87,7 +87,7 @@ def import_(
         None, help="Items: columns id, split, group; all others are labels (.csv, .tsv, .json, .jsonl, .parquet)."
     ),
     encoder: list[str] = typer.Option(
-        [], metavar="NAME=TEXT", help="What made the features; needed to merge such stores later."
+        [], metavar="NAME=TEXT", help="Name of the encoder that made the features; needed to merge such stores later."
     ),
     dataset: str = typer.Option("imported", help="Name of the dataset."),
     licence: str = typer.Option("", help="Licence of the features."),

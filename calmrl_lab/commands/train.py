@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from calmrl_lab.runtime import console
+
+if TYPE_CHECKING:
+    from calmrl_lab.runs.run import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -15,15 +18,16 @@ def register(app: typer.Typer) -> None:
 
 
 def train_heads(
-    store: Path | None = typer.Option(None, help="Feature store to train on."),
+    store: Path | None = typer.Option(None, help="Feature store to train on. (default: the only one in stores/)"),
     method: str | None = typer.Option(
         None, help="Named set of settings (calmrl-lab list methods). (default: recommended; calmrl where --impute is named)"
     ),
     objective: str | None = typer.Option(
-        None, help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: the method's)"
+        None,
+        help="Alignment objective (calmrl-lab list objectives), or none: heads as they start. (default: the method's; recommended: clip)",
     ),
     impute: str | None = typer.Option(
-        None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: the method's)"
+        None, help="Imputer of missing modalities (calmrl-lab list imputers). (default: the method's; recommended: none)"
     ),
     scenario: str | None = typer.Option(
         None, help="What training may see: full, complete-only, pairs:0.25, drop:audio,subtitle; chain with +. (default: full)"
@@ -33,16 +37,18 @@ def train_heads(
         [], metavar="STORE[:WEIGHT]", help="Further store to train on at the same time; may be repeated."
     ),
     init: str | None = typer.Option(
-        None, help="Start of the heads: random, stored (the store's own), or ppca (closed form). (default: auto)"
+        None,
+        help="Start of the heads: random, stored (the store's own), or ppca (closed form). (default: the method's; recommended: ppca)",
     ),
     similarity: str | None = typer.Option(
         None,
-        help="How pairs are compared: cosine; likelihood-ratio under the PPCA of --init ppca, with --objective none; sum of both. (default: cosine)",
+        help="How pairs are compared: cosine; likelihood-ratio under the PPCA of --init ppca, with --objective none; sum of both. (default: the method's; recommended: stacked)",
     ),
-    head: str | None = typer.Option(None, help="linear or mlp. (default: linear)"),
+    head: str | None = typer.Option(None, help="linear or mlp. (default: the method's; recommended: linear)"),
     modalities: str | None = typer.Option(None, help="Modalities to align, by comma. (default: all of the store)"),
     seed: int | None = typer.Option(None, help="Seed of masks, initialisation and order. (default: 0)"),
-    epochs: int | None = typer.Option(None, help="Passes over the training items. (default: 40)"),
+    seeds: str | None = typer.Option(None, metavar="FIRST-LAST", help="Several seeds, as 0-4 or 0,2,5: one run each."),
+    epochs: int | None = typer.Option(None, help="Passes over the training items. (default: the method's; recommended: 30)"),
     risk_control: bool = typer.Option(
         False, "--risk-control", help="Calibrate only items whose predicted gain is worth the risk of harm."
     ),
@@ -61,17 +67,24 @@ def train_heads(
     method recommended, and with --impute ppca alone the paper's method with our settings, calmrl. What is trained and what was changed in it is always printed.
 
     Example: calmrl-lab train-heads --store stores/openmoji.zarr --impute ppca --scenario pairs:0.25
+
+    Example: calmrl-lab train-heads stores/openmoji.zarr --scenario pairs:0.25 --seeds 0-4
     """
+    from calmrl_lab.errors import CalmrlError
     from calmrl_lab.methods.resolve import default_run_path, in_words, request
     from calmrl_lab.runs.run import Run
     from calmrl_lab.runtime.distributed import leads
-    from calmrl_lab.training.train import train
+    from calmrl_lab.training.train import train, train_seeds
 
     console.err.quiet = not leads()
+    if seeds is not None and (seed is not None or resume is not None):
+        raise CalmrlError(
+            "--seeds makes a run for every seed, and cannot stand beside --seed or --resume", hint="leave one of them out"
+        )
     if resume is not None:
         config_of_run = Run.open(resume).config
         console.note(in_words(config_of_run))
-        finished = train(config_of_run, resume, resume=True)
+        finished = [train(config_of_run, resume, resume=True)]
     else:
         flags: dict[str, Any] = {
             "store": store and str(store), "method": method, "objective": objective, "impute": impute, "scenario": scenario, "head": head, "init": init,
@@ -81,9 +94,26 @@ def train_heads(
         }  # fmt: skip
         asked = request(config, flags, assign)
         console.note(in_words(asked))
-        finished = train(asked, run or default_run_path(asked), overwrite=overwrite)
+        if seeds is not None:
+            finished = train_seeds(asked, _numbers(seeds), run, overwrite)
+        else:
+            finished = [train(asked, run or default_run_path(asked), overwrite=overwrite)]
     if leads():
-        console.emit(finished.summary, as_json, lambda: _print(finished))
+        summaries = [one.summary for one in finished]
+        console.emit(summaries[0] if seeds is None else summaries, as_json, lambda: _print_all(finished))
+
+
+def _numbers(text: str) -> list[int]:
+    """`0-4` or `0,2,5` or both -> the numbers, in order."""
+    from calmrl_lab.errors import CalmrlError
+
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise CalmrlError(f"--seeds '{text}' is no list of seeds", hint="for example 0-4, or 0,2,5")
+        found += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(found))
 
 
 def _weights(mix: list[str]) -> dict[str, float]:
@@ -98,7 +128,12 @@ def _weights(mix: list[str]) -> dict[str, float]:
     return found
 
 
-def _print(run: Any) -> None:
+def _print_all(runs: list[Run]) -> None:
+    for run in runs:
+        _print(run)
+
+
+def _print(run: Run) -> None:
     summary = run.summary
     counts = summary["counts"]
     console.out.print(
@@ -107,7 +142,8 @@ def _print(run: Any) -> None:
     console.out.print(
         f"  {summary['epochs']} epochs in {summary['seconds']} s, best after {summary['best_epoch']} on validation"
     )
-    console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}")
+    by = summary.get("selected_by", "cosine")
+    console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}, ranked by {by}")
     if gate := summary.get("gate"):
         console.out.print(
             f"  gate: {gate['left_uncalibrated']} of {gate['items_with_gaps']} items with gaps left uncalibrated, "

@@ -120,7 +120,7 @@ def _summed(imputer: Imputer, rows: ItemRows, items: np.ndarray, fold: Int[np.nd
 
 
 def predicts(imputer: Imputer) -> bool:
-    """Whether `imputer` says how wrong it expects to be."""
+    """Whether `imputer` predicts its squared errors."""
     return hasattr(imputer, "predicted_error")
 
 

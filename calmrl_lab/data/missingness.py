@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from calmrl_lab.data.patterns import Patterns
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known, nearest
 
 Mask = Bool[np.ndarray, "n k"]
 _HELP = "known scenarios: full, complete-only, share:SHARE, rest:SHARE, pairs:SHARE, drop:NAME,NAME, drop:NAME@SHARE, random:RATE, pattern:A+B/A+C; chain with +"
@@ -94,11 +94,7 @@ def _share(spec: str, text: str) -> float:
 
 def _named(spec: str, names: Sequence[str], modalities: tuple[str, ...]) -> Bool[np.ndarray, " k"]:
     for name in names:
-        if name not in modalities:
-            raise CalmrlError(
-                f"scenario '{spec}': unknown modality '{name}'{nearest(name, list(modalities))}",
-                hint=f"known: {', '.join(modalities)}",
-            )
+        known(name, modalities, f"scenario '{spec}': unknown modality")
     return np.array([m in names for m in modalities])
 
 

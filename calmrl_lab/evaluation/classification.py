@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,15 +103,21 @@ def classify_run(
     split: str = "test",
     device: str = "auto",
     encode: Callable[[FeatureStore, str, list[str]], Float[np.ndarray, "c d_m"]] | None = None,
+    store: FeatureStore | str | Path | None = None,
 ) -> pd.DataFrame:
     """`classify` of a finished run, trained on the labels of its training split, written into it as classification.parquet.
+
+    `store` is another one than that of the run to classify the items of. One that has test items only can be classified zero-shot: the texts of
+    its classes are then those that its items have in modality `text`.
 
     `label` may be left out if the store has one label of at most 1,000 classes. `text` defaults to `caption` where that is a modality.
     `encode` makes features of modality `text` from the names of the classes, which are then the class texts of zero-shot; it is called with
     the store, the modality and the names.
     """
-    run, model, items = open_run(run, device=device)
-    test, train = (replace(model.embed(items.of(name)), labels=items.labels(name)) for name in (split, "train"))
+    run, model, items = open_run(run, store, device)
+    # Zero-shot classification looks at no training item but for the text of its class.
+    texts = split if list(kinds or ()) == ["zero-shot"] and not (items.splits == "train").any() else "train"
+    test, train = (replace(model.embed(items.of(name)), labels=items.labels(name)) for name in (split, texts))
     label = label or _only_label(items)
     text = text or ("caption" if "caption" in test.modalities else None)
     _check(train, test, label, kinds or KINDS, text)

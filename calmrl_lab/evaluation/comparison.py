@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.score_rows import COUNTS, hits
+from calmrl_lab.evaluation.score_rows import COUNTS, direction_shares, hits
 from calmrl_lab.evaluation.significance import compare, holm
 from calmrl_lab.runs.run import Run
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _QUERY = ("query", "gallery", "gallery_scenario", "item", "nth")
-ALL = "all"
+# The last row of a comparison.
+MEAN = "mean"
 
 
 def runs_at(path: Path | str) -> list[Run]:
@@ -55,17 +56,20 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run], generator: np.rand
         recalls[side] = 100 * hits(counts, k)
     rows = []
     parts = [(key, part.index) for key, part in joined.groupby(["query", "gallery"], sort=False)]
-    for (query, gallery), index in [*parts, *([((ALL, ALL), joined.index)] if len(parts) > 1 else [])]:
-        a, b = recalls["first"][index], recalls["second"][index]
-        found = compare(a, b, generator, joined.loc[index, "group"].to_numpy(), joined.loc[index, "seed"].to_numpy())
+    for (query, gallery), index in [*parts, *([((MEAN, MEAN), joined.index)] if len(parts) > 1 else [])]:
+        part = joined.loc[index]
+        shares = {side: direction_shares(part, recalls[side][index]) for side in recalls}
+        (a, groups, seeds), (b, _, _) = shares["first"], shares["second"]
+        found = compare(a, b, generator, groups, seeds)
+        pooled = float((recalls["first"][index] - recalls["second"][index]).mean())
         rows.append(
             {
                 "query": query, "gallery": gallery, "first": float(a.mean()), "second": float(b.mean()), "difference": found.value,
-                "low": found.low, "high": found.high, "p": found.p, "queries": len(index) // found.seeds, "groups": found.units,
+                "pooled": pooled, "low": found.low, "high": found.high, "p": found.p, "queries": len(index) // found.seeds, "groups": found.units,
                 "seeds": found.seeds, "unpaired": unpaired, **similarities,
             }
         )  # fmt: skip
-    directions = {place: row["p"] for place, row in enumerate(rows) if row["query"] != ALL}
+    directions = {place: row["p"] for place, row in enumerate(rows) if row["query"] != MEAN}
     corrected = {place: row["p"] for place, row in enumerate(rows)} | holm(directions)
     table = pd.DataFrame(rows)
     table["corrected"] = [corrected[place] for place in range(len(rows))]

@@ -247,7 +247,7 @@ def _slice_name(name: Any, values: pd.Series) -> str:
 
 
 def chance_level(scores: pd.DataFrame) -> pd.DataFrame:
-    """Whether each direction is any better than a random order: query, gallery, scorer, recall_at_1, chance, z, p, at_chance.
+    """Whether each direction is better than a random order: query, gallery, scorer, recall_at_1, chance, z, p, at_chance.
 
     `chance` is Recall@1 of a random order, in percent. The test compares all ranks, which sees more than Recall@1: under a random order the
     best of P positives among G candidates has mean rank (G + 1) / (P + 1) and variance P (G + 1)(G - P) / ((P + 1)^2 (P + 2)). One-sided;
@@ -276,7 +276,7 @@ def chance_level(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def chance_warning(scores: pd.DataFrame) -> str | None:
-    """A loud sentence if directions are at chance level, and another if they are worse, else None."""
+    """A warning if directions are at chance level, and another if they are worse, else None."""
     from scipy.stats import norm
 
     levels = chance_level(scores)

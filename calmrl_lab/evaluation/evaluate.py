@@ -92,6 +92,15 @@ def evaluate(
     trained for.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
     a direction that was asked for and that no item can serve, or no direction at all.
+
+    >>> import numpy as np
+    >>> from calmrl_lab import FeatureStore, evaluate, train_heads
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 60, 8))
+    >>> store = FeatureStore.from_arrays({"vision": vision, "text": text})
+    >>> run = train_heads(store, "clip", epochs=1, dim=4, device="cpu", run="runs/first")
+    >>> found = evaluate(run, split="test")
+    >>> list(found.table()["query"])
+    ['vision', 'text']
     """
     run, model, items = open_run(run, store, device)
     config, model = run.config, model.compared_by(similarity)

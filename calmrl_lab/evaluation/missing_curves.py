@@ -18,6 +18,7 @@ from calmrl_lab.evaluation.score_rows import hits, recall_table, score_rows
 from calmrl_lab.evaluation.significance import compare
 from calmrl_lab.model.embeddings import Embeddings
 from calmrl_lab.model.similarity import Similarity
+from calmrl_lab.objectives import objectives
 from calmrl_lab.registry import known
 from calmrl_lab.runs.run import writes_into_run
 from calmrl_lab.runtime import console
@@ -30,6 +31,7 @@ from calmrl_lab.scorers.base import make_scorer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from calmrl_lab.model.alignment_model import AlignmentModel
     from calmrl_lab.runs.run import Run
 
 RATES = (0.25, 0.5, 0.75, 0.9)
@@ -117,13 +119,13 @@ def run_curves(
 ) -> pd.DataFrame:
     """`missing_curves` of a finished run, written into it as curves.parquet.
 
-    `scorers` default to centroid and anchor for runs that compare pairs by cosine, and to the run's own similarity (likelihood-ratio or sum)
-    for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
+    `scorers` default to centroid and anchor for runs that compare pairs by cosine, with the scorer of the objective's own system where there is one
+    (`Objective.scorer`), and to the run's own similarity (likelihood-ratio or sum) for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
     neither has no calibrated rows.
     """
     run, model, items = open_run(run, device=device)
     own = model.similarity.name
-    scorers = scorers or (SCORERS if own == "cosine" else (own,))
+    scorers = scorers or ((*SCORERS, *_of_system(run, model)) if own == "cosine" else (own,))
     table = items.of(split)
     others = {name: model.compared_by(name) for name in dict.fromkeys(map(family, scorers)) if name != "cosine"}
     compared = {name: (other.similarity, other.represent(table)) for name, other in others.items()}
@@ -134,6 +136,14 @@ def run_curves(
     frame = missing_curves(model.embed(table), imputer, scorers, scenarios, queries, run.config.seed, objective, compared)
     run.write_frame(run.CURVES, frame)
     return frame
+
+
+def _of_system(run: Run, model: AlignmentModel) -> tuple[str, ...]:
+    """The scorer by which the system of the run's objective compares, where it has one that can see these modalities."""
+    name = run.config.objective
+    scorer = getattr(objectives.get(name), "scorer", None) if name in objectives.names() else None
+    # An area needs exactly two modalities beside that of the query.
+    return () if scorer is None or scorer in SCORERS or (scorer == "area" and len(model.modalities) != 3) else (scorer,)
 
 
 def _scenario_parts(

@@ -19,7 +19,7 @@ BlockScore = Callable[[Float[Tensor, "q d"], Float[Tensor, "g d"]], Float[Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """How every query did, [Q] int64 each.
+    """Ranks of every query, [Q] int64 each.
 
     `greater`: candidates scored strictly above the query's best positive; `equal`: other candidates with exactly its score that are no
     positives; `best_positives`: positives with that score; `positives`: positives in the gallery; `candidates`: gallery size. A query
@@ -47,6 +47,13 @@ def rank_both(
     positives). The score is the inner product, the cosine of unit-norm embeddings, ranked as if computed in float64 whatever
     the dtype; or `score` of (some left rows, some right rows), read as it comes. Memory is a few tiles (default: 1,024 square,
     8,192 on a GPU). Raises CalmrlError for NaN scores or sizes that do not fit.
+
+    >>> import torch
+    >>> from calmrl_lab.evaluation.retrieval import rank_both
+    >>> text, vision = torch.eye(3), torch.eye(3)[[0, 2, 1]]  # the second and third item are swapped
+    >>> forward, backward = rank_both(text, vision, torch.arange(3), torch.arange(3))
+    >>> forward.greater.tolist()
+    [0, 1, 1]
     """
     _check_owners(len(left), len(right), left_owner, right_owner)
     positives = SameOwner(left_owner, right_owner)

@@ -23,7 +23,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class MatrixEvaluation:
-    """How every query of a matrix of scores did: `ranks`, and the `group` [Q] within which queries are resampled together."""
+    """Ranks of every query of a matrix of scores: `ranks`, and the `group` [Q] within which queries are resampled together."""
 
     ranks: Ranks
     group: Shaped[np.ndarray, " q"]

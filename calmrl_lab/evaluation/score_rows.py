@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calmrl_lab.evaluation.retrieval import Ranks, discounted_gain, expected_rank, recall, reciprocal_rank
-from calmrl_lab.evaluation.significance import interval
+from calmrl_lab.evaluation.significance import Sums, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,3 +91,41 @@ def recall_table(
         row |= {"chance_recall_at_1": 100 * float(chance(part, 1).mean()), "queries": len(part)}
         table.append(row)
     return pd.DataFrame(table)
+
+
+def direction_shares(
+    rows: pd.DataFrame, values: Float[np.ndarray, " q"]
+) -> tuple[Float[np.ndarray, " m"], Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """What every group of queries adds to the mean of `values` over directions, with the group and the seed that it belongs to.
+
+    Every direction counts alike, however many queries it has, and so does every seed (`rows` may have a column `seed`). The mean over groups is
+    the mean over directions (`significance.Sums.shares`). This is the mean that reports, `compare` and `evaluate` give.
+    """
+    import pandas as pd
+
+    group, groups = pd.factorize(rows["group"])
+    direction = rows.groupby(list(DIRECTION), sort=False, observed=True).ngroup().to_numpy()
+    seed = pd.factorize(rows["seed"])[0] if "seed" in rows.columns else np.zeros(len(rows), dtype=np.int64)
+    shape = (int(seed.max()) + 1, len(groups), int(direction.max()) + 1)
+    totals, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(totals, (seed, group, direction), values)
+    np.add.at(counts, (seed, group, direction), 1.0)
+    shares = Sums(tuple(range(shape[0])), tuple(map(str, groups)), totals, counts).shares(range(shape[2]))
+    return shares.ravel(), np.tile(np.arange(shape[1]), shape[0]), np.repeat(np.arange(shape[0]), shape[1])
+
+
+def mean_recalls(rows: pd.DataFrame, generator: np.random.Generator | None = None) -> dict[str, float]:
+    """The mean over directions of Recall@1/5/10 in percent with 95 % intervals (recall_at_1, low_1, high_1, ...), and chance_recall_at_1."""
+    generator = generator or np.random.default_rng(0)
+    found: dict[str, float] = {}
+    for k in DEPTHS:
+        one = interval(*_for_interval(rows, 100 * hits(rows, k), generator), top=100)
+        found |= {f"recall_at_{k}": one.value, f"low_{k}": one.low, f"high_{k}": one.high}
+    return found | {"chance_recall_at_1": 100 * float(direction_shares(rows, chance(rows, 1))[0].mean())}
+
+
+def _for_interval(
+    rows: pd.DataFrame, values: Float[np.ndarray, " q"], generator: np.random.Generator
+) -> tuple[np.ndarray, np.random.Generator, np.ndarray, np.ndarray]:
+    shares, group, seed = direction_shares(rows, values)
+    return shares, generator, group, seed

@@ -10,10 +10,10 @@ import numpy as np
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.missingness import apply_scenario
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import known, nearest
+from calmrl_lab.registry import known
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.ensemble import member_configs
-from calmrl_lab.training.requirements import check_settings, make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import check_settings, item_ranking, make_objective, refuse_unfilled
 
 if TYPE_CHECKING:
     from calmrl_lab.experiments.spec import Experiment
@@ -32,7 +32,7 @@ def refuse_impossible(config: TrainConfig, where: str) -> None:
         modalities = config.modalities or _modalities([config.store, *config.mix])
         if not modalities:
             return
-        make_objective(config, modalities, config.dim)
+        item_ranking(config, modalities, make_objective(config, modalities, config.dim))
         if config.scenario != "full":
             refuse_unfilled(config)
         nobody = np.zeros((0, len(modalities)), dtype=bool)
@@ -46,23 +46,23 @@ def refuse_unanswerable(experiment: Experiment, path: Path) -> None:
     """CalmrlError for directions, probes or a split that the store of the experiment does not have; nothing where it does not exist yet."""
     from calmrl_lab.experiments.spec import asked_directions
 
-    directions = asked_directions(experiment)
-    if not Path(experiment.store).exists():
+    directions, scored_on = asked_directions(experiment), experiment.score_on or experiment.store
+    if experiment.score_on and experiment.probes and experiment.probes.queries:
+        raise CalmrlError(
+            f"{path}: probes: curves of missing modalities are of the store that runs are trained on, and score_on is '{experiment.score_on}'",
+            hint="queries: []",
+        )
+    if not Path(scored_on).exists():
         return
-    store = FeatureStore.open(experiment.store)
+    store = FeatureStore.open(scored_on)
     for name in dict.fromkeys(name for direction in directions for name in direction):
-        known(name, store.modalities, f"{path}: directions: store '{experiment.store}' has no modality")
+        known(name, store.modalities, f"{path}: directions: store '{scored_on}' has no modality")
     if experiment.split not in store.split and not experiment.split_by_seed and "split_seed" not in experiment.common:
         splits = ", ".join(np.unique(store.split))
-        raise CalmrlError(
-            f"{path}: store '{experiment.store}' has no items in split '{experiment.split}'", hint=f"it has: {splits}"
-        )
+        raise CalmrlError(f"{path}: store '{scored_on}' has no items in split '{experiment.split}'", hint=f"it has: {splits}")
     label = experiment.probes.label if experiment.probes else None
-    if label is not None and label not in store.labels:
-        raise CalmrlError(
-            f"{path}: probes: store '{experiment.store}' has no label '{label}'{nearest(label, list(store.labels))}",
-            hint=f"it has: {', '.join(store.labels)}" if store.labels else "it has no labels",
-        )
+    if label is not None:
+        known(label, list(store.labels), f"{path}: probes: store '{scored_on}' has no label")
 
 
 def _modalities(stores: list[str]) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ class Job:
     split: str | None
     directions: tuple[tuple[str, str], ...] = ()
     probes: Probes | None = None
+    # Where it is scored, if not on the store that it is trained on.
+    score_on: str | None = None
 
     def _files(self) -> list[str]:
         """What evaluation leaves in the run directory."""
@@ -44,7 +46,8 @@ class Job:
 
     def asked(self) -> dict[str, Any]:
         """What the result depends on besides the configuration, as it stands in the summary of the run that was made for it."""
-        stores = [self.config.store, *self.config.mix, *([self.config.warm_up] if self.config.warm_up else [])]
+        others = (self.config.warm_up, self.score_on)
+        stores = [self.config.store, *self.config.mix, *(store for store in others if store)]
         return {
             "split": self.split,
             "directions": [list(pair) for pair in self.directions],
@@ -91,7 +94,7 @@ def perform(job: Job) -> Outcome:
     from calmrl_lab.evaluation.evaluate import evaluate
     from calmrl_lab.training.train import train
 
-    started = time.monotonic()
+    started, spent = time.monotonic(), time.process_time()
     (job.path / Run.ERROR).unlink(missing_ok=True)
     try:
         asked = job.asked()
@@ -99,12 +102,15 @@ def perform(job: Job) -> Outcome:
         if job.split is not None:
             with run.writing():
                 run.amend_summary(method=job.label)
-            evaluate(run, list(job.directions) or None, split=job.split)
-            _probe(run, job.probes, job.split)
+            evaluate(run, list(job.directions) or None, job.score_on, job.split)
+            _probe(run, job.probes, job.split, job.score_on)
         # Last: a run that says what it was asked has been made to the end. The seconds are what the next plan counts with.
         with run.writing():
             run.amend_summary(
-                asked=asked, evaluated=run.read_record(run.EVALUATION), seconds_in_all=round(time.monotonic() - started, 2)
+                asked=asked,
+                evaluated=run.read_record(run.EVALUATION),
+                seconds_in_all=round(time.monotonic() - started, 2),
+                core_seconds=round(time.process_time() - spent, 2),
             )
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report
@@ -115,7 +121,7 @@ def perform(job: Job) -> Outcome:
         return failure
 
 
-def _probe(run: Run, probes: Probes | None, split: str) -> None:
+def _probe(run: Run, probes: Probes | None, split: str, score_on: str | None) -> None:
     if probes is None:
         return
     if probes.queries:
@@ -125,7 +131,7 @@ def _probe(run: Run, probes: Probes | None, split: str) -> None:
     if probes.label is not None:
         from calmrl_lab.evaluation.classification import classify_run
 
-        classify_run(run, probes.label, split=split)
+        classify_run(run, probes.label, probes.kinds or None, split=split, store=score_on)
 
 
 def died(job: Job, error: object) -> Outcome:

@@ -9,7 +9,7 @@ from typing import Any
 from calmrl_lab.config import build, laid_over, override, read_yaml
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.spec import Experiment, Variant, candidates, run_config
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 
 
 def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | None = None) -> Experiment:
@@ -34,22 +34,23 @@ def read_experiment(path: Path, assignments: Sequence[str] = (), data: str | Non
 
 def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, Any]:
     """The keys of an experiment file with those of one entry of its `data` laid over them."""
-    known = values.pop("data", None)
-    if known is None and data is None:
+    variants = values.pop("data", None)
+    if variants is None and data is None:
         return values
-    if not isinstance(known, dict) or not known:
+    if not isinstance(variants, dict) or not variants:
         raise CalmrlError(f"{path} knows only one data set, so --data {data} cannot be chosen", hint="leave --data out")
-    name = next(iter(known)) if data is None else data
-    if name not in known:
-        raise CalmrlError(f"{path} has no data '{name}'{nearest(name, list(known))}", hint=f"it has: {', '.join(known)}")
-    variant = build(Variant, known[name] or {}, f"{path}: data '{name}'")
-    methods = [method for method in values.get("methods", []) if method.get("name") not in variant.leave_out]
-    names = [method.get("name") for method in values.get("methods", [])]
+    name = next(iter(variants)) if data is None else data
+    known(name, list(variants), f"{path} has no data")
+    asked = {} if variants[name] is None else variants[name]
+    if not isinstance(asked, dict):
+        raise CalmrlError(f"{path}: data '{name}' holds a {type(asked).__name__}, expected keys with values")
+    if not isinstance(values.get("methods"), list) or not all(isinstance(method, dict) for method in values["methods"]):
+        raise CalmrlError(f"{path}: methods: expected a list of methods, each with keys and values")
+    variant = build(Variant, asked, f"{path}: data '{name}'")
+    methods = [method for method in values["methods"] if method.get("name") not in variant.leave_out]
+    names = [method.get("name") for method in values["methods"]]
     for other in (*variant.methods, *variant.leave_out):
-        if other not in names:
-            raise CalmrlError(
-                f"{path}: data '{name}' names a method '{other}'{nearest(other, names)} that the file does not have"
-            )
+        known(other, names, f"{path}: data '{name}': the file has no method")
     laid = {
         "data": name,
         "stand_in": variant.stand_in,
@@ -63,6 +64,7 @@ def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, A
     }
     given: dict[str, Any] = {
         "directions": variant.directions or None,
+        "score_on": variant.score_on,
         "seeds": variant.seeds,
         "tuning_seeds": variant.tuning_seeds,
         "probes": variant.probes and variant.probes.model_dump(),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.job import Job, Outcome
 from calmrl_lab.experiments.process_pool import outcomes_here
 from calmrl_lab.experiments.progress import watched
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from calmrl_lab.runtime import console
 from calmrl_lab.runtime.signals import stopping_gently
 
@@ -18,8 +17,7 @@ ENGINES = ("local", "ray")
 
 def check_engine(engine: str) -> None:
     """CalmrlError for an engine that there is not, whose package is not installed, or whose cluster does not answer."""
-    if engine not in ENGINES:
-        raise CalmrlError(f"unknown engine '{engine}'{nearest(engine, list(ENGINES))}", hint=f"known: {', '.join(ENGINES)}")
+    known(engine, ENGINES, "unknown engine")
     if engine == "ray":
         from calmrl_lab.runtime.ray_cluster import check_cluster
 

@@ -13,12 +13,14 @@ _PACKAGED = frozenset({"openmoji", "digits"})
 
 
 def absent_stores(experiment: Experiment) -> list[str]:
-    """Stores that some run would read and that do not exist, in the order in which they are needed."""
+    """Stores that some run would read, or be scored on, and that do not exist, in the order in which they are needed."""
     named: dict[str, None] = {}
     for method in experiment.methods:
         for settings in candidates(method):
             config = run_config(experiment, method, settings, experiment.seeds[0], method.name)
             named |= dict.fromkeys([config.store, *([config.warm_up] if config.warm_up else []), *config.mix])
+    if experiment.score_on:
+        named[experiment.score_on] = None
     return [store for store in named if not Path(store).exists()]
 
 

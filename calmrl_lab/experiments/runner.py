@@ -65,7 +65,7 @@ def _write_record(
     record = {
         "finished": finished,
         "title": experiment.title,
-        "notes": experiment.notes,
+        "notes": "\n".join([experiment.notes, *_scored_elsewhere(experiment)]),
         "split": experiment.split,
         "data": experiment.data,
         "stand_in": experiment.stand_in,
@@ -88,6 +88,11 @@ def _write_record(
     }
     ExperimentFolder(folder).write(record)
     return record
+
+
+def _scored_elsewhere(experiment: Experiment) -> list[str]:
+    """What the notes say where runs are scored on a store that they were not trained on."""
+    return [f"Scored on {experiment.score_on}, without training on it."] if experiment.score_on else []
 
 
 def _choose(
@@ -136,7 +141,8 @@ def best_of(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def final(experiment: Experiment, folder: Path, method: Method, config: TrainConfig) -> Job:
     probes = experiment.probes if experiment.probes and config.seed in experiment.probes.seeds else None
     path = folder / f"{method.name}-s{config.seed}"
-    return Job(path, config, method.label or method.name, experiment.split, asked_directions(experiment), probes)
+    directions = asked_directions(experiment)
+    return Job(path, config, method.label or method.name, experiment.split, directions, probes, experiment.score_on)
 
 
 def trial(experiment: Experiment, folder: Path, method: Method, settings: dict[str, Any], seed: int) -> Job:

@@ -16,8 +16,7 @@ from torch.nn import functional
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, number, whole
 
 # Log-variances that a network predicts stay within this, variances that it divides by above that.
 LOG_VARIANCE_LIMIT = 8.0

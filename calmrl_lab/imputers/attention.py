@@ -34,6 +34,15 @@ class AttentionPredictor(NetworkImputer):
     MLP_j of the result, with a learned variance for each modality; loss = mean over the observed j of -log p(z_j) a coordinate, predicted from the
     other observed ones. An item that shows one modality teaches nothing. They use hidden 1024 on 512-dimensional embeddings. Fitted on
     complete and incomplete rows; options are those of `NetworkImputer` (`hidden` a multiple of 4).
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import AttentionPredictor
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = AttentionPredictor().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "attention"

@@ -17,8 +17,7 @@ from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, number, whole
 
 
 @imputers.register("autoencoder")
@@ -31,6 +30,15 @@ class MaskedAutoencoder(Imputer):
 
     hidden: width of both hidden layers. epochs: at most this many passes. learning_rate: of AdamW. dropout: of hidden units.
     seed: of initial weights, hiding and order.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import MaskedAutoencoder
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = MaskedAutoencoder().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "autoencoder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -14,15 +14,27 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name, observe
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers._estimator import Estimator, Modalities, arranged
 from calmrl_lab.ppca.statistics import Statistics
 
 
-class Imputer(ABC):
+class Imputer(Estimator, ABC):
     """Base of the imputers: subclasses are dataclasses whose fields are their options.
 
     `fills` tells callers whether gaps are filled at all: an imputer with `fills = False` returns embeddings as they came, and
     the mask stays what it was. `modalities` (optional, settable) are names for messages. Subclasses give `_fit` and `_fill`,
     and `state` and `_restore` for saving.
+
+    Imputers are estimators of scikit-learn (`fit`, `transform`, `clone`, `Pipeline`), on lists or dicts of arrays:
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import Ridge
+    >>> vision = np.random.default_rng(0).normal(size=(50, 4))
+    >>> text = vision @ np.ones((4, 3))
+    >>> text[:10] = np.nan
+    >>> filled = Ridge().fit_transform({"vision": vision, "text": text})
+    >>> bool(np.abs(filled["text"][:10] - vision[:10] @ np.ones((4, 3))).max() < 0.05)
+    True
     """
 
     name: ClassVar[str]
@@ -35,18 +47,20 @@ class Imputer(ABC):
 
     def options(self) -> dict[str, Any]:
         """The options this imputer was made with, so that `type(self)(**options)` is an unfitted twin."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
+        return self.get_params()
 
     @property
     def fitted(self) -> bool:
         return self.dims is not None
 
-    def fit(self, embeddings: Sequence[Array], mask: Array) -> Self:
-        """Learn from `embeddings` (k arrays [N, d_m]) where `mask` [N, k] is True; the rest is never looked at.
+    def fit(self, embeddings: Modalities, mask: Array | None = None) -> Self:
+        """Learn from `embeddings` (k arrays [N, d_m], a list or by name) where `mask` [N, k] is True; the rest is never looked at.
+
+        Without a mask, rows that are NaN throughout are gaps. The names of a dict become `modalities`.
 
         Raises CalmrlError for shapes that disagree, NaN or infinity at observed entries, and a modality that is never observed.
         """
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         self._fit(data)
         self.dims = data.dims
@@ -69,6 +83,13 @@ class Imputer(ABC):
                 for index, values in self._fill(data, pattern).items():
                     filled[index][pattern.rows] = values.to(filled[index].dtype)
         return [data.returned(value) for value in filled]
+
+    def _observe(self, embeddings: Modalities, mask: Array | None) -> Observations:
+        """What is fitted: checked, in the order in which it comes."""
+        arrays, shown = arranged(embeddings, mask)
+        if isinstance(embeddings, Mapping):
+            self.modalities = tuple(embeddings)
+        return observe(arrays, shown, self.modalities)
 
     def _observe_fitted(self, embeddings: Sequence[Array], mask: Array) -> Observations:
         if not self.fitted:
@@ -135,3 +156,31 @@ def indexed(state: Mapping[str, np.ndarray], prefix: str) -> list[np.ndarray]:
     """The arrays `prefix.0`, `prefix.1`, ... of a state, in order. Raises KeyError if there is none."""
     count = sum(key.startswith(f"{prefix}.") for key in state)
     return [np.asarray(state[f"{prefix}.{index}"]) for index in range(max(count, 1))]
+
+
+def whole(value: Any, name: str, least: int) -> int:
+    """`value` as a whole number of at least `least`; 3.0 is one, True is none. Raises CalmrlError."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = int(value) if isinstance(value, float) and value.is_integer() else least - 1
+    if isinstance(value, bool) or found < least:
+        raise CalmrlError(f"{name} is {value!r}, expected a whole number of at least {least}")
+    return found
+
+
+def number(value: Any, name: str, unit: str = "", above: bool = False, below: float = float("inf")) -> float:
+    """`value` as a finite number of at least 0 (above 0 with `above`) and less than `below`. Raises CalmrlError."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known or not 0 <= value < below or (above and value == 0):
+        least = "above 0" if above else "of at least 0"
+        most = f" and below {below:g}" if below < float("inf") else ""
+        raise CalmrlError(f"{name} is {value!r}, expected a number {unit}{least}{most}")
+    return float(value)
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value` as true or false. Raises CalmrlError."""
+    if not isinstance(value, bool):
+        raise CalmrlError(f"{name} is {value!r}, expected true or false")
+    return value

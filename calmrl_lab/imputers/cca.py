@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import number, whole
 from calmrl_lab.imputers._training_rows import TrainingRows
+from calmrl_lab.imputers.base import number, whole
 
 
 @imputers.register("cca")
@@ -24,6 +24,15 @@ class CCA(TrainingRows):
 
     components: canonical variates kept.
     shrinkage: share of the mean variance that is added to every direction before whitening.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import CCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = CCA().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "cca"

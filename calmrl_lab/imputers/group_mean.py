@@ -13,8 +13,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, whole
 
 
 @imputers.register("group-mean")
@@ -26,6 +25,15 @@ class GroupMean(Imputer):
     observed modalities, and centres are means of observed rows.
 
     clusters: how many (at most one for every eight items). rounds: of Lloyd's algorithm. seed: of the starting items.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import GroupMean
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = GroupMean().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "group-mean"

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._training_rows import TrainingRows
+from calmrl_lab.imputers.base import whole
 
 
 @imputers.register("knn")
@@ -21,6 +21,15 @@ class NearestNeighbours(TrainingRows):
     """Mean of the rows of the nearest training items that show the missing modality, exact search over the observed modalities.
 
     neighbours: how many items are averaged. Every observed modality counts the same, whatever its scale and dimension.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import NearestNeighbours
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = NearestNeighbours().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "knn"

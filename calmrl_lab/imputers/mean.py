@@ -18,9 +18,18 @@ from calmrl_lab.imputers.base import Imputer, indexed
 @imputers.register("mean")
 @dataclass(eq=False)
 class Mean(Imputer):
-    """The mean of the observed rows of a modality: knows nothing of the item, and is the bar every other imputer has to clear.
+    """The mean of the observed rows of a modality: the same for every item, and the baseline for every other imputer.
 
     `predicted_error` is the variance of the modality (sum over coordinates).
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import Mean
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = Mean().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "mean"

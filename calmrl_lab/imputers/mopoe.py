@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._networks import NetworkImputer, mean_shown
-from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._vae import ExpertsNetwork, divergence_from_prior, product_of_experts, sampled
+from calmrl_lab.imputers.base import whole
 
 # 2^k - 1 subsets are decoded wherever gaps are filled.
 MOST = 8
@@ -31,6 +31,15 @@ class MoPoE(NetworkImputer):
     incomplete rows of at most 8 modalities; further options are those of `NetworkImputer`.
 
     max_subsets: subsets in a training step, drawn anew in each where there are more; 0: all of them, always. The default holds all of four modalities.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import MoPoE
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = MoPoE().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "mopoe"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._networks import NetworkImputer
-from calmrl_lab.imputers._options import whole
 from calmrl_lab.imputers._vae import ExpertsNetwork, divergence_from_prior, product_of_experts, sampled
+from calmrl_lab.imputers.base import whole
 
 
 @imputers.register("mvae")
@@ -24,6 +24,15 @@ class MVAE(NetworkImputer):
     coordinate + KL per latent coordinate, with a learned variance for each modality; a gap becomes the decoded posterior mean. Nothing is hidden in
     training, so nothing but the prior asks the posterior of fewer modalities to tell about the others. They use hidden 1024 and latent_dim 256 on
     512-dimensional embeddings. Fitted on complete and incomplete rows; further options are those of `NetworkImputer`.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import MVAE
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = MVAE().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "mvae"

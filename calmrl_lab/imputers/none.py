@@ -17,7 +17,17 @@ from calmrl_lab.imputers.base import Imputer
 @imputers.register("none")
 @dataclass(eq=False)
 class NoImputer(Imputer):
-    """Leaves every gap as it came (`fills = False`): callers keep the mask, and what lies under it still counts as missing."""
+    """Leaves every gap as it came (`fills = False`): callers keep the mask, and what lies under it still counts as missing.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import NoImputer
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = NoImputer().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
+    """
 
     name: ClassVar[str] = "none"
     fills: ClassVar[bool] = False

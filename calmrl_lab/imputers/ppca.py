@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name, observe
+from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import flag, number, whole
-from calmrl_lab.imputers.base import Imputer, indexed, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers._estimator import Modalities
+from calmrl_lab.imputers.base import Imputer, flag, indexed, number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.ppca.em import NoiseKind, Parameters, Totals, expect, iterate
 from calmrl_lab.ppca.held_out import fold_statistics, merged, split_by_group
 from calmrl_lab.ppca.initialisation import complete_case_start, pairwise_start
@@ -48,6 +48,15 @@ class PPCA(Imputer):
     After `fit`, as float64 NumPy: `weights` (k of [d_m, q]), `means` (k of [d_m]), `noise` [k] (variances s_m^2), and
     `log_likelihoods`: the total log-likelihood (nats) of the observed entries under the parameters that enter each iteration,
     and last of the final ones.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import PPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = PPCA(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca"
@@ -79,7 +88,7 @@ class PPCA(Imputer):
         if self.initialisation not in tuple(_STARTS):
             raise CalmrlError(f"initialisation is {self.initialisation!r}, expected one of: {', '.join(_STARTS)}")
 
-    def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None, iterations: int = 50, start: Any = None) -> Self:
         """`iterations` EM iterations (fewer with a `tolerance`) on `embeddings` (k of [N, d_m], NaN allowed where `mask` [N, k] is False).
 
         Starts from `start` (a fitted PPCA, or anything with `weights`, `means` and `noise` of these shapes, as attributes or
@@ -90,7 +99,7 @@ class PPCA(Imputer):
         a modality that is never observed, and one that no chain of modalities observed together connects with the rest: its
         relation to the others is not identified by any amount of data.
         """
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         if self.latent_dim != "auto" or start is not None:
             return self.fit_statistics(Statistics.of(data), iterations, start)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, Pattern, observe
+from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers._estimator import Modalities
+from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
@@ -66,6 +66,15 @@ class AutoPPCA(PPCA):
     hold what the gaps of training ask for, and what new items may ask for besides (256 targets at most). What is not among them goes
     by the largest part of what it shows that is; where no item can check a target (modalities never seen together), by the
     modality's other targets.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import AutoPPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = AutoPPCA().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-auto"
@@ -100,8 +109,8 @@ class AutoPPCA(PPCA):
 
     def fit(
         self,
-        embeddings: Sequence[Array],
-        mask: Array,
+        embeddings: Modalities,
+        mask: Array | None = None,
         iterations: int = 50,
         start: Any = None,
         groups: Sequence[object] | None = None,
@@ -112,7 +121,7 @@ class AutoPPCA(PPCA):
         `groups` [N]: items of one group stay in one fold. `start`, if it is a fitted AutoPPCA, lends its choice of settings,
         and EM goes on from its parameters; the gains are estimated afresh. Raises CalmrlError as `PPCA.fit` does.
         """
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         if groups is not None and len(groups) != len(data):
             raise CalmrlError(f"{len(groups)} groups were given for {len(data)} items")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, observe
+from calmrl_lab.data.patterns import Array, Observations
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers._estimator import Modalities
+from calmrl_lab.imputers.base import number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.posterior import Posterior
 from calmrl_lab.ppca.statistics import Statistics
@@ -35,6 +35,15 @@ class PPCAGradient(PPCA):
 
     latent_dim: q, a number. steps, learning_rate, batch_size: of Adam; they are not published, these are ours. seed: of the start (W drawn from
     N(0, 0.02^2), mean 0, variance 1, each modality about its mean in units of its standard deviation) and of the batches.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import PPCAGradient
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = PPCAGradient(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-gradient"
@@ -55,10 +64,10 @@ class PPCAGradient(PPCA):
         self.learning_rate = number(self.learning_rate, "learning_rate", above=True)
         self.seed = whole(self.seed, "seed", 0)
 
-    def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None, iterations: int = 50, start: Any = None) -> Self:
         """`steps` steps of Adam on `embeddings` (k of [N, d_m]) where `mask` [N, k] is True, from `start` or a random one; `iterations` are those of EM
         and not used. Raises CalmrlError as `PPCA.fit`."""
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         refuse_unconnected(statistics := Statistics.of(data), self.name, self.modalities)
         q = int(self.latent_dim)

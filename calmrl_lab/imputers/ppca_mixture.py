@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, Pattern, observe
+from calmrl_lab.data.patterns import Array, Observations, Pattern
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import number, whole
-from calmrl_lab.imputers.base import Imputer, refuse_unconnected, refuse_unobserved
+from calmrl_lab.imputers._estimator import Modalities
+from calmrl_lab.imputers.base import Imputer, number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.group_mean import GroupMean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.statistics import Statistics, observed_means
@@ -32,6 +32,15 @@ class MixturePPCA(Imputer):
 
     components: how many. latent_dim: q of each. ridge: pseudo-items of the prior on W in each. pooling: weight of all items in
     every component, as a share of its own. passes: over the rows. seed: of k-means.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import MixturePPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = MixturePPCA(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-mixture"
@@ -52,9 +61,9 @@ class MixturePPCA(Imputer):
         self.ridge, self.pooling = number(self.ridge, "ridge"), number(self.pooling, "pooling", above=True)
         self.passes, self.seed = whole(self.passes, "passes", 1), whole(self.seed, "seed", 0)
 
-    def fit(self, embeddings: Sequence[Array], mask: Array) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None) -> Self:
         """Learn from `embeddings` (k of [N, d_m]) where `mask` [N, k] is True. Raises CalmrlError as `PPCA.fit` does."""
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         self._fit(data)
         self.dims = data.dims

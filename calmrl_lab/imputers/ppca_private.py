@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
+from calmrl_lab.imputers.base import whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Parameters, Totals
 from calmrl_lab.ppca.initialisation import pairwise_covariance, top_eigenvectors
@@ -31,6 +31,15 @@ class PrivatePPCA(PPCA):
 
     latent_dim: dimensions of the shared latent vector. private_dim: those of every private one (less than the modality has).
     `weights` are k of [d_m, q], shared columns first, then those of modality 0, 1, ...; zero for other modalities' columns.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import PrivatePPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = PrivatePPCA(latent_dim=2, private_dim=1).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-private"

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.data.patterns import Array, Observations, observe
+from calmrl_lab.data.patterns import Array, Observations
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import refuse_unobserved
+from calmrl_lab.imputers._estimator import Modalities
+from calmrl_lab.imputers.base import refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.statistics import Statistics
@@ -36,6 +36,15 @@ class StudentPPCA(PPCA):
 
     passes: of re-weighting. latent_dim, shared_noise, ridge: as in PPCA. After `fit`: `degrees` (nu), and `log_likelihoods`
     under the t model, one per pass.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import StudentPPCA
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = StudentPPCA(latent_dim=2).fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ppca-student"
@@ -50,9 +59,9 @@ class StudentPPCA(PPCA):
             raise CalmrlError("imputer 'ppca-student' cannot choose latent_dim itself", hint="give a number, or use ppca-auto")
         self.passes = whole(self.passes, "passes", 1)
 
-    def fit(self, embeddings: Sequence[Array], mask: Array, iterations: int = 50, start: Any = None) -> Self:
+    def fit(self, embeddings: Modalities, mask: Array | None = None, iterations: int = 50, start: Any = None) -> Self:
         """`iterations` EM iterations on Gaussian statistics, then `passes` of re-weighting with five more each."""
-        data = observe(embeddings, mask, self.modalities)
+        data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
         gaussian = Statistics.of(data)
         self._fit_statistics(gaussian, whole(self.latent_dim, "latent_dim", 1), whole(iterations, "iterations", 0), start)

@@ -12,16 +12,24 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import Imputer, indexed
+from calmrl_lab.imputers.base import Imputer, indexed, whole
 
 
 @imputers.register("random")
 @dataclass(eq=False)
 class RandomRow(Imputer):
-    """A row of the training data drawn at random: looks like the modality, says nothing about the item.
+    """A row of the training data drawn at random: plausible for the modality, unrelated to the item.
 
     seed: every call draws afresh from this seed, so the same call gives the same rows.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import RandomRow
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = RandomRow().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "random"

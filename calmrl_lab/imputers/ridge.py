@@ -23,6 +23,15 @@ class Ridge(TrainingRows):
 
     scikit-learn's, its strength chosen for every pattern by the error of leaving each item out. Strong where such items are many;
     has nothing to say about modalities never seen together, which get the mean.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import Ridge
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = Ridge().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "ridge"

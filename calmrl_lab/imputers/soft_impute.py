@@ -15,8 +15,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers._options import whole
-from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.base import Imputer, whole
 
 _THRESHOLDS = (0.6, 0.4, 0.25, 0.15, 0.08)
 
@@ -30,6 +29,15 @@ class SoftImpute(Imputer):
     blocks, hidden for this purpose.
 
     rank: most singular values kept. rounds: of filling and thresholding, for every threshold. seed: of the hidden tenth.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import SoftImpute
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = SoftImpute().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
     """
 
     name: ClassVar[str] = "soft-impute"

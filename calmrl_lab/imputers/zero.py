@@ -18,7 +18,17 @@ from calmrl_lab.imputers.base import Imputer
 @imputers.register("zero")
 @dataclass(eq=False)
 class Zero(Imputer):
-    """All zeros: a control, not advice. A zero vector has no direction, so cosine scores and anchors ignore it at best."""
+    """All zeros, as a control only: a zero vector has no direction, so cosines and anchors ignore it at best.
+
+    >>> import numpy as np
+    >>> from calmrl_lab.imputers import Zero
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 40, 4))
+    >>> mask = np.ones((40, 2), dtype=bool)
+    >>> mask[:5, 1] = False  # the first five items have no text
+    >>> filled = Zero().fit([vision, text], mask).impute([vision, text], mask)
+    >>> filled[1].shape, bool(np.isfinite(filled[1]).all())
+    ((40, 4), True)
+    """
 
     name: ClassVar[str] = "zero"
 

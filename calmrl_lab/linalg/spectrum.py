@@ -36,6 +36,13 @@ def spectrum(embeddings: Float[Tensor, "b k d"], mask: Bool[Tensor, "b k"], sign
     The k x k Gram matrix is decomposed instead of the d x k set: same values, hundreds of times cheaper than a full SVD. The gradient is that
     of the SVD where the leading two singular values differ, and bounded where they meet. Half precision is computed in float32.
     Raises CalmrlError unless embeddings are [B, k, d] and mask is bool [B, k].
+
+    >>> import torch
+    >>> from calmrl_lab.linalg.spectrum import spectrum
+    >>> z = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])  # one item: two modalities agree, the third is orthogonal
+    >>> found = spectrum(z, torch.ones(1, 3, dtype=torch.bool))
+    >>> found.singular_values.round(decimals=3), found.anchor.round(decimals=3)
+    (tensor([[1.4140, 1.0000, 0.0000]]), tensor([[1., 0.]]))
     """
     if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2] or mask.dtype != torch.bool:
         raise CalmrlError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from calmrl_lab.config import read_yaml
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 
 FOLDER = Path(str(files("calmrl_lab.methods")))
 # Keys of a method file that are no settings of training.
@@ -51,8 +51,7 @@ def load(name: str) -> Method:
         if path.stem in names() and path.resolve().parent != FOLDER.resolve():
             raise CalmrlError(f"method file '{path}' is called like the method '{path.stem}' of this package", hint="rename it")
         return _read(path)
-    if name not in names():
-        raise CalmrlError(f"unknown method '{name}'{nearest(name, names())}", hint=f"known methods: {', '.join(names())}")
+    known(name, names(), "unknown method")
     return _read(FOLDER / f"{name}.yaml")
 
 

@@ -12,8 +12,11 @@ from typing import Any
 from calmrl_lab.config import TrainConfig, build, laid_over, override, read_yaml
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.methods.method import Method, load
+from calmrl_lab.runtime import console
 
 DEFAULT = "recommended"
+# Where stores are looked for when none is named.
+STORES = Path("stores")
 # What a configuration calls its method when its settings were put together without one.
 CUSTOM = TrainConfig.model_fields["method"].default
 # Method of those who name an imputer and nothing else.
@@ -32,7 +35,21 @@ def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[s
     values = read_yaml(file) if file else {}
     values |= {key: value for key, value in flags.items() if value is not None}
     values = override(values, assignments)
+    if not values.get("store") and (store := _only_store()) is not None:
+        console.note(f"store {store}, the only one in {STORES}/")
+        values["store"] = store
     return resolve(values, str(file) if file else "train-heads")
+
+
+def _only_store() -> str | None:
+    """The store below the working directory, where there is exactly one. Raises CalmrlError where there are several to choose from."""
+    found = sorted(str(path.parent) for path in STORES.glob("*.zarr/zarr.json"))
+    if len(found) > 1:
+        raise CalmrlError(
+            f"no feature store was named, and there are {len(found)} in {STORES}/",
+            hint=" or ".join(f"--store {name}" for name in found[:4]),
+        )
+    return found[0] if found else None
 
 
 def resolve(values: Mapping[str, Any], source: str) -> TrainConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -38,6 +39,9 @@ Items = "FeatureStore | FeatureTable | StreamedTable | Mapping[str, np.ndarray]"
 
 class Folder(Protocol):
     """A folder that keeps named arrays: that of a run or of an index."""
+
+    @property
+    def path(self) -> Path: ...
 
     def write_tensors(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None: ...
 
@@ -82,7 +86,17 @@ class AlignmentModel:
 
     `dims` are the modalities and the dimensions of their features; `feature_maps`, one per modality, are applied first and then `projection`.
     `similarity` is how pairs are compared unless something else is asked for (`compared_by`); `alternatives` are other ways that are
-    possible beside it, its parts and the cosine. `imputer` and `objective` are what training fitted, if it did.
+    possible beside it, its parts and the cosine. `imputer` and `objective` are what training fitted, if it did. `source` names the model in
+    messages.
+
+    >>> import numpy as np
+    >>> from calmrl_lab import FeatureStore, train_heads
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 60, 8))
+    >>> store = FeatureStore.from_arrays({"vision": vision, "text": text})
+    >>> run = train_heads(store, "clip", epochs=1, dim=4, device="cpu", run="runs/first")
+    >>> model = run.model()
+    >>> sorted(model.dims)
+    ['text', 'vision']
     """
 
     dims: Mapping[str, int]
@@ -92,6 +106,7 @@ class AlignmentModel:
     alternatives: tuple[Similarity, ...] = ()
     imputer: Imputer | None = None
     objective: TrainedObjective | None = None
+    source: str = "the model"
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -125,11 +140,11 @@ class AlignmentModel:
             return replace(self, similarity=found, alternatives=(self.similarity, *self.alternatives))
         if name == LikelihoodRatio.name:
             raise CalmrlError(
-                f"the model has no PPCA of its features, which similarity '{name}' needs", hint="train with --init ppca"
+                f"{self.source} has no PPCA of its features, which similarity '{name}' needs", hint="train with --init ppca"
             )
         if name == Sum.name:
             raise CalmrlError(
-                f"the model chose no weight for similarity '{name}'",
+                f"{self.source} chose no weight for similarity '{name}'",
                 hint=f"train with --similarity {name}, or compare by another similarity",
             )
         known(name, [Cosine.name, LikelihoodRatio.name, Sum.name], "there is no similarity")
@@ -202,7 +217,7 @@ class AlignmentModel:
     def trained_objective(self) -> nn.Module:
         """The objective as it was trained, on the CPU; CalmrlError if it learned nothing that was kept."""
         if self.objective is None:
-            raise CalmrlError("the model kept no trained objective", hint="train it again, with an objective that learns")
+            raise CalmrlError(f"{self.source} kept no trained objective", hint="train it again, with an objective that learns")
         return self.objective.module(self.modalities, self.projection.dim)
 
     def _table(self, items: Any, split: str | None) -> tuple[FeatureTable, dict[str, np.ndarray]]:
@@ -253,9 +268,11 @@ class AlignmentModel:
         """The model that `save` wrote, on the CPU. Raises CalmrlError for a file that is absent, damaged or no model."""
         arrays, metadata = folder.read_tensors(FILE)
         try:
-            return cls._read(json.loads(metadata["model"]), arrays)
+            return replace(cls._read(json.loads(metadata["model"]), arrays), source=f"the model in '{folder.path}'")
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise CalmrlError(f"'{FILE}' holds no model of this version ({error})", hint="train the run again") from None
+            raise CalmrlError(
+                f"'{folder.path / FILE}' holds no model of this version ({error})", hint="train the run again"
+            ) from None
 
     @classmethod
     def _read(cls, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> AlignmentModel:

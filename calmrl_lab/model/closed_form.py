@@ -167,7 +167,7 @@ def require_two(table: FeatureTable, what: str, otherwise: str) -> None:
 
 
 def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, kernel: Kernel, similarity: str) -> PPCAStart:
-    """Uphill from the first settings, one option after the other."""
+    """Coordinate ascent from the first settings, one option after the other."""
     space = _Space.of(kernel, table, validation, _most(asked.components))
     scoring = _ValidationScore(space, validation, asked, similarity)
     found: dict[_Settings, _Found] = {}
@@ -199,7 +199,7 @@ def _search(table: FeatureTable, validation: FeatureTable, asked: StartOptions, 
 
 
 class _ValidationScore:
-    """How well models do on validation items, each at the noise scale that suits it."""
+    """Validation scores of models, each at its best noise scale."""
 
     def __init__(self, space: _Space, validation: FeatureTable, asked: StartOptions, similarity: str) -> None:
         self.validation = validation
@@ -285,7 +285,7 @@ def _alternatives(best: _Settings, option: str, space: _Space) -> Iterator[_Sett
 def _stopped_early(
     table: FeatureTable, space: _Space, settings: _Settings, iterations: int | str, scoring: _ValidationScore
 ) -> _Found:
-    """PPCA under `settings`, after as many EM iterations as validation likes (or `iterations`)."""
+    """PPCA under `settings`, after the number of EM iterations that is best on validation (or `iterations`)."""
     chosen = [one.whitened(settings.components, settings.whitening) for one in space.axes]
     values = [part[:, : len(one.factor)] * one.factor for one, part in zip(chosen, space.components, strict=True)]
     statistics = Statistics.of(observe(values, table.mask, table.modalities))

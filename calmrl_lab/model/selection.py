@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.data.table import FeatureTable
-from calmrl_lab.model.similarity import LikelihoodRatio, Similarity, Sum
+from calmrl_lab.model.similarity import LikelihoodRatio, Similarity
 from calmrl_lab.runtime.progress import tracked
 
 # Weights of a cosine beside a likelihood ratio (nats) that validation chooses among: inverse temperatures, down to one that changes little.
@@ -61,20 +61,24 @@ def pairs_of_modalities(table: FeatureTable) -> Iterator[tuple[int, int, Bool[Te
 def mean_over_directions(scores: Iterable[Float[Tensor, "n n"]]) -> dict[str, float]:
     """Reciprocal rank and Recall@1 (fraction) of the match on the diagonal, means over queries and then over the directions `scores`; zeros
     for no directions."""
-    reciprocal, first = [], []
-    for part in scores:
-        positive = part.diagonal().unsqueeze(1)
-        # What is not a number is taken for greater than everything: a broken model ranks last, never first.
-        greater = (~(part <= positive)).sum(dim=1).double()
-        equal = ((part == positive).sum(dim=1).double() - 1).clamp_min(0)
-        reciprocal.append((1 / (1 + greater + equal / 2)).mean())
-        first.append((torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean())
-    if not reciprocal:
+    return _means([reciprocal_and_first(part) for part in scores])
+
+
+def reciprocal_and_first(scores: Float[Tensor, "n n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean over rows of the reciprocal rank of the match on the diagonal, and of whether it is first."""
+    positive = scores.diagonal().unsqueeze(1)
+    # What is not a number is taken for greater than everything: a broken model ranks last, never first.
+    greater = (~(scores <= positive)).sum(dim=1).double()
+    equal = ((scores == positive).sum(dim=1).double() - 1).clamp_min(0)
+    return (1 / (1 + greater + equal / 2)).mean(), (torch.where(greater == 0, 1.0, 0.0) / (1 + equal)).mean()
+
+
+def _means(ranks: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Means over directions of `reciprocal_and_first`; zeros for no directions."""
+    if not ranks:
         return {"validation_mrr": 0.0, "validation_recall_at_1": 0.0}
-    return {
-        "validation_mrr": float(torch.stack(reciprocal).mean()),
-        "validation_recall_at_1": float(torch.stack(first).mean()),
-    }
+    reciprocal, first = (float(torch.stack(part).mean()) for part in zip(*ranks, strict=True))
+    return {"validation_mrr": reciprocal, "validation_recall_at_1": first}
 
 
 def choose_weights(
@@ -85,15 +89,39 @@ def choose_weights(
     The first has weight 1; the others are weighed one after the other, each by mean reciprocal rank beside those before it.
     """
     first, vectors = members[0]
-    parts: list[tuple[Similarity, float]] = [(first, 1.0)]
     tried = BESIDE_LIKELIHOOD_RATIO if isinstance(first, LikelihoodRatio) else BESIDE_COSINE
+    weights: tuple[float, ...] = (1.0,)
     score = validation_score(first, vectors, validation)
-    for member, own in members[1:]:
-        vectors = [torch.cat([before.double(), added.double()], dim=1) for before, added in zip(vectors, own, strict=True)]
-        sums = {weight: Sum((*parts, (member, weight))) for weight in tried}
-        weighed = tracked(sums.items(), "weighing similarities", len(sums), "weights")
-        scores = {weight: validation_score(one, vectors, validation) for weight, one in weighed}
+    for count in range(1, len(members)):
+        scores = _beside(members[:count], weights, members[count], tried, validation)
         best = max(tried, key=lambda weight: scores[weight]["validation_mrr"])
-        parts.append((member, best))
-        score = scores[best]
-    return tuple(weight for _, weight in parts), score
+        weights, score = (*weights, best), scores[best]
+    return weights, score
+
+
+def _beside(
+    members: Sequence[tuple[Similarity, Vectors]],
+    weights: Sequence[float],
+    added: tuple[Similarity, Vectors],
+    tried: Sequence[float],
+    table: FeatureTable,
+) -> dict[float, dict[str, float]]:
+    """The score of `members` with their weights plus `added`, for each weight that is `tried`; scores of pairs are computed once for all."""
+    found: dict[float, list[tuple[Tensor, Tensor]]] = {weight: [] for weight in tried}
+    pairs = list(pairs_of_modalities(table))
+    for a, b, both in tracked(pairs, "weighing similarities", unit="pairs of modalities"):
+        for one, other in ((a, b), (b, a)):
+            parts = [_pair_scores(*member, table.modalities, one, other, both) for member in members]
+            before = torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)
+            own = _pair_scores(*added, table.modalities, one, other, both)
+            for weight in tried:
+                found[weight].append(reciprocal_and_first(before + weight * own))
+    return {weight: _means(ranks) for weight, ranks in found.items()}
+
+
+def _pair_scores(
+    similarity: Similarity, vectors: Vectors, names: Sequence[str], a: int, b: int, both: Tensor
+) -> Float[Tensor, "n n"]:
+    """Float64 scores of queries of modality a with candidates of modality b, of the items `both`."""
+    left, right = similarity.pair_vectors(names[a], names[b], vectors[a][both].double(), vectors[b][both].double())
+    return left @ right.T

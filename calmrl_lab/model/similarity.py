@@ -310,10 +310,13 @@ class Sum:
         return vectors.split([part.dim for part, _ in self.parts], dim=-1)
 
 
-def weights_of(similarity: Similarity) -> dict[str, float]:
-    """The weights of the parts of a sum, by the name of each; 1 for any other similarity."""
+def weighted_parts(similarity: Similarity) -> list[tuple[str, float]]:
+    """The name and the weight of each part of a sum; of any other similarity its own name, and 1.
+
+    A part whose weight depends on the pair of modalities (`PairWeighted`) is named by what it weights.
+    """
     parts = similarity.parts if isinstance(similarity, Sum) else ((similarity, 1.0),)
-    return {part.name: weight for part, weight in parts}
+    return [(f"{part.part.name}, weighted by pair" if hasattr(part, "part") else part.name, weight) for part, weight in parts]
 
 
 def read(description: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> Similarity:

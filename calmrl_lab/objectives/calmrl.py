@@ -26,6 +26,14 @@ class CalMRL(SpectralObjective):
     caption, vision and audio only (subtitles enter the imputer's posterior alone) and compare anchors with candidates that have no gradient: `sign="raw"`,
     `spectrum_of`, `detach_gathered` and `detach_context`, all set by the method calmrl-released. Its temperatures leave no gradient in the alignment of
     heads that start at random (docs/decisions.md), so the defaults here are what validation chose on real features: 0.5 and 0.05.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import CalMRL
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = CalMRL(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask, imputed=embeddings)["loss"].isfinite())
+    True
     """
 
     name = "calmrl"

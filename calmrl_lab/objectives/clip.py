@@ -18,6 +18,14 @@ class CLIP(Objective):
     Mask: a pair of modalities is trained on the items that show both; items that show one of them are negatives for that side. Pairs
     weigh equally among those with at least two items. `temperature` starts at 0.07 and is learned, its inverse at most 100.
     Items that no such pair uses are counted in `skipped`.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import CLIP
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = CLIP(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "clip"

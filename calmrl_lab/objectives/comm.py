@@ -23,9 +23,19 @@ class CoMM(Objective):
     fixed, as released. The release averages these terms over the modalities and the whole, so its loss is this one over their number. Substitutes, since features are cached: augmentation is Gaussian noise of expected length `noise` on each embedding, and
     the fusion transformer is a small masked network that starts as the mean (see `MaskedFusion`). Mask: a modality's term
     is over the items that show it and at least one other; the whole of an item is what it shows. Others are counted in `skipped`.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import CoMM
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = CoMM(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "comm"
+    scorer = "objective"
+    signs_matter = True
 
     def __init__(
         self, modalities: tuple[str, ...], dim: int, temperature: float = 0.1, noise: float = 0.2, seed: int = 0

@@ -26,9 +26,19 @@ class ConFu(Objective):
     temperature 0.07, fixed; a fusion head for each pair, with one hidden layer of 512 and dropout 0.1. Its heads see what encoders give out, these see
     embeddings. Mask: a pair is trained on the items that show both, a fused pair with a third on those that show all three; items that show less are
     negatives on the sides that they show. With two modalities there is no third, and the loss is that of pairs.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import ConFu
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = ConFu(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "confu"
+    scorer = "objective"
+    signs_matter = True
 
     def __init__(
         self,

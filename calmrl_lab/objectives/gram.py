@@ -18,9 +18,18 @@ class GRAM(CrossObjective):
     other modalities, see `MatchingHead`). `epsilon` is added under the root, whose slope at zero volume is infinite otherwise.
     Mask: volumes are those of the observed modalities. More modalities can only shrink a volume, so in a batch of mixed patterns items that
     show more are favoured; with one other modality it is sqrt(1 - cos^2). Blind to sign: text and -text score alike.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import GRAM
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = GRAM(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "gram"
+    scorer = "volume"
 
     def __init__(
         self,

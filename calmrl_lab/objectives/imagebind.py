@@ -34,6 +34,14 @@ class ImageBind(Objective):
     `anchor_modality` (default: vision, image or video, else the first). `frozen` names modalities whose embeddings receive no gradient: released
     ImageBind freezes image and text as OpenCLIP left them, which makes sense for heads that start from a trained model (`init: stored`) and not
     for random ones, so the default freezes none.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import ImageBind
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = ImageBind(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "imagebind"

@@ -27,6 +27,14 @@ class LanguageBind(Objective):
     is trained on the items that show both, and an item that lacks the text trains nothing (counted in `skipped`).
     `anchor_modality` (default: caption or text, else the first). `freeze_anchor` stops the gradient into the text, as released: its tower stays
     as OpenCLIP left it. That makes sense for heads that start from a trained model (`init: stored`), so the default trains it.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import LanguageBind
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = LanguageBind(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "languagebind"

@@ -17,6 +17,14 @@ class PMRL(SpectralObjective):
     0.1, both fixed, matching weight 0.1; at tau1 = 0.05 the alignment term has no gradient left once a set is roughly aligned.
     Released code requires every modality and leaves the anchors' signs to the SVD (`sign="raw"`). Mask: an item's set is what it
     shows; items that show one modality enter uniformity only, and are counted in `skipped`.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import PMRL
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = PMRL(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "pmrl"

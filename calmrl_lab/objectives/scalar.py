@@ -24,9 +24,18 @@ class SCALAR(CrossObjective):
     with one random other modality less, for items that show two or more. uniformity: log mean exp(-2 ||x - y||^2) within each modality
     (Wang and Isola 2020), mean over modalities with two items. Its semantic term is not described well enough to be rebuilt and is left out, and
     matching is a substitute (see `MatchingHead`). Mask: weights are spread over observed modalities only; nothing is imputed.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import SCALAR
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = SCALAR(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "scalar"
+    scorer = "query-centroid"
 
     def __init__(
         self,

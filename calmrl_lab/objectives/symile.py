@@ -36,9 +36,19 @@ class Symile(Objective):
     Mask: the product is over what item i shows; the tuples it meets have the same modalities, drawn from items that show them. Items that show one
     modality take no part (`skipped`). Products of unit vectors shrink with their number, so each factor after the second
     is multiplied by sqrt(d), which makes patterns comparable; `arity_scale=False` leaves that out, as released.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import Symile
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = Symile(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "symile"
+    scorer = "multilinear"
+    signs_matter = True
 
     def __init__(
         self,

@@ -25,9 +25,18 @@ class TRIANGLE(CrossObjective):
     `corners` names the two modalities beside the query (default: vision and audio, else the first two). Mask: an item answers only if it
     shows both: with a corner missing the triangle has no area, which would be a perfect score. Others are counted in `skipped`. Known
     limit: three points on one line have no area however far apart they are.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import TRIANGLE
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = TRIANGLE(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "triangle"
+    scorer = "area"
 
     def __init__(
         self,

@@ -26,9 +26,19 @@ class VAST(CrossObjective):
     VAST's code trains the mean over several combinations of every item (its subtasks tv, tva, tvas): `subtasks=["vision", "vision+audio",
     "vision+audio+subtitle"]` does. In a subtask an item answers with exactly these modalities, or not at all if it does not show all of them. Default:
     one contrast, each item with everything that it shows.
+
+    >>> import torch
+    >>> from calmrl_lab.objectives import VAST
+    >>> embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> mask = torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.8
+    >>> objective = VAST(("vision", "audio", "caption"), dim=16)
+    >>> bool(objective(embeddings, mask)["loss"].isfinite())
+    True
     """
 
     name = "vast"
+    scorer = "fused"
+    signs_matter = True
 
     def __init__(
         self,

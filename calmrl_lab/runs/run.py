@@ -18,7 +18,16 @@ R = TypeVar("R")
 
 
 class Run(RunFolder):
-    """One run: its folder, and what it learned."""
+    """One run: its folder, and what it learned.
+
+    >>> import numpy as np
+    >>> from calmrl_lab import FeatureStore, Run, train_heads
+    >>> vision, text = np.random.default_rng(0).normal(size=(2, 60, 8))
+    >>> store = FeatureStore.from_arrays({"vision": vision, "text": text})
+    >>> run = train_heads(store, "clip", epochs=1, dim=4, device="cpu", run="runs/first")
+    >>> Run.open("runs/first").model().dims == {"text": 8, "vision": 8}
+    True
+    """
 
     def model(self) -> AlignmentModel:
         """What this run learned, on the CPU. Raises CalmrlError for a run that has not finished, or whose model is absent or damaged."""

@@ -46,6 +46,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def table(**options: Any) -> Table:
+    """An empty table without lines, one space between columns: tables of results fit a window of 80 columns."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", **options)
+
+
 def show(table: Table) -> None:
     """A table at its full width, its title on a line above: a narrow window folds lines, and no number is cut short."""
     wide = Console(file=out.file, width=10_000, highlight=False, force_terminal=out.is_terminal)
@@ -56,13 +63,11 @@ def show(table: Table) -> None:
     wide.print(table)
 
 
-def print_table(table: pd.DataFrame, columns: dict[str, str], title: str) -> None:
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, title=title, title_justify="left")
+def print_table(frame: pd.DataFrame, columns: dict[str, str], title: str) -> None:
+    shown = table(title=title)
     for heading, form in columns.items():
         shown.add_column(heading.replace("_", " "), justify="left" if form == "{}" else "right")
-    for row in table.to_dict("records"):
+    for row in frame.to_dict("records"):
         shown.add_row(*(form.format(_plain(row[heading])) for heading, form in columns.items()))
     show(shown)
 

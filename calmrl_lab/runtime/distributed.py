@@ -47,7 +47,7 @@ def together(device: torch.device) -> Iterator[torch.device]:
 
 
 def leads() -> bool:
-    """True in the one process that writes files and speaks."""
+    """True in the one process that writes files and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -113,7 +113,7 @@ def from_all(value: Any) -> list[Any]:
 
 
 def first_says(value: Any) -> Any:
-    """The Python object of the first process, in all of them: for decisions that must not differ by a rounding."""
+    """The Python object of the first process, in all processes: for decisions that must not differ by a rounding."""
     if processes() == 1:
         return value
     held = [value]

@@ -95,6 +95,10 @@ def make_scorer(
     `parts` are those of a model, of which the scorer gets what it `needs`.
 
     Raises CalmrlError for an unknown scorer, modality or option.
+
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> make_scorer("centroid", "text", ("vision", "audio")).name
+    'centroid'
     """
     from calmrl_lab.scorers import scorers
 

@@ -18,6 +18,13 @@ class Centroid(VectorScorer):
     """Cosine of the query with the mean of the item's observed embeddings (also called sum fusion).
 
     Embeddings that cancel out exactly score 0.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("centroid", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "centroid"
@@ -32,6 +39,13 @@ class QueryCentroid(Scorer):
 
     Weights are softmax(<t, z_m> / temperature) over the observed modalities (SCALAR; its temperature is the default). Computed from
     cosines and the k x k Gram matrix of the item, so no weighted mean is ever built.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("query-centroid", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "query-centroid"

@@ -18,6 +18,13 @@ class Cosine(VectorScorer):
     """Cosine of the query with one modality of the item; items that do not show it rank last.
 
     `modality` may be left out where items have only one.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("cosine:vision", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "cosine"

@@ -15,6 +15,13 @@ class Multilinear(VectorScorer):
 
     With one modality shown it is the cosine. Each factor after the second is multiplied by sqrt(d), as in the objective `symile`, so that items that show
     fewer modalities are comparable. An item is one vector, the product of its embeddings.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("multilinear", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "multilinear"

@@ -21,6 +21,13 @@ class SingularValue(Scorer):
 
     It grows with the number of modalities shown, whatever they say; `share` ranks by its square over their number instead, the part
     of the set's energy that lies along its anchor. Blind to sign, as every function of squared cosines.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("singular-value", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "singular-value"

@@ -22,6 +22,13 @@ class Volume(Scorer):
     Missing modalities count as axes orthogonal to everything, which makes the volume that of the observed ones alone; zeros in their place
     would make every incomplete item a perfect match. More modalities can only shrink a volume, so items that show more are
     favoured; `per_modality` ranks by the volume's |observed|-th root instead. Blind to sign: t and -t score alike.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("volume", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "volume"
@@ -54,6 +61,13 @@ class Area(Scorer):
 
     A missing corner stands at a unit vector orthogonal to everything, which ranks items by the distance of query and observed
     embedding; a triangle of two corners would have no area and match everything. Ranks are those of the squared area in TRIANGLE's code.
+
+    >>> import torch
+    >>> from calmrl_lab.scorers.base import make_scorer
+    >>> items = torch.nn.functional.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    >>> scorer = make_scorer("area", "text", ("vision", "audio"))
+    >>> scorer.score(items[:, 0], items, torch.ones(3, 2, dtype=torch.bool)).shape
+    torch.Size([3, 3])
     """
 
     name = "area"

@@ -24,6 +24,7 @@ from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import processes
 from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.requirements import check_settings
+from calmrl_lab.training.watch import Watch
 
 # What members have in common: together they must not see more than one run may (the seed decides what a scenario hides).
 SHARED = (
@@ -72,7 +73,9 @@ def member_configs(config: TrainConfig) -> list[TrainConfig]:
     return found
 
 
-def train_members(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False) -> Run:
+def train_members(
+    config: TrainConfig, path: Path, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
+) -> Run:
     """Train the members of `config` under `path`/members and join them (`choose_weights`); with `resume`, finished members are taken as they are."""
     from calmrl_lab.training.train import opened_for_training, train
 
@@ -84,7 +87,7 @@ def train_members(config: TrainConfig, path: Path, resume: bool = False, overwri
         trained = []
         for number, member in enumerate(members):
             place = path / run.MEMBERS / str(number)
-            trained.append(_finished(place, member) or train(member, place))
+            trained.append(_finished(place, member) or train(member, place, watch=watch))
         _join(config, run, trained, started)
     return Run(path)
 

@@ -26,7 +26,7 @@ class NonFiniteStep(NamedTuple):
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW as VAST, GRAM and PMRL use it. On a GPU it is the fused one, which can be told to sit out a step (see `update`)."""
+    """AdamW as VAST, GRAM and PMRL use it; on a GPU the fused one, which can skip a step (see `update`)."""
     parameters = list(parameters)
     fused = bool(parameters) and all(parameter.device.type == "cuda" for parameter in parameters)
     return torch.optim.AdamW(
@@ -74,7 +74,7 @@ class StepMetrics:
     def write(
         self, step: int, items: Int[Tensor, " b"], terms: Mapping[str, Tensor], norm: Float[Tensor, ""]
     ) -> NonFiniteStep | None:
-        """Enter a step: its number, the items of its batch, its terms and the norm of its gradient. Says what broke, once it looked."""
+        """Enter a step: its number, the items of its batch, its terms and the norm of its gradient. Returns the first step that is not finite, once it was looked at."""
         values = {name: value.detach() for name, value in terms.items()}
         for name, value in values.items():
             self._sums[name] += value.double()

@@ -9,12 +9,15 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.model.item_ranking import ItemRanking
 from calmrl_lab.model.stacked.fit import FROM_FEATURES
 from calmrl_lab.objectives import objectives
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 
 # The heads stay where they start: what they do untrained.
 NO_OBJECTIVE = "none"
+# Values of `select_by` that are no scorer: what the method is judged by, and the similarity of pairs.
+AUTO, SIMILARITY = "auto", "similarity"
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -40,6 +43,33 @@ def make_objective(config: TrainConfig, modalities: Sequence[str], dim: int) -> 
         return torch.nn.Identity()
     objective: torch.nn.Module = objectives.create(config.objective, tuple(modalities), dim, **config.objective_options)
     return objective
+
+
+def selected_by(config: TrainConfig) -> str:
+    """What validation ranks by: a similarity of pairs, or a scorer of whole items.
+
+    A stacked similarity has weights that are fitted once training is over, and the parts of it that training does not change are the same in every
+    epoch: its epochs are chosen by the cosine of the heads, which is the part that changes.
+    """
+    if config.select_by not in (AUTO, SIMILARITY):
+        return config.select_by
+    own = None if config.objective == NO_OBJECTIVE else getattr(objectives.get(config.objective), "scorer", None)
+    if config.select_by == AUTO and config.similarity == "cosine" and own is not None:
+        return str(own)
+    return config.similarity if config.similarity in ("sum", "likelihood-ratio") else "cosine"
+
+
+def item_ranking(config: TrainConfig, modalities: Sequence[str], objective: torch.nn.Module) -> ItemRanking | None:
+    """How validation ranks whole items, if it does. Raises CalmrlError for a scorer that it cannot rank by."""
+    name = selected_by(config)
+    if name in ("cosine", "sum", "likelihood-ratio"):
+        if name != "cosine" and name != config.similarity:
+            raise CalmrlError(
+                f"select_by '{name}' ranks by a similarity that the run does not have: its similarity is '{config.similarity}'",
+                hint="use select_by=similarity, or cosine",
+            )
+        return None
+    return ItemRanking.of(name, modalities, objective)
 
 
 def refuse_unfilled(config: TrainConfig) -> None:
@@ -121,8 +151,7 @@ def _check_imputer(config: TrainConfig) -> None:
 
 def _check_data(config: TrainConfig) -> None:
     for store in config.scenarios:
-        if store not in config.mix:
-            raise CalmrlError(f"scenarios names the store '{store}', which is not in the mix{nearest(store, list(config.mix))}")
+        known(store, list(config.mix), "scenarios: the mix has no store")
 
 
 def _says(config: TrainConfig, attribute: str) -> bool:

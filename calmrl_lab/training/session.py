@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from calmrl_lab.anchors.gate import Gate
 from calmrl_lab.config import TrainConfig
-from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers
+from calmrl_lab.data.table import FeatureBatch, FeatureTable, Table, group_numbers, sampled
 from calmrl_lab.data.training_data import open_data
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.methods.resolve import label
@@ -35,7 +35,15 @@ from calmrl_lab.runtime.progress import progress, tracked
 from calmrl_lab.training.gradient_health import saturated, term_gradients
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import NonFiniteStep, StepMetrics, make_optimiser, update
-from calmrl_lab.training.requirements import NO_OBJECTIVE, check_settings, make_objective, refuse_unfilled
+from calmrl_lab.training.requirements import (
+    NO_OBJECTIVE,
+    check_settings,
+    item_ranking,
+    make_objective,
+    refuse_unfilled,
+    selected_by,
+)
+from calmrl_lab.training.watch import Validation, Watch
 
 if TYPE_CHECKING:
     pass
@@ -49,13 +57,16 @@ STARTING_ITEMS = 20_000
 START_VALIDATION_ITEMS = 2_000
 # Items by which the signs of modalities are checked every epoch.
 SIGN_ITEMS = 2_048
+# Validation items that scorers of whole items and weighted sums rank every epoch: they cost more than cosines of pairs.
+RANKED_ITEMS = 1_000
 
 
 class _Session:
     """Everything that moves during one run."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, watch: Watch | None = None) -> None:
         self.config = config
+        self.watch = watch or Watch()
         self.started = time.monotonic()
         check_settings(config)
         self.device = device
@@ -64,7 +75,7 @@ class _Session:
         modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
         self._replay()
-        make_objective(config, modalities, config.dim)
+        item_ranking(config, modalities, make_objective(config, modalities, config.dim))
         shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
         chosen_by = self.plain_validation.sample(START_VALIDATION_ITEMS)
         with progress("start of the heads"):
@@ -80,6 +91,9 @@ class _Session:
         self.sign_items = self.data.shown(SIGN_ITEMS)
         replay = self._replay()
         self.objective = make_objective(config, modalities, self.heads.dim).to(self.device)
+        self.selected_by = selected_by(config)
+        self.ranking = item_ranking(config, modalities, self.objective)
+        self.ranked_items = self.validation_table.sample(RANKED_ITEMS)
         gate = Gate(config.risk_level) if config.risk_control else None
         self.filler = OnlineImputer(
             config.impute,
@@ -95,8 +109,7 @@ class _Session:
             gate.refuse_unless_possible(self.validation_table.mask, config.risk_level, config.store)
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
-        if self.filler.fills:
-            self._refuse_what_nothing_shows(replay)
+        self._say_what_nothing_shows(replay)
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
@@ -137,15 +150,21 @@ class _Session:
             return []
         return [self.data.warm_up]
 
-    def _refuse_what_nothing_shows(self, replay: Sequence[Table]) -> None:
-        tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
-        shown = torch.cat([table.mask for table in tables]).any(dim=0)
-        unseen = [name for name, seen in zip(self.train_table.modalities, shown.tolist(), strict=True) if not seen]
-        if unseen:
-            raise CalmrlError(
-                f"modality '{unseen[0]}' is never observed in training (0 of {len(self.train_table)} items under scenario "
-                f"'{self.config.scenario}'), so imputer '{self.config.impute}' cannot know it",
-                hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
+    def _say_what_nothing_shows(self, replay: Sequence[Table]) -> None:
+        """A note for every modality that no item of training shows; CalmrlError where an imputer would have to invent it."""
+        tables = [self.train_table, *([self.data.warm_up] if self.data.warm_up is not None else [])]
+        scenario = f"0 of {len(self.train_table)} items under scenario '{self.config.scenario}'"
+        if self.filler.fills:
+            tables = [*replay, *([self.train_table] if self.filler.sees_training else [])]
+            for name in _unseen(tables)[:1]:
+                raise CalmrlError(
+                    f"modality '{name}' is never observed in training ({scenario}), so imputer '{self.config.impute}' cannot know it",
+                    hint="leave it out with --modalities, add a --warm-up store that has it, or use --impute none --objective pmrl",
+                )
+        for name in _unseen(tables) if rank() == 0 else []:
+            console.note(
+                f"modality '{name}' is never observed in training ({scenario}): nothing aligns it, and directions from or to it mean nothing; "
+                "leave it out with --modalities, or add a --warm-up store that has it"
             )
 
     def phases(self) -> list[tuple[str, Table]]:
@@ -253,28 +272,44 @@ class _Session:
     def _validate(self, run: Run, phase: str, logged: Mapping[str, Any] | None = None) -> float:
         """Score on the validation split (its natural mask) and the line of metrics.jsonl."""
         self.heads.eval()
-        ratio = self.start.likelihood_ratio
-        if ratio is not None and self.config.similarity == LikelihoodRatio.name:
-            score = validation_score(ratio, self.ratio_vectors, self.validation_table)
-        else:
-            embeddings = encode(self.heads, self.validation_table)
-            mirrored = [sign * rows for sign, rows in zip(self._signs(), embeddings, strict=True)]
-            score = validation_score(Cosine(self.heads.dim), mirrored, self.validation_table)
+        self.objective.eval()
+        score = first_says(self._validation_score())
         self.heads.train()
-        score = first_says(score)
+        self.objective.train()
         line = dict(logged or {"epoch": 0, "phase": phase})
         if rank() == 0:
-            run.append(run.METRICS, json.dumps({**line, "step": self.step, **score}))
+            metrics = {**line, "step": self.step, **score}
+            run.append(run.METRICS, json.dumps(metrics))
+            self.watch.told(Validation(line["epoch"], line["phase"], self.step, metrics, run.path, self.heads))
         if logged is None:
             self._keep_best(score["validation_mrr"])
         return score["validation_mrr"]
 
+    @torch.no_grad()
+    def _validation_score(self) -> dict[str, float]:
+        """The score by which epochs are chosen, of the heads as they are now with the signs that they would end with."""
+        ratio, table = self.start.likelihood_ratio, self.validation_table
+        if ratio is not None and self.selected_by == LikelihoodRatio.name:
+            return validation_score(ratio, self.ratio_vectors, table)
+        bounded = self.ranking is not None or (ratio is not None and self.selected_by == Sum.name)
+        table = self.ranked_items if bounded else table
+        embeddings = [sign * rows for sign, rows in zip(self._signs(), encode(self.heads, table), strict=True)]
+        if self.ranking is not None:
+            return self.ranking.score(embeddings, table)
+        cosine = Cosine(self.heads.dim)
+        if ratio is not None and bounded:
+            chosen = sampled(len(self.validation_table), RANKED_ITEMS)
+            return choose_weights([(ratio, [rows[chosen] for rows in self.ratio_vectors]), (cosine, embeddings)], table)[1]
+        return validation_score(cosine, embeddings, table)
+
     def _signs(self) -> tuple[int, ...]:
         """The signs that observed pairs of training items ask for: objectives made of singular values cannot tell z from -z.
 
-        Heads that start as published or in closed form, and those that do not learn, keep theirs.
+        Heads that start as published or in closed form, and those that do not learn, keep theirs; so do heads whose objective trains a score that
+        would be another one.
         """
-        if self.config.objective == NO_OBJECTIVE or self.config.init not in ("auto", "random"):
+        keep = getattr(self.objective, "signs_matter", False)
+        if keep or self.config.objective == NO_OBJECTIVE or self.config.init not in ("auto", "random"):
             return (1,) * len(self.dims)
         return best_signs(pair_cosines(encode(self.heads, self.sign_items), self.sign_items.mask))
 
@@ -378,6 +413,7 @@ class _Session:
             "start": self.start.chosen,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
+            "selected_by": self.selected_by,
             "validation_mrr": score,
             "cosine_weight": similarity.parts[1][1] if config.similarity == "sum" and isinstance(similarity, Sum) else None,
             "similarity": dict(self.compared) or None,
@@ -446,3 +482,9 @@ def _taken_for_observed(embeddings: Tensor, mask: Tensor, imputed: Tensor) -> tu
 def _generator_state(objective: torch.nn.Module) -> Tensor | None:
     generator = getattr(objective, "generator", None)
     return generator.get_state() if generator is not None else None
+
+
+def _unseen(tables: Sequence[Table]) -> list[str]:
+    """Modalities that no item of any of the tables shows."""
+    shown = torch.stack([table.mask.any(dim=0) for table in tables]).any(dim=0).tolist()
+    return [name for name, seen in zip(tables[0].modalities, shown, strict=True) if not seen]

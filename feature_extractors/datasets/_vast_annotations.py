@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.registry import nearest
+from calmrl_lab.registry import known
 from calmrl_lab.runtime import console
+from calmrl_lab.store.convert.media_endings import SOUND_ENDINGS, VIDEO_ENDINGS
 from calmrl_lab.store.splits import split_named
 from feature_extractors.annotations.annotation import Annotation, Split
 from feature_extractors.annotations.read import read_annotations, with_unique_ids
 from feature_extractors.datasets._media_index import MediaIndex
-from feature_extractors.media.file_names import SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
 VIDEO_FOLDERS = ("videos", "video", "videos_train", "videos_test", "videos_validation")
@@ -328,13 +328,10 @@ def held_out(group: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2.0**64
 
 
-def refuse_unknown(dataset: str, unknown: Mapping[str, Any], known: Sequence[str]) -> None:
+def refuse_unknown(dataset: str, given: Mapping[str, Any], options: Sequence[str]) -> None:
     """CalmrlError for an option that a dataset does not have."""
-    if unknown:
-        raise CalmrlError(
-            f"dataset '{dataset}' has no option '{min(unknown)}'{nearest(min(unknown), list(known))}",
-            hint=f"options: {', '.join(known)}",
-        )
+    for option in sorted(given):
+        known(option, options, f"dataset '{dataset}' has no option")
 
 
 def presets(

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
+from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from calmrl_lab.store.splits import split_named
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import presets, refuse_unknown
-from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS, is_system_file
+from feature_extractors.media.file_names import is_system_file
 from feature_extractors.media.links import AllowedPlaces
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 
@@ -82,7 +83,11 @@ class ClassFolder:
             )
         present = tuple(m for m in ("vision", "audio", "caption") if any(m in item.media for item in items))
         return Manifest(
-            f"class-folder {self.media.name}", "the licence of the media", f"media in {self.media.name}", present, tuple(items)
+            f"class-folder {self.media.absolute().name}",
+            "the licence of the media",
+            f"media in {self.media.absolute().name}",
+            present,
+            tuple(items),
         )
 
     def _parts(self) -> list[tuple[str, Path]]:

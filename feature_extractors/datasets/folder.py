@@ -14,12 +14,12 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
 from calmrl_lab.store.convert.item_tables import id_column
+from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from calmrl_lab.store.convert.reading.row_names import NO_ID, is_id
 from calmrl_lab.store.convert.records import Record, Records, is_missing, is_missing_word, read_records
 from calmrl_lab.store.splits import assign_splits, first_divided_group, split_named
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import refuse_unknown
-from feature_extractors.media.file_names import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text, Vector
 
 _ENDINGS = (*VIDEO_ENDINGS, *SOUND_ENDINGS, *IMAGE_ENDINGS)
@@ -70,7 +70,10 @@ class Folder:
         if manifest is None:
             raise CalmrlError("dataset 'folder' needs a table of its items", hint=f"--manifest FILE, {_EXAMPLE}")
         if media is not None and not Path(media).is_dir():
-            raise CalmrlError(f"the media folder '{media}' does not exist")
+            raise CalmrlError(
+                f"the media folder '{media}' does not exist",
+                hint="--media DIR names the folder that the paths of the manifest start from",
+            )
         self.media = Path(media) if media is not None else None
         self.table = Path(str(manifest))
         self.name = str(name) if name is not None else self.table.stem

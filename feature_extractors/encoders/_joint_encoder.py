@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import known
 from feature_extractors.encoders._clip_tokens import ClipTokens
 from feature_extractors.encoders._released_weights import Names, ReleasedWeights
 from feature_extractors.encoders._transformers import unit
@@ -41,11 +42,10 @@ class JointEncoder:
     def __init__(
         self, device: str = "cpu", weights: Path | None = None, precision: str = "fp32", batch_rows: int | None = None
     ) -> None:
-        if precision not in PRECISIONS:
-            raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
+        known(precision, tuple(PRECISIONS), "unknown precision")
         self.device, self.precision = device, precision
         self.given = Path(weights) if weights is not None else None
-        self.pieces = Pieces(batch_rows or self.rows, device)
+        self.pieces = Pieces.of(batch_rows, self.rows, device)
 
     def tower(self) -> tuple[nn.Module, Names]:
         """The tower on the meta device, and the released names of its parameters."""

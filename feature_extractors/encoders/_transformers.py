@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError, missing_extra
+from calmrl_lab.registry import known
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, Runs, autocast, place
 from feature_extractors.encoders.vast.preprocessing import sources
 from feature_extractors.fingerprints import fingerprint
@@ -71,11 +72,10 @@ class OpenEncoder:
         precision: str = "fp32",
         batch_rows: int | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
+        known(precision, tuple(PRECISIONS), "unknown precision")
         self.device = device
         self.precision = precision
-        self.pieces = Pieces(batch_rows or self.rows, device)
+        self.pieces = Pieces.of(batch_rows, self.rows, device)
         self._given = (Path(weights) if weights is not None else None, model)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Where the last frame of a stream without a container ends: MP3, AAC, AC-3, WavPack, AU, MPEG-TS. What stands behind it is no sound."""
+"""Where the last frame of a stream without a container ends: MP3, AAC, AC-3, WavPack, AU, MPEG-TS. What follows it is not sound."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ STRICT = {"err_detect": "explode"}
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """The container, with FFmpeg's complaints as MediaError. A file that breaks off is `truncated` even where frames could be had."""
+    """The container, with FFmpeg's errors as MediaError. A file that breaks off is `truncated` even where frames could be had."""
     try:
         import av
     except ImportError:

@@ -28,7 +28,7 @@ _BARE = ("mp3", "aac", "ac3", "eac3", "dts", "dtshd", "truehd", "mpc", "mpc8", "
 
 @dataclass(frozen=True)
 class Hearing:
-    """How the sound of a file is heard.
+    """Settings for decoding the sound of a file.
 
     `track_rate`: the sound track of a video is mixed to one channel at this rate in Hz and rounded to 16 bits, as `ffmpeg -ac 1 -ar RATE` writes it
     to a WAV file (None: as it is). `lead_in`: an MP3 file is heard from the first sample that a decoder without knowledge of LAME's header makes, as

@@ -17,7 +17,7 @@ from calmrl_lab.runtime.atomic_folders import writing_errors
 
 @dataclass
 class Part:
-    """What a block became. `rows[m]` [r, d_m] are the encoded media of modality m, `counts[m]` int64 [items] how many each item owns.
+    """The result of a block. `rows[m]` [r, d_m] are the encoded media of modality m, `counts[m]` int64 [items] how many each item owns.
 
     `reason` uint8 [items, k]. `seconds`: where the time went; not part of the digest.
     """

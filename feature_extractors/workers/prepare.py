@@ -31,7 +31,7 @@ _START_SECONDS = 600.0
 
 
 def is_out_of_process(medium: Medium) -> bool:
-    """True for what somebody else's bytes or a native library make: files and recipes. These are read in another process."""
+    """True for files and recipes, which may crash a native library: they are prepared in another process."""
     return isinstance(bare(medium), File) or hasattr(medium, "make")
 
 
@@ -101,7 +101,7 @@ def failure(item: str, modality: str, medium: Medium, error: MediaError) -> dict
 
 
 class Preparers:
-    """Processes that prepare media ahead of the one who encodes them; outcomes come in the order in which media were added.
+    """Processes that prepare media ahead of the encoder; outcomes come in the order in which media were added.
 
     At most `window` outcomes are in flight or wait to be fetched. A medium that takes more than `timeout` seconds is a failure, and
     so is one that its process dies of twice; the process is replaced, and all other media are unaffected.
@@ -140,7 +140,7 @@ class Preparers:
             self._flying.append(self._threads.submit(self._prepare, self._waiting.popleft()))
 
     def _prepare(self, task: tuple[str, Medium]) -> tuple[Outcome, float]:
-        """Runs in a thread, which does nothing but wait for its process."""
+        """Runs in a thread that waits for its process."""
         how = ""
         for _ in range(2):
             # Once more after a death: it may have been killed from outside, for want of memory.

@@ -6,6 +6,7 @@ How a block is marked, by its language and by a comment on the line before it, w
     ```sh                     every line is a command (for blocks that people copy)
     ```python                 run, one namespace a page
     <!-- slow -->             the same, but the page belongs to the slow tests
+    <!-- thin weights -->     the same, over clips and a release of random weights that are made for it
     <!-- file=NAME -->        written to NAME before anything runs
     <!-- not run: WHY -->     not run; the command lines in it must still parse, and WHY is one of `REASONS`
 """
@@ -24,7 +25,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = (
     "installs a package",
-    "needs the weights of VAST",
     "needs the weights of ImageBind or LanguageBind",
     "needs the clips of a dataset",
     "needs several machines or GPUs",
@@ -32,6 +32,7 @@ REASONS = (
     "opens a window",
     "a sketch",
 )
+THIN = "thin weights"
 _FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?(?P<fence>```+)(?P<language>\w*)[ \t]*\n(?P<text>.*?)^(?P=fence)[ \t]*$",
     re.MULTILINE | re.DOTALL,
@@ -113,6 +114,10 @@ def furnish(folder: Path, page: Path) -> None:
     np.save(folder / "vision.npy", gappy)
     pd.DataFrame({"id": store.ids[:250], "feature": list(caption[:250])}).to_parquet(folder / "text.parquet")
     (folder / "ids.txt").write_text("\n".join(store.ids) + "\n", encoding="utf-8")
+    if any(block.mark == THIN for block in blocks(page)):
+        from docs.thin_data import write_thin_data
+
+        write_thin_data(folder)
     for block in blocks(page):
         if block.file is not None:
             (folder / block.file).write_text(block.text, encoding="utf-8")

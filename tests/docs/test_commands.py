@@ -2,7 +2,7 @@
 
 import pytest
 import typer
-from docs.pages import REASONS, ROOT, blocks, is_run, pages, shell, words_of
+from docs.pages import REASONS, ROOT, THIN, blocks, is_run, pages, shell, words_of
 
 from calmrl_lab.cli import app
 
@@ -15,7 +15,7 @@ def name(page):
 
 
 def _slow(page):
-    return any(block.mark == "slow" for block in blocks(page))
+    return any(block.mark in ("slow", THIN) for block in blocks(page))
 
 
 @pytest.mark.parametrize(

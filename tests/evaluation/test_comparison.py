@@ -8,7 +8,7 @@ import pytest
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.comparison import compare_runs, runs_at
-from calmrl_lab.evaluation.score_rows import hits
+from calmrl_lab.evaluation.score_rows import direction_shares, hits
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runs.run_folder import FORMAT
 
@@ -51,8 +51,8 @@ def written(tmp_path):
 def test_a_difference_is_that_of_the_means(written):
     a, b = written("good", 0.5), written("bad", 0.3)
     table = compare_runs([a], [b], rng())
-    assert table["query"].tolist() == [*"ab", "all"] or table["query"].tolist() == [*"ba", "all"]
-    for row in table[table["query"] != "all"].itertuples():
+    assert table["query"].tolist() == [*"ab", "mean"] or table["query"].tolist() == [*"ba", "mean"]
+    for row in table[table["query"] != "mean"].itertuples():
         means = []
         for run in (a, b):
             part = run.read_frame("scores.parquet").query(f"query == '{row.query}'")
@@ -124,7 +124,37 @@ def test_the_command(written, tmp_path, cli):
     assert "good minus bad" in said
     assert "one seed" in said
     code, said, _ = cli("compare", tmp_path / "good", tmp_path / "bad", "--json")
-    assert json.loads(said)[-1]["query"] == "all"
+    assert json.loads(said)[-1]["query"] == "mean"
     code, _, err = cli("compare", tmp_path / "good", tmp_path / "nothing")
     assert code == 2
     assert "neither a run" in err.replace("\n", " ")
+
+
+def test_the_mean_is_over_directions_and_the_pooled_difference_stands_beside_it(written):
+    a, b = written("good", 0.5), written("bad", 0.3)
+    for run in (a, b):
+        frame = run.read_frame(Run.SCORES)
+        # One direction has a tenth of the queries of the other.
+        kept = frame[(frame["query"] == "a") | (frame["item"].str[1:].astype(int) % 10 == 0)]
+        run.write_evaluation({Run.SCORES: kept}, {"store": {"digest": "d"}})
+    table = compare_runs([a], [b], rng()).set_index("query")
+    directions = table.loc[["a", "b"]]
+    assert table.loc["mean", "difference"] == pytest.approx(directions["difference"].mean())
+    assert table.loc["mean", "first"] == pytest.approx(directions["first"].mean())
+    assert table.loc["mean", "pooled"] == pytest.approx(np.average(directions["difference"], weights=directions["queries"]))
+    assert directions["pooled"].tolist() == pytest.approx(directions["difference"].tolist())
+
+
+def test_shares_of_directions_have_the_mean_over_seeds_and_directions():
+    generator = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "query": generator.choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1]), "gallery": "d",
+            "group": generator.integers(0, 20, 200), "seed": generator.integers(0, 3, 200),
+        }
+    )  # fmt: skip
+    values = generator.random(200)
+    shares, group, seed = direction_shares(rows, values)
+    assert (group.reshape(3, -1) == np.arange(rows["group"].nunique())).all()
+    assert (seed.reshape(3, -1) == np.arange(3)[:, None]).all()
+    assert shares.mean() == pytest.approx(rows.assign(value=values).groupby(["seed", "query"])["value"].mean().mean())

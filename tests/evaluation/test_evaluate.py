@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -127,7 +128,7 @@ class TestNaturalGaps:
         assert code == 0
         assert "a->c cannot be asked" in told
         assert "1 of 20 items show no modality at all" in told
-        assert "left out: queries whose item lacks the modality" in told
+        assert re.search(r"left out: \d+ queries whose item lacks the modality", told)
 
 
 def test_imputation_is_scored_where_the_truth_is_known(evaluation, run):

@@ -6,8 +6,8 @@ import torch
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.first_stage import first_stage, joint_vectors
-from calmrl_lab.evaluation.rerank import rerank_run
+from calmrl_lab.evaluation.reranking.first_stage import first_stage, joint_vectors
+from calmrl_lab.evaluation.reranking.rerank import rerank_run
 from calmrl_lab.store import FeatureStore, ModalitySpec, write_store
 from calmrl_lab.training.train import train
 

@@ -9,7 +9,7 @@ import torch
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.missing_curves import run_curves
-from calmrl_lab.evaluation.rerank import rerank_run
+from calmrl_lab.evaluation.reranking.rerank import rerank_run
 from calmrl_lab.evaluation.retrieval import rank_items
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.search.index_folder import build_gallery

@@ -22,7 +22,7 @@ def read(tmp_path, store, settings=CLIP, **changes):
         ({"objective": "clip", "impute": "ppkca"}, "method 'm': .*'ppkca'.*did you mean 'ppca'"),
         ({"impute": "ppca", "impute_options": {"latent": 3}}, "method 'm': imputer 'ppca': .*'latent'"),
         ({**CLIP, "imputer_data": "warm-up"}, "method 'm': imputer_data is 'warm-up', and there is no warm-up store"),
-        ({**CLIP, "scenarios": {"a.zarr": "full"}}, "method 'm': scenarios names the store 'a.zarr', which is not in the mix"),
+        ({**CLIP, "scenarios": {"a.zarr": "full"}}, "method 'm': scenarios: the mix has no store 'a.zarr'"),
         ({**CLIP, "warm_up_scenario": "shear:0.5"}, "method 'm': unknown scenario 'shear:0.5'; did you mean 'share'"),
         ({**CLIP, "scenario": "drop:vidio"}, "method 'm': .*unknown modality 'vidio'"),
         ({"objective": "clop", "impute": "none"}, "method 'm': .*'clop'.*did you mean 'clip'"),

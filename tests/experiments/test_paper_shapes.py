@@ -14,18 +14,23 @@ DIMS = {"vision": 24, "audio": 16, "caption": 20, "subtitle": 20}
 LETTERS = {"vision": "v", "audio": "a", "caption": "t", "subtitle": "s"}
 
 
-def made_up(folder, name, modalities, items, captions=1, labels=False):
-    """A store whose modalities share a latent vector, a third of whose items have no subtitle, with projection heads."""
+def made_up(folder, name, modalities, items, captions=1, labels=False, named=False):
+    """A store whose modalities share a latent vector, a third of whose items have no subtitle, with projection heads.
+
+    `named`: all items are test items, and the caption of an item is the name of its class.
+    """
     random = np.random.default_rng(len(name))
     latent = random.standard_normal((items, 6))
     split = np.array(["train", "train", "train", "validation", "test"])[np.arange(items) % 5]
+    split = np.array(["test"] * items) if named else split
     features, offsets = {}, {}
     for m in modalities:
         counts = np.full(items, captions if m == "caption" else 1)
         counts[::3] = 0 if m == "subtitle" else counts[::3]
         owner = np.repeat(np.arange(items), counts)
         mixed = latent[owner] @ np.random.default_rng(DIMS[m]).standard_normal((6, DIMS[m]))
-        features[m] = (mixed + 0.3 * random.standard_normal(mixed.shape)).astype(np.float16)
+        noise = 0.3 * random.standard_normal(mixed.shape)
+        features[m] = (mixed[owner % 4] if named and m == "caption" else mixed + noise).astype(np.float16)
         offsets[m] = np.concatenate([[0], np.cumsum(counts)])
     heads = {
         f"contra_head_{LETTERS[m]}": np.random.default_rng(1).standard_normal((12, DIMS[m])).astype(np.float32)
@@ -47,6 +52,10 @@ def place(tmp_path_factory):
         made_up(folder / "stores", "msrvtt", ["vision", "audio", "caption", "subtitle"], 60, captions=3)
         made_up(folder / "stores", "audiocaps", ["vision", "audio", "caption"], 60, captions=2)
         made_up(folder / "stores", "vggsound", ["vision", "audio", "caption"], 80, labels=True)
+        made_up(folder / "stores", "didemo", ["vision", "audio", "caption"], 40)
+        made_up(folder / "stores", "clotho", ["audio", "caption"], 40, captions=5)
+        made_up(folder / "stores", "imagenet", ["vision", "caption"], 40, labels=True, named=True)
+        made_up(folder / "stores", "esc50", ["audio", "caption"], 40, labels=True, named=True)
     return folder
 
 
@@ -56,6 +65,10 @@ def place(tmp_path_factory):
     [
         ("table1", "paper"),
         ("table1", "paper-audiocaps"),
+        ("table1", "paper-didemo"),
+        ("table1", "paper-clotho"),
+        ("table2", "imagenet"),
+        ("table2", "esc50"),
         *((name, "paper") for name in ("table2", "table3", "figure3", "figure4", "figure5")),
     ],
 )

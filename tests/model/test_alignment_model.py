@@ -1,5 +1,7 @@
 """What a run learned: one object that comes back from one file, embeds stores, tables and arrays alike, and compares in every way it can."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ NAMES = ("vision", "caption", "keywords")
 
 class Memory:
     """A folder of arrays in memory."""
+
+    path = Path("memory")
 
     def __init__(self):
         self.files = {}

@@ -13,7 +13,7 @@ from calmrl_lab.evaluation.evaluate import evaluate
 from calmrl_lab.model.closed_form import start_by_ppca
 from calmrl_lab.model.initialisation import ppca_start
 from calmrl_lab.model.selection import BESIDE_LIKELIHOOD_RATIO, validation_score
-from calmrl_lab.model.similarity import Cosine, weights_of
+from calmrl_lab.model.similarity import Cosine, weighted_parts
 from calmrl_lab.runs.run import Run
 from calmrl_lab.training.train import train
 
@@ -148,7 +148,7 @@ def test_runs_can_compare_by_the_likelihood_ratio(small_store, tmp_path):
 def test_one_run_can_add_the_cosine_of_its_heads_to_the_likelihood_ratio(small_store, tmp_path, cli):
     run = train(config(small_store, objective="clip", similarity="sum"), tmp_path / "sum")
     assert run.summary["cosine_weight"] in BESIDE_LIKELIHOOD_RATIO
-    assert weights_of(run.model().similarity) == {"likelihood-ratio": 1.0, "cosine": run.summary["cosine_weight"]}
+    assert weighted_parts(run.model().similarity) == [("likelihood-ratio", 1.0), ("cosine", run.summary["cosine_weight"])]
     assert set(evaluate(run).scores["scorer"]) == {"sum"}
     assert set(evaluate(run, similarity="cosine").scores["scorer"]) == {"cosine"}
     cosine = train(config(small_store, objective="clip"), tmp_path / "cosine")

@@ -12,7 +12,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.model import similarity
 from calmrl_lab.model.feature_map import fit_scaling, identities
 from calmrl_lab.model.selection import BESIDE_COSINE, BESIDE_LIKELIHOOD_RATIO, choose_weights, mean_ranks, validation_score
-from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum, weights_of
+from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum, weighted_parts
 from calmrl_lab.ppca.latent_maps import LatentMaps
 
 NAMES = ("a", "b", "c", "d")
@@ -97,7 +97,7 @@ def test_every_similarity_comes_back_from_its_description(seed, q, weights):
     one = made(draw, q, weights)
     description, tensors = one.described("place/")
     again = similarity.read(description, tensors, "place/")
-    assert (again.name, again.dim, weights_of(again)) == (one.name, one.dim, weights_of(one))
+    assert (again.name, again.dim, weighted_parts(again)) == (one.name, one.dim, weighted_parts(one))
     queries, items = vectors_of(one, draw, 2), vectors_of(one, draw, 3)
     for before, after in zip(
         one.pair_vectors("b", "d", queries, items), again.pair_vectors("b", "d", queries, items), strict=True

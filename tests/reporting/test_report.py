@@ -59,6 +59,12 @@ def test_imputation_csv_has_exactly_its_columns_and_all_patterns_together(report
     assert {r["split"] for r in found} == {"train", "test"}
 
 
+def test_every_row_of_the_summary_says_what_it_is_scored_by(report):
+    assert {row["scored_by"] for row in rows(report, "summary.csv")} == {"cosine"}
+    table = (report.folder / "tables" / "summary.md").read_text(encoding="utf-8")
+    assert "| method | scored by |" in table
+
+
 def test_all_the_promised_files_are_there(report):
     for name in ("recall", "imputation_mse", "summary"):
         for ending in ("csv", "md", "tex"):

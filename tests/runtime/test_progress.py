@@ -75,7 +75,7 @@ def test_work_that_fails_leaves_nothing_behind(quick, capsys):
 
 # Every command that can take long, slowed down at the step that takes longest; {run}, {store} and {out} are filled in.
 COMMANDS = {
-    "objective": ("training.session.liveness", "train-heads --store {store} --impute ppca --epochs 1 --run {out}", "epoch 1: 0/"),
+    "objective": ("training.session.term_gradients", "train-heads --store {store} --impute ppca --epochs 1 --run {out}", "epoch 1: 0/"),
     "start": ("model.closed_form._stopped_early", "train-heads --store {store} --modalities vision,caption --epochs 0 --run {out}", "choosing the start by PPCA"),
     "features": ("training.session.fit_all", "train-heads --store {store} --modalities vision,caption --epochs 0 --run {out}", "similarities of features"),
     "stacking": ("training.session.stack", "train-heads --store {store} --modalities vision,caption --epochs 0 --run {out}", "weights of the similarities"),

@@ -24,7 +24,7 @@ from calmrl_lab.training.requirements import check_settings, uses_imputed
         ({"impute_options": {"latent_dim": 3}}, "imputer 'none': .*latent_dim"),
         ({"impute": "ppca", "impute_options": {"latent_dmi": 3}}, "imputer 'ppca': .*did you mean 'latent_dim'"),
         ({"method": "clip", "imputer_data": "warm-up"}, "there is no warm-up store"),
-        ({"method": "clip", "scenarios": {"a.zarr": "full"}}, "which is not in the mix"),
+        ({"method": "clip", "scenarios": {"a.zarr": "full"}}, "the mix has no store"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(values, said):

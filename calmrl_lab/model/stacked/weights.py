@@ -65,7 +65,7 @@ def refined_weights(scores: Sequence[Float[Tensor, "c n n"]], around: Float[np.n
     The pull is a quadratic one in units of each similarity's deviation, and fades as 1/n: what n items of these directions say outweighs it
     only where they are many. A similarity that is constant keeps its weight; where all weights would be zero, all keep theirs.
 
-    >>> good, noise = torch.eye(4, dtype=torch.float64), torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).double()
+    >>> good, noise = torch.eye(40, dtype=torch.float64), torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).double()
     >>> weights = refined_weights([torch.stack([good, noise])], np.array([1.0, 1.0]))
     >>> bool(weights[0] > 1.0 > weights[1])
     True

@@ -24,12 +24,15 @@ class Objective(nn.Module, ABC):
 
     A subclass sets `name`, which appears in messages, and writes `terms`; the checks of `forward` are done by then. `uses_imputed`
     says that it trains on imputed embeddings too (an imputer is fitted only for objectives that do), `takes_groups` that items of one group
-    are never negatives of each other. An objective that draws random numbers keeps its own `generator`, so that runs repeat and checkpoints can save it.
+    are never negatives of each other. `scorer` is the scorer by which its system compares a query with a whole item; None: by the cosine of pairs of
+    modalities. `signs_matter` says that this score is another one if the embeddings of one modality are mirrored. An objective that draws random numbers keeps its own `generator`, so that runs repeat and checkpoints can save it.
     """
 
     name: str
     uses_imputed: ClassVar[bool] = False
     takes_groups: ClassVar[bool] = True
+    scorer: ClassVar[str | None] = None
+    signs_matter: ClassVar[bool] = False
     generator: torch.Generator | None = None
 
     def __init__(self, modalities: tuple[str, ...], dim: int) -> None:
@@ -139,13 +142,9 @@ def flag(objective: str, option: str, value: bool) -> bool:
     return value
 
 
-def one_of(objective: str, option: str, value: str, known: Sequence[str]) -> str:
-    """`value` if it is among `known`; CalmrlError naming the nearest otherwise."""
-    if value not in known:
-        raise CalmrlError(
-            f"objective '{objective}': {option} '{value}' is unknown{nearest(str(value), list(known))}",
-            hint=f"known: {', '.join(known)}",
-        )
+def one_of(objective: str, option: str, value: str, values: Sequence[str]) -> str:
+    """`value` if it is among `values`; CalmrlError naming the nearest otherwise."""
+    known(str(value), values, f"objective '{objective}': unknown {option}")
     return value
 
 

@@ -19,7 +19,7 @@ def symmetric_cross_entropy(
     smoothing: float = 0.0,
     same: Bool[Tensor, "b b"] | None = None,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
-    """Mean of both directions of cross-entropy with the own item as target, and which items asked.
+    """Mean of both directions of cross-entropy with the own item as target, and which items were queries.
 
     Row i asks with item i, column j answers with item j. An item asks where it has both sides; items that have only one side
     still serve the others as negatives on that side. `smoothing` spreads that share of the target evenly over the candidates (label

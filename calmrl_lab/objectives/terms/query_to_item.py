@@ -1,4 +1,4 @@
-"""One modality asks (usually the text), the others of an item answer together: what VAST, GRAM, TRIANGLE and SCALAR have in common."""
+"""Contrast of one modality (usually the text) as query with the others of an item together: the base of VAST, GRAM, TRIANGLE and SCALAR."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from calmrl_lab.objectives.terms.matching import MatchingHead, matching_loss
 
 
 class Sides(NamedTuple):
-    """A batch as queries and what answers them; hidden entries are zero."""
+    """A batch as queries and candidate items; hidden entries are zero."""
 
     queries: Float[Tensor, "b d"]
     asks: Bool[Tensor, " b"]
@@ -76,17 +76,17 @@ class CrossObjective(Objective):
 
     @abstractmethod
     def scores(self, sides: Sides, context: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-        """How well item j answers query i; higher is better. Rows and columns without their side may hold any finite number.
+        """Score of candidate item j for query i; higher is better. Rows and columns without their side may hold any finite number.
 
         `context` is what `context` returned for these sides.
         """
 
     def context(self, sides: Sides) -> Float[Tensor, "b d"]:
-        """One vector of an item's answers: their normalised sum. Matching sees this one."""
+        """One vector of an item's other modalities, their normalised sum, for the matching term."""
         return functional.normalize(sides.answers.sum(dim=1), dim=1, eps=1e-12)
 
     def answering(self, sides: Sides) -> Bool[Tensor, " b"]:
-        """Which items can answer at all."""
+        """Which items can be candidates at all."""
         return sides.shown.any(dim=1)
 
     def sides(self, embeddings: Tensor, mask: Tensor) -> Sides:

@@ -104,7 +104,7 @@ def _cells(found: Comparison | None, itself: bool) -> list[Cell]:
 
 
 def classes_in_words(compared: ClassDifferences | None, parts: Roles) -> list[str]:
-    """What the main calibrated method does to classification, for the story: one sentence, or none."""
+    """What the main calibrated method changes in classification: one sentence, or none."""
     main = next(iter(parts.calibrated), None)
     if compared is None or main is None:
         return []

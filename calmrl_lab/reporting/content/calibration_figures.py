@@ -76,7 +76,7 @@ def _mean_over_coordinates(found: Imputations) -> str:
 
 
 def reliability(found: Imputations) -> Figure | None:
-    """Whether an imputer knows how wrong it is: expected against made error, a mark per modality and pattern; None without expectations."""
+    """Predicted against real error of imputers, a mark per modality and pattern; None if no imputer predicts errors."""
     pairs = found.expected
     if not pairs:
         return None
@@ -112,7 +112,7 @@ def reliability(found: Imputations) -> Figure | None:
     gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
     basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps per imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
     reading = (
-        "On the dotted line per imputer made the error that it predicted. Above it the error was larger than predicted, below it smaller; how far right a "
+        "On the dotted line an imputer made the error that it predicted. Above it the error was larger than predicted, below it smaller; how far right a "
         "mark lies says only how hard that gap is."
     )
     return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis, reading)

@@ -135,9 +135,11 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
     for result in recalls.methods:
         method = result.method
         percent = {depth: result.means[depth].scaled(100) for depth in DEPTHS}
-        record: dict[str, object] = {"method": method.label, "role": method.role, "seeds": len(method.seeds)}
+        record: dict[str, object] = {"method": method.label, "role": method.role, "scored_by": result.scored_by}
+        record["seeds"] = len(method.seeds)
         row = [
             Cell(method.label, swatch=_swatch(inks.get(method.name)), title=f"{method.role}: {method.objective}, imputer {method.imputer}, scenario {method.scenario}"),
+            Cell(result.scored_by),
         ]  # fmt: skip
         for depth in DEPTHS:
             row.append(_estimate(percent[depth], bold=depth == 1 and best == method.name))
@@ -155,7 +157,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
             record |= {f"delta_{name}_high": scaled and scaled.high, f"p_{name}": found and found.corrected}
         rows.append(row)
         records.append(record)
-    columns = [Column("method", numeric=False)]
+    columns = [Column("method", numeric=False), Column("scored by", numeric=False)]
     columns += [Column(f"R@{depth} %", group="mean over directions") for depth in DEPTHS]
     for reference in references:
         columns += [Column("Δ R@1", group=f"against {reference.label}"), Column("p", group=f"against {reference.label}")]
@@ -163,6 +165,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
         f"Means over {len(recalls.directions)} directions; brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
         "Δ in points, paired by query and seed, bold if it is sure; p two-sided, corrected for all comparisons of this report (Holm).",
         "Bold recall: above every other method but the oracle, beyond the paired 95 % interval of their difference.",
+        "Scored by: the similarity of a query and a candidate of another modality.",
     ]
     fields = tuple(records[0]) if records else ()
     return Table("summary", "Mean recall of every method", columns, rows, tuple(notes), fields, records)

@@ -30,7 +30,7 @@ _SIDES = {"gallery": "missing in the gallery", "query": "missing in the query"}
 
 @dataclass(frozen=True)
 class Point:
-    """Recall@1 of one method under one scenario, averaged over the modalities that ask (or are asked for)."""
+    """Recall@1 of one method under one scenario, averaged over the query modalities (or the gallery modalities)."""
 
     method: Method
     side: str
@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Gain:
-    """All modalities of an item together minus the best single one, nothing hidden, averaged over the modalities that ask; p corrected over
+    """All modalities of an item together minus the best single one, nothing hidden, averaged over the query modalities; p corrected over
     all gains of the report."""
 
     method: Method
@@ -97,11 +97,11 @@ def _distinct(found: Sequence[Shown], values: Callable[[Sequence[Shown]], list[f
     lines: dict[tuple[str, str, str, bool], list[Shown]] = {}
     for one in found:
         lines.setdefault((one.method.name, one.side, one.scorer, one.calibrated), []).append(one)
-    repeated = {
-        key
-        for key, own in lines.items()
-        if key[3] and (*key[:3], False) in lines and values(own) == values(lines[*key[:3], False])
-    }
+    repeated = set()
+    for (method, side, scorer, calibrated), own in lines.items():
+        as_observed = lines.get((method, side, scorer, False))
+        if calibrated and as_observed is not None and values(own) == values(as_observed):
+            repeated.add((method, side, scorer, calibrated))
     return [one for one in found if (one.method.name, one.side, one.scorer, one.calibrated) not in repeated]
 
 

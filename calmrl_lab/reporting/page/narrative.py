@@ -280,7 +280,7 @@ def _anchors(found: Shifts | None) -> list[str]:
 
 
 def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]:
-    """Better fillings without better retrieval is worth a sentence of its own."""
+    """A sentence where imputation is better and retrieval is not."""
     parts = compared.roles
     if found is None or not parts.calibrated or parts.fair is None:
         return []

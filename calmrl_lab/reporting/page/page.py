@@ -74,7 +74,7 @@ def _problem_counts(gathered: Gathered) -> str:
 
 
 def _tiles(found: Findings) -> list[dict[str, str]]:
-    """The three or four numbers one would be asked for first."""
+    """The three or four most important numbers."""
     parts, tiles = found.compared.roles, []
     main = parts.calibrated[0] if parts.calibrated else None
     if main and main.runs and found.recalls.directions:

@@ -178,7 +178,7 @@ def _published(found: Findings) -> list[Section]:
 
 
 def _folded(found: Findings, name: str) -> str:
-    """A table that is there for who looks for it; empty if it was not made."""
+    """A table in a fold that is closed at first; empty if it was not made."""
     table = found.tables.get(name)
     return details(table.caption, table.to_html(), f"{len(table.rows)} rows") if table else ""
 

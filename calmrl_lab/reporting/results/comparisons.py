@@ -30,7 +30,7 @@ class Roles:
 
 
 def roles(gathered: Gathered) -> Roles:
-    """The parts, found from what the runs were asked (objective, imputer, scenario), not from their names."""
+    """The roles, found from the settings of the runs (objective, imputer, scenario), not from their names."""
     calibrated = tuple(gathered.role("calibrated"))
     scenario = next((m.scenario for m in (*calibrated, *gathered.role("control"), *gathered.role("baseline"))), "full")
     main = next(iter(calibrated), None)
@@ -69,7 +69,7 @@ class Comparisons:
         return self.pairs.get((name, other))
 
     def key_comparisons(self) -> list[tuple[Method, Method, Comparison]]:
-        """The comparisons worth a line of their own, in the order of the questions they answer."""
+        """The comparisons that are shown one by one, in the order of the questions they answer."""
         parts, pairs = self.roles, []
         for method in parts.calibrated:
             others = (

@@ -35,7 +35,7 @@ class ImputationRow:
 
 @dataclass(frozen=True)
 class Expectation:
-    """The mean error an imputer expected of itself for one modality and pattern, and the one it made."""
+    """Mean predicted and mean real error of an imputer for one modality and pattern."""
 
     imputer: str
     modality: str
@@ -61,7 +61,7 @@ class Imputations:
         return list(dict.fromkeys(row.imputer for row in self.rows))
 
     def mean_expectation(self, imputer: str) -> tuple[float, float] | None:
-        """(expected, made) over all gaps of `imputer`; None if it expects nothing."""
+        """(predicted, real) mean error over all gaps of `imputer`; None if it predicts none."""
         own = [found for found in self.expected if found.imputer == imputer]
         gaps = sum(found.gaps for found in own)
         if not gaps:

@@ -32,12 +32,14 @@ class DirectionResult:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method over all directions that every method has; `means` are averages over these directions."""
+    """One method over all directions that every method has; `means` are averages over these directions. `scored_by`: the similarity or scorer that its
+    queries were ranked by."""
 
     method: Method
     directions: dict[Direction, DirectionResult]
     means: dict[int, Interval]
     chance: dict[int, float]
+    scored_by: str = "cosine"
 
     @property
     def at_chance(self) -> bool:
@@ -158,4 +160,5 @@ def _result(
     chosen = {depth: [i for i, (d, at) in enumerate(columns) if at == depth and d in common] for depth in DEPTHS}
     means = {depth: estimate(value[at].mean(), replicates[:, at].mean(axis=1)) for depth, at in chosen.items() if at}
     by_chance = {depth: float(np.mean([directions[d].chance[depth] for d in common])) for depth in DEPTHS if common}
-    return MethodResult(method, directions, means, by_chance)
+    scored_by = str(rows["scorer"].iloc[0]) if "scorer" in rows.columns and len(rows) else "cosine"
+    return MethodResult(method, directions, means, by_chance, scored_by)

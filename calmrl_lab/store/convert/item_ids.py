@@ -57,7 +57,7 @@ def normalised(ids: Mapping[str, Ids]) -> tuple[dict[str, Ids], list[str]]:
 
 
 def _joined(values: Ids, before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, str] | None:
-    """Two ids of one source that were different before a step and are not afterwards."""
+    """Two ids of one source that were different before a step and are equal afterwards."""
     first: dict[str, str] = {}
     for name in np.unique(values).tolist():
         other = first.setdefault(after[name], name)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-VIDEO = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".ogv", ".ts")
-AUDIO = (
-    ".wav",
-    ".mp3",
-    ".flac",
-    ".ogg",
-    ".m4a",
-    ".aac",
-    ".opus",
-    ".au",
-    ".aif",
-    ".aiff",
-    ".wma",
-    ".ac3",
-    ".eac3",
-    ".wv",
-    ".tta",
-    ".amr",
-    ".oga",
-)
-IMAGE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".jfif", ".avif", ".ppm")
-MEDIA = (*VIDEO, *AUDIO, *IMAGE)
+# In the order in which files of one id are looked for: first those that released code looks for.
+VIDEO_ENDINGS = (
+    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".3g2", ".wmv", ".asf", ".flv", ".ogv", ".ts", ".mts", ".m2ts",
+    ".vob", ".mxf", ".qt",
+)  # fmt: skip
+SOUND_ENDINGS = (
+    ".wav", ".mp3", ".mka", ".flac", ".m4a", ".ogg", ".opus", ".oga", ".aac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".ac3", ".eac3", ".wv", ".tta",
+    ".wma", ".caf", ".w64", ".mp2", ".amr", ".ape", ".dts", ".spx", ".weba",
+)  # fmt: skip
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".jpe", ".jfif", ".qoi",
+)  # fmt: skip
+MEDIA = (*VIDEO_ENDINGS, *SOUND_ENDINGS, *IMAGE_ENDINGS)
 # What features of an item are saved as: `video0.npy` is the item video0.
 _FEATURES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".mat", ".json", ".txt", ".csv")
 

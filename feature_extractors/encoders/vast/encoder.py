@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.registry import known
 from feature_extractors.encoders.vast.batching import PRECISIONS, Pieces, autocast, place
 from feature_extractors.encoders.vast.checkpoint import Checkpoint, load_checkpoint
 from feature_extractors.encoders.vast.networks.architecture import Architecture
@@ -40,12 +41,11 @@ class VastEncoder:
     def __init__(
         self, device: str = "cpu", weights: Path | None = None, precision: str = "fp32", batch_rows: int | None = None
     ) -> None:
-        if precision not in PRECISIONS:
-            raise CalmrlError(f"unknown precision '{precision}'", hint=f"known: {', '.join(PRECISIONS)}")
+        known(precision, tuple(PRECISIONS), "unknown precision")
         self.device = device
         self.given = Path(weights) if weights is not None else None
         self.precision = precision
-        self.pieces = Pieces(batch_rows or self.rows, device)
+        self.pieces = Pieces.of(batch_rows, self.rows, device)
 
     @cached_property
     def weights(self) -> Path:

@@ -16,7 +16,7 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model import similarity
 from calmrl_lab.model.feature_map import UnitNorm
-from calmrl_lab.model.similarity import LikelihoodRatio, Similarity, Sum
+from calmrl_lab.model.similarity import LikelihoodRatio, Similarity, Sum, weighted_parts
 from calmrl_lab.model.stacked.canonical_cosine import fit_canonical_cosine, fit_kernel_canonical_cosine
 from calmrl_lab.model.stacked.feature_cosine import FeatureCosine
 from calmrl_lab.model.stacked.pair_weighted import PairWeighted
@@ -221,3 +221,10 @@ def test_features_in_half_precision_are_compared_in_full(name: str) -> None:
     for modality, rows in zip(NAMES, half, strict=True):
         exact = KINDS[name].vectors(modality, rows.float(), rows.float())
         torch.testing.assert_close(KINDS[name].vectors(modality, rows, rows), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_parts_of_a_stack_keep_their_names() -> None:
+    named = weighted_parts(KINDS["sum"])
+    assert len(named) == len(KINDS["sum"].parts)
+    assert len({name for name, _ in named}) > 1
+    assert all(name.endswith(", weighted by pair") for name, _ in named)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.objectives import objectives
 
 JOINT = "joint"
 # VAST's head of each combination of modalities other than the caption, and the order in which it concatenates them.
@@ -21,17 +22,13 @@ _HEADS = {
     ("audio", "subtitle"): "contra_head_a",
 }  # fmt: skip
 _ORDER = ("vision", "audio", "subtitle")
-_BY_OBJECTIVE = {
-    "gram": "volume", "triangle": "area", "vast": "fused", "symile": "multilinear",
-    "comm": "objective", "confu": "objective", "gated-symile": "objective",
-}  # fmt: skip
 
 
 def first_stage(objective: str, others: Sequence[str], heads: Mapping[str, np.ndarray], dim: int) -> str:
-    """The score that a run's system takes before matching: volume for GRAM, area for TRIANGLE (two modalities beside the caption), its own
-    fusion for VAST trained here, the multilinear product for Symile, what they train for CoMM, ConFu and Gated Symile; for the others, as PMRL and CalMRL do, VAST's fused heads (`joint`) where the
-    store brings them and the embeddings of captions are of their dimension, and the centroid elsewhere."""
-    name = _BY_OBJECTIVE.get(objective)
+    """The score that a run's system takes before matching: the scorer of its objective (`Objective.scorer`: volume for GRAM, its own fusion for VAST
+    trained here, the area for TRIANGLE, which needs exactly two modalities beside the caption); for objectives without one, as PMRL and CalMRL
+    do, VAST's fused heads (`joint`) where the store brings them and the embeddings of captions are of their dimension, and the centroid elsewhere."""
+    name = getattr(objectives.get(objective), "scorer", None) if objective in objectives.names() else None
     if name is not None and not (name == "area" and len(others) != 2):
         return name
     fits = "contra_head_va.weight" in heads and len(heads["contra_head_va.weight"]) == dim

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.evaluation.first_stage import JOINT, first_stage, joint_vectors
+from calmrl_lab.evaluation.reranking.first_stage import JOINT, first_stage, joint_vectors
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.evaluation.score_rows import recall_table, score_rows

@@ -1,0 +1,23 @@
+"""The numbers and the picture on the first screen of the README are those of the example report."""
+
+import importlib.util
+
+from docs.pages import ROOT
+
+
+def make_example():
+    spec = importlib.util.spec_from_file_location("make_example", ROOT / "reports" / "make_example.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_readme_is_that_of_the_example_report():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert make_example().with_table(readme) == readme, "run: make example"
+
+
+def test_the_picture_is_there():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](reports/example/figures/overview.svg)" in readme
+    assert (ROOT / "reports" / "example" / "figures" / "overview.svg").is_file()
