@@ -29,6 +29,7 @@ from calmrl_lab.store.disk.files import looks_like_store
 from feature_extractors import request_checks as planning
 from feature_extractors import retry_failed as retrying
 from feature_extractors.encoder_setup import EncoderFacts, Equipment, facts
+from feature_extractors.forecast import Forecast, Spent
 from feature_extractors.protocols import Manifest
 from feature_extractors.request import PRESET, resolve_request
 from feature_extractors.shards.folder import PART_FORMAT, PartsFolder, Plan, locked_parts, parts_folder
@@ -46,6 +47,8 @@ ENGINES = ("local", "ray")
 _ROUNDS = 3
 # Beyond this many more readers do not keep one GPU busier.
 _READERS = 16
+# Seconds after which it is told how long it will take, also where some modalities are not measured yet; less than the second is not worth a line.
+_TELL, _WORTH_TELLING = 40.0, 120.0
 _RECORDED = ("calmrl-lab", "torch", "numpy", "transformers", "av", "kaldi-native-fbank", "onnxruntime")
 
 
@@ -267,19 +270,30 @@ def _encode(job: _Job, finished: PartsFolder) -> tuple[Joined, int]:
 def _run(job: _Job, finished: PartsFolder, todo: Sequence[Block], resumed: int, stop: threading.Event) -> None:
     if not todo:
         return
-    total = sum(len(media_of(block.items, m)) for block in todo for m in job.manifest.modalities)
+    media = {m: sum(len(media_of(block.items, m)) for block in todo) for m in job.manifest.modalities}
+    total = sum(media.values())
     label = f"extracting {job.manifest.dataset}" + (f" (after {resumed} finished blocks)" if resumed else "")
+    forecast = Forecast(media, min(len(job.crew.devices), len(todo)))
+    told, started = False, time.monotonic()
     with progress(label, total, "media") as task:
         done = 0
-        for count in _engine(job, finished, todo, stop):
+        for event in _engine(job, finished, todo, stop):
+            if isinstance(event, Spent):
+                forecast.add(event)
+                task.left = None if forecast.unmeasured() else forecast.seconds_left()
+                if not told and (not forecast.unmeasured() or time.monotonic() - started > _TELL):
+                    told = True
+                    if (forecast.seconds_left() or 0) > _WORTH_TELLING:
+                        console.note(f"{label}: {forecast.sentence()}")
+                continue
             # A block that is repeated after a crash counts once.
-            count = min(count, total - done)
+            count = min(event, total - done)
             if count:
                 done += count
                 task.advance(count)
 
 
-def _engine(job: _Job, finished: PartsFolder, todo: Sequence[Block], stop: threading.Event) -> Iterator[int]:
+def _engine(job: _Job, finished: PartsFolder, todo: Sequence[Block], stop: threading.Event) -> Iterator[int | Spent]:
     if job.engine == "ray":
         fingerprints = {modality: fact.fingerprint for modality, fact in job.facts.items()}
         return run_on_ray(job.equipment, job.crew, finished, todo, stop, fingerprints)

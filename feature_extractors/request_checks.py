@@ -64,10 +64,13 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
     for name in chosen:
         known(name, list(manifest.modalities), f"dataset '{manifest.dataset}' has no modality")
     if not manifest.items:
-        raise CalmrlError(f"dataset '{manifest.dataset}' has no items")
+        raise CalmrlError(f"dataset '{manifest.dataset}' has no items", hint="look at its annotation files and at --media")
     twice = [name for name, count in Counter(item.id for item in manifest.items).items() if count > 1]
     if twice:
-        raise CalmrlError(f"dataset '{manifest.dataset}': the id {twice[0]!r} stands for several items")
+        raise CalmrlError(
+            f"dataset '{manifest.dataset}': the id {twice[0]!r} stands for several items",
+            hint="give every item an id of its own",
+        )
     bare = [item.id for item in manifest.items if not any(media_of([item], m) for m in manifest.modalities)]
     if bare:
         raise CalmrlError(
@@ -84,7 +87,8 @@ def checked_manifest(manifest: Manifest, chosen: Mapping[str, str]) -> Manifest:
         }
         if len(lengths) > 1:
             raise CalmrlError(
-                f"dataset '{manifest.dataset}': the vectors of '{modality}' have {len(lengths)} lengths: {', '.join(map(str, sorted(lengths)))}"
+                f"dataset '{manifest.dataset}': the vectors of '{modality}' have {len(lengths)} lengths: {', '.join(map(str, sorted(lengths)))}",
+                hint="give all vectors of a modality one length",
             )
     if not any(media_of(manifest.items, m) for m in kept):
         raise CalmrlError(f"dataset '{manifest.dataset}': no item has {' or '.join(kept)}", hint="choose other modalities")

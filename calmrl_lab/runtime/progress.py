@@ -22,12 +22,14 @@ Value = TypeVar("Value")
 class Task:
     """One piece of work under way: `done` of `total` (None: not known beforehand) `unit`, begun at `began` (seconds, monotonic).
 
-    `parts` are pieces of it that go on at the same time elsewhere; a terminal has a bar for each.
+    `parts` are pieces of it that go on at the same time elsewhere; a terminal has a bar for each. `left`: the seconds that are left, where
+    whoever does the work knows better than the rate says.
     """
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.detail = 0, ""
+        self.left: float | None = None
         self.began = time.monotonic()
         self.parts: list[Task] = []
 
@@ -44,8 +46,11 @@ class Task:
             count = f"{self.done}/{self.total}" if self.total is not None else str(self.done)
             rate = self.done / elapsed
             said = [f"{self.label}: {count} {self.unit}", f"{rate:.3g}/s", f"{elapsed:.0f} s"]
-            if self.total is not None and rate:
-                said[-1] += f", {max(self.total - self.done, 0) / rate:.0f} s left"
+            left = self.left
+            if left is None and self.total is not None and rate:
+                left = max(self.total - self.done, 0) / rate
+            if left is not None:
+                said[-1] += f", {left:.0f} s left"
         return "  ".join([*said, *([self.detail] if self.detail else [])])
 
 
@@ -158,6 +163,20 @@ def shown(yes: bool = True) -> Iterator[None]:
         yield
     finally:
         _asked = before
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Nothing is shown in the body, also not of the work around it: it waits for somebody else."""
+    around = [] if _watcher is None else list(_watcher.tasks)
+    for task in around:
+        _watcher.tasks.remove(task)  # type: ignore[union-attr]
+    try:
+        with shown(False):
+            yield
+    finally:
+        if _watcher is not None:
+            _watcher.tasks[:0] = around
 
 
 @contextmanager

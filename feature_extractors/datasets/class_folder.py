@@ -83,7 +83,11 @@ class ClassFolder:
             )
         present = tuple(m for m in ("vision", "audio", "caption") if any(m in item.media for item in items))
         return Manifest(
-            f"class-folder {self.media.name}", "the licence of the media", f"media in {self.media.name}", present, tuple(items)
+            f"class-folder {self.media.absolute().name}",
+            "the licence of the media",
+            f"media in {self.media.absolute().name}",
+            present,
+            tuple(items),
         )
 
     def _parts(self) -> list[tuple[str, Path]]:

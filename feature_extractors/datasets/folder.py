@@ -70,7 +70,10 @@ class Folder:
         if manifest is None:
             raise CalmrlError("dataset 'folder' needs a table of its items", hint=f"--manifest FILE, {_EXAMPLE}")
         if media is not None and not Path(media).is_dir():
-            raise CalmrlError(f"the media folder '{media}' does not exist")
+            raise CalmrlError(
+                f"the media folder '{media}' does not exist",
+                hint="--media DIR names the folder that the paths of the manifest start from",
+            )
         self.media = Path(media) if media is not None else None
         self.table = Path(str(manifest))
         self.name = str(name) if name is not None else self.table.stem

@@ -45,7 +45,7 @@ class JointEncoder:
         known(precision, tuple(PRECISIONS), "unknown precision")
         self.device, self.precision = device, precision
         self.given = Path(weights) if weights is not None else None
-        self.pieces = Pieces(batch_rows or self.rows, device)
+        self.pieces = Pieces.of(batch_rows, self.rows, device)
 
     def tower(self) -> tuple[nn.Module, Names]:
         """The tower on the meta device, and the released names of its parameters."""

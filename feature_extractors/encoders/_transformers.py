@@ -75,7 +75,7 @@ class OpenEncoder:
         known(precision, tuple(PRECISIONS), "unknown precision")
         self.device = device
         self.precision = precision
-        self.pieces = Pieces(batch_rows or self.rows, device)
+        self.pieces = Pieces.of(batch_rows, self.rows, device)
         self._given = (Path(weights) if weights is not None else None, model)
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,7 +63,7 @@ def encode_block(
     A medium that cannot be used leaves a gap with a reason, never a placeholder; several media of an item are several rows.
     `prepare(modality, medium)` gives an outcome and the seconds it took, and is called for one medium after the other.
     `announce("at", modality, place, count)` is called before `count` media do something that might kill this process (0: that is over),
-    `announce("media", n)` when n further media are through.
+    `announce("media", n)` when n further media are through, `announce("spent", modality, media, seconds)` for parts of these as well.
     """
     part = Part({}, {}, np.zeros((len(block.items), len(encoders)), dtype=np.uint8))
     for column, (modality, encoder) in enumerate(encoders.items()):
@@ -102,6 +103,8 @@ class _Modality:
         self.failed: dict[int, MediaError] = {}
         self.taken = 0
         self.seconds = {"prepare": 0.0, "wait": 0.0, "encode": 0.0}
+        # Media of the batch in hand that were told, since when nothing was, and what preparing one of them took.
+        self.told, self.told_at, self.prepared = 0.0, time.monotonic(), 0.0
 
     def take(self, place: int, medium: Medium, prepare: Callable[[str, Medium], tuple[Outcome, float]]) -> None:
         self.taken += 1
@@ -125,10 +128,34 @@ class _Modality:
 
     def encode(self) -> None:
         if self.ready:
-            self._encode([place for place, _ in self.ready], [array for _, array in self.ready])
+            with self._observed([array for _, array in self.ready]):
+                self._encode([place for place, _ in self.ready], [array for _, array in self.ready])
             self.ready = []
+        self._tell(self.taken - self.told)
         self.announce("media", self.taken)
-        self.taken = 0
+        self.taken, self.told, self.prepared = 0, 0.0, 0.0
+
+    @contextmanager
+    def _observed(self, batch: Sequence[np.ndarray]) -> Iterator[None]:
+        """While a batch is encoded, its rows that are through are told as fractions of its media (by encoders that encode in pieces)."""
+        pieces = getattr(self.encoder, "pieces", None)
+        if pieces is None or self.block.careful:
+            yield
+            return
+        rows = sum(len(array) if array.ndim > 1 else 1 for array in batch)
+        now = time.monotonic()
+        self.prepared, self.told_at = (now - self.told_at) / self.taken, now
+        pieces.observer = lambda done: self._tell(min(done / rows * len(batch), self.taken - self.told))
+        try:
+            yield
+        finally:
+            pieces.observer = None
+
+    def _tell(self, media: float) -> None:
+        now = time.monotonic()
+        if media > 0:
+            self.announce("spent", self.modality, media, now - self.told_at + self.prepared * media)
+            self.told, self.told_at = self.told + media, now
 
     def _encode(self, places: list[int], batch: list[np.ndarray]) -> None:
         begun = time.monotonic()

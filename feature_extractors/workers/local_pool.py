@@ -13,6 +13,7 @@ from typing import Any
 
 from calmrl_lab.errors import CalmrlError, WorkFailedError
 from feature_extractors.encoder_setup import Equipment
+from feature_extractors.forecast import Spent
 from feature_extractors.protocols import Medium
 from feature_extractors.shards.folder import PartsFolder
 from feature_extractors.shards.shard import write_part
@@ -74,8 +75,8 @@ class LaneEncoder:
 
 def run_local(
     equipment: Equipment, crew: WorkerConfig, finished: PartsFolder, blocks: Sequence[Block], stop: threading.Event
-) -> Iterator[int]:
-    """Encode `blocks` into parts of the folder `finished`; yields how many media have come through since the last time.
+) -> Iterator[int | Spent]:
+    """Encode `blocks` into parts of the folder `finished`; yields how many media have come through since the last time, and what media took.
 
     Once `stop` is set no block is begun any more, and the iteration ends when those under way are done.
     """
@@ -95,11 +96,11 @@ class _Lanes:
         self._equipment, self._worker_config, self._finished, self._stop = equipment, crew, finished, stop
         self._blocks = iter(blocks)
         self._taking = threading.Lock()
-        self._events: queue.Queue[int | BaseException | None] = queue.Queue()
+        self._events: queue.Queue[int | Spent | BaseException | None] = queue.Queue()
         self._processes: dict[str, Process] = {}
         self._abandoned = False
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Iterator[int | Spent]:
         threads = []
         for number, device in enumerate(self._worker_config.devices):
             thread = threading.Thread(target=self._lane, args=(f"{number}", device), daemon=True)
@@ -147,6 +148,8 @@ class _Lanes:
                     if what == "media":
                         last = None
                         self._events.put(details[0])
+                    elif what == "spent":
+                        self._events.put(Spent(*details))
                     elif what == "at":
                         last = details
                     elif what == "failed":

@@ -11,6 +11,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 from calmrl_lab.store.convert.formats import Format, formats
 from calmrl_lab.store.convert.reading.choose import choose
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import ReadOptions, Source
 
@@ -63,14 +64,15 @@ def format_of(path: Path) -> type[Format]:
                 return cast(type[Format], kind)
         raise CalmrlError(
             f"the folder '{path}' holds no features",
-            hint="known: ID.npy files, shards (img_emb_0.npy), .parquet or .tar files, or what `datasets` saved",
+            hint=remedy(path)
+            or "known: ID.npy, ID.pt or ID.npz files, shards (img_emb_0.npy), .parquet or .tar files, or what `datasets` saved",
         )
     kinds = {ending: formats.get(name) for name in formats.names() for ending in formats.get(name).endings}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise CalmrlError(
             f"'{path}': features are not read from '{path.suffix or path.name}' files{nearest(path.suffix.lower(), list(kinds))}",
-            hint=f"known: {', '.join(sorted(kinds))}, and folders of them",
+            hint=remedy(path) or f"known: {', '.join(sorted(kinds))}, and folders of them",
         )
     if not path.is_file():
         raise CalmrlError(f"the file '{path}' does not exist", hint="a key inside a file is given as FILE:KEY")

@@ -231,7 +231,9 @@ def _complete(
 def _read_mask(path: Path, key: str | None) -> Bool[np.ndarray, " rows"]:
     with reading_errors(path):
         if path.suffix not in (".npy", ".npz") or not path.is_file():
-            raise CalmrlError(f"the mask '{path}' is not an existing .npy or .npz file")
+            raise CalmrlError(
+                f"the mask '{path}' is not an existing .npy or .npz file", hint="np.save(path, mask) writes such a file"
+            )
         loaded: Any = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
             loaded = loaded[key or loaded.files[0]]

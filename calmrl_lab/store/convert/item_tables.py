@@ -73,7 +73,7 @@ def read_table(path: str | Path, id_name: str | None = None) -> ItemTable:
         raise CalmrlError(f"'{path}' is not a table of items", hint=f"known: {', '.join(ENDINGS)}")
     records = read_records(path)
     if not records.rows:
-        raise CalmrlError(f"the table '{path}' has no rows")
+        raise CalmrlError(f"the table '{path}' has no rows", hint="expected a heading and a line for every item")
     id_name = id_column(records, id_name)
     ids = _ids_of(records, id_name)
     others = [name for name in records.names if name not in (id_name, "") and not name.startswith(("__index_", "Unnamed:"))]
@@ -191,5 +191,5 @@ def _existing(path: str | Path) -> Path:
     path = Path(path)
     with reading_errors(path):
         if not path.is_file():
-            raise CalmrlError(f"the file '{path}' does not exist")
+            raise CalmrlError(f"the file '{path}' does not exist", hint="look at the path")
     return path

@@ -29,7 +29,7 @@ def merge(
     difference, if that does not hold.
     """
     if len(paths) < 2:
-        raise CalmrlError(f"merging needs at least two stores, got {len(paths)}")
+        raise CalmrlError(f"merging needs at least two stores, got {len(paths)}", hint="name them one after the other")
     stores = [FeatureStore.open(path) for path in paths]
     specs = _common_specs(stores)
     plan = _plan(stores, concatenate=len(specs) == len(stores[0].specs))
@@ -188,7 +188,10 @@ def _heads(stores: list[FeatureStore]) -> dict[str, np.ndarray]:
     for store in stores:
         for name, head in store.heads.items():
             if name in heads and not np.array_equal(heads[name], head):
-                raise CalmrlError(f"the head '{name}' of store '{store.path}' differs from that of a store before it")
+                raise CalmrlError(
+                    f"the head '{name}' of store '{store.path}' differs from that of a store before it",
+                    hint="merge stores of the same encoders only",
+                )
             heads[name] = head
     return heads
 

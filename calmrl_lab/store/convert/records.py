@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 # How pandas, R and spreadsheets write a value that is missing.
@@ -87,10 +88,10 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise CalmrlError(
             f"'{path}' is not UTF-8: {error.reason} at byte {error.start}",
-            hint="save it as UTF-8 (in a spreadsheet: CSV UTF-8)",
+            hint=remedy(path) or "save it as UTF-8 (in a spreadsheet: CSV UTF-8)",
         ) from None
     except FileNotFoundError:
-        raise CalmrlError(f"the file '{path}' does not exist") from None
+        raise CalmrlError(f"the file '{path}' does not exist", hint="look at the path") from None
     except OSError as error:
         raise CalmrlError(
             f"'{path}' cannot be read: {(error.strerror or 'input error').lower()}",
@@ -193,7 +194,7 @@ def _parquet(path: Path) -> Records:
 
     with reading_errors(path):
         if not path.is_file():
-            raise CalmrlError(f"the file '{path}' does not exist")
+            raise CalmrlError(f"the file '{path}' does not exist", hint="look at the path")
         table = pq.read_table(path)
         names = [
             name

@@ -15,6 +15,8 @@ from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.schema import RESERVED, parse_attributes
 from calmrl_lab.store.writer import write_store
 
+AGAIN = "export the store again with calmrl-lab store export"
+
 
 def restore(source: str | Path, out: str | Path, overwrite: bool = False) -> Path:
     """Write the store that was exported to `source` at `out`, and return that path.
@@ -24,7 +26,7 @@ def restore(source: str | Path, out: str | Path, overwrite: bool = False) -> Pat
     source = Path(source)
     with reading_errors(source):
         if not source.exists():
-            raise CalmrlError(f"'{source}' does not exist")
+            raise CalmrlError(f"'{source}' does not exist", hint="look at the path")
     if source.is_dir():
         return _from_parquet(source, out, overwrite)
     if source.suffix.lower() in (".h5", ".hdf5"):
@@ -79,7 +81,7 @@ def _from_parquet(source: Path, out: str | Path, overwrite: bool) -> Path:
     arrays: dict[str, Any] = {name: table[name].to_pylist() for name in table.column_names if not name.startswith("reason/")}
     names = [spec.name for spec in _specs(source, texts)]
     if "ids" not in arrays or any(f"reason/{name}" not in table.column_names for name in names):
-        raise CalmrlError(f"'{source / ITEMS_FILE}' lacks the ids or the reasons of a modality")
+        raise CalmrlError(f"'{source / ITEMS_FILE}' lacks the ids or the reasons of a modality", hint=AGAIN)
     arrays["reason"] = np.stack([table[f"reason/{name}"].to_numpy() for name in names], axis=1)
     position = {item: number for number, item in enumerate(arrays["ids"])}
     for name in names:
@@ -87,7 +89,7 @@ def _from_parquet(source: Path, out: str | Path, overwrite: bool) -> Path:
         with reading_errors(path):
             owners = [position[item] for item in pq.read_table(path, columns=["id"])["id"].to_pylist()]
         if owners != sorted(owners):
-            raise CalmrlError(f"'{path}' does not list its rows in the order of the items")
+            raise CalmrlError(f"'{path}' does not list its rows in the order of the items", hint=AGAIN)
         arrays[f"offsets/{name}"] = np.searchsorted(owners, np.arange(len(position) + 1)).astype(np.int64)
         arrays[f"features/{name}"] = _parquet_blocks(path)
     if (source / HEADS_FILE).is_file():
@@ -111,7 +113,7 @@ def _specs(source: Path, texts: Mapping[str, str]) -> tuple[Any, ...]:
     try:
         return parse_attributes(json.loads(texts["attributes"]), str(source))
     except ValueError:
-        raise CalmrlError(f"'{source}': its attributes are not JSON") from None
+        raise CalmrlError(f"'{source}': its attributes are not JSON", hint=AGAIN) from None
 
 
 def _write(source: Path, out: str | Path, overwrite: bool, texts: Mapping[str, str], arrays: Mapping[str, Any]) -> Path:
@@ -120,7 +122,7 @@ def _write(source: Path, out: str | Path, overwrite: bool, texts: Mapping[str, s
 
     def part(name: str) -> Any:
         if name not in arrays:
-            raise CalmrlError(f"'{source}' is damaged: it lacks '{name}'")
+            raise CalmrlError(f"'{source}' is damaged: it lacks '{name}'", hint=AGAIN)
         return arrays[name]
 
     def members(group: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class VastEncoder:
         self.device = device
         self.given = Path(weights) if weights is not None else None
         self.precision = precision
-        self.pieces = Pieces(batch_rows or self.rows, device)
+        self.pieces = Pieces.of(batch_rows, self.rows, device)
 
     @cached_property
     def weights(self) -> Path:

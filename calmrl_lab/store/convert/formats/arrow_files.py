@@ -35,7 +35,10 @@ class Parquet:
         try:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowInvalid as error:
-            raise CalmrlError(f"the Parquet files of '{path}' have different columns: {str(error)[:100]}") from None
+            raise CalmrlError(
+                f"the Parquet files of '{path}' have different columns: {str(error)[:100]}",
+                hint="import them one after the other, and merge the stores",
+            ) from None
         return table_content(path, table)
 
 
@@ -59,7 +62,10 @@ class DatasetsFolder:
         tables = []
         for name in names:
             if Path(name).name != name:
-                raise CalmrlError(f"'{path / 'dataset_dict.json'}' names a split outside its folder: {name!r}")
+                raise CalmrlError(
+                    f"'{path / 'dataset_dict.json'}' names a split outside its folder: {name!r}",
+                    hint="save the data set again with save_to_disk",
+                )
             table = _saved_dataset(path / name)
             if "split" not in table.column_names:
                 table = table.append_column("split", pa.array([name] * len(table)))
@@ -76,7 +82,9 @@ def _saved_dataset(folder: Path) -> Any:
         parts = [entry["filename"] for entry in state["_data_files"]]
         chosen = [entry["filename"] for entry in state.get("_indices_data_files") or []]
         if any(Path(name).name != name for name in (*parts, *chosen)):
-            raise CalmrlError(f"'{folder / 'state.json'}' names files outside its folder")
+            raise CalmrlError(
+                f"'{folder / 'state.json'}' names files outside its folder", hint="save the data set again with save_to_disk"
+            )
         table = pa.concat_tables([_table(folder / name) for name in parts])
         if chosen:
             table = table.take(pa.concat_tables([_table(folder / name) for name in chosen]).column(0))
@@ -103,7 +111,7 @@ def table_content(path: Path, table: Any) -> Content:
     names = table.column_names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise CalmrlError(f"'{path}' names a column twice: {twice}")
+        raise CalmrlError(f"'{path}' names a column twice: {twice}", hint="rename one of them")
     # Structs become their parts (an image is {bytes, path}); what no reader takes is left out by its kind.
     table = table.flatten() if any(_is_struct(table.schema.field(name).type) for name in names) else table
     fields = {name: _column(path, name, table[name]) for name in table.column_names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,34 +27,66 @@ class Hdf5:
         import h5py
 
         fields: dict[str, Field] = {}
+        reader = _Reader(path)
 
         def visit(name: str, node: Any) -> None:
             # An import reads the file that it was given: visititems does not follow links to other files, and these hold their data there.
             if isinstance(node, h5py.Dataset) and not node.external and not node.is_virtual:
-                fields[name] = _field(path, name, node)
+                fields[name] = _field(reader, name, node)
+            home = name.rpartition("/")[0] if isinstance(node, h5py.Dataset) else name
+            attributes.update(_texts_of(node, f"{home}/" if home else ""))
 
+        attributes: dict[str, Field] = {}
         with h5py.File(path, "r") as file:
+            attributes.update(_texts_of(file, ""))
             file.visititems(visit)
+        # Ids are also kept as an attribute of the features or of the file.
+        fields |= {name: field for name, field in attributes.items() if name not in fields}
         # Without track_order, groups list their members by letters.
         return Content(path, fields, ordered=False)
 
 
-def _field(path: Path, name: str, dataset: Any) -> Field:
+def _texts_of(node: Any, home: str) -> dict[str, Field]:
+    """The attributes of a node that are lists of texts, as fields beside the datasets of `home`."""
+    found = {}
+    for name in node.attrs:
+        value = np.asarray(node.attrs[name])
+        if value.ndim == 1 and len(value) > 1 and value.dtype.kind in "OSU":
+            texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in value.tolist()]
+            if all(isinstance(text, str) for text in texts):
+                found[home + name] = Field.of(home + name, np.array(texts, dtype=np.str_))
+    return found
+
+
+class _Reader:
+    """An HDF5 file that is opened by the first array that is loaded, and open as long as one may be: there may be one for each of many thousand items."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def file(self) -> Any:
+        import h5py
+
+        return h5py.File(self.path, "r")
+
+
+def _field(reader: _Reader, name: str, dataset: Any) -> Field:
     import h5py
 
+    path = reader.path
     strings = h5py.check_string_dtype(dataset.dtype) is not None
 
     def load() -> np.ndarray:
-        with h5py.File(path, "r") as file:
-            opened = file[name]
-            if strings:
-                check_memory(path, opened.size * 64)
-                return np.array(opened.asstr("utf-8")[()].tolist(), dtype=np.str_)
-            mapped = hdf5_mapped(path, opened) if opened.ndim >= 2 else None
-            if mapped is None:
-                check_memory(path, opened.nbytes)
-                return np.asarray(opened[()])
-            return mapped
+        opened = reader.file[name]
+        if strings:
+            check_memory(path, opened.size * 64)
+            return np.array(opened.asstr("utf-8")[()].tolist(), dtype=np.str_)
+        mapped = hdf5_mapped(path, opened) if opened.ndim >= 2 else None
+        if mapped is None:
+            check_memory(path, opened.nbytes)
+            return np.asarray(opened[()])
+        return mapped
 
     shape = tuple(dataset.shape) if dataset.shape is not None else ()
     return Field(name, shape, "strings" if strings else kind_of(dataset.dtype), load)

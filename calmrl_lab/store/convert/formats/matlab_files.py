@@ -43,6 +43,9 @@ def _variable(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Field
 
         return np.asarray(loadmat(path, variable_names=[name], appendmat=False)[name])
 
+    if kind == "sparse":
+        check_memory(path, 8 * math.prod(shape))
+        return _numbers(name, shape, "numbers", lambda: _dense(path, name))
     if kind in _NUMBERS:
         return _numbers(name, shape, "numbers", load)
     if kind == "logical":
@@ -52,6 +55,13 @@ def _variable(path: Path, name: str, shape: tuple[int, ...], kind: str) -> Field
         if texts is not None:
             return Field.of(name, texts)
     return Field(name, shape, "other", load)
+
+
+def _dense(path: Path, name: str) -> np.ndarray:
+    """A sparse matrix with its zeros."""
+    from scipy.io import loadmat
+
+    return np.asarray(loadmat(path, variable_names=[name], appendmat=False)[name].toarray())
 
 
 def _numbers(name: str, shape: tuple[int, ...], kind: Kind, load: Any) -> Field:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
-from calmrl_lab.store.convert.formats._folders import files_in, no_folder
+from calmrl_lab.store.convert.formats._folders import no_folder
 from calmrl_lab.store.convert.reading.content import Content, Field, content_of, kind_of
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header, npz_mapped
 from calmrl_lab.store.convert.reading.plain_pickle import load_plain
@@ -54,6 +54,11 @@ class Npz:
                 fields[name[:-4]] = _member(path, archive, name)
         if not fields:
             raise CalmrlError(f"'{path}' holds no .npy arrays", hint="np.savez(path, features=..., ids=...) writes such a file")
+        if {"indices", "indptr", "shape", "data"} <= set(fields):
+            raise CalmrlError(
+                f"'{path}' holds a sparse matrix of SciPy, and features are dense",
+                hint="np.savez(path, features=scipy.sparse.load_npz(FILE).toarray(), ids=...)",
+            )
         if list(fields) == ["arr_0"] and not fields["arr_0"].shape:
             return content_of(path, fields["arr_0"].load())
         return Content(path, fields, nested=False)
@@ -61,7 +66,8 @@ class Npz:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Field:
     with archive.open(name) as member:
-        shape, _, dtype = npy_header(member)
+        shape, by_columns, dtype = npy_header(member)
+        begin = member.tell()
     if dtype.hasobject:
         with archive.open(name) as member:
             npy_header(member)
@@ -71,7 +77,8 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Field:
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > archive.getinfo(name).file_size:
         raise CalmrlError(
-            f"'{path}' is damaged: '{name}' claims {claimed} bytes of numbers and has {archive.getinfo(name).file_size}"
+            f"'{path}' is damaged: '{name}' claims {claimed} bytes of numbers and has {archive.getinfo(name).file_size}",
+            hint="download the file again",
         )
 
     def load() -> np.ndarray:
@@ -79,8 +86,10 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Field:
         if mapped is not None:
             return mapped
         check_memory(path, claimed)
-        with archive.open(name) as member:
-            return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        if not claimed:
+            return np.empty(shape, dtype)
+        values = np.frombuffer(archive.read(name), dtype, math.prod(shape), begin)
+        return values.reshape(shape, order="F" if by_columns else "C")
 
     return Field(name[:-4], shape, kind_of(dtype), load)
 
@@ -98,38 +107,3 @@ def _texts(array: np.ndarray) -> np.ndarray:
     if values and all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:
         return np.stack(values).reshape(*array.shape, *values[0].shape)
     return array
-
-
-@formats.register("npy-folder")
-class NpyFolder:
-    """Folder of one array per item (ID.npy)"""
-
-    endings: ClassVar[tuple[str, ...]] = ()
-
-    @staticmethod
-    def is_folder(path: Path) -> bool:
-        return next(_arrays_below(path), None) is not None
-
-    @staticmethod
-    def read(path: Path) -> Content:
-        fields = {}
-        for file in _arrays_below(path):
-            name = file.relative_to(path).as_posix()[:-4]
-            with open(file, "rb") as opened:
-                shape, _, dtype = npy_header(opened)
-            fields[name] = Field(name, shape, kind_of(dtype), _loader(file))
-        return Content(path, fields, nested=False)
-
-
-def _arrays_below(folder: Path) -> Any:
-    """ID.npy in the folder itself, or in folders below it whose names are part of the ids then."""
-    direct = list(files_in(folder, ".npy"))
-    if direct:
-        yield from direct
-        return
-    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
-        yield from files_in(inner, ".npy")
-
-
-def _loader(file: Path) -> Any:
-    return lambda: np.load(file, allow_pickle=False)

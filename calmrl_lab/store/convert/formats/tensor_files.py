@@ -14,6 +14,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import no_folder
 from calmrl_lab.store.convert.reading.content import Content, Field, Kind, as_array, content_of
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 from calmrl_lab.store.convert.reading.plain_pickle import STAND_INS, resolved
 
 
@@ -37,7 +38,9 @@ class Safetensors:
                     fields[name] = Field(name, tuple(part.get_shape()), kind, _loader(path, name))
                 listed = {name: text for name, text in (file.metadata() or {}).items() if text.startswith("[")}
         except SafetensorError as error:
-            raise CalmrlError(f"'{path}' cannot be read as safetensors: {error}") from None
+            raise CalmrlError(
+                f"'{path}' cannot be read as safetensors: {error}", hint=remedy(path) or "write it again, or download it again"
+            ) from None
         for name, text in listed.items():
             values = json.loads(text)
             if all(isinstance(value, (str, int)) for value in values) and values and name not in fields:

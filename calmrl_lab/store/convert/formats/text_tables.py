@@ -14,7 +14,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import no_folder
 from calmrl_lab.store.convert.reading.content import Content, Field, column_of, content_of
-from calmrl_lab.store.convert.records import MISSING_WORDS, csv_rows, parse_json, read_records, read_text
+from calmrl_lab.store.convert.records import MISSING_WORDS, csv_rows, delimiter_of, parse_json, read_records, read_text
 
 
 @formats.register("csv")
@@ -44,6 +44,11 @@ class Csv:
         if twice is not None:
             raise CalmrlError(f"'{path}' names the column {twice!r} twice", hint="rename one of them")
         columns = [[cells[place] for _, cells in body] for place in range(width)]
+        notes = []
+        if delimiter_of(read_text(path)) != ",":
+            pointed = [_with_points(cells) for cells in columns]
+            if any(new is not old for new, old in zip(pointed, columns, strict=True)):
+                columns, notes = pointed, ["commas in its numbers are decimal points"]
         arrays = dict(zip(names, (_column(path, name, cells) for name, cells in zip(names, columns, strict=True)), strict=True))
         # pandas writes its index as a first column without a name.
         index = "" if names and names[0] == "" and arrays[""].dtype.kind == "U" else None
@@ -53,6 +58,7 @@ class Csv:
             table=True,
             nested=False,
             index=index,
+            notes=notes,
         )
 
 
@@ -70,9 +76,7 @@ class Json:
             document = parse_json(path, text)
             if isinstance(document, dict) or not (document and all(isinstance(entry, dict) for entry in document)):
                 return content_of(path, document)
-        records = read_records(path)
-        fields = {name: Field.of(name, column_of(path, name, records.column(name)), printed=True) for name in records.names}
-        return Content(path, fields, table=True, nested=False)
+        return content_of(path, [row.values for row in read_records(path).rows] or [{}])
 
 
 def _by_spaces(cells: list[str]) -> list[str]:
@@ -101,9 +105,12 @@ def _invented(body: Sequence[Sequence[str]]) -> list[str]:
 
 def _column(path: Path, name: str, cells: Sequence[str]) -> np.ndarray:
     stripped = [cell.strip() for cell in cells]
-    if stripped and stripped[0][:1] == "[":
-        return column_of(path, name, [_list(path, name, cell) for cell in stripped])
     gaps = [not cell or cell in MISSING_WORDS for cell in stripped]
+    first = next((cell for cell, gap in zip(stripped, gaps, strict=True) if not gap), "")
+    if first[:1] == "[" or (
+        all(gap or _is_long_list(cell) for cell, gap in zip(stripped, gaps, strict=True)) and not all(gaps)
+    ):
+        return column_of(path, name, [_list(path, name, cell) for cell in stripped])
     if not all(gaps):
         try:
             if any(gaps) or not all(map(_is_whole, stripped)):
@@ -131,11 +138,28 @@ def _list(path: Path, name: str, cell: str) -> Any:
     except ValueError:
         pass
     try:
-        return [float(number) for number in cell.strip("[]").replace(",", " ").split()]
+        return [float(number) for number in re.split(r"[\s,;]+", cell.strip("[] \t"))]
     except ValueError:
         raise CalmrlError(
             f"'{path}': a cell of '{name}' is no list of numbers: {cell[:40]!r}", hint="write the features as .npy or Parquet"
         ) from None
+
+
+def _is_long_list(cell: str) -> bool:
+    """Whether a cell is three numbers or more, divided by spaces, commas or semicolons."""
+    parts = re.split(r"[\s,;]+", cell)
+    return len(parts) > 2 and all(map(_is_number, parts))
+
+
+_COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
+
+
+def _with_points(cells: list[str]) -> list[str]:
+    """A column of numbers that are written with decimal commas, with points; any other column as it is."""
+    present = [cell.strip() for cell in cells if cell.strip() and cell.strip() not in MISSING_WORDS]
+    if not any("," in cell for cell in present) or not all(map(_COMMA.fullmatch, present)):
+        return cells
+    return [cell.replace(",", ".") for cell in cells]
 
 
 def _number(cell: str) -> float:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import files_in, is_junk
 from calmrl_lab.store.convert.reading.content import Content, Field, content_of, kind_of
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.plain_pickle import load_plain
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
@@ -34,8 +36,10 @@ class WebDataset:
     def read(path: Path) -> Content:
         fields: dict[str, Field] = {}
         notes = set()
+        folders = set()
         for part in files_in(path, ".tar") if path.is_dir() else [path]:
             for key, ending, data in _members(part):
+                folders.add(key.rpartition("/")[0])
                 array = _decoded(part, f"{key}.{ending}", ending, data)
                 if array is None:
                     notes.add(ending)
@@ -54,6 +58,10 @@ class WebDataset:
                 f"'{path}' holds no features: its samples have {', '.join(sorted(notes)) or 'no files'}",
                 hint="features are read from .npy, .npz, .pth and .json",
             )
+        if len(folders) == 1 and folders != {""}:
+            # The folder that all samples lie in is no part of their names.
+            short = {name: name.removeprefix(f"{next(iter(folders))}/") for name in fields}
+            fields = {short[name]: replace(field, name=short[name]) for name, field in fields.items()}
         # Keys may hold folders; only samples of several members are groups.
         return Content(path, fields, nested=any("/" in name for name in fields) and _several(fields))
 
@@ -74,13 +82,18 @@ def _members(path: Path) -> Iterator[tuple[str, str, bytes]]:
                     if not member.isfile() or is_junk(name) or "." not in name:
                         continue
                     if member.size > size:
-                        raise CalmrlError(f"'{path}' is damaged: '{member.name}' claims {member.size} bytes")
+                        raise CalmrlError(
+                            f"'{path}' is damaged: '{member.name}' claims {member.size} bytes", hint="download the file again"
+                        )
                     stem, _, ending = name.partition(".")
                     opened = archive.extractfile(member)
                     if opened is not None:
                         yield (f"{folder}/{stem}" if folder not in ("", ".") else stem), ending.lower(), opened.read()
         except tarfile.TarError as error:
-            raise CalmrlError(f"'{path}' cannot be read as tar: {str(error)[:100]}") from None
+            raise CalmrlError(
+                f"'{path}' cannot be read as tar: {str(error)[:100]}",
+                hint=remedy(path) or "write it again, or download it again",
+            ) from None
 
 
 def _decoded(path: Path, name: str, ending: str, data: bytes) -> np.ndarray | None:
@@ -93,7 +106,9 @@ def _decoded(path: Path, name: str, ending: str, data: bytes) -> np.ndarray | No
             if dtype.hasobject:
                 return _only(path, name, load_plain(path, opened.read()))
             if int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > len(data):
-                raise CalmrlError(f"'{path}' is damaged: '{name}' claims more numbers than it has bytes")
+                raise CalmrlError(
+                    f"'{path}' is damaged: '{name}' claims more numbers than it has bytes", hint="download the file again"
+                )
             return np.load(io.BytesIO(data), allow_pickle=False)
         if kind in ("pkl", "pyd", "pickle"):
             return _only(path, name, load_plain(path, data))

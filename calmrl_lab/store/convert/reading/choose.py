@@ -23,6 +23,20 @@ from calmrl_lab.store.splits import split_named
 # Where a file of several arrays keeps features and mask, tried in this order (after the modality's own name, for features).
 FEATURE_NAMES = ("features", "embeddings", "embedding", "feature", "feats", "feat", "emb", "vectors")
 _MASK_NAMES = ("mask", "observed")
+# What says how many of the frames of each item are there, where all are padded to one length.
+_LENGTH_NAMES = (
+    "lengths",
+    "length",
+    "lens",
+    "num_frames",
+    "n_frames",
+    "frame_counts",
+    "seq_lens",
+    "seq_lengths",
+    "valid_lengths",
+)
+# What makes whole numbers features again, where these were quantised.
+_SCALE_NAMES = ("scale", "scales", "zero_point", "zero_points", "quant_scale", "quantization_scale")
 _NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
 # Columns that a data frame writes for its index, and never for a feature.
 _FRAME_INDEX = re.compile(r"__index_.*|Unnamed: \d+|index|level_\d+|")
@@ -172,6 +186,7 @@ def _numbered(content: Content, name: str, is_key: bool = False) -> tuple[_Matri
         numbers = [f.name for f in content.fields.values() if f.kind == "numbers" and not _FRAME_INDEX.fullmatch(f.name)]
         if is_key:
             raise unclear(content, name, name, list(content.fields))
+        kinds = ", ".join(f"{_shown(f.name)} ({f.kind})" for f in list(content.fields.values())[:12])
         what = (
             f"numbered columns of {len(wanted)} kinds ({', '.join(f'{w}0...' for w in wanted)})"
             if wanted
@@ -179,7 +194,7 @@ def _numbered(content: Content, name: str, is_key: bool = False) -> tuple[_Matri
         )
         raise CalmrlError(
             f"'{content.path}' has {what}, so it does not say which columns are the features of '{name}'",
-            hint=f"name them as FILE:{'PREFIX' if wanted else 'COLUMN,COLUMN,...'}; its numbers: {', '.join(numbers[:12]) or 'none'}",
+            hint=f"name them as FILE:{'PREFIX' if wanted else 'COLUMN,COLUMN,...'}; it has: {', '.join(numbers[:12]) or kinds}",
         )
     family = families[wanted[0]]
     numbers_there = sorted(family)
@@ -232,13 +247,18 @@ def _beside(content: Content, options: ReadOptions, matrix: _Matrix) -> Source:
         ids = ids_from(content.path, named, content.fields[named].load())
     observed = None if mask is None else _as_mask(content, mask)
     splits = None if split is None or split == named else np.asarray(content.fields[split].load())
-    rows, ids = _pooled(content, matrix, ids, options)
+    _check_not_quantised(content, matrix, beside)
+    counts = _frames_of_items(content, matrix, beside)
+    rows, ids = _pooled(content, matrix, ids, options, None if counts is None else content.fields[counts].load())
     if len(rows) != length and length:
         # Frames became rows of their item.
-        observed, splits = (None if part is None else np.repeat(part, len(rows) // length) for part in (observed, splits))
-    left = [n for n in content.fields if n not in (*taken, named, split)]
+        each = len(rows) // length if counts is None else np.asarray(content.fields[counts].load()).astype(np.int64)
+        observed, splits = (None if part is None else np.repeat(part, each) for part in (observed, splits))
+    left = [n for n in content.fields if n not in (*taken, named, split, counts)]
     told = f"{_listed(matrix.names)} {list(matrix.shape)}" + (f", ids from {_shown(named)!r}" if named is not None else "")
+    told += f", frames of each item from {_shown(counts)!r}" if counts is not None else ""
     told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
+    told += "".join(f"; {note}" for note in (*content.notes, *_ids_again(ids, len(rows) == length)))
     return Source(
         content.path,
         rows,
@@ -249,6 +269,40 @@ def _beside(content: Content, options: ReadOptions, matrix: _Matrix) -> Source:
         named,
         told,
     )
+
+
+def _ids_again(ids: np.ndarray | None, as_given: bool) -> list[str]:
+    """The note on ids that stand at several rows of a file."""
+    if ids is None or not as_given:
+        return []
+    several = sum(count > 1 for count in Counter(ids.tolist()).values())
+    return [f"{several} of its ids stand at several rows, which become rows of one item"] if several else []
+
+
+def _check_not_quantised(content: Content, matrix: _Matrix, beside: str) -> None:
+    """CalmrlError for whole numbers with a scale beside them: they are not the features yet."""
+    scales = [name for name in (*_SCALE_NAMES, *(f"{beside}{s}" for s in _SCALE_NAMES if beside)) if name in content.fields]
+    if scales and matrix.parts[0].kind == "numbers" and not matrix.columns and matrix.load().dtype.kind in "iu":
+        raise CalmrlError(
+            f"'{content.path}': {_listed(matrix.names)} are whole numbers, and {_shown(scales[0])!r} beside them says that they are quantised features",
+            hint="save the features themselves: features.astype(np.float32) * scale (less the zero point)",
+        )
+
+
+def _frames_of_items(content: Content, matrix: _Matrix, beside: str) -> str | None:
+    """The array that says how many frames of [R, T, d] are there for each item, or None."""
+    if matrix.columns or len([n for n in matrix.shape[1:] if n != 1]) != 2:
+        return None
+    for name in (*(f"{beside}{n}" for n in _LENGTH_NAMES), *_LENGTH_NAMES):
+        field = content.fields.get(name)
+        if field is not None and field.kind == "numbers" and field.shape == matrix.shape[:1]:
+            counts = np.asarray(field.load())
+            if counts.dtype.kind not in "iuf" or (counts != counts.astype(np.int64)).any() or (counts < 0).any():
+                continue
+            if counts.max(initial=0) > max(matrix.shape[1:-1]):
+                continue
+            return name
+    return None
 
 
 def _is_mask(content: Content, name: str, matrix: _Matrix) -> bool:
@@ -273,9 +327,12 @@ def as_mask(values: np.ndarray, what: str) -> np.ndarray:
 
 
 def _pooled(
-    content: Content, matrix: _Matrix, ids: np.ndarray | None, options: ReadOptions
+    content: Content, matrix: _Matrix, ids: np.ndarray | None, options: ReadOptions, counts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows [R, d]: axes of length 1 are dropped, frames [R, T, d] become their mean or rows of their item."""
+    """Rows [R, d]: axes of length 1 are dropped, frames [R, T, d] become their mean or rows of their item.
+
+    counts [R]: how many of its T frames each item has; what stands behind them is padding.
+    """
     check_memory(content.path, 8 * int(np.prod(matrix.shape, dtype=np.float64)) if matrix.parts[0].kind == "other" else 0)
     rows = matrix.load()
     if all(part.printed for part in matrix.parts):
@@ -289,9 +346,12 @@ def _pooled(
                 hint="--pool mean takes the mean of an item's rows, --pool rows keeps them all",
             )
         if options.pool == "mean":
-            return _mean(rows, axis=1), ids
+            return _mean(rows, axis=1) if counts is None else _mean_of_first(rows, counts), ids
         if ids is None:
             ids = numbered(len(rows))
+        if counts is not None:
+            there = np.arange(rows.shape[1]) < counts.astype(np.int64)[:, None]
+            return rows[there], np.repeat(ids, counts.astype(np.int64))
         return rows.reshape(-1, rows.shape[2]), np.repeat(ids, rows.shape[1])
     return rows, ids
 
@@ -407,6 +467,15 @@ def _check_items(content: Content, modality: str, items: Mapping[str, Field], sh
             f"'{content.path}': the array of the item {deep!r} is {list(items[deep].shape)}; expected [d], or [T, d] for T frames",
             hint="pool it over space before it is saved",
         )
+
+
+def _mean_of_first(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean of the first frames of each item; NaN, which is a gap, for an item without any."""
+    wide = np.full((len(rows), rows.shape[2]), np.nan)
+    for number, count in enumerate(counts.astype(np.int64)):
+        if count:
+            wide[number] = rows[number, :count].mean(axis=0, dtype=np.float64)
+    return wide.astype(rows.dtype) if rows.dtype.kind == "f" else wide
 
 
 def _mean(rows: np.ndarray, axis: int) -> np.ndarray:

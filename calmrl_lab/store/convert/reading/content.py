@@ -72,9 +72,13 @@ def content_of(path: Path, loaded: Any, ordered: bool = True) -> Content:
         return _of_records(path, loaded)
     if isinstance(loaded, (list, tuple)) and len(loaded) == 2 and _is_strings(loaded[0]) and not _is_strings(loaded[1]):
         loaded = {"ids": loaded[0], "features": loaded[1]}
+    elif isinstance(loaded, (list, tuple)) and len(loaded) == 2 and _is_strings(loaded[1]) and not _is_strings(loaded[0]):
+        loaded = {"ids": loaded[1], "features": loaded[0]}
     if isinstance(loaded, (list, tuple)) and loaded and all(_is_pair(entry) for entry in loaded):
         # Pairs (id, array); an id that comes again would be lost in a dict.
         loaded = {"ids": [spelled(name) for name, _ in loaded], "features": [value for _, value in loaded]}
+    if isinstance(loaded, Mapping) and (records := _rows_of_columns(loaded)) is not None:
+        return _of_records(path, records)
     if not isinstance(loaded, Mapping):
         loaded = {"features": loaded}
     fields: dict[str, Field] = {}
@@ -95,16 +99,41 @@ def _collect(path: Path, group: Mapping[Any, Any], prefix: str, fields: dict[str
         fields[name] = Field.of(name, as_array(value), isinstance(value, (list, tuple)) and not _holds_arrays(value))
 
 
+def _rows_of_columns(loaded: Mapping[Any, Any]) -> list[dict[Any, Any]] | None:
+    """The rows of {column: {row: cell}}, as pandas' to_json and to_dict write a data frame; None if it is something else.
+
+    Such a dict has the same keys in all columns, texts only in one of them, and none that mixes texts with numbers.
+    """
+    columns = list(loaded.values())
+    if len(columns) < 2 or not all(isinstance(column, Mapping) and column.keys() == columns[0].keys() for column in columns):
+        return None
+    kinds = [{isinstance(cell, str) for cell in column.values() if cell is not None} for column in columns]
+    if any(len(kind) > 1 for kind in kinds) or {True} not in kinds or {False} not in kinds:
+        return None
+    return [{name: column[row] for name, column in loaded.items()} for row in columns[0]]
+
+
+def flattened(record: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The cells of a row whose values may be objects: {"data": {"embedding": [...]}} has the cell `data.embedding`.
+
+    >>> flattened({"id": "a", "data": [{"embedding": [1.0], "index": 0}]})
+    {'id': 'a', 'data.embedding': [1.0], 'data.index': 0}
+    """
+    cells: dict[str, Any] = {}
+    for key, value in record.items():
+        name = prefix + spelled(key)
+        inner = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping) else value
+        cells |= flattened(inner, f"{name}.") if isinstance(inner, Mapping) else {name: value}
+    return cells
+
+
 def _of_records(path: Path, records: Sequence[Mapping[Any, Any]]) -> Content:
-    names = list(dict.fromkeys(spelled(key) for record in records for key in record))
-    columns = {name: column_of(path, name, [_under(record, name) for record in records]) for name in names}
+    records = [flattened(record) for record in records]
+    names = list(dict.fromkeys(key for record in records for key in record))
+    columns = {name: column_of(path, name, [record.get(name) for record in records]) for name in names}
     return Content(
         path, {name: Field.of(name, column, printed=True) for name, column in columns.items()}, table=True, nested=False
     )
-
-
-def _under(record: Mapping[Any, Any], name: str) -> Any:
-    return record[name] if name in record else next((value for key, value in record.items() if spelled(key) == name), None)
 
 
 def column_of(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
@@ -148,10 +177,9 @@ def _unwrapped(value: Any) -> Any:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A tensor, a list of numbers or of strings, or a number as an array; bfloat16, which numpy lacks, exactly as float32."""
+    """A tensor, a list of numbers or of strings, or a number as an array; bfloat16 and float8, which numpy lacks, exactly as float32."""
     if hasattr(value, "detach") and hasattr(value, "numpy"):
-        tensor = value.detach()
-        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+        return _of_tensor(value.detach())
     if isinstance(value, np.ndarray):
         return as_array(value.tolist()) if value.dtype == object else value
     if isinstance(value, (list, tuple)):
@@ -163,6 +191,17 @@ def as_array(value: Any) -> np.ndarray:
         except ValueError:
             return np.array(str(value)[:80], dtype=object)
     return np.asarray(value)
+
+
+def _of_tensor(tensor: Any) -> np.ndarray:
+    """A tensor as an array of the same numbers: sparse ones with their zeros, quantised ones as the numbers that they stand for."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if str(tensor.layout) != "torch.strided":
+        tensor = tensor.to_dense()
+    # NumPy has neither bfloat16 nor the kinds of float8; float32 holds them exactly.
+    narrow = str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8"))
+    return np.asarray((tensor.float() if narrow else tensor).numpy())
 
 
 def _is_pair(entry: Any) -> bool:

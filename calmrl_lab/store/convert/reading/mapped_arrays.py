@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +19,15 @@ _LOCAL_HEADER = struct.Struct("<26xHH")
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and dtype of the .npy file that begins where `file` stands; then it stands at the values."""
     version = np.lib.format.read_magic(file)
+    length = file.read(2 if version == (1, 0) else 4)
+    return _parsed(version, length + file.read(int.from_bytes(length, "little")))
+
+
+@lru_cache(maxsize=256)
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """What a header says; files of many thousand items have few different ones."""
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    return read(BytesIO(header))
 
 
 def npz_mapped(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None:

@@ -7,10 +7,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 
 SAVE_PLAIN = (
     "save it again as plain arrays: np.save, np.savez (ids as strings), torch.save of a tensor or a dict of tensors, or a table"
@@ -26,7 +28,7 @@ def reading_errors(path: Path) -> Iterator[None]:
         raise
     except UnpicklingError:
         raise CalmrlError(
-            f"'{path}' holds Python objects or code besides tensors; it was not executed", hint=SAVE_PLAIN
+            f"'{path}' holds Python objects or code besides tensors; it was not executed", hint=remedy(path) or SAVE_PLAIN
         ) from None
     except MemoryError:
         raise CalmrlError(
@@ -54,7 +56,9 @@ def reading_errors(path: Path) -> Iterator[None]:
             ) from None
         said = str(error).strip().split("\n")[0][:120] or type(error).__name__
         kind = path.suffix.lstrip(".") or ("a folder of features" if path.is_dir() else "a table")
-        raise CalmrlError(f"'{path}' cannot be read as {kind}: {said}", hint="write it again, or download it again") from None
+        raise CalmrlError(
+            f"'{path}' cannot be read as {kind}: {said}", hint=remedy(path) or "write it again, or download it again"
+        ) from None
 
 
 def check_memory(path: Path, bytes_needed: int) -> None:
@@ -67,6 +71,7 @@ def check_memory(path: Path, bytes_needed: int) -> None:
         )
 
 
+@cache
 def _memory() -> int:
     """Bytes of memory of the machine, or of the container that this runs in."""
     total = 1 << 34
