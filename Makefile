@@ -17,6 +17,7 @@ help:
 	@echo "make example    the demo, and from it reports/example and the table in README.md"
 	@echo "make docs       the manual as a site in site/ (fails at a dead link or a reference to nothing)"
 	@echo "make lint       ruff, mypy and the layers of the packages"
+	@echo "make bench      time and memory of every stage at 10,000 to 1,000,000 items, written to docs/performance.md (an hour)"
 	@echo "make setup      only the virtual environment $(VENV)"
 	@echo "make clean      remove everything made here but the virtual environment"
 
@@ -69,7 +70,7 @@ example: demo
 	@$(BIN)/python reports/make_example.py
 
 docs: $(READY)-docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
 lint: $(READY)
@@ -83,7 +84,7 @@ format: $(READY)
 	@$(BIN)/ruff format .
 
 bench: $(READY)
-	@$(SINGLE) $(BIN)/calmrl-lab bench
+	@$(SINGLE) $(BIN)/calmrl-lab bench scale --items 10000 100000 1000000 --page docs/performance.md
 
 clean:
 	rm -rf runs stores reports/demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

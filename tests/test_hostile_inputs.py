@@ -292,10 +292,10 @@ def test_settings(refused, tmp_path, small_store):
 
 EXPERIMENTS = (
     {"methods": []}, {"methods": "clip"}, {"methods": [1]}, {"methods": [{}]}, {"methods": [{"name": "a/b"}]}, {"methods": [{"name": ""}]},
-    {"methods": [{"name": ".."}]}, {"methods": [{"name": "a", "method": "x"}]}, {"methods": [{"name": "a"}, {"name": "a"}]},
+    {"methods": [{"name": ".."}]}, {"methods": [{"name": ".hidden"}]}, {"methods": [{"name": "a", "method": "x"}]}, {"methods": [{"name": "a"}, {"name": "a"}]},
     {"methods": [{"name": "x" * 300}]}, {"methods": [{"name": "line\nbreak"}]}, {"methods": [{"name": "\u202ea"}]}, {"seeds": []}, {"seeds": [0, 0]},
     {"seeds": [2**64]}, {"seeds": [-1]}, {"seeds": ["a"]}, {"seeds": 3}, {"directions": [["caption"]]}, {"directions": [["caption", "smell"]]}, {"split": "x"},
-    {"store": "nowhere.zarr"}, {"store": 7}, {"common": [1]}, {"common": {"learning_rate": float("inf")}}, {"common": {"epochs": 10**30}}, {"data": {"a": 1}},
+    {"store": 7}, {"common": [1]}, {"common": {"learning_rate": float("inf")}}, {"common": {"epochs": 10**30}}, {"data": {"a": 1}},
     {"data": {}}, {"probes": {"label": "nonsense"}}, {"title": ["x"]}, {"methods": [{"name": "a", "grid": {"dim": []}}]}, {"methods": [{"name": "a", "grid": {"dim": 3}}]},
     {"methods": [{"name": "a", "settings": 3}]}, {"tuning_seeds": [2**64]}, {"nonsense": 1},
 )  # fmt: skip
@@ -305,16 +305,18 @@ def test_experiment_files(refused, tmp_path, small_store):
     whole = {"title": "t", "store": str(small_store), "methods": [{"name": "a", "method": "clip"}], "common": {"epochs": 0}}
     for number, change in enumerate(EXPERIMENTS):
         (tmp_path / f"e{number}.yaml").write_text(json.dumps({**whole, **change}))
-        refused(["experiment", f"e{number}.yaml", "--runs", "out"])
+        refused(["experiment", f"e{number}.yaml", "--runs", "out", "--dry-run"])
     assert not (tmp_path / "out").exists()
     assert refused.count >= 33
 
 
 def test_questions_to_a_run_and_an_index(refused, trained, tmp_path):
     run, index = shutil.copytree(trained.path, tmp_path / "run"), tmp_path / "index"
+    from calmrl_lab.evaluation.evaluate import evaluate
     from calmrl_lab.search.index_folder import build_gallery
 
     build_gallery(trained, index, split="test")
+    evaluate(run)
     queries = {
         "object": saved(np.array([{}], dtype=object), allow_pickle=True), "narrow": saved(np.ones((2, 3))), "words": saved(np.array(["a"])), "empty": b"",
         "nan": saved(np.full((1, 384), np.nan)), "more": npy(shape=(10**12, 384)), "none": saved(np.zeros((0, 384))), "cube": saved(np.ones((2, 2, 384))),

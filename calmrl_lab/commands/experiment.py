@@ -31,6 +31,9 @@ def experiment(
     engine: str = typer.Option("local", help="local, or ray for a cluster."),
     out: Path = typer.Option(Path("experiment.yaml"), help="File that new writes."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
+    measure: bool = typer.Option(
+        False, "--measure", help="With --dry-run: time a short run of each method that no finished run speaks for."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON."),
 ) -> None:
     """Run every method of an experiment file with every seed; finished runs are skipped, failed ones reported.
@@ -43,9 +46,9 @@ def experiment(
     """
     from calmrl_lab.errors import WorkFailedError
     from calmrl_lab.experiments.loading import read_experiment
-    from calmrl_lab.experiments.plan import plan
+    from calmrl_lab.experiments.plan import in_words, plan
     from calmrl_lab.experiments.published import find
-    from calmrl_lab.experiments.required_stores import absent_stores
+    from calmrl_lab.experiments.required_stores import absent_stores, refuse_absent_stores
     from calmrl_lab.experiments.runner import run_experiment
 
     if file == Path("new"):
@@ -57,9 +60,11 @@ def experiment(
     if asked.stand_in:
         console.note(asked.stand_in)
     if dry_run:
-        rows = plan(asked, folder)
+        rows = plan(asked, folder, measure)
         console.emit([vars(row) for row in rows], as_json, lambda: _print_plan(rows, jobs, absent_stores(asked)))
         return
+    refuse_absent_stores(asked)
+    console.note(in_words(plan(asked, folder), jobs))
     record = run_experiment(asked, folder, jobs, engine)
     failed = {row["run"] for row in record["failed"]}
     names = [name for method in record["methods"] for name in method["runs"]]
@@ -91,6 +96,7 @@ def _write_first(store: Path | None, out: Path) -> None:
 def _print_plan(rows: list[Any], jobs: int, absent: list[str]) -> None:
     from rich.table import Table
 
+    from calmrl_lab.experiments.plan import in_words
     from calmrl_lab.experiments.required_stores import making
 
     shown = Table(box=None, pad_edge=False)
@@ -99,19 +105,6 @@ def _print_plan(rows: list[Any], jobs: int, absent: list[str]) -> None:
     for row in rows:
         shown.add_row(row.run, row.what, "?" if row.seconds is None else f"{'' if row.measured else '~'}{row.seconds:.0f}")
     console.out.print(shown)
-    todo = [row for row in rows if row.what != "finished"]
     for store in absent:
         console.out.print(f"{store} is not there yet: {making(store)}", soft_wrap=True, markup=False)
-    if any(row.seconds is None for row in todo):
-        console.out.print(f"{len(todo)} of {len(rows)} runs to make; what they cost is known once the stores are there")
-        return
-    total = sum(row.seconds for row in todo)
-    guessed = (
-        ""
-        if all(row.measured for row in todo)
-        else " (~: guessed from items and passes; measured once a run of the method is finished)"
-    )
-    console.out.print(
-        f"{len(todo)} of {len(rows)} runs to make: about {total / 60:.1f} core-minutes, {total / 60 / jobs:.1f} minutes with {jobs} at a time{guessed}",
-        soft_wrap=True,
-    )
+    console.out.print(in_words(rows, jobs), soft_wrap=True)

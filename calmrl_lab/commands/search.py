@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("index")(index)
+    made = typer.Typer(help=index.__doc__)
+    made.callback(invoke_without_command=True)(index)
+    made.command("add")(add)
+    made.command("remove")(remove)
+    app.add_typer(made, name="index")
     app.command("search")(search)
 
 
 def index(
-    run: Path = typer.Option(..., help="Finished run whose heads make the vectors."),
-    out: Path = typer.Option(..., help="Index folder to write."),
+    context: typer.Context,
+    run: Path | None = typer.Option(None, help="Finished run whose heads make the vectors; needed for a new index."),
+    out: Path | None = typer.Option(None, help="Index folder to write; needed for a new index."),
     store: Path | None = typer.Option(None, help="Store to index. (default: the run's own)"),
     split: str | None = typer.Option(None, help="Items to index. (default: all)"),
     modalities: str | None = typer.Option(None, metavar="NAME,NAME", help="What items are made of. (default: all they show)"),
@@ -49,8 +54,13 @@ def index(
 
     Example: calmrl-lab index --run runs/demo/calmrl-ppca-s0 --out indexes/emoji --modalities vision
     """
+    from calmrl_lab.errors import CalmrlError
     from calmrl_lab.search.index_folder import build_gallery
 
+    if context.invoked_subcommand is not None:
+        return
+    if run is None or out is None:
+        raise CalmrlError("a new index needs a run and a folder", hint="calmrl-lab index --run RUN --out DIR")
     options = {"nlist": nlist, "m": m, "ef_construction": ef_construction}
     given = {name: value for name, value in options.items() if value is not None}
     names = None if modalities is None else [name.strip() for name in modalities.split(",") if name.strip()]
@@ -59,6 +69,37 @@ def index(
     )  # fmt: skip
     _draw_recall(built)
     console.emit(built.facts, as_json, lambda: _print_facts(built))
+
+
+def add(
+    index: Path = typer.Option(..., help="Index folder."),
+    store: Path = typer.Option(..., help="Store with the new items, of the same encoders."),
+    split: str | None = typer.Option(None, help="Items to add. (default: all)"),
+    as_json: bool = typer.Option(False, "--json", help="Print the facts of the index as JSON."),
+) -> None:
+    """Add the items of a store to an index.
+
+    Example: calmrl-lab index add --index indexes/emoji --store stores/more.zarr
+    """
+    from calmrl_lab.search.changes import add_items
+
+    changed = add_items(index, store, split)
+    console.emit(changed.facts, as_json, lambda: _print_facts(changed))
+
+
+def remove(
+    index: Path = typer.Option(..., help="Index folder."),
+    item: list[str] = typer.Option(..., help="Id of an item to remove; may be repeated."),
+    as_json: bool = typer.Option(False, "--json", help="Print the facts of the index as JSON."),
+) -> None:
+    """Remove items from an index by their ids.
+
+    Example: calmrl-lab index remove --index indexes/emoji --item 1F600
+    """
+    from calmrl_lab.search.changes import remove_items
+
+    changed = remove_items(index, item)
+    console.emit(changed.facts, as_json, lambda: _print_facts(changed))
 
 
 def search(
@@ -72,6 +113,7 @@ def search(
     ef_search: int | None = typer.Option(None, min=1, help="Candidates kept while an hnsw index is searched. (default: 128)"),
     store: Path | None = typer.Option(None, help="Where --item is looked up. (default: the indexed store)"),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights, for --text."),
+    label: list[str] = typer.Option([], metavar="NAME=VALUE", help="Only items with this label; may be repeated."),
     gpus: int = typer.Option(0, min=0, help="GPUs to share a flat or ivf index out among."),
     as_json: bool = typer.Option(False, "--json", help="Print the items as JSON."),
 ) -> None:
@@ -87,7 +129,8 @@ def search(
         raise CalmrlError("a search needs one of --text, --item and --features", hint='for example --text "hot drink"')
     asked = modality or ("caption" if "caption" in gallery.modalities else gallery.modalities[0])
     effort = _effort(gallery, {"ivf": nprobe, "hnsw": ef_search})
-    found = gallery.search(gallery.embed(asked, _query(gallery, asked, text, item, features, store, weights)), k, effort)
+    vectors = gallery.embed(asked, _query(gallery, asked, text, item, features, store, weights))
+    found = gallery.search(vectors, k, effort, _labels(label))
     console.emit(found.to_dict("records"), as_json, lambda: _print_found(gallery, found))
     if _by_other_means(gallery.facts):
         console.note(f"found by {_score_of(gallery.facts)}, as the index was asked to; the run itself compares pairs otherwise")
@@ -105,6 +148,17 @@ def _effort(gallery: Gallery, given: dict[str, int | None]) -> int | None:
     return given.get(own)
 
 
+def _labels(texts: list[str]) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping. CalmrlError for another form."""
+    from calmrl_lab.errors import CalmrlError
+
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, equals, _) in zip(texts, pairs, strict=True):
+        if not equals or not name:
+            raise CalmrlError(f"--label '{text}' is not of the form name=value", hint="for example --label category=food-drink")
+    return {name: value for name, _, value in pairs}
+
+
 def _query(
     gallery: Gallery,
     modality: str,
@@ -117,7 +171,9 @@ def _query(
     if text is not None:
         return _encoded(gallery, modality, text, weights)
     if item is not None:
-        return _stored(gallery, modality, item, store)
+        from calmrl_lab.search.item_features import ItemFeatures
+
+        return ItemFeatures(gallery, store)(modality, item)
     import numpy as np
 
     from calmrl_lab.errors import CalmrlError
@@ -125,7 +181,7 @@ def _query(
     assert features is not None
     try:
         return np.load(features, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CalmrlError(f"features '{features}' cannot be read: {error}", hint="an array saved with numpy.save") from None
 
 
@@ -137,31 +193,6 @@ def _encoded(gallery: Gallery, modality: str, text: str, weights: Path | None) -
 
     known(modality, gallery.modalities, f"index '{gallery.path}' has no modality")
     return encode_texts(gallery.facts["encoders"][modality], modality, [text], weights)
-
-
-def _stored(gallery: Gallery, modality: str, item: str, store: Path | None) -> np.ndarray:
-    """All rows that an item of the store has of a modality."""
-    import numpy as np
-
-    from calmrl_lab.errors import CalmrlError
-    from calmrl_lab.registry import nearest
-    from calmrl_lab.search.index_folder import encoder_of
-    from calmrl_lab.store import FeatureStore
-
-    source = FeatureStore.open(store or gallery.facts["store"]["path"])
-    place = np.flatnonzero(source.ids == item)
-    if len(place) == 0:
-        raise CalmrlError(f"store '{source.path}' has no item '{item}'{nearest(item, source.ids.tolist())}")
-    source.column(modality)
-    if modality in gallery.modalities and encoder_of(source, modality) != gallery.facts["encoders"][modality]:
-        raise CalmrlError(
-            f"'{modality}' of store '{source.path}' comes from another encoder than that of the indexed items",
-            hint="--store: the store that was indexed, or one of the same encoders",
-        )
-    start, stop = source.offsets(modality)[place[0] : place[0] + 2]
-    if start == stop:
-        raise CalmrlError(f"item '{item}' has no {modality}", hint="choose another modality of it: --modality")
-    return source.features(modality)[start:stop]
 
 
 def _score_of(facts: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ def perform(job: Job) -> Outcome:
     from calmrl_lab.evaluation.evaluate import evaluate
     from calmrl_lab.training.train import train
 
-    started = time.monotonic()
+    started, spent = time.monotonic(), time.process_time()
     (job.path / Run.ERROR).unlink(missing_ok=True)
     try:
         asked = job.asked()
@@ -107,7 +107,10 @@ def perform(job: Job) -> Outcome:
         # Last: a run that says what it was asked has been made to the end. The seconds are what the next plan counts with.
         with run.writing():
             run.amend_summary(
-                asked=asked, evaluated=run.read_record(run.EVALUATION), seconds_in_all=round(time.monotonic() - started, 2)
+                asked=asked,
+                evaluated=run.read_record(run.EVALUATION),
+                seconds_in_all=round(time.monotonic() - started, 2),
+                core_seconds=round(time.process_time() - spent, 2),
             )
         return {}
     except Exception as error:  # whatever it was, it is this run's failure and goes into the report

@@ -41,9 +41,14 @@ def on_data(values: dict[str, Any], data: str | None, path: Path) -> dict[str, A
         raise CalmrlError(f"{path} knows only one data set, so --data {data} cannot be chosen", hint="leave --data out")
     name = next(iter(variants)) if data is None else data
     known(name, list(variants), f"{path} has no data")
-    variant = build(Variant, variants[name] or {}, f"{path}: data '{name}'")
-    methods = [method for method in values.get("methods", []) if method.get("name") not in variant.leave_out]
-    names = [method.get("name") for method in values.get("methods", [])]
+    asked = {} if variants[name] is None else variants[name]
+    if not isinstance(asked, dict):
+        raise CalmrlError(f"{path}: data '{name}' holds a {type(asked).__name__}, expected keys with values")
+    if not isinstance(values.get("methods"), list) or not all(isinstance(method, dict) for method in values["methods"]):
+        raise CalmrlError(f"{path}: methods: expected a list of methods, each with keys and values")
+    variant = build(Variant, asked, f"{path}: data '{name}'")
+    methods = [method for method in values["methods"] if method.get("name") not in variant.leave_out]
+    names = [method.get("name") for method in values["methods"]]
     for other in (*variant.methods, *variant.leave_out):
         known(other, names, f"{path}: data '{name}': the file has no method")
     laid = {

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from calmrl_lab.config import TrainConfig, laid_over, override
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.methods.resolve import resolve
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    twice = [seed for seed in seeds if seeds.count(seed) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice")
+    return seeds
+
+
+# A run is made per method and seed, so that a seed has one place; the range is that of a run's own seed.
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1, max_length=1000), AfterValidator(_distinct)
+]
 
 
 class Method(BaseModel):
@@ -18,7 +31,7 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$", description="short name, also the folder")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100, description="short name, also the folder")
     label: str | None = Field(None, description="name in tables and figures")
     role: Literal["oracle", "baseline", "calibrated", "control"] = Field("baseline", description="what the row is for")
     method: str | None = Field(
@@ -27,7 +40,7 @@ class Method(BaseModel):
     settings: dict[str, Any] = Field(
         default_factory=dict, description="training settings of this row, over those of its method"
     )
-    grid: dict[str, list[Any]] = Field(
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict, description="settings to choose among, on validation only; every combination is tried"
     )
 
@@ -37,7 +50,7 @@ class Probes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seeds: tuple[int, ...] = Field((0,), description="seeds whose runs are probed (each probe costs seconds)")
+    seeds: Seeds = Field((0,), description="seeds whose runs are probed (each probe costs seconds)")
     queries: tuple[str, ...] = Field(("caption",), description="query modalities of the missing-rate curves; empty: no curves")
     label: str | None = Field(None, description="label to classify; none: no classification")
     kinds: tuple[str, ...] = Field((), description="kinds of classification, as zero-shot; empty: all that the data allow")
@@ -60,8 +73,8 @@ class Variant(BaseModel):
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by method")
     directions: tuple[str, ...] = Field((), description="directions to score, as caption:vision; empty: all")
     leave_out: tuple[str, ...] = Field((), description="methods that make no sense on this data")
-    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="one run a method and seed")
-    tuning_seeds: tuple[int, ...] | None = Field(None, min_length=1, description="seeds of the runs that choose among a grid")
+    seeds: Seeds | None = Field(None, description="one run a method and seed")
+    tuning_seeds: Seeds | None = Field(None, description="seeds of the runs that choose among a grid")
     probes: Probes | None = Field(None, description="curves and classification of some runs")
 
 
@@ -76,8 +89,8 @@ class Experiment(BaseModel):
     score_on: str | None = Field(
         None, description="feature store that finished runs are scored on; default: the one they are trained on"
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="one run a method and seed")
-    tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1, description="seeds of the runs that choose among a grid")
+    seeds: Seeds = Field((0, 1, 2, 3, 4), description="one run a method and seed")
+    tuning_seeds: Seeds = Field((100, 101), description="seeds of the runs that choose among a grid")
     common: dict[str, Any] = Field(default_factory=dict, description="training settings of all methods")
     methods: tuple[Method, ...] = Field(min_length=1, description="the methods to compare")
     split: str = Field("test", description="the split that is scored")

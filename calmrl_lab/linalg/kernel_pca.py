@@ -42,7 +42,6 @@ class KernelPCA:
         """
         rows = rows.double()
         centre, scale = standardiser(rows)
-        scale = torch.where(scale > 1e-290, scale, 1.0)  # nothing varies at all
         chosen = torch.linspace(0, len(rows) - 1, min(len(rows), LANDMARKS), dtype=torch.float64).round().long()
         landmarks = (rows[chosen] - centre) / scale
         squares = _squared_distances(landmarks, landmarks)

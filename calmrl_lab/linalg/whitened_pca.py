@@ -79,8 +79,12 @@ class WhitenedPCA:
 
 
 def standardiser(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Mean and deviation of every coordinate of `rows`; coordinates that never vary keep the common deviation."""
+    """Mean and deviation of every coordinate of `rows`; coordinates that never vary keep the common deviation, or, where none
+    varies, the largest value."""
     centre = rows.mean(dim=0)
     spread = (rows - centre).square().mean(dim=0).sqrt()
-    common = spread.square().mean().sqrt().clamp_min(1e-300)
+    common, largest = spread.square().mean().sqrt(), rows.abs().max()
+    if common <= 8 * torch.finfo(rows.dtype).eps * largest:
+        # Nothing varies but the rounding of the mean, which is not to be blown up.
+        common = torch.where(largest > 0, largest, 1.0)
     return centre, torch.where(spread > CONSTANT * common, spread, common)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ from calmrl_lab.model.closed_form import PPCAStart, require_two, start_by_ppca
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.feature_map import Affine, Chain, FeatureMap, Identity, Scaling, UnitNorm, fit_scaling, identities
 from calmrl_lab.model.projection import Heads
-from calmrl_lab.model.signs import best_signs, pair_cosines
+from calmrl_lab.model.signs import best_rotations, best_signs, pair_cosines
 from calmrl_lab.model.similarity import LikelihoodRatio
 
+# A mean of unit-norm embeddings shorter than this is about zero: that of 1,000 random ones has a norm of about 0.03.
+_NO_MEAN = 0.1
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
 
@@ -128,9 +130,24 @@ def random_start(config: TrainConfig, table: FeatureTable) -> Start:
         maps[index] = fitted_map(rows, config.features)
     heads = Heads({m: one.dim for m, one in zip(table.modalities, maps, strict=True)}, config.dim, config.head, config.seed)
     heads.align_signs({index: maps[index](rows) for index, rows in shown.items()})
-    # Modalities without a mean are told apart by the items that show two of them.
-    heads.change_signs(best_signs(pair_cosines(encode(heads, table.mapped(maps)), table.mask)))
+    _turn_without_mean(heads, encode(heads, table.mapped(maps)), table.mask, config.features)
     return Start(tuple(maps), heads)
+
+
+def _turn_without_mean(heads: Heads, embeddings: Sequence[Tensor], mask: Tensor, features: str) -> None:
+    """Make modalities whose embeddings have a mean of about zero agree with the others, by the items that show two modalities.
+
+    Features that are about their mean as they come are rotated, not only mirrored: an objective made of singular values does not change the
+    sign with which two modalities start to agree in a direction. Kernel components, which are always about their mean, are mirrored.
+    """
+    shown = [rows[mask[:, index]] for index, rows in enumerate(embeddings)]
+    free = [index for index, rows in enumerate(shown) if len(rows) and float(rows.mean(dim=0).norm()) < _NO_MEAN]
+    if not free or features == "kernel":
+        heads.change_signs(best_signs(pair_cosines(embeddings, mask)))
+        return
+    # Where no modality has a mean, the first one stays.
+    for index, rotation in best_rotations(embeddings, mask, free[1:] if len(free) == len(shown) else free).items():
+        heads.turn(index, rotation)
 
 
 def fitted_map(rows: Tensor, features: Scaling | Literal["kernel"]) -> FeatureMap:

@@ -81,6 +81,12 @@ class Heads(nn.Module):
             if sign < 0:
                 self._last_layer(index).weight.neg_()
 
+    @torch.no_grad()
+    def turn(self, index: int, rotation: Float[Tensor, "d d"]) -> None:
+        """Multiply the embeddings of one modality by an orthogonal matrix: rows z become z @ `rotation`."""
+        last = self._last_layer(index)
+        last.weight.copy_((rotation.T @ last.weight.double().cpu()).to(last.weight))
+
     def _last_layer(self, index: int) -> nn.Linear:
         head = self.maps[index]
         last = head if isinstance(head, nn.Linear) else head.get_submodule("2")

@@ -166,6 +166,20 @@ def shown(yes: bool = True) -> Iterator[None]:
 
 
 @contextmanager
+def paused() -> Iterator[None]:
+    """Nothing is shown in the body, also not of the work around it: it waits for somebody else."""
+    around = [] if _watcher is None else list(_watcher.tasks)
+    for task in around:
+        _watcher.tasks.remove(task)  # type: ignore[union-attr]
+    try:
+        with shown(False):
+            yield
+    finally:
+        if _watcher is not None:
+            _watcher.tasks[:0] = around
+
+
+@contextmanager
 def progress(label: str, total: int | None = None, unit: str = "items") -> Iterator[Task]:
     """Work under way: `label` says what is being done, to `total` of `unit` (None where that is not known); the yielded `Task` is advanced.
 

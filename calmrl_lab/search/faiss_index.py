@@ -50,7 +50,9 @@ class Index:
     def dim(self) -> int:
         return int(self.faiss_index.d)
 
-    def search(self, queries: Float[np.ndarray, "q d"], k: int, effort: int | None = None) -> Found:
+    def search(
+        self, queries: Float[np.ndarray, "q d"], k: int, effort: int | None = None, among: Int[np.ndarray, " m"] | None = None
+    ) -> Found:
         """The best `k` gallery vectors of every query.
 
         `effort` is the number of lists visited (ivf, default 16) or of candidates kept (hnsw, default 128): more find more of the
@@ -66,11 +68,24 @@ class Index:
         if self.gpus and wanted > _GPU_MOST:
             raise CalmrlError(f"a search on GPUs returns at most {_GPU_MOST} items, got k = {k}", hint="search without GPUs")
         parameters = self._parameters(effort, wanted)
+        if among is not None:
+            if self.gpus:
+                raise CalmrlError("a search among some of the items runs on the CPU", hint="search without GPUs")
+            parameters = parameters or _faiss().SearchParameters()
+            parameters.sel = _faiss().IDSelectorBatch(np.ascontiguousarray(among, dtype=np.int64))
         scores, positions = self.faiss_index.search(vectors, wanted, **({"params": parameters} if parameters else {}))
         lost = positions < 0
         scores = np.where(lost, -np.inf, scores)
         padding = ((0, 0), (0, k - wanted))
         return Found(np.pad(scores, padding, constant_values=-np.inf), np.pad(positions, padding, constant_values=-1))
+
+    def vectors(self, positions: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m d"]:
+        """The vectors at `positions`, as they were added."""
+        index = self.on_cpu().faiss_index
+        if self.kind == "ivf":
+            index.make_direct_map()
+        found: np.ndarray = index.reconstruct_batch(np.ascontiguousarray(positions, dtype=np.int64))
+        return found
 
     def _parameters(self, effort: int | None, k: int) -> Any:
         faiss = _faiss()

@@ -19,14 +19,14 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.run_items import open_run
 from calmrl_lab.model.alignment_model import AlignmentModel
 from calmrl_lab.model.similarity import weighted_parts
-from calmrl_lab.registry import known
+from calmrl_lab.registry import known, nearest
 from calmrl_lab.runs.artifact_folder import file_digest, parquet_bytes
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime.atomic_folders import settled
 from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers._names import family
 from calmrl_lab.search.ann_recall import effort_curve
-from calmrl_lab.search.faiss_index import Index, Kind, build_index_of_blocks, exact_search, recall_against_exact
+from calmrl_lab.search.faiss_index import Found, Index, Kind, build_index_of_blocks, exact_search, recall_against_exact
 from calmrl_lab.search.inner_product_transform import InnerProductTransform
 from calmrl_lab.search.item_vectors import GalleryVectors, by_embeddings, by_similarity
 
@@ -148,6 +148,8 @@ class Gallery:
             raise CalmrlError(
                 f"features of '{modality}' have {model.dims[modality]} values, got an array of shape {list(wide.shape)}"
             )
+        if not len(wide):
+            raise CalmrlError(f"features of '{modality}' hold no row, so there is no query")
         if not np.isfinite(wide).all():
             raise CalmrlError(f"features of '{modality}' hold NaN or infinity")
         with torch.no_grad():
@@ -157,14 +159,69 @@ class Gallery:
             asked = model.similarity.query_vectors(self.facts["modalities"], self.facts["patterns"], modality, vectors)
         return self.transform.queries(asked.numpy())
 
-    def search(self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None) -> pd.DataFrame:
-        """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`."""
+    def search(
+        self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None, labels: Mapping[str, str] | None = None
+    ) -> pd.DataFrame:
+        """The best `k` items of every query: query (position), rank from 1, score, and the columns of `items`.
+
+        Only items with these `labels` are found (name of a label to its value). Raises CalmrlError for a label that the items do not have.
+        """
         import pandas as pd
 
-        found = self.index.search(vectors, min(k, len(self.index)), effort)
+        found = self.nearest(vectors, k, effort, labels)
         query, rank = np.nonzero(found.positions >= 0)
         about = self.items.iloc[found.positions[query, rank]].reset_index(drop=True)
         return pd.concat([pd.DataFrame({"query": query, "rank": rank + 1, "score": found.scores[query, rank]}), about], axis=1)
+
+    def records(
+        self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None, labels: Mapping[str, str] | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """`search` as one list of rows per query, which takes little more than FAISS itself."""
+        found, columns = self.nearest(vectors, k, effort, labels), self._columns
+        return [
+            [
+                {"rank": rank, "score": score, **{name: values[place] for name, values in columns.items()}}
+                for rank, (score, place) in enumerate(zip(scores, places, strict=True), 1)
+                if place >= 0
+            ]
+            for scores, places in zip(found.scores.tolist(), found.positions.tolist(), strict=True)
+        ]
+
+    def nearest(
+        self, vectors: Float[np.ndarray, "q d"], k: int = 10, effort: int | None = None, labels: Mapping[str, str] | None = None
+    ) -> Found:
+        """Scores and positions (in `items`) of the best `k` items of every query."""
+        if not labels:
+            return self.index.search(vectors, min(k, len(self.index)), effort)
+        among = np.flatnonzero(np.logical_and.reduce([self._labelled(name, value) for name, value in labels.items()]))
+        if len(among) == 0:
+            nothing = np.zeros((len(np.atleast_2d(vectors)), 0))
+            return Found(nothing.astype(np.float32), nothing.astype(np.int64))
+        return self.index.search(vectors, min(k, len(among)), effort, among)
+
+    def holds(self, item: str) -> bool:
+        """Whether an item is indexed."""
+        return item in self._positions
+
+    def position(self, item: str) -> int:
+        """The position of an item in `items`. Raises CalmrlError if it is not indexed."""
+        if not self.holds(item):
+            raise CalmrlError(f"index '{self.path}' has no item '{item}'{nearest(item, self._columns['id'])}")
+        return self._positions[item]
+
+    def _labelled(self, name: str, value: str) -> np.ndarray:
+        known_labels = [column.removeprefix("label.") for column in self._columns if column.startswith("label.")]
+        known(name, known_labels, f"items of index '{self.path}' have no label")
+        found: np.ndarray = self.items[f"label.{name}"].to_numpy() == value
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        return {name: self.items[name].tolist() for name in self.items.columns}
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self._columns["id"])}
 
 
 @limited()

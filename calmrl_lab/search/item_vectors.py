@@ -81,10 +81,15 @@ def by_embeddings(
 
 
 def by_similarity(
-    model: AlignmentModel, table: Table, modalities: Sequence[str] | None, scorer: str, file: Path
+    model: AlignmentModel,
+    table: Table,
+    modalities: Sequence[str] | None,
+    scorer: str,
+    file: Path,
+    patterns: list[list[str]] | None = None,
 ) -> GalleryVectors:
     """Items by the similarity of `scorer`, of one modality if it names one (`Similarity.item_vectors`); the errors of `build_gallery`. The
-    vectors go into `file`, a block of items at a time."""
+    vectors go into `file`, a block of items at a time; they have terms for `patterns` (default: those of the table)."""
     model = model.compared_by(family(scorer))
     names, single = _names(table, modalities), scorer.partition(":")[2]
     # The scorer refuses a modality that items do not have.
@@ -92,7 +97,7 @@ def by_similarity(
     names = (single,) if single else names
     columns = [table.modalities.index(name) for name in names]
     shown = table.mask[:, columns].any(dim=1)
-    patterns = patterns_of(names, table.mask[:, columns])
+    patterns = patterns or patterns_of(names, table.mask[:, columns])
     vectors, squares = VectorFile(file), np.zeros(1)
     for _, block in _blocks(table):
         compared = model.represent(block)

@@ -1,13 +1,14 @@
 """Experiments: skipped when finished, failures kept apart, settings chosen on validation, numbers independent of the number of jobs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.experiments.loading import read_experiment
-from calmrl_lab.experiments.plan import plan
+from calmrl_lab.experiments.plan import in_words, plan
 from calmrl_lab.experiments.runner import run_experiment
 
 COMMON = {"modalities": ["vision", "caption", "subtitle"], "scenario": "pairs:0.25", "dim": 16, "epochs": 2, "batch_size": 64}
@@ -82,6 +83,20 @@ def test_the_plan_names_every_run(tmp_path, small_store):
     rows = plan(experiment(tmp_path, small_store), tmp_path / "a")
     assert [row.what for row in rows] == ["train and evaluate"] * 4
     assert all(row.seconds > 0 and not row.measured for row in rows)
+
+
+def test_short_runs_say_what_a_run_will_cost(tmp_path, small_store):
+    asked = experiment(tmp_path, small_store, seeds=[0])
+    rows = plan(asked, tmp_path / "a", measure=True)
+    assert all(row.measured and row.seconds > 0 for row in rows)
+    run_experiment(asked, tmp_path / "a", jobs=1)
+    for row in rows:
+        weight = sum(file.stat().st_size for file in Path(row.run).rglob("*") if file.is_file())
+        assert 0.5 < row.bytes / weight < 2
+        assert json.loads((Path(row.run) / "summary.json").read_text())["core_seconds"] > 0
+    again = plan(experiment(tmp_path, small_store, seeds=[0, 1]), tmp_path / "a")
+    assert [row.measured for row in again] == [True] * 4
+    assert in_words(again, 1).startswith("2 of 4 runs to make: about")
 
 
 def test_the_plan_of_a_grid_says_what_each_candidate_changes(tmp_path, small_store):
