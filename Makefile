@@ -70,7 +70,7 @@ example: demo
 	@$(BIN)/python reports/make_example.py
 
 docs: $(READY)-docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
 lint: $(READY)

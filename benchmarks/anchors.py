@@ -148,7 +148,7 @@ def _under(imputer: PPCA, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return result
 
 
-_ANCHOR_HEADINGS = ("store", "anchor", "sin² to the true one", "gain promised", "gain real", "harmed", "correlation of gains")
+_ANCHOR_HEADINGS = ("store", "anchor", "sin² to the true one", "gain predicted", "gain real", "harmed", "correlation of gains")
 _BOUND_HEADINGS = ("store", "bound on the shift", "says nothing", "median of bound / shift")
 
 

@@ -19,6 +19,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made from other things."""
     files.append(File.generated(config, "tutorial.md", content=tutorial()))
     files.append(File.generated(config, "commands.md", content=commands()))
+    files.append(File.generated(config, "settings.md", content=settings()))
     return files
 
 
@@ -36,7 +37,13 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
             files.append(File.generated(config, uri, abs_src_path=str(source)))
         return f"]({posixpath.relpath(uri, folder or '.')})"
 
-    return _LINK.sub(copied, markdown)
+    # In a folder of files the tutorial is the notebook, on the site it is a page.
+    found = (
+        markdown
+        if page.file.src_uri == "tutorial.md"
+        else markdown.replace("[tutorial.ipynb](tutorial.ipynb)", "[Tutorial](tutorial.md)")
+    )
+    return _LINK.sub(copied, found)
 
 
 def tutorial() -> str:
@@ -61,7 +68,24 @@ def commands() -> str:
             for parameter in command.params
             if not getattr(parameter, "hidden", False) and parameter.name != "help"
         ]
-        lines += ["| | |", "|---|---|", *rows] if rows else []
+        lines += ["| argument or option | meaning |", "|---|---|", *rows] if rows else []
+    return "\n".join(lines) + "\n"
+
+
+def settings() -> str:
+    """Every setting of training with its default, as `--set name=value` and method files take them."""
+    from calmrl_lab.config import TrainConfig
+
+    lines = [
+        "# Settings of training",
+        "",
+        "`--set NAME=VALUE`, method files, and keywords of `train_heads`; a method has defaults of its own.",
+        "",
+    ]
+    lines += ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in TrainConfig.model_fields.items():
+        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+        lines.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -73,5 +97,8 @@ def _leaves(command: Any, name: str) -> list[tuple[str, Any]]:
 
 def _row(parameter: Any) -> str:
     spelled = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
-    said = re.sub(r"\s+", " ", getattr(parameter, "help", "") or "").replace("|", "\\|").replace("<", "&lt;")
-    return f"| `{spelled}` | {said} |"
+    return f"| `{spelled}` | {_cell(getattr(parameter, 'help', '') or '')} |"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")

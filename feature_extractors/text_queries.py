@@ -20,6 +20,11 @@ def encode_texts(
 
     Raises CalmrlError if its weights or settings are others now, and if it does not read text.
     """
+    if made["name"] not in encoders or made["fingerprint"].startswith("declared:"):
+        raise CalmrlError(
+            f"'{modality}' was imported, so calmrl-lab does not have what encodes words for it (the store names its encoder '{made['name']}')",
+            hint=f"encode the words with the model that made '{modality}'; search takes them as --features QUERY.npy, or asks with --item",
+        )
     encoder = encoders.get(made["name"])(weights=weights)
     if encoder.fingerprint != made["fingerprint"]:
         raise CalmrlError(

@@ -25,7 +25,7 @@ from calmrl_lab.linalg.spectrum import spectrum
 
 # Draws held at once, in numbers.
 _WORKING_SET = 2**24
-# Probability over held-out items with which a harm rate is promised.
+# Probability over held-out items with which a harm rate is guaranteed.
 CONFIDENCE = 0.9
 
 
@@ -141,11 +141,11 @@ def calibration_gain(
 ) -> Float[Tensor, " n"]:
     """Predicted cos^2 with the true anchor of the anchor of the `filled` sets, minus that of the observed anchor; float64.
 
-    What filling in these very values promises; it may be negative. Unit embeddings are expected: a missing one is drawn around
-    its filled value with as much variance as brings its squared norm to 1 on average, so that an imputer whose variances are
-    off, or that has none, promises nothing it cannot keep. The directions of that variance are the imputer's own where it is a
-    PPCA, and all alike otherwise. Random numbers are the same for every item, so that what an item is promised does not depend
-    on the items beside it. 0 for items that miss nothing; items that show nothing are promised all of it.
+    The gain of filling in these very values; it may be negative. Unit embeddings are expected: a missing one is drawn around
+    its filled value with as much variance as brings its squared norm to 1 on average, so that the prediction holds for an
+    imputer whose variances are wrong, or that has none. The directions of that variance are the imputer's own where it is a
+    PPCA, and all alike otherwise. Random numbers are the same for every item, so that the prediction for an item does not depend
+    on the items beside it. 0 for items that miss nothing; for items that show nothing, cos^2 of the calibrated anchor itself.
     """
     data = observe(list(embeddings.unbind(dim=1)), mask, imputer.modalities, imputer.dims)
     before, after = spectrum(embeddings.double(), mask).anchor, spectrum(filled.double(), torch.ones_like(mask)).anchor
@@ -215,7 +215,7 @@ def risk_controlling_threshold(
 
 
 def least_items(level: float, confidence: float = CONFIDENCE) -> int:
-    """Held-out items, none of them harmed, from which on a harm rate of `level` can be promised."""
+    """Held-out items, none of them harmed, from which on a harm rate of `level` can be guaranteed."""
     return int(np.ceil(np.log(1 - confidence) / np.log(1 - level) - 1e-9))
 
 

@@ -36,12 +36,12 @@ class Gate:
 
     @staticmethod
     def refuse_unless_possible(held_out: Bool[Tensor, "h k"], level: float, store: str) -> None:
-        """CalmrlError unless enough held-out items are complete to promise `level`."""
+        """CalmrlError unless enough held-out items are complete to guarantee a harm rate of `level`."""
         complete, wanted = int(held_out.all(dim=1).sum()), least_items(level)
         if complete < wanted:
             raise CalmrlError(
                 f"--risk-control estimates the harm on complete validation items, and store '{store}' has {complete} "
-                f"(at least {wanted} are needed to promise a harm rate of {level:g} with confidence {CONFIDENCE:g})",
+                f"(at least {wanted} are needed to guarantee a harm rate of {level:g} with confidence {CONFIDENCE:g})",
                 hint="leave --risk-control out, align fewer --modalities, re-draw the split with --set split_seed=0, or raise risk_level",
             )
 

@@ -88,4 +88,4 @@ def _show_check(check: Check) -> None:
         cells = (row[key] for key in ("predicted", "real", "standard_error"))
         table.add_row(f"{row['count']:.0f}", *("-" if cell is None else f"{cell:.3f}" for cell in cells))
     console.out.print(table)
-    console.out.print(f"real over predicted error: {check.reliability.ratio:.2f} (above 1: too sure of itself)")
+    console.out.print(f"real over predicted error: {check.reliability.ratio:.2f} (above 1: predicted errors are too small)")

@@ -63,6 +63,9 @@ def prepare(
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     names = tuple(modalities or store.modalities)
     columns = [store.column(name) for name in names]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise CalmrlError(f"modality '{twice[0]}' is named twice", hint=f"the store has: {', '.join(store.modalities)}")
     chosen = _make(imputer, options, names)
     mask = store.mask[:, columns]
     fitted = (store.split == fit_split) & mask.any(axis=1)

@@ -130,5 +130,5 @@ def _observed(arrays: Sequence[Array]) -> Array:
             )
         columns.append(~rows.isnan().all(dim=1) if rows.is_floating_point() else torch.ones(len(rows), dtype=torch.bool))
     if not columns:
-        raise CalmrlError("no embeddings were given (expected a list of k arrays [N, d_m], one a modality)")
+        raise CalmrlError("no embeddings were given (expected a list of k arrays [N, d_m], one per modality)")
     return torch.stack([column.to(columns[0].device) for column in columns], dim=1)

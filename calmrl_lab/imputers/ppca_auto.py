@@ -20,6 +20,7 @@ from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.ppca.em import Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
 from calmrl_lab.ppca.initialisation import pairwise_start
+from calmrl_lab.ppca.regression import STRENGTHS, Regression, Sources
 from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
@@ -36,6 +37,10 @@ _LARGEST_GAIN = 2.0
 _POOLED_ITEMS = 30.0
 # Targets whose gain is estimated; k modalities have k (2^(k-1) - 1), 186 for six and 1,016 for eight.
 _MOST_TARGETS = 256
+# Targets for which a regression is tried, the items that it takes, and the share of PPCA's held-out error that it has to stay below.
+_MOST_REGRESSIONS = 24
+_LEAST_ITEMS = 20
+_BETTER = 0.995
 # Standard errors by which a held-out improvement has to exceed zero.
 _CONFIDENCE = 1.0
 
@@ -47,8 +52,10 @@ class AutoPPCA(PPCA):
 
     Every conditional mean is drawn towards the modality's mean by a gain in [0, 2], one for each set of observed modalities and
     each missing one, estimated by cross-fitting; where held-out items show no improvement beyond chance the gain is 0, and the
-    result is mean imputation. `predicted_error` is the held-out error, not what the model believes. All of it is computed from
-    statistics of five folds, so it costs EM iterations and no passes over rows.
+    result is mean imputation. Where features are many and modalities have much that they do not share, a regression of the missing modality on the
+    observed ones, of the items that show both, may know more than a latent vector of at most 128 dimensions: it takes the place of the
+    conditional mean for the targets of training where its held-out error is lower. `predicted_error` is the held-out error, not what the model
+    believes. All of it is computed from statistics of five folds, so it costs EM iterations and no passes over rows.
 
     latent_dim: q, or "auto" (2 to 128 by held-out imputation error). ridge: pseudo-items of the prior on W, or "auto".
     folds: parts that items are split into; items of one group (`fit(..., groups=...)`) stay together, which matters where items
@@ -81,6 +88,7 @@ class AutoPPCA(PPCA):
     choice: Choice | None = field(init=False, repr=False, default=None)
     gains: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
     errors: dict[Target, float] = field(init=False, repr=False, default_factory=dict)
+    regressions: dict[Target, Regression] = field(init=False, repr=False, default_factory=dict)
     references: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
     # Squared error per item of the mean of each modality.
     variances: np.ndarray = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
@@ -143,10 +151,11 @@ class AutoPPCA(PPCA):
         self.choice = lent or self._choose(searched, everything, weights, iterations)
         self._fit_chosen(everything, self.choice, iterations if start is not None else self.choice.iterations, start)
         totals = Totals.of(everything)
-        centred = everything.features([t / n for t, n in zip(totals.total, totals.count, strict=True)])
-        means = [mean + shift for mean, shift in zip(centred, everything.shift, strict=True)]
+        centred = [t / n for t, n in zip(totals.total, totals.count, strict=True)]
+        means = [mean + shift for mean, shift in zip(everything.features(centred), everything.shift, strict=True)]
         self.references = [mean.cpu().numpy() for mean in means]
         self._estimate_gains(folds, *self._checked_targets(weights, len(everything.dims)), everything, totals)
+        self._try_regressions(folds, list(weights), everything, centred)
         return self
 
     def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
@@ -233,26 +242,60 @@ class AutoPPCA(PPCA):
             blended = [mine + other.scaled(share) for mine, other in zip(own, kin, strict=True)]
             self.gains[target], self.errors[target] = gated(blended, float(self.variances[target[1]]))
 
+    def _try_regressions(
+        self, folds: list[Fold], asked: list[Target], everything: Statistics, reference: Sequence[Tensor]
+    ) -> None:
+        """Fill those of the targets `asked` by regression whose held-out error is lower that way; their gains and errors follow."""
+        self.regressions = {}
+        for target in [target for target in asked if target in self.errors][:_MOST_REGRESSIONS]:
+            sources = [Sources.of(fold.training, target, fold.reference, _LEAST_ITEMS) for fold in folds]
+            found = [one.agreements(fold.held_out) for one, fold in zip(sources, folds, strict=True) if one is not None]
+            if len(found) < 2:
+                continue
+            tried = {strength: [of[place] for of in found] for place, strength in enumerate(STRENGTHS)}
+            totals = {strength: sum(parts, Agreement()) for strength, parts in tried.items()}
+            best = min(STRENGTHS, key=lambda strength: totals[strength].error(totals[strength].best_gain(_LARGEST_GAIN)))
+            gain, error = gated(tried[best], float(self.variances[target[1]]))
+            final = Sources.of(everything, target, reference, _LEAST_ITEMS)
+            if gain and error < _BETTER * self.errors[target] and final is not None:
+                self.regressions[target] = final.at(best, everything)
+                self.gains[target], self.errors[target] = gain, error
+
     def _gain_and_error(self, observed: tuple[int, ...], missing: int) -> tuple[float, float]:
         """What held-out items say about the target, or about the largest part of it that they can speak of; the mean where nothing
         is observed."""
         if not observed:
             return 0.0, float(self.variances[missing])
-        target = (observed, missing)
-        if target not in self.gains:
-            parts = [known for known in self.gains if known[1] == missing and set(known[0]) <= set(observed)]
-            if not parts:
-                return float(self.pooled_gains[missing]), float(self.pooled_errors[missing])
-            target = max(parts, key=lambda part: (len(part[0]), -self.errors[part]))
+        target = self._known(observed, missing)
+        if target is None:
+            return float(self.pooled_gains[missing]), float(self.pooled_errors[missing])
         return self.gains[target], self.errors[target]
+
+    def _known(self, observed: tuple[int, ...], missing: int) -> Target | None:
+        """The target itself, or the largest part of it, that held-out items can speak of."""
+        if (observed, missing) in self.gains:
+            return observed, missing
+        parts = [known for known in self.gains if known[1] == missing and set(known[0]) <= set(observed)]
+        return max(parts, key=lambda part: (len(part[0]), -self.errors[part]), default=None)
 
     def _fill(self, data: Observations, pattern: Pattern) -> dict[int, Tensor]:
         filled = {}
         for j, values in super()._fill(data, pattern).items():
             reference = torch.from_numpy(self.references[j]).to(values)
             gain, _ = self._gain_and_error(pattern.observed, j)
-            filled[j] = reference + gain * (values - reference) if gain else reference.expand_as(values)
+            regression = self.regressions.get(self._known(pattern.observed, j) or ((), j))
+            if regression is None:
+                deviation = values - reference
+            else:
+                deviation = regression(self._deviations(data, pattern, regression.observed).to(values))
+            filled[j] = reference + gain * deviation if gain else reference.expand_as(values)
         return filled
+
+    def _deviations(self, data: Observations, pattern: Pattern, modalities: Sequence[int]) -> Tensor:
+        """What the items of `pattern` show of `modalities`, side by side, about the references, float64."""
+        parts = [data.values[j][pattern.rows].double() for j in modalities]
+        centres = [torch.from_numpy(self.references[j]).to(part) for j, part in zip(modalities, parts, strict=True)]
+        return torch.cat([part - centre for part, centre in zip(parts, centres, strict=True)], dim=1)
 
     def predicted_error(self, embeddings: Sequence[Array], mask: Array) -> Array:
         """Held-out squared error of every filled entry [N, k] (float64), by observed and missing modality; 0 where observed."""
@@ -270,8 +313,15 @@ class AutoPPCA(PPCA):
         self.ridge = asked
         assert self.choice is not None
         bits = [sum(1 << j for j in observed) for observed, _ in self.gains]
+        regressed = {
+            f"regression.{side}.{place}": getattr(self.regressions[target], side).cpu().numpy()
+            for place, target in enumerate(self.gains)
+            if target in self.regressions
+            for side in ("left", "right")
+        }
         return {
             **base,
+            **regressed,
             **{f"references.{j}": mean for j, mean in enumerate(self.references)},
             "choice": np.array([self.choice.latent_dim, self.choice.ridge, self.choice.iterations, self.choice.score]),
             "folds": np.array([self.folds, self.seed]),
@@ -292,6 +342,11 @@ class AutoPPCA(PPCA):
         targets = [(tuple(j for j in range(k) if bits >> j & 1), int(m)) for bits, m in np.asarray(state["targets"]).T.tolist()]
         gains, errors = np.asarray(state["gains"]).tolist()
         self.gains, self.errors = dict(zip(targets, gains, strict=True)), dict(zip(targets, errors, strict=True))
+        self.regressions = {}
+        for place, target in enumerate(targets):
+            if f"regression.left.{place}" in state:
+                left, right = (torch.from_numpy(np.array(state[f"regression.{side}.{place}"])) for side in ("left", "right"))
+                self.regressions[target] = Regression(target[0], left, right)
         self.pooled_gains, self.pooled_errors, self.variances = np.asarray(state["pooled"])
 
 

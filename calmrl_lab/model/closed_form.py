@@ -55,7 +55,7 @@ class StartOptions(BaseModel):
         "auto", description="0 keeps the deviations of the components, 1 makes them equal, 0.5 takes their square roots"
     )
     noise_scale: float | Literal["auto"] = Field(
-        "auto", description="fitted noise variances are multiplied by this: PPCA of few items is too sure of itself"
+        "auto", description="fitted noise variances are multiplied by this: PPCA of few items is over-confident"
     )
     iterations: int | Literal["auto"] = Field(
         "auto", description="EM iterations; long before the likelihood is highest, more of them fit chance"

@@ -119,7 +119,7 @@ class ArtifactFolder:
             raise self.absent(name)
         data = self._read(name)
         if vouched is not None and digest(data) != vouched[name]:
-            raise self.damaged(name, f"it is not the file that {self.record_of(name)} vouches for")
+            raise self.damaged(name, f"its digest is not the one in {self.record_of(name)}")
         return data
 
     def checked(self, name: str) -> Path:
@@ -128,7 +128,7 @@ class ArtifactFolder:
         if (vouched is not None and name not in vouched) or not (self.path / name).is_file():
             raise self.absent(name)
         if vouched is not None and file_digest(self.path / name) != vouched[name]:
-            raise self.damaged(name, f"it is not the file that {self.record_of(name)} vouches for")
+            raise self.damaged(name, f"its digest is not the one in {self.record_of(name)}")
         return self.path / name
 
     def write_bytes(self, name: str, data: bytes) -> None:

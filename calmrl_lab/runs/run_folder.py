@@ -144,7 +144,7 @@ class RunFolder(ArtifactFolder):
             # Until the run has finished, the digest is that which it began with.
             vouched, record = self.read_json(self.ENVIRONMENT), self.ENVIRONMENT
         if vouched is not None and self.config_digest() != vouched.get(self.CONFIG):
-            raise self.damaged(self.CONFIG, f"it is not the file that {record} vouches for")
+            raise self.damaged(self.CONFIG, f"its digest is not the one in {record}")
         return values
 
     @cached_property

@@ -33,7 +33,7 @@ class OnlineImputer:
     `held_out` are the validation items that decide how far to trust a generative imputer. `replay` are tables of complete items (a
     warm-up store) whose embeddings are encoded anew at every refresh and stay in the imputer's statistics; without them its parameters for
     modalities that training no longer shows go stale; without `sees_training` they are all that it is fitted on. Without `scale_noise` a generative
-    imputer fills with the noise that it was fitted with. With a `gate`, items whose calibration promises too little stay as they are.
+    imputer fills with the noise that it was fitted with. With a `gate`, items whose predicted gain is too small stay as they are.
     """
 
     def __init__(

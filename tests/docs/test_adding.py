@@ -49,7 +49,7 @@ def test_an_imputer_from_outside_fills_the_gaps_of_a_store(room, cli):
     from calmrl_lab.store import FeatureStore
 
     room(ROOT / "docs" / "adding" / "imputer.md")
-    asked = ["--store", "stores/openmoji.zarr", "--impute", "median", "--out", "stores/filled.zarr"]
+    asked = ["--store", "stores/openmoji.zarr", "--method", "median", "--out", "stores/filled.zarr"]
     assert cli("impute", *asked)[0] == 0
     before, after = FeatureStore.open("stores/openmoji.zarr"), FeatureStore.open("stores/filled.zarr")
     assert after.mask.all()

@@ -56,7 +56,7 @@ def test_times_are_told_in_units_that_fit():
 
 
 class Framed:
-    """An encoder of 4 frames a text, two rows a piece."""
+    """An encoder of 4 frames per text, two rows a piece."""
 
     dimension, fingerprint = 3, "framed"
 

@@ -8,6 +8,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.mean import Mean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_auto import AutoPPCA, gated
+from calmrl_lab.imputers.ridge import Ridge
 from calmrl_lab.ppca.held_out import Agreement
 
 
@@ -192,3 +193,34 @@ def test_iterations_stop_where_the_held_out_error_turns():
     onward = PPCA(20).fit(train, mask, iterations=128, start=stopped)
     assert onward.log_likelihoods[-1] > stopped.log_likelihoods[-1]
     assert errors(stopped, test, hidden).sum() < 0.8 * errors(onward, test, hidden).sum()
+
+
+def test_a_regression_fills_where_modalities_share_more_than_a_latent_vector_holds():
+    train, test = related(500, q=12, noise=0.3), related(400, q=12, noise=0.3, seed=5)
+    mask, shown = masks(500, 3, 0.7), masks(400, 3, 0.7, seed=2)
+    small = AutoPPCA(latent_dim=1).fit(train, mask)
+    assert small.regressions
+    assert set(small.regressions) <= set(small.gains)
+    ridge, plain = Ridge().fit(train, mask), PPCA(1).fit(train, mask)
+    assert (errors(small, test, shown) < 1.1 * errors(ridge, test, shown)).all()
+    assert (errors(small, test, shown) < 0.7 * errors(plain, test, shown)).all()
+    again = AutoPPCA.from_state(small.state())
+    for ours, theirs in zip(small.impute(test, shown), again.impute(test, shown), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    promised, filled = small.predicted_error(test, shown), small.impute(test, shown)
+    for j in range(3):
+        # Of what the two others say there are some sixty items; of less, too few to tell.
+        rows = ~shown[:, j] & (shown.sum(axis=1) == 2)
+        squared = np.square(filled[j] - test[j])[rows].sum(axis=1)
+        assert promised[rows, j].mean() == pytest.approx(squared.mean(), rel=0.25)
+
+
+def test_a_regression_of_more_dimensions_than_items_is_told_in_the_coordinates_of_the_features():
+    train, test = related(90, dims=(200, 150), q=6, noise=0.5), related(200, dims=(200, 150), q=6, noise=0.5, seed=5)
+    mask = np.ones((90, 2), dtype=bool)
+    mask[60:75, 0], mask[75:, 1] = False, False
+    shown = np.ones((200, 2), dtype=bool)
+    shown[:100, 0], shown[100:, 1] = False, False
+    auto = AutoPPCA(latent_dim=1).fit(train, mask)
+    assert auto.regressions
+    assert (errors(auto, test, shown) < 0.8 * errors(Mean().fit(train, mask), test, shown)).all()

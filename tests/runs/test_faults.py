@@ -142,14 +142,14 @@ class Given:
 COMMANDS = {
     "train": lambda given, place, earlier: train(_config(given.store, seed=int(earlier)), place, overwrite=True),
     "ensemble": lambda given, place, earlier: train(
-        _config(given.store, seed=int(earlier), epochs=1, members=({}, {"seed": 7})), place, overwrite=True
+        _config(given.store, seed=int(earlier), epochs=1, members=({"learning_rate": 0.003}, {"dim": 6})), place, overwrite=True
     ),
     "evaluate": lambda given, place, earlier: evaluate(place, split="validation" if earlier else "test"),
     "curves": lambda given, place, earlier: run_curves(
         place, scorers=["centroid"], scenarios=["random:0.5"], queries=["caption"], split="validation" if earlier else "test"
     ),
     "classify": lambda given, place, earlier: classify_run(
-        place, "group", kinds=("centroid",), split="validation" if earlier else "test"
+        place, "category", kinds=("centroid",), split="validation" if earlier else "test"
     ),
     "index": lambda given, place, earlier: build_gallery(given.run, place, split="validation" if earlier else "test"),
     "report": lambda given, place, earlier: write_report(given.sources[earlier], place),

@@ -253,3 +253,25 @@ def test_a_run_that_another_process_writes_is_not_evaluated_meanwhile(small_stor
             with pytest.raises(CalmrlError, match="another process is writing into"):
                 command(run)
     assert len(evaluate(run).scores)
+
+
+def test_case_08_is_refused_and_the_old_run_stays(tmp_path, cli, monkeypatch):
+    """A run is not replaced without being asked, and resuming a finished one is refused."""
+    cases = Path(os.environ.get("CALMRL_TEST_CASES") or Path(__file__).resolve().parents[2].parent / "shared" / "cases")
+    if not (cases / "08").is_dir():
+        pytest.skip("the cases of the specification are not here")
+    monkeypatch.chdir(tmp_path)
+    modalities = [word for name in "vt" for word in ("--modality", f"{name}={cases / '08' / name}.npz")]
+    assert cli("store", "import", "--out", "s.zarr", *modalities)[0] == 0
+    words = ("train-heads", "--store", "s.zarr", "--impute", "ppca", "--set", "impute_options={latent_dim: 8}", "--run", "run")
+    assert cli(*words, "--epochs", "2", "--seed", "5")[0] == 0
+    before = model_bytes(tmp_path / "run")
+    again = (*words, "--epochs", "4", "--seed", "6", "--set", "checkpoint_every=1000", "--set", "patience=900")
+    assert cli(*again)[0] == 2
+    assert cli("train-heads", "--resume", "run")[0] == 2
+    assert model_bytes(tmp_path / "run") == before
+    # Replaced when asked, and killed before the first checkpoint: what is resumed is the new run.
+    config_of_new = TrainConfig(**{**Run.open("run").config.model_dump(), "seed": 6, "epochs": 4, "checkpoint_every": 1000})
+    train_until(monkeypatch, config_of_new, Path("run"), "state.pt", overwrite=True)
+    resumed = train(config_of_new, Path("run"), resume=True)
+    assert model_bytes(resumed.path) == model_bytes(train(config_of_new, Path("fresh")).path)

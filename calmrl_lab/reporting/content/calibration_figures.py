@@ -106,8 +106,8 @@ def reliability(found: Imputations) -> Figure | None:
         return drawing
 
     caption = (
-        f"Squared error that each imputer expected and the one it made, a mark a hidden modality and pattern, {found.split} split, on the "
-        f"heads of {found.method.label}. On the dotted line its own estimate can be trusted; above it, it is too sure of itself."
+        f"Predicted and real squared error of each imputer, a mark per hidden modality and pattern, {found.split} split, on the "
+        f"heads of {found.method.label}. On the dotted line the prediction is right; above it, the real error is larger."
     )
     gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
     basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps per imputer, {seeds_in_words([found.method])}; means of a modality and pattern"

@@ -38,7 +38,7 @@ def reliability_figure(found: Mapping[str, Reliability], name: str = "predicted_
     caption = (
         f"Squared error that {' and '.join(found)} predicted for held-out entries and the one made, both over that of mean imputation, "
         f"in bins of prediction; {entries:.0f} entries, bars: 95 % interval. On the dotted line a "
-        "promise can be trusted; above it, it is too sure of itself."
+        "prediction is right; above it, the real error is larger than predicted."
     )
     basis = f"n = {entries:.0f} held-out entries; bars: 95 % interval"
     return Figure(name, "Does the imputer know how wrong it is?", caption, caption, draw, basis)

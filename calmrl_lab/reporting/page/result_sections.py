@@ -149,17 +149,17 @@ def _predicted(found: Findings, errors: Imputations) -> str:
     for name in errors.imputers:
         means = errors.mean_expectation(name)
         if means is not None:
-            lines.append(f"{name} expected {means[0]:.2f} and made {means[1]:.2f} ({_honesty(*means)})")
+            lines.append(f"{name} predicted {means[0]:.2f}, real {means[1]:.2f} ({_reliability_in_words(*means)})")
     if not lines:
         return ""
     return f"<p>{escape('Mean squared error: ' + '; '.join(lines) + '.')}</p>" + chart(found.figures["reliability"])
 
 
-def _honesty(expected: float, made: float) -> str:
-    ratio = made / expected if expected > 0 else float("inf")
+def _reliability_in_words(predicted: float, real: float) -> str:
+    ratio = real / predicted if predicted > 0 else float("inf")
     if ratio > 1.1:
-        return "it is too sure of itself"
-    return "it is too cautious" if ratio < 0.9 else "its own estimate can be trusted on average"
+        return "it is over-confident"
+    return "it predicts too large errors" if ratio < 0.9 else "its predicted errors are right on average"
 
 
 def _published(found: Findings) -> list[Section]:

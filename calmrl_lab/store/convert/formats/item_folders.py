@@ -1,4 +1,4 @@
-"""Folders of one file an item: ID.npy, or ID.pt, ID.npz, ID.safetensors with one array each."""
+"""Folders of one file per item: ID.npy, or ID.pt, ID.npz, ID.safetensors with one array each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENDINGS = {".npy": "npy", ".pt": "torch", ".pth": "torch", ".npz": "npz", ".saf
 
 @formats.register("npy-folder")
 class ItemFolder:
-    """Folder of one file an item (ID.npy, ID.pt, ID.npz, ID.safetensors)"""
+    """Folder of one file per item (ID.npy, ID.pt, ID.npz, ID.safetensors)"""
 
     endings: ClassVar[tuple[str, ...]] = ()
 
