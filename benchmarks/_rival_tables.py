@@ -186,18 +186,22 @@ def _interval(row: dict[str, float]) -> str:
 
 
 def _against_mean(found: dict[str, Any]) -> str:
+    counted = sum(len(row["modalities"]) for row in found["rows"] if row["imputer"] == found["default"])
+    if not counted:
+        return ""
     lines = [f"### Where `{found['default']}` is above the mean\n"]
     worse = found["worse_than_mean"]
     for row in worse:
         clear = "clearly worse" if row["low"] > 1 else "within chance: the interval includes 1"
         lines.append(f"* {row['store']}, {row['gaps']}, {row['modality']}: {_interval(row)}, {clear}")
-    counted = sum(len(row["modalities"]) for row in found["rows"] if row["imputer"] == found["default"])
     return "\n".join([*lines, f"\n{len(worse)} of {counted} combinations of store, gaps and modality are above 1.\n"])
 
 
 def _against_plain(found: dict[str, Any], stores: Sequence[str], patterns: Sequence[str]) -> str:
     """Relatives of PPCA minus PPCA under the same prior, in the unit of the first table."""
     pairs = [(name, plain) for name, plain in _relatives(found)]
+    if not pairs:
+        return ""
     lines = ["### Relatives of PPCA against plain PPCA: difference in error (below 0 is better than PPCA)\n"]
     held = {(row["store"], row["gaps"], row["imputer"], row["plain"]): row for row in found["against_plain"]}
     columns = [f"{store} {gaps}" for store in stores for gaps in patterns]

@@ -29,6 +29,8 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "PP
 # Formats of which several pictures are a moving one; the pages of a TIFF and the pictures of a stereo JPEG are not.
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")
 _JPEG = b"\xff\xd8\xff"
+# Brands of HEIC, in which telephones keep pictures. FFmpeg would show one of the tiles that such a picture consists of.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BEGINNINGS = (
     _JPEG, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
     b"qoif", *(b"P%d" % kind for kind in range(1, 8)),
@@ -59,7 +61,7 @@ def is_image(path: Path) -> bool:
     return (
         start.startswith(_BEGINNINGS)
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-        or (start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis"))
+        or (start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", *_HEIC))
     )
 
 
@@ -115,12 +117,16 @@ def _open(path: Path, file: Any) -> Iterator[Picture]:
     except ImportError:
         raise missing_extra("Pillow", "media", "reading images") from None
     Image.init()  # formats cannot be named before
-    start = file.read(len(_JPEG))
+    start = file.read(12)
     file.seek(0)
-    source = io.BytesIO(_whole_jpeg(file.read())) if start == _JPEG else file
+    source = io.BytesIO(_whole_jpeg(file.read())) if start.startswith(_JPEG) else file
+    formats = _FORMATS
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        _learn_heic()
+        formats = ("HEIF", "AVIF")
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _MOST_PIXELS
     try:
-        with Image.open(source, formats=_FORMATS) as picture:
+        with Image.open(source, formats=formats) as picture:
             if picture.format == "GIF" and is_cut_off(path):
                 # Only the chosen pictures are decoded, and what is missing may be behind them.
                 raise MediaError("truncated", "the file breaks off before its end")
@@ -140,6 +146,17 @@ def _open(path: Path, file: Any) -> Iterator[Picture]:
         raise MediaError("decode_error", f"damaged: {error}") from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def _learn_heic() -> None:
+    """Pillow learns to read HEIC. Raises MediaError if the package that teaches it is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MediaError(
+            "not_media", "a HEIC picture, which needs the package pillow-heif: pip install 'calmrl-lab[heic]'"
+        ) from None
+    pillow_heif.register_heif_opener()
 
 
 def _pixels(picture: Picture) -> UInt8[np.ndarray, "height width 3"]:

@@ -385,3 +385,21 @@ def test_speech_is_embedded_piece_by_piece_with_the_bits_of_the_whole(monkeypatc
     )
     assert np.array_equal(encoder.prepare(sound), whole)
     assert np.array_equal(encoder._mel(whole), mel)
+
+
+def test_heic_is_shown_by_its_package_and_refused_without_it(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the heic extra is not installed")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    held = pillow_heif.from_bytes("RGB", (96, 64), pixels.tobytes())
+    held.save(tmp_path / "a.heic", quality=-1, chroma=444, matrix_coefficients=0)
+    (tmp_path / "b.heic").write_bytes((tmp_path / "a.heic").read_bytes() + b"behind" * 50)
+    for name in ("a.heic", "b.heic"):
+        shown = video_frames(tmp_path / name, lambda total: [0] * total)
+        assert shown.shape == (1, 64, 96, 3)
+        assert np.abs(shown[0].astype(int) - pixels).max() <= 2
+    (tmp_path / "c.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:-2000])
+    with pytest.raises(MediaError):
+        video_frames(tmp_path / "c.heic", lambda total: [0])
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    with pytest.raises(MediaError, match="pip install 'calmrl-lab\\[heic\\]'"):
+        video_frames(tmp_path / "a.heic", lambda total: [0])
