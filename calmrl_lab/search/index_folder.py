@@ -143,7 +143,8 @@ class Gallery:
         given = np.asarray(features)
         if given.dtype.kind not in "fiu":
             raise CalmrlError(f"features of '{modality}' are numbers, got an array of {given.dtype}")
-        wide = np.atleast_2d(given.astype(np.float32))
+        with np.errstate(over="ignore"):  # refused below
+            wide = np.atleast_2d(given.astype(np.float32))
         if wide.ndim != 2 or wide.shape[1] != model.dims[modality]:
             raise CalmrlError(
                 f"features of '{modality}' have {model.dims[modality]} values, got an array of shape {list(wide.shape)}"

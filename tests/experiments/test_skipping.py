@@ -1,5 +1,6 @@
 """A finished run is skipped only if it is what the experiment asks for now, on stores as they are now, and as the experiment left it."""
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -118,3 +119,16 @@ def test_two_experiments_do_not_write_into_one_folder(tmp_path):
     assert said == [f"another process is writing into '{tmp_path / 'x'}'"]
     with claimed(tmp_path / "x"):
         pass
+
+
+def test_a_second_experiment_is_refused_by_name_before_it_writes(tmp_path, cli):
+    """The command itself, while another process (here: the lock it would hold) writes into the folder."""
+    store(tmp_path / "s.zarr", seed=0)
+    file = tmp_path / "x.yaml"
+    values = {"title": "x", "store": str(tmp_path / "s.zarr"), "methods": [{"name": "clip", "method": "clip"}]}
+    file.write_text(json.dumps({**values, "common": {"epochs": 0}}))
+    with claimed(tmp_path / "runs" / "x"):
+        code, _, err = cli("experiment", file, "--runs", tmp_path / "runs")
+        assert list((tmp_path / "runs" / "x").iterdir()) == []
+    assert code == 2
+    assert f"another process is writing into '{tmp_path / 'runs' / 'x'}'" in " ".join(err.split())
