@@ -6,14 +6,7 @@ import pytest
 from calmrl_lab.completion.fill_store import complete_store
 from calmrl_lab.store import FeatureStore, import_features
 
-OPTIONS = {
-    "ppca": {"latent_dim": 3},
-    "ppca-gradient": {"latent_dim": 3, "steps": 30},
-    "knn": {},
-    "ridge": {},
-    "cca": {},
-    "mean": {},
-}
+OPTIONS = {"ppca": {"latent_dim": 3}, "ppca-gradient": {"latent_dim": 3, "steps": 30}, "knn": {}}
 
 
 def store(folder, factor):
