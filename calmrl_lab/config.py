@@ -72,7 +72,7 @@ class TrainConfig(BaseModel):
         "all", description="items the imputer is fitted on: the warm-up store's and those in training, or one of the two"
     )
     modalities: tuple[str, ...] | None = Field(
-        None, description="modalities to align, in this order; default: all of the store"
+        None, min_length=1, description="modalities to align, in this order; default: all of the store"
     )
     method: str = Field("custom", description="method that the settings come from; custom: they were put together by hand")
     changed: tuple[str, ...] = Field(

@@ -1,9 +1,6 @@
 """Stage 1 under the name of this package: `calmrl_lab.extract` is the top-level package `feature_extractors`.
 
->>> from calmrl_lab.extract.encoders import encoders
->>> import feature_extractors.encoders
->>> encoders is feature_extractors.encoders.encoders
-True
+`from calmrl_lab.extract.encoders import encoders` gives the same registry as `from feature_extractors.encoders import encoders`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def write_first(store: FeatureStore, out: str | Path, overwrite: bool = False) -
         {"name": "calmrl-mean", "label": "CalMRL, mean", "role": "control", "method": "calmrl", "settings": {"impute": "mean"}},
     ]
     if complete:
-        oracle = {
+        oracle: dict[str, object] = {
             "name": "oracle",
             "label": "PMRL, nothing hidden (oracle)",
             "role": "oracle",

@@ -124,7 +124,13 @@ class Index:
 
     def write(self, path: Path) -> None:
         """Write the index to a file, without a second copy in memory."""
-        _faiss().write_index(self.on_cpu().faiss_index, str(path))
+        try:
+            _faiss().write_index(self.on_cpu().faiss_index, str(path))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise WorkFailedError(
+                f"'{path}' could not be written: {reason}", hint=f"free some space in '{path.parent}' or write elsewhere"
+            ) from error
 
     @classmethod
     def read(cls, source: Path, kind: Kind) -> Index:

@@ -22,7 +22,7 @@ from calmrl_lab.model.similarity import weighted_parts
 from calmrl_lab.registry import known, nearest
 from calmrl_lab.runs.artifact_folder import file_digest, parquet_bytes
 from calmrl_lab.runs.run import Run
-from calmrl_lab.runtime.atomic_folders import settled
+from calmrl_lab.runtime.atomic_folders import settled, writing_errors
 from calmrl_lab.runtime.threads import limited
 from calmrl_lab.scorers._names import family
 from calmrl_lab.search.ann_recall import effort_curve
@@ -249,7 +249,7 @@ def build_gallery(
     Raises CalmrlError for scorers that make no vector of an item, unknown or repeated modalities, `impute_gaps` with a run without imputer or
     a scorer that needs no gap filled, a likelihood ratio for a run without PPCA, and an existing folder that is no index.
     """
-    with IndexFolder.replacing(out) as folder:
+    with writing_errors(Path(out)), IndexFolder.replacing(out) as folder:
         _fill(folder, run, store, split, modalities, scorer, impute_gaps, index_type, options, gpus, device)
     return Gallery.open(out)
 

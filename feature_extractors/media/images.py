@@ -120,7 +120,7 @@ def _open(path: Path, file: Any) -> Iterator[Picture]:
     start = file.read(12)
     file.seek(0)
     source = io.BytesIO(_whole_jpeg(file.read())) if start.startswith(_JPEG) else file
-    formats = _FORMATS
+    formats: tuple[str, ...] = _FORMATS
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         _learn_heic()
         formats = ("HEIF", "AVIF")

@@ -81,7 +81,7 @@ def test_every_command_ends_well_and_counts(strange, cli, tmp_path, command):
     if case == "items that show nothing":
         told = {
             "evaluate": "3 of 15 items show no modality at all",
-            "curves": "show nothing: items without any modality to go by",
+            "curves": "show nothing: items without any modality, which rank last",
             "index": "3 items show none of these and were left out",
         }
         assert told.get(command, "") in said

@@ -49,7 +49,7 @@ def test_a_run_of_the_features_as_they_are_is_the_reference_itself(shared_store,
 
 
 def test_untrained_heads_are_found_to_be_below(shared_store, tmp_path):
-    found = evaluate(raw(shared_store, tmp_path / "r", init="random"), device="cpu")
+    found = evaluate(raw(shared_store, tmp_path / "r", init="random", dim=2), device="cpu")
     sentence = below_features(found.coverage["features"])
     assert sentence is not None
     assert "image->text by" in sentence

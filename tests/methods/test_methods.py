@@ -156,7 +156,7 @@ def test_list_prints_methods_and_everything(cli):
     assert "arXiv 2511.12034" in json.loads(out)["calmrl"]
     code, out, _ = cli("list", "--json")
     assert code == 0
-    assert {"methods", "objectives", "imputers", "scorers", "encoders", "datasets"} == set(json.loads(out))
+    assert {"methods", "objectives", "imputers", "scorers", "encoders", "datasets", "experiments"} == set(json.loads(out))
 
 
 def test_a_store_with_projection_weights_of_its_own_starts_from_them(small_store, tmp_path):

@@ -61,7 +61,7 @@ COMMANDS = {
     "export npz": ("store export STORE --out OUT/a.npz", 300_000),
     "export parquet": ("store export STORE --out OUT/a.parquet", 100_000),
     "import": ("store import --out OUT/new.zarr --modality a=IN/a.npy", 20_000),
-    "impute": ("impute --store STORE --out OUT/full.zarr --impute mean", 20_000),
+    "impute": ("impute --store STORE --out OUT/full.zarr --method mean", 20_000),
     "train": ("train-heads --store STORE --method clip --epochs 1 --set dim=8 --run OUT/run", 3_000),
     "train over an old run": ("train-heads --store STORE --method clip --epochs 1 --set dim=8 --run IN/run --overwrite", 300),
     "evaluate": ("evaluate --run IN/run", 3_000),

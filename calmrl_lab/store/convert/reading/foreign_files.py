@@ -58,7 +58,7 @@ def remedy(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
             start = file.read(64)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
     ending = path.suffix.lower()
     by_ending = next((do for endings, do in _ENDINGS.items() if ending in endings), None)

@@ -63,7 +63,12 @@ def names_of_rows(
         return numbers[0].name, []
     if len(strings) == 1 and not identifying and not _DESCRIBING.search(_plain(strings[0].name)) and _all_differ(strings[0]):
         return strings[0].name, []
-    return None, [f.name for f in (identifying or strings or numbers)]
+    # Ids of another length are no reason to match rows by position.
+    ids = [
+        content.fields[name] for place in _places(beside) for name in (f"{place}{f}" for f in _FIRST) if name in content.fields
+    ]
+    others = [f for f in ids if f.name not in taken and len(f.shape) == 1 and f.kind in ("strings", "numbers")]
+    return None, [f.name for f in (identifying or strings or numbers or others)]
 
 
 def is_identifying(name: str) -> bool:
