@@ -236,7 +236,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise CalmrlError(f"'{path}'{where} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise CalmrlError(
+            f"'{path}'{where} is not valid YAML: {' '.join(str(getattr(error, 'problem', error)).split())}"
+        ) from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

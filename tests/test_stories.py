@@ -107,7 +107,7 @@ def test_thin_weights_of_vast_to_table_1(story, tmp_path):
             f"extract --dataset {name} --encoders vast-paper --media data/{name} --weights weights/vast --out stores/{name}.zarr"
         )
     # The thin release has heads of 16 dimensions, fewer together than the 64 latent ones of the file.
-    short = "--set seeds=[0] --set common.epochs=1 --set common.warm_up_epochs=1 --set common.init=random --set common.dim=32"
+    short = "--set seeds=[0] --set common.epochs=1 --set common.warm_up_epochs=1 --set common.init=random --set common.dim=80"
     story(f"experiment table1 --jobs 1 {short}")
     story("report --runs runs/table1-paper --out reports/table1")
     assert story.commands <= 10

@@ -277,7 +277,7 @@ def _fill(
             hint="index without --impute-gaps, or with --scorer centroid",
         )
     table, positions = found.table.select(found.positions(split)), found.positions(split)
-    with tempfile.TemporaryDirectory(prefix=".vectors-", dir=folder.path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".vectors-", dir=folder.path) as scratch:
         file = Path(scratch) / "vectors"
         if by_cosine:
             made = by_embeddings(model, table, modalities, scorer, impute_gaps, file)

@@ -12,7 +12,7 @@ _WHO, _WHAT = (
     ("a man", "a woman", "the dog", "the cat", "a person", "the car"),
     ("is playing", "sings", "runs", "is singing", "is running"),
 )
-_TRAIN, _TEST = 60, 8
+_TRAIN, _TEST = 30, 8
 
 
 def write_thin_data(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path, small_store):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert "stopping after" in process.stderr.readline()
+    assert any("stopping after" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130

@@ -190,7 +190,7 @@ def test_a_killed_experiment_can_be_reported_and_goes_on_to_the_same_tables(tmp_
     undisturbed = start(tmp_path / "whole")
     killed = start(tmp_path / "killed")
     for _ in range(600):
-        if list((tmp_path / "killed").glob("small/*/scores.parquet")):
+        if list((tmp_path / "killed").glob("small/*/evaluation.json")):
             break
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)

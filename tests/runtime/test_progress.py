@@ -79,17 +79,17 @@ COMMANDS = {
     "start": ("model.closed_form._stopped_early", "train-heads --store {store} --modalities vision,caption --epochs 0 --run {out}", "choosing the start by PPCA"),
     "features": ("training.session.fit_all", "train-heads --store {store} --modalities vision,caption --epochs 0 --run {out}", "similarities of features"),
     "stacking": ("training.session.stack", "train-heads --store {store} --modalities vision,caption --epochs 0 --run {out}", "weights of the similarities"),
-    "EM": ("ppca.em.maximise", "impute --store {store} --out {out} --impute ppca", "EM: "),
+    "EM": ("ppca.em.maximise", "impute --store {store} --out {out} --method ppca", "EM: "),
     "check": ("completion.held_out_check._errors", "impute --store {store} --out {out} --check", "checking on held-out items"),
     "evaluate": ("evaluation.evaluate.rank_both", "evaluate --run {run} --direction caption:vision", "ranking: 0/1 directions"),
-    "curves": ("evaluation.missing_curves.rank_items", "curves --run {run} --query caption", "queries of caption: 0/8 scenarios"),
+    "curves": ("evaluation.missing_curves.rank_items", "curves --run {run} --query caption", "queries of caption: 0/"),
     "classify": ("evaluation.classification.accuracy_table", "classify --run {run} --label category", "classify: "),
     "diagnose": ("evaluation.diagnostics.chance_warning", "diagnose --run {run}", "diagnose: "),
-    "index": ("search.index_folder.build_index", "index --run {run} --out {out}", "index: "),
+    "index": ("search.index_folder.build_index_of_blocks", "index --run {run} --out {out}", "index: "),
     "verify": ("store.verification._damaged_values", "store verify {store}", "checking: "),
     "experiment": ("experiments.make_runs._outcomes", "experiment {experiment} --runs {out} --jobs 1", "0/1 runs"),
 }  # fmt: skip
-EXPERIMENT = "store: {store}\nseeds: [0]\nmethods: [{{name: clip, method: clip, settings: {{epochs: 1}}}}]\n"
+EXPERIMENT = "title: one run\nstore: {store}\nseeds: [0]\nmethods: [{{name: clip, method: clip, settings: {{epochs: 1}}}}]\n"
 SLOWED = """
 import importlib, sys, time
 from calmrl_lab import cli
