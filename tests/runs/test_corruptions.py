@@ -13,6 +13,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.comparison import compare_runs, runs_at
 from calmrl_lab.evaluation.evaluate import evaluate
 from calmrl_lab.reporting.results.collect import gather
+from calmrl_lab.runs.experiment_folder import ExperimentFolder
 from calmrl_lab.runs.run import Run
 from calmrl_lab.search.index_folder import Gallery, build_gallery
 from calmrl_lab.training.train import train
@@ -154,6 +155,8 @@ def test_report_inputs(tmp_path):
 
     for run in folder.glob("*-s*"):
         Run(run).amend_summary(asked={})  # as an experiment leaves it
+    record = ExperimentFolder(folder)
+    record.write({**record.read(), "finished": True})
     expected = read(folder)
     changes = list(damages(folder, seed=2, flips=2))
     changes += [*swaps(folder, ("pmrl-s0", "pmrl-s1")), *swaps(folder, ("pmrl-s0", "calmrl-ppca-s0"))]
