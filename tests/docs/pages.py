@@ -13,6 +13,7 @@ How a block is marked, by its language and by a comment on the line before it, w
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = (
@@ -72,6 +74,14 @@ class Block:
             elif found:
                 found[-1].append(line)
         return [(words[0], "\n".join(words[1:])) for words in found]
+
+
+def script(path: str) -> ModuleType:
+    """A script of the repository as a module; `path` is relative to its root."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pages() -> list[Path]:

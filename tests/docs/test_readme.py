@@ -1,20 +1,11 @@
 """The numbers and the picture on the first screen of the README are those of the example report."""
 
-import importlib.util
-
-from docs.pages import ROOT
-
-
-def make_example():
-    spec = importlib.util.spec_from_file_location("make_example", ROOT / "reports" / "make_example.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from docs.pages import ROOT, script
 
 
 def test_the_table_of_the_readme_is_that_of_the_example_report():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert make_example().with_table(readme) == readme, "run: make example"
+    assert script("reports/make_example.py").with_table(readme) == readme, "run: make example"
 
 
 def test_the_picture_is_there():

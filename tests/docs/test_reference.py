@@ -1,11 +1,10 @@
 """The Python reference names what there is, and the list of modules is that of today."""
 
 import importlib
-import importlib.util
 import re
 
 import pytest
-from docs.pages import ROOT
+from docs.pages import ROOT, script
 
 import calmrl_lab
 
@@ -13,15 +12,8 @@ REFERENCE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"^::: (\S+)$", REFERENCE, re.MULTILINE)
 
 
-def list_modules():
-    spec = importlib.util.spec_from_file_location("list_modules", ROOT / "docs" / "list_modules.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_list_of_modules_is_current():
-    found = list_modules().architecture()
+    found = script("docs/list_modules.py").architecture()
     assert (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") == found, "run: python docs/list_modules.py"
     assert "`session.py`: The training loop" in found
 
