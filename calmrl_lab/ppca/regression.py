@@ -51,12 +51,12 @@ class Sources:
 
     @classmethod
     def of(cls, statistics: Statistics, target: Target, reference: Sequence[Float[Tensor, " d"]], least: int) -> Sources | None:
-        """From the items of `statistics` that show all of `target`; None if there are fewer than `least`. `reference`, one per modality, is in
-        the coordinates of the statistics."""
+        """From the items of `statistics` that show all of `target`; None if there are fewer than `least`, or nothing is observed to predict
+        from. `reference`, one per modality, is in the coordinates of the statistics."""
         observed, missing = target
         serving = _serving(statistics, target)
         count = sum(sums.count for sums in serving)
-        if count < least:
+        if count < least or not observed:
             return None
         centre = tuple(reference)
         rows = [_rows(statistics, sums, observed, centre) for sums in serving]
