@@ -73,7 +73,7 @@ class IndexFolder(Run):
             )
         return self.read_record(self.GALLERY) or {}
 
-    def vouched(self, record: str) -> dict[str, str] | None:
+    def digests(self, record: str) -> dict[str, str] | None:
         return self.record["files"] if (self.path / self.GALLERY).is_file() else None
 
     def unchanged(self) -> bool:

@@ -232,7 +232,7 @@ def _load(path: Path) -> RunRecord | Problem:
         if not run.has(run.SCORES):
             sentence = f"run '{path.name}' has no scores; calmrl-lab evaluate --run computes them"
             return Problem(path.name, "not evaluated", sentence)
-        read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.vouched(run.EVALUATION) or {})}
+        read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.digests(run.EVALUATION) or {})}
         config, summary, environment, metrics = run.settings, run.summary, run.environment, run.metrics
         features = _features(run)
     except CalmrlError as error:
