@@ -284,7 +284,9 @@ def _fill(
         else:
             made = by_similarity(model, table, modalities, scorer, file)
         if len(made.rows) == 0:
-            raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities asked for")
+            raise CalmrlError(
+                "a gallery of no items cannot be searched", hint="check --split and the modalities that were named"
+            )
         facts = {
             "format": FORMAT,
             "run": run.name,
