@@ -182,9 +182,9 @@ def _read_everything(path):
     run = Run.open(path)
     _ = run.config, run.summary, run.environment, run.metrics, run.evaluation
     run.model()
-    for name in ("scores.parquet", *(run.vouched(run.EVALUATION) or {})):
+    for name in ("scores.parquet", *(run.digests(run.EVALUATION) or {})):
         run.read_frame(name)
-    for name in run.vouched(run.SUMMARY) or {}:
+    for name in run.digests(run.SUMMARY) or {}:
         run.read_bytes(name)
 
 
