@@ -19,7 +19,9 @@ def is_junk(name: str) -> bool:
 
 def files_in(folder: Path, *endings: str) -> Iterator[Path]:
     """The files of a folder with one of the endings, item2 before item10, without what file managers leave there."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file() and not is_junk(path.name)]
+    found = [
+        path for path in folder.iterdir() if path.name.lower().endswith(endings) and path.is_file() and not is_junk(path.name)
+    ]
     return iter(sorted(found, key=lambda path: natural(path.name)))
 
 
