@@ -74,11 +74,9 @@ class RunFolder(ArtifactFolder):
 
         with writing_errors(target):
             recover(target)
-            refuse_working_folder(target)
-            if os.path.lexists(target) and not target.is_dir():
-                raise CalmrlError(f"'{path}' exists and is not a folder", hint="choose another folder with --run")
+            cls.refuse_place(target, overwrite)
             with locks.claimed(target):
-                cls._refuse_to_replace(target, overwrite)
+                cls.refuse_place(target, overwrite)
                 handle = replace_folder(target, fill)
         try:
             yield cls(path)
@@ -86,10 +84,16 @@ class RunFolder(ArtifactFolder):
             os.close(handle)
 
     @classmethod
-    def _refuse_to_replace(cls, path: Path, overwrite: bool) -> None:
-        """CalmrlError if `path` holds what no run has written, or a finished run and no leave to overwrite it."""
-        cls.refuse_foreign(path)
-        if (path / cls.SUMMARY).exists() and not overwrite:
+    def refuse_place(cls, path: Path | str, overwrite: bool = False) -> None:
+        """CalmrlError if no new run can be at `path`: it is a file or the working folder, or holds what no run has written, or a finished run
+        that may not be replaced. Looks only, so that work need not be done first."""
+        target = Path(os.path.realpath(path))
+        refuse_working_folder(target)
+        if os.path.lexists(target) and not target.is_dir():
+            raise CalmrlError(f"'{path}' exists and is not a folder", hint="choose another folder with --run")
+        if target.is_dir():
+            cls.refuse_foreign(target)
+        if (target / cls.SUMMARY).exists() and not overwrite:
             raise CalmrlError(
                 f"'{path}' holds a finished run", hint="choose another folder with --run, or replace it with --overwrite"
             )
