@@ -74,7 +74,7 @@ def _refuse_renamed_options(words: list[str]) -> None:
 
 
 def _without_threads(words: list[str]) -> list[str]:
-    """`words` without --threads N, which is accepted anywhere, and asked for here. CalmrlError if N is no number."""
+    """`words` without --threads N, which is accepted anywhere, and set here. CalmrlError if N is no number."""
     rest = list(words)
     for place, word in enumerate(words):
         if word.partition("=")[0] == "--threads":

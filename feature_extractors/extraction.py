@@ -47,8 +47,6 @@ ENGINES = ("local", "ray")
 _ROUNDS = 3
 # Beyond this many more readers do not keep one GPU busier.
 _READERS = 16
-# Seconds after which it is told how long it will take, also where some modalities are not measured yet; less than the second is not worth a line.
-_TELL, _WORTH_TELLING = 40.0, 120.0
 _RECORDED = ("calmrl-lab", "torch", "numpy", "transformers", "av", "kaldi-native-fbank", "onnxruntime")
 
 
@@ -274,17 +272,15 @@ def _run(job: _Job, finished: PartsFolder, todo: Sequence[Block], resumed: int, 
     total = sum(media.values())
     label = f"extracting {job.manifest.dataset}" + (f" (after {resumed} finished blocks)" if resumed else "")
     forecast = Forecast(media, min(len(job.crew.devices), len(todo)))
-    told, started = False, time.monotonic()
+    started = time.monotonic()
     with progress(label, total, "media") as task:
         done = 0
         for event in _engine(job, finished, todo, stop):
             if isinstance(event, Spent):
                 forecast.add(event)
                 task.left = None if forecast.unmeasured() else forecast.seconds_left()
-                if not told and (not forecast.unmeasured() or time.monotonic() - started > _TELL):
-                    told = True
-                    if (forecast.seconds_left() or 0) > _WORTH_TELLING:
-                        console.note(f"{label}: {forecast.sentence()}")
+                if news := forecast.news(time.monotonic() - started):
+                    console.note(f"{label}: {news}")
                 continue
             # A block that is repeated after a crash counts once.
             count = min(event, total - done)

@@ -49,7 +49,7 @@ def curves(
 def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
     from calmrl_lab.scorers._names import is_single
 
-    # Single modalities are what a gain is measured against; shown if nothing else was asked for.
+    # Single modalities are what a gain is measured against; shown if nothing else was named.
     single = table["scorer"].map(is_single).astype(bool)
     joint = _short(table if single.all() else table[~single], "recall_at_1", "low_1", "high_1", "{:.1f}")
     columns = {"query": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}

@@ -32,7 +32,7 @@ MARK, ERROR = "imputed", "relative error of"
 @dataclass(frozen=True)
 class Completion:
     """What `complete_store` did: a row per modality with gaps and a row per pattern, errors relative to mean imputation (1.0); and
-    what a check on held-out items found, if one was asked for."""
+    what a check on held-out items found, if there was one."""
 
     path: Path
     imputer: str

@@ -252,7 +252,7 @@ def joined(tables: Sequence[FeatureTable], names: Sequence[str]) -> FeatureTable
 
 
 def chosen_modalities(store: FeatureStore, modalities: Sequence[str] | None) -> tuple[str, ...]:
-    """The modalities asked for, or all of the store. Raises CalmrlError for one the store does not have, a repeated one, or fewer than two."""
+    """The modalities that were named, or all of the store. Raises CalmrlError for one the store does not have, a repeated one, or fewer than two."""
     names = tuple(modalities or store.modalities)
     for name in names:
         store.column(name)

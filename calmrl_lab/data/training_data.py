@@ -142,7 +142,7 @@ def _warm_up(config: TrainConfig, train: Table, device: str) -> FeatureTable:
 
 
 def _components(config: TrainConfig) -> int:
-    """How many values kernel feature maps make of the features of a modality; 0 where `config` asks for none."""
+    """How many values kernel feature maps make of the features of a modality; 0 where `config` has none."""
     if config.features == "kernel" or (config.init == "ppca" and config.init_options.get("kernel", "none") != "none"):
         return COMPONENTS
     return 0

@@ -309,7 +309,7 @@ def _class_texts(
     given: tuple[Sequence[str], Tensor] | None,
     kinds: Sequence[str] | None,
 ) -> dict[str, tuple[np.ndarray, Float[Tensor, "c d"]]]:
-    """Classes and unit-norm vectors by kind, of those kinds that compare with texts and are possible; CalmrlError for one that was asked for
+    """Classes and unit-norm vectors by kind, of those kinds that compare with texts and are possible; CalmrlError for one that was named
     and is not."""
     found: dict[str, tuple[np.ndarray, Tensor]] = {}
     different: str | None = None

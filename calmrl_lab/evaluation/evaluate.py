@@ -91,7 +91,7 @@ def evaluate(
     `similarity` is cosine, likelihood-ratio (for runs that started by PPCA) or sum (for runs that chose its weight); default: what the run was
     trained for.
     Raises CalmrlError for an unfinished run, an unknown modality, a store that is not the one the run was trained on (unless given),
-    a direction that was asked for and that no item can serve, or no direction at all.
+    a direction that was named and that no item can serve, or no direction at all.
 
     >>> import numpy as np
     >>> from calmrl_lab import FeatureStore, evaluate, train_heads

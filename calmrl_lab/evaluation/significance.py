@@ -28,7 +28,7 @@ _FEW, _MORE = 10, 10
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its interval at the level asked for; `units` groups of queries and `seeds` seeds, where they were counted."""
+    """A mean and its interval at the given level; `units` groups of queries and `seeds` seeds, where they were counted."""
 
     value: float
     low: float

@@ -64,7 +64,7 @@ class Job:
             ranked = run.summary.get("evaluated")
         except CalmrlError:
             return False
-        files = (*self._files(), *(run.vouched(run.SUMMARY) or ()))
+        files = (*self._files(), *(run.digests(run.SUMMARY) or ()))
         return ranked == run.read_record(run.EVALUATION) and all(run.whole(name) for name in files)
 
 

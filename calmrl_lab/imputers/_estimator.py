@@ -25,7 +25,7 @@ class ParameterError(CalmrlError, ValueError):
 class Estimator:
     """The methods by which scikit-learn knows a transformer; classes that use it are dataclasses whose fields are their parameters.
 
-    Nothing of scikit-learn is imported before it asks: its base class would double the time that every command takes to start.
+    Nothing of scikit-learn is imported before it is used: its base class would double the time that every command takes to start.
     """
 
     modalities: Sequence[str] | None = None

@@ -23,7 +23,7 @@ class TrainingRows(Imputer):
     """Keeps training rows centred on their observed means and scaled to unit total variance per modality, float64, on the CPU.
 
     Subclasses learn a model for a target (observed modalities, missing modality) from the rows that show all of them; it is
-    learned when an item first asks for it, and kept. A target that fewer than `least` rows can teach is filled with the mean.
+    learned when an item first needs it, and kept. A target that fewer than `least` rows can teach is filled with the mean.
     """
 
     least = 4

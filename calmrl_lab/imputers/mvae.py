@@ -22,7 +22,7 @@ class MVAE(NetworkImputer):
 
     As CalMRL's authors compare it: posterior = product of the prior N(0, I) and the experts observed; loss = -log p of the observed modalities a
     coordinate + KL per latent coordinate, with a learned variance for each modality; a gap becomes the decoded posterior mean. Nothing is hidden in
-    training, so nothing but the prior asks the posterior of fewer modalities to tell about the others. They use hidden 1024 and latent_dim 256 on
+    training, so only the prior makes the posterior of fewer modalities tell about the others. They use hidden 1024 and latent_dim 256 on
     512-dimensional embeddings. Fitted on complete and incomplete rows; further options are those of `NetworkImputer`.
 
     >>> import numpy as np

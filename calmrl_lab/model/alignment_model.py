@@ -85,7 +85,7 @@ class AlignmentModel:
     """What a run learned: how the features of an item become embeddings, how items are compared, and what fills their gaps.
 
     `dims` are the modalities and the dimensions of their features; `feature_maps`, one per modality, are applied first and then `projection`.
-    `similarity` is how pairs are compared unless something else is asked for (`compared_by`); `alternatives` are other ways that are
+    `similarity` is how pairs are compared unless something else is chosen (`compared_by`); `alternatives` are other ways that are
     possible beside it, its parts and the cosine. `imputer` and `objective` are what training fitted, if it did. `source` names the model in
     messages.
 

@@ -42,7 +42,7 @@ class Start:
 def start_model(
     config: TrainConfig, released: Mapping[str, np.ndarray], table: FeatureTable, validation: FeatureTable
 ) -> Start:
-    """The start that `config.init` asks for, on the CPU.
+    """The start that `config.init` names, on the CPU.
 
     `table` are training items as their scenario shows them, `validation` the items that choose what is left open, `released` the
     projection weights stored beside the features.
@@ -151,7 +151,7 @@ def _turn_without_mean(heads: Heads, embeddings: Sequence[Tensor], mask: Tensor,
 
 
 def fitted_map(rows: Tensor, features: Scaling | Literal["kernel"]) -> FeatureMap:
-    """The feature map that a setting `features` asks for, fitted to `rows` [n, d]."""
+    """The feature map that a setting `features` names, fitted to `rows` [n, d]."""
     if features != "kernel":
         return fit_scaling(rows, features)
     kernel = KernelPCA.of(rows)

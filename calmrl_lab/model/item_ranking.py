@@ -32,7 +32,7 @@ class ItemRanking:
     """How well queries find their items, and items their queries, by one scorer.
 
     `sides` are (place of the query's modality, places of the modalities that items are seen by, scorer). Objectives that train queries of one
-    modality against others (`query` and `others`) are asked in these terms; for any other, every modality asks once, among items that are
+    modality against others (`query` and `others`) are ranked in these terms; for any other, every modality is the query once, among items that are
     all the rest.
     """
 

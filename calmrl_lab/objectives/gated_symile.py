@@ -79,18 +79,18 @@ class GatedSymile(Objective):
             candidates, exists = self._candidates(mask[:, target], same)
             others = mask.clone()
             others[:, target] = False
-            asks = mask[:, target] & others.any(dim=1)
+            with_target = mask[:, target] & others.any(dim=1)
             products = self.gate.products(target, shown[:, target], shown, others).mT.gather(1, candidates)
             logits = (scale * products).masked_fill(~exists, -torch.inf)
             per_item = torch.logsumexp(logits, dim=1) - logits[:, 0]
-            valid = asks.sum() > 1
-            contrast = contrast + torch.where(valid & asks, per_item, 0.0).sum() / asks.sum().clamp_min(1)
+            valid = with_target.sum() > 1
+            contrast = contrast + torch.where(valid & with_target, per_item, 0.0).sum() / with_target.sum().clamp_min(1)
             # What the gate of the item's own candidate makes of its embeddings is the teacher.
             gated = self.gate(target, shown[:, target], shown, others)
             distance = (shown - gated.detach()).square().mean(dim=2)
             apart = torch.where(others, distance, 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-            distilled = distilled + torch.where(valid & asks, apart, 0.0).sum() / asks.sum().clamp_min(1)
-            counted, used = counted + valid, used | (asks & valid)
+            distilled = distilled + torch.where(valid & with_target, apart, 0.0).sum() / with_target.sum().clamp_min(1)
+            counted, used = counted + valid, used | (with_target & valid)
         contrast, distilled = contrast / counted.clamp_min(1), distilled / counted.clamp_min(1)
         terms = {"contrast": contrast, "temperature": 1 / scale.detach(), "skipped": skipped(used, contrast)}
         if self.distillation:
@@ -149,7 +149,7 @@ class ModalityGate(nn.Module):
         def uniform(*shape: int) -> nn.Parameter:
             return nn.Parameter((torch.rand(*shape, generator=generator) * 2 - 1) * shape[-2] ** -0.5)
 
-        self.asking, self.keys = uniform(count, dim, width), uniform(count, dim, width)
+        self.queries, self.keys = uniform(count, dim, width), uniform(count, dim, width)
         self.null_inner, self.null_outer = uniform(dim, width), uniform(width, 1)
         self.null_bias = nn.Parameter(torch.zeros(count))
         self.neutral = nn.Parameter(functional.normalize(torch.randn(count, dim, generator=generator), dim=1))
@@ -162,9 +162,9 @@ class ModalityGate(nn.Module):
         """Trust of each candidate in the modalities `others`; with that in NULL they sum to 1. Zero elsewhere."""
         kind = candidates.dtype
         temperature = functional.softplus(self.log_temperature.to(kind)) + _COLDEST_GATE
-        asked = functional.normalize(candidates @ self.asking[target].to(kind), dim=-1, eps=1e-6)
+        query = functional.normalize(candidates @ self.queries[target].to(kind), dim=-1, eps=1e-6)
         keys = functional.normalize(torch.einsum("...kd,kdw->...kw", items, self.keys.to(kind)), dim=-1, eps=1e-6)
-        agreement = torch.einsum("...w,...kw->...k", asked, keys)
+        agreement = torch.einsum("...w,...kw->...k", query, keys)
         normed = functional.layer_norm(candidates, candidates.shape[-1:])
         inner = functional.relu(normed @ self.null_inner.to(kind))
         null = inner @ self.null_outer.to(kind) + self.null_bias[target].to(kind)

@@ -48,4 +48,4 @@ class GRAM(CrossObjective):
         self.epsilon = not_negative(self.name, "epsilon", epsilon)
 
     def scores(self, sides: Sides, context: Tensor) -> Tensor:
-        return -volumes(sides.queries, sides.answers, sides.shown, self.epsilon, paired=True)
+        return -volumes(sides.queries, sides.candidates, sides.shown, self.epsilon, paired=True)

@@ -19,7 +19,7 @@ class SCALAR(CrossObjective):
     """A text against the centroid of an item's modalities, each weighted by its agreement with that text (SCALAR).
 
     Score = cosine of text i and mu = sum_m w_m z_m of item j, w = softmax(<text i, z_m> / 0.1) over what item j shows.
-    loss = contrast + consistency + 0.1 uniformity + 0.1 matching, with its temperature 0.07, fixed. consistency asks that an item be found alike
+    loss = contrast + consistency + 0.1 uniformity + 0.1 matching, with its temperature 0.07, fixed. consistency: an item is to be found alike
     with one of its modalities hidden: KL divergence of the softmax over items with everything shown (no gradient) from that
     with one random other modality less, for items that show two or more. uniformity: log mean exp(-2 ||x - y||^2) within each modality
     (Wang and Isola 2020), mean over modalities with two items. Its semantic term is not described well enough to be rebuilt and is left out, and
@@ -56,7 +56,7 @@ class SCALAR(CrossObjective):
         self.uniformity = not_negative(self.name, "uniformity", uniformity)
 
     def scores(self, sides: Sides, context: Tensor) -> Tensor:
-        return weighted_centroid_cosines(sides.queries, sides.answers, sides.shown, self.weight_temperature)
+        return weighted_centroid_cosines(sides.queries, sides.candidates, sides.shown, self.weight_temperature)
 
     def extras(self, sides: Sides, context: Tensor, scores: Tensor, same: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """`consistency` and `uniformity`, where their weights are above 0."""
@@ -64,8 +64,8 @@ class SCALAR(CrossObjective):
         if self.consistency:
             terms["consistency"] = (self.consistency, self._consistency(sides, context, scores))
         if self.uniformity:
-            everything = torch.cat([sides.queries.unsqueeze(1), sides.answers], dim=1)
-            shown = torch.cat([sides.asks.unsqueeze(1), sides.shown], dim=1)
+            everything = torch.cat([sides.queries.unsqueeze(1), sides.candidates], dim=1)
+            shown = torch.cat([sides.has_query.unsqueeze(1), sides.shown], dim=1)
             terms["uniformity"] = (self.uniformity, spread(everything, shown, same))
         return terms
 
@@ -76,11 +76,11 @@ class SCALAR(CrossObjective):
         dropped = torch.zeros_like(sides.shown).scatter(1, drawn.argmax(dim=1, keepdim=True), True) & able.unsqueeze(1)
         fewer = self.scores(sides._replace(shown=sides.shown & ~dropped), context)
         scale = self.scale().to(scores.dtype)
-        candidate = self.answering(sides).unsqueeze(0)
+        candidate = self.has_candidate(sides).unsqueeze(0)
         full = torch.log_softmax((scale * scores.detach()).masked_fill(~candidate, -1e9), dim=1)
         reduced = torch.log_softmax((scale * fewer).masked_fill(~candidate, -1e9), dim=1)
         divergence = (full.exp() * (full - reduced)).sum(dim=1)
-        counted = sides.asks & self.answering(sides) & able.any()
+        counted = sides.has_query & self.has_candidate(sides) & able.any()
         return torch.where(counted, divergence, 0.0).sum() / counted.sum().clamp_min(1)
 
 

@@ -81,7 +81,7 @@ class Symile(Objective):
         anchors = torch.zeros_like(total)
         used = torch.zeros_like(able)
         for anchor in range(mask.shape[1]):
-            asks = mask[:, anchor] & able
+            with_target = mask[:, anchor] & able
             per_item = torch.zeros_like(shown[:, 0, 0])
             for subset in self._subsets(anchor):
                 # Every item is in exactly one subset: that of the other modalities it shows.
@@ -90,10 +90,12 @@ class Symile(Objective):
                 )
                 loss = self._against(shown, mask, anchor, subset, sources, scale * self.arity ** (len(subset) - 1), same)
                 per_item = per_item + torch.where(pattern.all(dim=1), loss, 0.0)
-            valid = asks.sum() > 1
-            total = total + torch.where(valid, torch.where(asks, per_item, 0.0).sum() / asks.sum().clamp_min(1), 0.0)
+            valid = with_target.sum() > 1
+            total = total + torch.where(
+                valid, torch.where(with_target, per_item, 0.0).sum() / with_target.sum().clamp_min(1), 0.0
+            )
             anchors = anchors + valid
-            used = used | (asks & valid)
+            used = used | (with_target & valid)
         loss = total / anchors.clamp_min(1)
         return {"loss": loss, "temperature": 1 / scale.detach(), "skipped": skipped(used, loss)}
 

@@ -22,7 +22,7 @@ class TRIANGLE(CrossObjective):
     Score of text i and item j = minus the area of (t_i, v_j, a_j). `form="squared"`, the released code: -(|u|^2 |w|^2 - <u, w>^2) / 2 with the sides u and w, which is -2 area^2. `form="root"`, the paper: -area (with
     `epsilon` under the root, whose slope is infinite where corners coincide). Released: temperature 0.07, learned; label smoothing 0.1;
     matching weight `alpha` 0.1 (here a substitute head, see `MatchingHead`).
-    `corners` names the two modalities beside the query (default: vision and audio, else the first two). Mask: an item answers only if it
+    `corners` names the two modalities beside the query (default: vision and audio, else the first two). Mask: an item is a candidate only if it
     shows both: with a corner missing the triangle has no area, which would be a perfect score. Others are counted in `skipped`. Known
     limit: three points on one line have no area however far apart they are.
 
@@ -75,11 +75,11 @@ class TRIANGLE(CrossObjective):
             )
         return corners
 
-    def answering(self, sides: Sides) -> Tensor:
+    def has_candidate(self, sides: Sides) -> Tensor:
         return sides.shown.all(dim=1)
 
     def scores(self, sides: Sides, context: Tensor) -> Tensor:
-        squares = squared_parallelograms(sides.queries, sides.answers)
+        squares = squared_parallelograms(sides.queries, sides.candidates)
         return -squares / 2 if self.form == "squared" else -(squares + self.epsilon).sqrt() / 2
 
 

@@ -24,7 +24,7 @@ class VAST(CrossObjective):
     its heads see pooled features, these see embeddings. Mask: an item is fused by the head of exactly the combination it shows.
 
     VAST's code trains the mean over several combinations of every item (its subtasks tv, tva, tvas): `subtasks=["vision", "vision+audio",
-    "vision+audio+subtitle"]` does. In a subtask an item answers with exactly these modalities, or not at all if it does not show all of them. Default:
+    "vision+audio+subtitle"]` does. In a subtask an item is a candidate with exactly these modalities, and none if it does not show all of them. Default:
     one contrast, each item with everything that it shows.
 
     >>> import torch
@@ -72,7 +72,7 @@ class VAST(CrossObjective):
         if self.subtasks is None:
             return super().terms(embeddings, mask, imputed, groups)
         sides, same = self.sides(embeddings, mask), same_group(groups)
-        used = torch.zeros_like(sides.asks)
+        used = torch.zeros_like(sides.has_query)
         sums: dict[str, Tensor] = {}
         counted = torch.zeros((), dtype=sides.queries.dtype, device=mask.device)
         for places in self.subtasks:
@@ -89,9 +89,9 @@ class VAST(CrossObjective):
         return sides.queries @ context.mT
 
     def context(self, sides: Sides) -> Tensor:
-        return self.fused(sides.answers, sides.shown)
+        return self.fused(sides.candidates, sides.shown)
 
-    def fused(self, answers: Float[Tensor, "n m d"], shown: Bool[Tensor, "n m"]) -> Float[Tensor, "n d"]:
+    def fused(self, candidates: Float[Tensor, "n m d"], shown: Bool[Tensor, "n m"]) -> Float[Tensor, "n d"]:
         """One unit vector per item from what it shows of the modalities other than the query, in their order; zero where it shows none."""
-        fused: Tensor = self.fusion(answers.masked_fill(~shown.unsqueeze(-1), 0.0), shown)
+        fused: Tensor = self.fusion(candidates.masked_fill(~shown.unsqueeze(-1), 0.0), shown)
         return fused

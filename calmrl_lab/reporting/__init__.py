@@ -11,7 +11,7 @@ __all__ = ["Report", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late: pandas and matplotlib are not wanted by who only asks for --help.
+    # Late: pandas and matplotlib are not needed for --help.
     if name in __all__:
         from calmrl_lab.reporting import report
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class ArtifactFolder:
-    """A folder of results: named files, each written whole or not at all, and records that vouch for them.
+    """A folder of results: named files, each written whole or not at all, and records with their digests.
 
-    A record is a JSON file with the SHA-256 digests of the files it vouches for (`files`) and a checksum of itself. A file is read only
+    A record is a JSON file with the SHA-256 digests of the files it covers (`files`) and a checksum of itself. A file is read only
     if it is what its record says. While a record does not exist yet, its files are read unchecked by the process that writes them.
 
-    Subclasses name their files, say which record vouches for which file, and how to make a damaged or absent file anew (`hint`).
+    Subclasses name their files, say which record covers which file, and how to make a damaged or absent file anew (`hint`).
     """
 
     kind: ClassVar[str] = "folder"
@@ -51,7 +51,7 @@ class ArtifactFolder:
         return self.path.name
 
     def record_of(self, name: str) -> str:
-        """The record that vouches for the file `name`."""
+        """The record that covers the file `name`."""
         return self.RECORD
 
     def hint(self, name: str) -> str:
@@ -100,12 +100,12 @@ class ArtifactFolder:
     # Bytes
 
     def has(self, name: str) -> bool:
-        """Whether the file `name` exists and its record vouches for it."""
-        vouched = self.vouched(self.record_of(name))
-        return (self.path / name).is_file() and (vouched is None or name in vouched)
+        """Whether the file `name` exists and its record covers it."""
+        recorded = self.digests(self.record_of(name))
+        return (self.path / name).is_file() and (recorded is None or name in recorded)
 
     def whole(self, name: str) -> bool:
-        """Whether the file `name` is there, and is what its record vouches for."""
+        """Whether the file `name` is there, and is what its record covers."""
         try:
             self.read_bytes(name)
         except CalmrlError:
@@ -113,26 +113,26 @@ class ArtifactFolder:
         return self.has(name)
 
     def read_bytes(self, name: str) -> bytes:
-        """The file `name`. Raises CalmrlError if it is absent, or is not what its record vouches for."""
-        vouched = self.vouched(self.record_of(name))
-        if vouched is not None and name not in vouched:
+        """The file `name`. Raises CalmrlError if it is absent, or is not what its record covers."""
+        recorded = self.digests(self.record_of(name))
+        if recorded is not None and name not in recorded:
             raise self.absent(name)
         data = self._read(name)
-        if vouched is not None and digest(data) != vouched[name]:
+        if recorded is not None and digest(data) != recorded[name]:
             raise self.damaged(name, f"its digest is not the one in {self.record_of(name)}")
         return data
 
     def checked(self, name: str) -> Path:
         """The path of the file `name`, for what is too large for `read_bytes`. Raises CalmrlError as that does."""
-        vouched = self.vouched(self.record_of(name))
-        if (vouched is not None and name not in vouched) or not (self.path / name).is_file():
+        recorded = self.digests(self.record_of(name))
+        if (recorded is not None and name not in recorded) or not (self.path / name).is_file():
             raise self.absent(name)
-        if vouched is not None and file_digest(self.path / name) != vouched[name]:
+        if recorded is not None and file_digest(self.path / name) != recorded[name]:
             raise self.damaged(name, f"its digest is not the one in {self.record_of(name)}")
         return self.path / name
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write the file `name` whole; its record vouches for it once it is written."""
+        """Write the file `name` whole; its record covers it once it is written."""
         write_atomically(self.path / name, data)
 
     def append(self, name: str, line: str) -> None:
@@ -150,8 +150,8 @@ class ArtifactFolder:
 
     # Records
 
-    def vouched(self, record: str) -> dict[str, str] | None:
-        """Digest by name of the files that `record` vouches for; None if there is no such record."""
+    def digests(self, record: str) -> dict[str, str] | None:
+        """Digest by name of the files that `record` covers; None if there is no such record."""
         values = self.read_record(record)
         return None if values is None else values["files"]
 
@@ -167,7 +167,7 @@ class ArtifactFolder:
         return values
 
     def write_record(self, record: str, values: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> None:
-        """Write `files` and the record that vouches for them, and for what `values["files"]` names already, all of them whole first."""
+        """Write `files` and the record that covers them, and for what `values["files"]` names already, all of them whole first."""
         files = files or {}
         digests = {**values.get("files", {}), **{name: digest(data) for name, data in files.items()}}
         content = {**values, "files": digests}

@@ -10,7 +10,7 @@ from calmrl_lab.runs.artifact_folder import ArtifactFolder
 class ExperimentFolder(ArtifactFolder):
     """The folder of an experiment. experiment.json has a checksum of itself, since a report takes methods, labels and roles from it.
 
-    Every run in the folder vouches for its own files.
+    Every run in the folder covers its own files.
     """
 
     kind: ClassVar[str] = "experiment"

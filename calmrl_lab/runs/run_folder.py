@@ -33,7 +33,7 @@ _RECORDED = ("torch", "numpy", "scipy", "zarr", "faiss-cpu", "faiss-gpu", "panda
 class RunFolder(ArtifactFolder):
     """The folder of one run.
 
-    summary.json, written last, vouches for the configuration, the metrics and every file of the model; evaluation.json for the tables.
+    summary.json, written last, covers the configuration, the metrics and every file of the model; evaluation.json for the tables.
     """
 
     kind: ClassVar[str] = "run"
@@ -74,11 +74,9 @@ class RunFolder(ArtifactFolder):
 
         with writing_errors(target):
             recover(target)
-            refuse_working_folder(target)
-            if os.path.lexists(target) and not target.is_dir():
-                raise CalmrlError(f"'{path}' exists and is not a folder", hint="choose another folder with --run")
+            cls.refuse_place(target, overwrite)
             with locks.claimed(target):
-                cls._refuse_to_replace(target, overwrite)
+                cls.refuse_place(target, overwrite)
                 handle = replace_folder(target, fill)
         try:
             yield cls(path)
@@ -86,10 +84,16 @@ class RunFolder(ArtifactFolder):
             os.close(handle)
 
     @classmethod
-    def _refuse_to_replace(cls, path: Path, overwrite: bool) -> None:
-        """CalmrlError if `path` holds what no run has written, or a finished run and no leave to overwrite it."""
-        cls.refuse_foreign(path)
-        if (path / cls.SUMMARY).exists() and not overwrite:
+    def refuse_place(cls, path: Path | str, overwrite: bool = False) -> None:
+        """CalmrlError if no new run can be at `path`: it is a file or the working folder, or holds what no run has written, or a finished run
+        that may not be replaced. Looks only, so that work need not be done first."""
+        target = Path(os.path.realpath(path))
+        refuse_working_folder(target)
+        if os.path.lexists(target) and not target.is_dir():
+            raise CalmrlError(f"'{path}' exists and is not a folder", hint="choose another folder with --run")
+        if target.is_dir():
+            cls.refuse_foreign(target)
+        if (target / cls.SUMMARY).exists() and not overwrite:
             raise CalmrlError(
                 f"'{path}' holds a finished run", hint="choose another folder with --run, or replace it with --overwrite"
             )
@@ -109,9 +113,9 @@ class RunFolder(ArtifactFolder):
     def record_of(self, name: str) -> str:
         return self.EVALUATION if name.endswith(".parquet") else self.SUMMARY
 
-    def vouched(self, record: str) -> dict[str, str] | None:
-        # A table that no evaluation.json vouches for was left by an evaluation that was killed.
-        return super().vouched(record) or ({} if record == self.EVALUATION else None)
+    def digests(self, record: str) -> dict[str, str] | None:
+        # A table that no evaluation.json covers was left by an evaluation that was killed.
+        return super().digests(record) or ({} if record == self.EVALUATION else None)
 
     def read_record(self, record: str) -> dict[str, Any] | None:
         values = super().read_record(record)
@@ -120,9 +124,9 @@ class RunFolder(ArtifactFolder):
         return values
 
     def _learned(self) -> str | None:
-        """The digest of what summary.json vouches for, by which an evaluation knows its run; None before the run has finished."""
-        vouched = self.vouched(self.SUMMARY)
-        return None if vouched is None else digest(json.dumps(vouched, sort_keys=True).encode())
+        """The digest of what summary.json covers, by which an evaluation knows its run; None before the run has finished."""
+        recorded = self.digests(self.SUMMARY)
+        return None if recorded is None else digest(json.dumps(recorded, sort_keys=True).encode())
 
     def hint(self, name: str) -> str:
         commands = {self.CURVES: "curves", self.CLASSIFICATION: "classify", self.RERANK: "evaluate --rerank itm"}
@@ -132,18 +136,18 @@ class RunFolder(ArtifactFolder):
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """config.yaml as it stands there. CalmrlError if it is of another format, or not what summary.json vouches for."""
+        """config.yaml as it stands there. CalmrlError if it is of another format, or not what summary.json covers."""
         values = read_yaml(self.path / self.CONFIG)
         found = values.get("format")
         if found != FORMAT:
             raise CalmrlError(
                 f"run '{self.path}' was written in format {found}, this version reads format {FORMAT}", hint="train it again"
             )
-        vouched, record = self.vouched(self.SUMMARY), self.SUMMARY
-        if vouched is None and (self.path / self.ENVIRONMENT).is_file():
+        recorded, record = self.digests(self.SUMMARY), self.SUMMARY
+        if recorded is None and (self.path / self.ENVIRONMENT).is_file():
             # Until the run has finished, the digest is that which it began with.
-            vouched, record = self.read_json(self.ENVIRONMENT), self.ENVIRONMENT
-        if vouched is not None and self.config_digest() != vouched.get(self.CONFIG):
+            recorded, record = self.read_json(self.ENVIRONMENT), self.ENVIRONMENT
+        if recorded is not None and self.config_digest() != recorded.get(self.CONFIG):
             raise self.damaged(self.CONFIG, f"its digest is not the one in {record}")
         return values
 
@@ -177,9 +181,9 @@ class RunFolder(ArtifactFolder):
         return {key: value for key, value in values.items() if key != self.CONFIG}
 
     def _expects(self, name: str) -> bool:
-        """Whether the file `name` should be there: summary.json vouches for it, or it was written by a run that has not finished."""
-        vouched = self.vouched(self.SUMMARY)
-        return (self.path / name).is_file() if vouched is None else name in vouched
+        """Whether the file `name` should be there: summary.json covers it, or it was written by a run that has not finished."""
+        recorded = self.digests(self.SUMMARY)
+        return (self.path / name).is_file() if recorded is None else name in recorded
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -193,7 +197,7 @@ class RunFolder(ArtifactFolder):
         return [line for line in lines if isinstance(line, dict)]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, which vouches for all that was written before: from here on the run is finished."""
+        """Write summary.json, which covers all that was written before: from here on the run is finished."""
         model = sorted((self.path / self.MODEL).rglob("*.safetensors"))
         names = [self.CONFIG, self.ENVIRONMENT, self.METRICS, *(path.relative_to(self.path).as_posix() for path in model)]
         digests = {name: digest(self._read(name)) for name in names if (self.path / name).is_file()}
@@ -219,17 +223,17 @@ class RunFolder(ArtifactFolder):
         All tables are whole on the disk before the first old one goes. Tables of other commands stay.
         """
         try:
-            vouched = self.vouched(self.EVALUATION) or {}
+            recorded = self.digests(self.EVALUATION) or {}
         except CalmrlError:  # damaged, and replaced by this
-            vouched = {}
-        kept = {name: found for name, found in vouched.items() if name not in frames}
+            recorded = {}
+        kept = {name: found for name, found in recorded.items() if name not in frames}
         files = {name: parquet_bytes(frame) for name, frame in frames.items() if frame is not None}
         self.write_record(self.EVALUATION, {**facts, "of": self._learned(), "files": kept}, files)
         for name in frames.keys() - files.keys():
             (self.path / name).unlink(missing_ok=True)
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """A table beside those of the evaluation, which evaluation.json vouches for like them."""
+        """A table beside those of the evaluation, which evaluation.json covers like them."""
         values = self.read_record(self.EVALUATION) or {}
         self.write_record(self.EVALUATION, {**values, "of": self._learned()}, {name: parquet_bytes(frame)})
 

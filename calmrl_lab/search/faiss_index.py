@@ -192,7 +192,7 @@ def empty_index(
     """An index for `count` vectors that are yet to be added; cells are found from those `at` positions spread over all. Errors as `build_index`."""
     faiss = _faiss()
     if count == 0:
-        raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities asked for")
+        raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities that were named")
     chosen = _options(kind, options or {}, count)
     if gpus:
         _require_gpus(kind, gpus)

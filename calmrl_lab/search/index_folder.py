@@ -73,7 +73,7 @@ class IndexFolder(Run):
             )
         return self.read_record(self.GALLERY) or {}
 
-    def vouched(self, record: str) -> dict[str, str] | None:
+    def digests(self, record: str) -> dict[str, str] | None:
         return self.record["files"] if (self.path / self.GALLERY).is_file() else None
 
     def unchanged(self) -> bool:
@@ -284,7 +284,9 @@ def _fill(
         else:
             made = by_similarity(model, table, modalities, scorer, file)
         if len(made.rows) == 0:
-            raise CalmrlError("a gallery of no items cannot be searched", hint="check --split and the modalities asked for")
+            raise CalmrlError(
+                "a gallery of no items cannot be searched", hint="check --split and the modalities that were named"
+            )
         facts = {
             "format": FORMAT,
             "run": run.name,

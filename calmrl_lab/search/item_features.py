@@ -1,4 +1,4 @@
-"""The features of items of a store, by id: what a search asks with."""
+"""The features of items of a store, by id: the queries of a search."""
 
 from __future__ import annotations
 

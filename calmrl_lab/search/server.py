@@ -110,7 +110,7 @@ def make_app(gallery: Gallery, encode: Encode, features_of: Encode, picture: Pic
 
 
 def _asked(gallery: Gallery, query: Query, encode: Encode, features_of: Encode) -> np.ndarray:
-    """Query vectors of what a request asks with."""
+    """Query vectors of a request."""
     modality = query.modality or ("caption" if "caption" in gallery.modalities else gallery.modalities[0])
     if query.vectors is not None:
         if len({len(row) for row in query.vectors}) > 1:

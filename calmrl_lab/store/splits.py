@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -42,21 +44,22 @@ def assign_splits(
     """
     if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
         raise CalmrlError(f"split fractions must be >= 0 and add up to 1, got {dict(fractions)}")
-    names, inverse, counts = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True, return_counts=True)
-    draws = [_uniform(f"{seed}:{name}") for name in names.tolist()]
-    room = _targets(len(inverse), np.array(list(fractions.values())))
+    unique, inverse, counted = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True, return_counts=True)
+    names, counts = unique.tolist(), counted.tolist()
+    draws = [_uniform(f"{seed}:{name}") for name in names]
+    room = _targets(len(inverse), np.array(list(fractions.values()))).tolist()
     chosen = np.zeros(len(names), dtype=np.int64)
-    # Small groups come last and even out what the large ones left.
-    for index in sorted(range(len(names)), key=lambda i: (-counts[i], draws[i], names[i])):
-        fits = np.where(room >= counts[index], room, 0)
-        if fits.any():
+    # Small groups come last and even out what the large ones left. Plain numbers: there may be a group for every item.
+    for negative, _, name, index in sorted(zip([-count for count in counts], draws, names, range(len(names)), strict=True)):
+        count = -negative
+        edges = list(accumulate(left if left >= count else 0 for left in room))
+        if edges[-1]:
             # The draw that decides the place in the queue must not decide the split as well.
-            edges = np.cumsum(fits)
-            split = int(np.searchsorted(edges, _uniform(f"{seed}/{names[index]}") * edges[-1], side="right"))
+            split = bisect_right(edges, _uniform(f"{seed}/{name}") * edges[-1])
         else:
-            split = int(np.argmax(room))
+            split = room.index(max(room))
         chosen[index] = split
-        room[split] -= counts[index]
+        room[split] -= count
     return np.array(list(fractions), dtype=np.str_)[chosen[inverse]]
 
 

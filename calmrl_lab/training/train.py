@@ -82,6 +82,9 @@ def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool
 
         return train_members(config, path, resume, overwrite, watch)
     with together(resolve_device(config.device)) as device:
+        if rank() == 0 and not resume:
+            # The start of the heads may take minutes, and what is in the way is known now.
+            Run.refuse_place(path, overwrite)
         session = _Session(config, device, watch)
         with opened_for_training(config, path, resume, overwrite) if rank() == 0 else nullcontext(Run(path)) as run:
             if resume:

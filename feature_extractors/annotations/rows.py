@@ -16,6 +16,7 @@ from typing import Any
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.media_endings import MEDIA
+from calmrl_lab.store.convert.reading.gzip_files import plain_suffix
 from calmrl_lab.store.convert.records import csv_rows, is_missing, parse_json, read_text
 
 # The first six as VAST's code looks for them.
@@ -157,7 +158,7 @@ def _objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if text.lstrip()[:1] in ("[", "{"):
         yield from _of_json(path, text)
         return
-    if path.suffix.lower() == ".json" and {*_ID_KEYS, *_TEXT_KEYS}.isdisjoint(
+    if plain_suffix(path) == ".json" and {*_ID_KEYS, *_TEXT_KEYS}.isdisjoint(
         re.split(r"[^A-Za-z_]+", text[:500].split("\n")[0])
     ):
         parse_json(path, text)

@@ -12,6 +12,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known
 from calmrl_lab.runtime import console
 from calmrl_lab.store.convert.media_endings import SOUND_ENDINGS, VIDEO_ENDINGS
+from calmrl_lab.store.convert.reading.gzip_files import plain_stem, plain_suffix
 from calmrl_lab.store.splits import split_named
 from feature_extractors.annotations.annotation import Annotation, Split
 from feature_extractors.annotations.read import read_annotations, with_unique_ids
@@ -185,7 +186,8 @@ class AnnotatedDataset:
             if not self._wants(split.name) and not (split.name == "train" and self._wants("validation")):
                 continue
             candidates = [root / name for name in split.files for root in roots]
-            path = next((p for p in candidates if p.is_file()), None) or self._named_like(split, roots)
+            there = (p for name in candidates for p in (name, name.with_name(f"{name.name}.gz")) if p.is_file())
+            path = next(there, None) or self._named_like(split, roots)
             if path is None:
                 looked += candidates
                 if self.wanted is not None and split in self.splits:
@@ -216,7 +218,7 @@ class AnnotatedDataset:
             for root in roots
             if root != self.media and root.is_dir()
             for path in sorted(root.iterdir())
-            if path.suffix.lower() in _LISTS and path.name not in known and _says_split(path.stem, split.name)
+            if plain_suffix(path) in _LISTS and path.name not in known and _says_split(plain_stem(path), split.name)
         ]
         if len(found) > 1:
             raise CalmrlError(

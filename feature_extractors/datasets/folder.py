@@ -15,6 +15,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.runtime import console
 from calmrl_lab.store.convert.item_tables import id_column
 from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
+from calmrl_lab.store.convert.reading.gzip_files import plain_stem
 from calmrl_lab.store.convert.reading.row_names import NO_ID, is_id
 from calmrl_lab.store.convert.records import Record, Records, is_missing, is_missing_word, read_records
 from calmrl_lab.store.splits import assign_splits, first_divided_group, split_named
@@ -76,7 +77,7 @@ class Folder:
             )
         self.media = Path(media) if media is not None else None
         self.table = Path(str(manifest))
-        self.name = str(name) if name is not None else self.table.stem
+        self.name = str(name) if name is not None else plain_stem(self.table)
         self.licence, self.attribution = str(licence), str(attribution)
         self.id_column = str(id_column) if id_column is not None else None
 

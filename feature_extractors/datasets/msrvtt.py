@@ -42,7 +42,7 @@ class MSRVTT(AnnotatedDataset):
 
     def arranged(self, annotated: list[Annotation], files: Mapping[str, Path]) -> list[Annotation]:
         """With the 1,000 test clips of 1k-A in a list of their own, everything else of the list of all clips is there to train on."""
-        whole = next((path for path in files.values() if path.name in _WHOLE), None)
+        whole = next((path for path in files.values() if path.name.removesuffix(".gz") in _WHOLE), None)
         test = files.get("test")
         if whole is None or test is None:
             return annotated

@@ -1,4 +1,4 @@
-"""Where the last frame of a stream without a container ends: MP3, AAC, AC-3, WavPack, AU, MPEG-TS. What follows it is not sound."""
+"""Where the last frame of a stream without a container ends: MP3, AAC, AC-3, DTS, WavPack, AU, MPEG-TS, DV, IVF, raw video. What follows it is not sound."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from feature_extractors.media.chunks import ivf_end, y4m_end
 from feature_extractors.media.containers import id3_length, is_placeholder
 
 # MPEG audio: kbit/s by version (1, or 2 and 2.5) and layer (I, II, III); index 0 is the free format, 15 is forbidden.
@@ -69,6 +70,24 @@ def wavpack_block(head: bytes) -> int:
     return int.from_bytes(head[4:8], "little") + 8 if head[:4] == b"wvpk" else 0
 
 
+def dts_frame(head: bytes) -> int:
+    """The bytes of the DTS frame (16 bits, big endian) that begins so; 0 if none does."""
+    if head[:4] != b"\x7f\xfe\x80\x01" or len(head) < 8:
+        return 0
+    length = (head[5] & 3) << 12 | head[6] << 4 | head[7] >> 4
+    return length + 1 if length >= 95 else 0
+
+
+def latm_frame(head: bytes) -> int:
+    """The bytes of the AAC frame (LOAS) that begins so; 0 if none does."""
+    return 3 + ((head[1] & 0x1F) << 8 | head[2]) if len(head) > 2 and head[0] == 0x56 and head[1] >> 5 == 7 else 0
+
+
+def dv_frame(head: bytes) -> int:
+    """The bytes of the DV frame that begins so, of 50 or 60 fields a second; 0 if none does."""
+    return (144_000 if head[3] & 0x80 else 120_000) if head[:3] == b"\x1f\x07\0" and len(head) > 3 else 0
+
+
 def transport_packet(head: bytes) -> int:
     """The bytes of the MPEG-TS packet that begins so; 0 if none does."""
     return _TS_PACKET if head[:1] == b"G" else 0
@@ -90,6 +109,9 @@ _STREAMS = (
     _Stream(re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"), adts_frame, b"\xff\xfe\x3c\0"),
     _Stream(re.compile(rb"\x0b\x77"), ac3_frame, b"\xff\xff\0\0"),
     _Stream(re.compile(rb"wvpk"), wavpack_block, b"\xff\xff\xff\xff", certain=1),
+    _Stream(re.compile(rb"\x7f\xfe\x80\x01"), dts_frame, b"\xff\xff\xff\xff", certain=2),
+    _Stream(re.compile(rb"\x56[\xe0-\xff]"), latm_frame, b"\xff\xe0\0\0"),
+    _Stream(re.compile(rb"\x1f\x07\0"), dv_frame, b"\xff\xff\xff\0", certain=1),
     _Stream(re.compile(rb"G"), transport_packet, b"\xff\0\0\0"),
 )
 
@@ -97,7 +119,7 @@ _STREAMS = (
 def stream_end(file: BinaryIO) -> int:
     """Where the last frame of a bare stream ends; the length of the file if it is something else, or a frame does not tell its length.
 
-    A last frame that is cut short belongs to the frames: its bytes are missing, not superfluous.
+    More than the length of the file if the last of several frames breaks off.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -105,26 +127,36 @@ def stream_end(file: BinaryIO) -> int:
     if head[:4] == b".snd":
         length = int.from_bytes(head[8:12], "big")
         return size if is_placeholder(length) else min(size, int.from_bytes(head[4:8], "big") + length)
+    for beginning, end in ((b"DKIF", ivf_end), (b"YUV4MPEG2 ", y4m_end)):
+        if head.startswith(beginning):
+            file.seek(0)
+            return end(file, size)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         begin = _behind_tags(data, 0)
         for stream in _STREAMS:
             if _is_run(data, begin, stream):
                 start = _near_the_end(data, begin, stream) if stream.frame is transport_packet else begin
-                return min(_last_end(data, start, stream), size)
+                return _last_end(data, start, stream)
     return size
 
 
 def _last_end(data: mmap.mmap, place: int, stream: _Stream) -> int:
-    end = place
+    end, before, first = place, 0, data[place : place + 4]
     while place < len(data):
-        if length := stream.frame(data[place : place + _HEAD]):
-            place = end = place + length
+        head = data[place : place + _HEAD]
+        if length := stream.frame(head):
+            alike = not any((a ^ b) & bits for a, b, bits in zip(head, first, stream.fixed, strict=False))
+            place = place + length
+            # A frame that breaks off is one only right behind another: anything may look like a frame.
+            end = place if before and alike else min(place, len(data))
+            before += 1
         elif (behind := _behind_tags(data, place)) > place:
             place = behind
         else:
             # Damage, or something appended: which of the two it is depends on whether frames follow.
             starts = (match.start() for match in stream.beginning.finditer(data, place))
             place = next((start for start in starts if _is_run(data, start, stream)), len(data))
+            before = 0
     return end
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Only formats that hold their own data: playlists (HLS, DASH, concat) make FFmpeg open other files and addresses.
 _FORMATS = (
     "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,dv,ivf,h264,hevc,obu,rm,yuv4mpegpipe,"
-    "wav,w64,mp3,aac,loas,flac,aiff,amr,amrnb,amrwb,au,caf,ac3,eac3,dts,dtshd,truehd,wv,tta,ape,tak,mpc,mpc8,shn,voc,"
+    "wav,w64,mp3,aac,loas,flac,aiff,mlp,amr,amrnb,amrwb,au,caf,ac3,eac3,dts,dtshd,truehd,wv,tta,ape,tak,mpc,mpc8,shn,voc,"
     "gif,apng,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe,pam_pipe,j2k_pipe,qoi_pipe"
 )
 # Damage is an error here, not something to be painted over.
@@ -28,8 +28,11 @@ STRICT = {"err_detect": "explode"}
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
-    """The container, with FFmpeg's errors as MediaError. A file that breaks off is `truncated` even where frames could be had."""
+def opened(path: Path, behind: int = 0) -> Iterator[InputContainer]:
+    """The container, with FFmpeg's errors as MediaError. A file that breaks off is `truncated` even where frames could be had.
+
+    behind: bytes at the end that do not belong to it.
+    """
     try:
         import av
     except ImportError:
@@ -37,12 +40,15 @@ def opened(path: Path) -> Iterator[InputContainer]:
     with opened_file(path) as file:
         known = False
         cut_off = is_cut_off(path)
+        size, end = os.fstat(file.fileno()).st_size, stream_end(file)
         try:
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""} | STRICT
             # Tags are often in another encoding than they say.
-            with av.open(_Nameless(file, stream_end(file)), mode="r", options=options, metadata_errors="replace") as container:
+            with av.open(
+                _Nameless(file, min(end, size - behind)), mode="r", options=options, metadata_errors="replace"
+            ) as container:
                 known = True
-                if cut_off and not _has_all_samples(container, os.fstat(file.fileno()).st_size):
+                if (cut_off or end > size) and not _has_all_samples(container, size):
                     raise MediaError("truncated", "the file breaks off before its end")
                 yield container
         except (av.error.FFmpegError, EOFError) as error:
@@ -86,13 +92,22 @@ def moving_pictures(container: InputContainer) -> list[Any]:
     return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 
+def indexed_packets(container: InputContainer, stream: Any) -> int:
+    """How many packets the index of an MP4 or MOV file lists for a stream; 0 for other files. Of uncompressed sound the header counts samples instead."""
+    if "mp4" not in container.format.name:
+        return 0
+    uncompressed = stream.codec_context is not None and stream.codec_context.name.startswith("pcm")
+    return min(stream.frames, len(stream.index_entries)) if uncompressed else int(stream.frames)
+
+
 def _has_all_samples(container: InputContainer, size: int) -> bool:
     """True if every sample that an MP4 file lists lies within the file, whatever the size of the box around them says."""
     streams = [*container.streams.video, *container.streams.audio]
     if "mp4" not in container.format.name or not streams or any(stream.frames == 0 for stream in streams):
         return False
     return all(
-        len(stream.index_entries) >= stream.frames and max(entry.pos + entry.size for entry in stream.index_entries) <= size
+        len(stream.index_entries) >= indexed_packets(container, stream)
+        and max(entry.pos + entry.size for entry in stream.index_entries) <= size
         for stream in streams
     )
 

@@ -7,9 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-_TS_PACKET = 188
+from feature_extractors.media import chunks
+
+# Bytes of a packet of MPEG-TS, and where its G stands: behind a time in the files of cameras and discs (.m2ts).
+_TS_PACKETS = ((188, 0), (192, 4))
 _SEGMENT = b"\x18\x53\x80\x67"  # Matroska: the element that holds everything after the header
 _EBML = b"\x1a\x45\xdf\xa3"
+_CLUSTER = b"\x1f\x43\xb6\x75"
+# What a segment consists of: its head, clusters, cues, chapters, attachments and tags; and a cluster: blocks, times, positions.
+_ELEMENTS = (
+    _CLUSTER, b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b", b"\x10\x43\xa7\x70", b"\x19\x41\xa4\x69",
+    b"\x12\x54\xc3\x67", b"\xec", b"\xbf", b"\xa3", b"\xa0", b"\xe7", b"\xa7", b"\xab", b"\x58\x54",
+)  # fmt: skip
 _ASF_HEADER, _ASF_DATA = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\x36\x26\xb2\x75\x8e\x66\xcf\x11"
 # Boxes of MP4 that hold samples or say where they are; what else a file lacks at its end does no harm.
 _NEEDED_BOXES = (b"mdat", b"moov", b"moof")
@@ -28,7 +37,8 @@ _PLACEHOLDERS = (
 
 def is_cut_off(path: Path) -> bool:
     """True if the file ends before what it says it holds: MP4 boxes with samples, the Matroska segment, the data of WAV, AIFF, AU, CAF,
-    AVI and ASF, the frames counted by the Xing header of an MP3, or inside a page of Ogg, a packet of MPEG-TS, a tag of FLV, a block of a GIF.
+    AVI and ASF, the frames counted by the Xing header of an MP3, or inside a page of Ogg, a packet of MPEG-TS or of an MPEG program, a tag of FLV,
+    a block of a GIF, a chunk of MXF, VOC or PNG, a frame of IVF or Y4M.
 
     False where nothing says so: other formats, streams of undeclared length (placeholders included), and files that are no media at
     all. Bytes behind the end are never damage, and neither is a size that lies where all that is needed is there.
@@ -41,7 +51,11 @@ def is_cut_off(path: Path) -> bool:
                 file.seek(0)
                 return ends_early(file, size)
         file.seek(0)
-        return _packet_broken(file, size) if _is_transport_stream(file) else _xing_end(file, start) > size
+        for packet, mark in _TS_PACKETS:
+            file.seek(0)
+            if file.read(3 * packet + mark + 1)[mark::packet] == b"GGGG":
+                return chunks.transport_breaks(file, size, packet, mark)
+        return _xing_end(file, start) > size
 
 
 def is_placeholder(declared: int) -> bool:
@@ -77,17 +91,20 @@ def _matroska_breaks(file: BinaryIO, size: int) -> bool:
         return False
     length, width = _vint(head[place + 4 : place + 12])
     begin = place + 4 + width
-    if length is None or begin + length <= size:
+    declared = length is not None
+    if length is not None and begin + length <= size:
         return False
     while begin < size:
         file.seek(begin)
         head = file.read(12)
         name = 5 - (head[0] >> 4).bit_length() if head[0] >= 16 else 9
+        known = head[:name] in _ELEMENTS
         length, width = _vint(head[name:])
-        if name > 4 or length is None:
-            # Not an element, or a cluster of undeclared length: nothing more can be told than that the segment is not all there.
-            return True
-        begin += name + width + length
+        if not known or (length is None and head[:name] != _CLUSTER):
+            # Not an element: appended to a segment without a length, or damage where the segment is not all there.
+            return declared
+        # Recorders leave the length of a cluster open; its blocks have theirs.
+        begin += name + width + (length or 0)
     return begin > size
 
 
@@ -121,7 +138,7 @@ def _riff_breaks(file: BinaryIO, size: int) -> bool:
             # As far as it goes. A list of pictures that holds nothing was never finished either.
             return False
         end = place + 8 + length + length % 2
-        if name in needed and end > size + 1:
+        if name in needed and (place + 8 + length if name == b"data" else end - 1) > size:
             return True
         found = found or name == b"data" or chunk[8:12] == b"movi"
         if name == b"data":
@@ -239,16 +256,6 @@ def _colours(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _is_transport_stream(file: BinaryIO) -> bool:
-    return file.read(3 * _TS_PACKET + 1)[::_TS_PACKET] == b"GGGG"
-
-
-def _packet_broken(file: BinaryIO, size: int) -> bool:
-    """MPEG-TS: the last packet is incomplete. What does not begin as a packet was appended."""
-    file.seek(size - size % _TS_PACKET)
-    return file.read(1) == b"G"
-
-
 def _xing_end(file: BinaryIO, start: bytes) -> int:
     """Where the frames of an MP3 file with a Xing (or Info) header end; 0 without one."""
     tag = id3_length(start)
@@ -287,4 +294,10 @@ _CHECKS: tuple[_Check, ...] = (
     (lambda start: start[:4] == b"OggS", _ogg_breaks),
     (lambda start: start[:4] == b"FLV\x01", _flv_breaks),
     (lambda start: start[:3] == b"GIF", _gif_breaks),
+    (lambda start: start[:4] == b"\x06\x0e\x2b\x34", chunks.mxf_breaks),
+    (lambda start: start[:4] == b"\0\0\1\xba", chunks.program_breaks),
+    (lambda start: start[:16] == b"Creative Voice F", chunks.voc_breaks),
+    (lambda start: start[:8] == b"\x89PNG\r\n\x1a\n", chunks.png_breaks),
+    (lambda start: start[:4] == b"DKIF", lambda file, size: chunks.ivf_end(file, size) > size),
+    (lambda start: start[:10] == b"YUV4MPEG2 ", lambda file, size: chunks.y4m_end(file, size) > size),
 )

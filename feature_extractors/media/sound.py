@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from feature_extractors.media.container import STRICT, moving_pictures, opened, strict
+from feature_extractors.media.container import STRICT, indexed_packets, moving_pictures, opened, strict
 from feature_extractors.protocols import AbsentError, MediaError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _frames(container: InputContainer, stream: Any) -> Iterator[Any]:
 
     bare = container.format.name in _BARE
     failed: FFmpegError | None = None
-    indexed = stream.frames if "mp4" in container.format.name else 0
+    indexed = indexed_packets(container, stream)
     packets = 0
     for packet in container.demux(stream):
         packets += packet.size > 0

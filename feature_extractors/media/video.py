@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt8
 
-from feature_extractors.media.container import moving_pictures, opened, strict
+from feature_extractors.media.container import indexed_packets, moving_pictures, opened, strict
 from feature_extractors.media.gops import Packet, is_leading, stretches
 from feature_extractors.protocols import MediaError
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Choice = Callable[[int], Sequence[int]]
 
+# How an MPEG-1 or MPEG-2 video without a container begins, and what FFmpeg says of bits behind the last picture.
+_SEQUENCE = b"\0\0\1\xb3"
+_LEFT = re.compile(r"end mismatch left=(\d+) ")
 # Decoding groups apart must leave out this share at least: a second look at the file where it fails is not free.
 _WORTH_SKIPPING = 0.8
 
@@ -30,24 +34,68 @@ def clip_frames(path: Path, choose: Choice) -> UInt8[np.ndarray, "n height width
     frames far apart and wrong indexes in the file cannot lead to a wrong frame. Groups of pictures without a wanted frame are not decoded.
     Raises MediaError: `not_found`, `empty_file`, `not_media`, `no_stream`, `truncated` (the file ends before it says it does), `decode_error`.
     """
-    with opened(path) as container:
+    try:
+        return _chosen_frames(path, choose, 0)
+    except MediaError as error:
+        behind = _bytes_behind_pictures(path) if error.code == "decode_error" else 0
+        if not behind:
+            raise
+        return _chosen_frames(path, choose, behind)
+
+
+def _chosen_frames(path: Path, choose: Choice, behind: int) -> UInt8[np.ndarray, "n height width 3"]:
+    with opened(path, behind) as container:
         packets = _packets(container)
     total = sum(packet.shown for packet in packets)
     if total == 0:
         raise MediaError("no_stream", "the video stream is empty")
     wanted = choose(total)
-    found = _decode_groups(path, packets, wanted)
+    found = _decode_groups(path, packets, wanted, behind)
     if found is None:
-        found, seen = _decode_all(path, wanted)
+        found, seen = _decode_all(path, wanted, behind)
         if len(found) < len(set(wanted)) and seen:
             # Packets that show nothing (packed B-frames): count what is shown, and choose again.
             wanted = choose(seen)
-            found, _ = _decode_all(path, wanted)
+            found, _ = _decode_all(path, wanted, behind)
     if len(found) < len(set(wanted)):
         raise MediaError("decode_error", f"frame {max(wanted)} of {total} could not be decoded")
     if len({pixels.shape for pixels in found.values()}) > 1:
         raise MediaError("decode_error", "the size of the picture changes on the way")
     return np.stack([found[index] for index in wanted])
+
+
+def _bytes_behind_pictures(path: Path) -> int:
+    """How many bytes stand behind the last picture of an MPEG-1 or MPEG-2 video without a container; 0 if it is damaged, or another kind.
+
+    No picture says where it ends but by its pixels: FFmpeg says how many bits are left once it has them all.
+    """
+    import av
+
+    with open(path, "rb") as file:
+        if file.read(4) != _SEQUENCE:
+            return 0
+    level, skipping = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    left: list[int] = []
+    try:
+        with opened(path) as container:
+            stream = _video_stream(container)
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            for packet in packets:
+                with av.logging.Capture() as said:
+                    try:
+                        packet.decode()
+                    except av.error.FFmpegError:
+                        left += [int(bits[1]) for *_, text in said if (bits := _LEFT.match(text))]
+                        if packet is not packets[-1]:
+                            return 0
+    except MediaError:
+        return 0
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skipping)
+    return max(left, default=0) // 8 if len(left) == 1 else 0
 
 
 def frame_rate(path: Path) -> float:
@@ -79,13 +127,13 @@ def _packets(container: InputContainer) -> list[Packet]:
         broken = packet.is_corrupt
         # Edit lists keep packets that are decoded but not shown.
         packets.append(Packet(packet.pts, packet.is_keyframe, not packet.is_discard))
-    indexed = stream.frames if "mp4" in container.format.name else 0
+    indexed = indexed_packets(container, stream)
     if broken or len(packets) < indexed:
         raise MediaError("truncated", f"the video ends after {len(packets)} of {indexed or 'more'} packets")
     return packets
 
 
-def _decode_groups(path: Path, packets: Sequence[Packet], wanted: Sequence[int]) -> dict[int, np.ndarray] | None:
+def _decode_groups(path: Path, packets: Sequence[Packet], wanted: Sequence[int], behind: int) -> dict[int, np.ndarray] | None:
     """The wanted frames by index, decoding only the groups of pictures they are in; None if that cannot be done or does not pay."""
     parts = stretches(packets, wanted)
     if parts is None or sum(part.stop - part.start for part in parts) > _WORTH_SKIPPING * parts[-1].stop:
@@ -102,7 +150,7 @@ def _decode_groups(path: Path, packets: Sequence[Packet], wanted: Sequence[int])
 
     waiting = list(parts)
     try:
-        with opened(path) as container:
+        with opened(path, behind) as container:
             stream = _video_stream(container)
             for place, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
                 if place >= waiting[0].start and not is_leading(packets, waiting[0], place):
@@ -119,12 +167,12 @@ def _decode_groups(path: Path, packets: Sequence[Packet], wanted: Sequence[int])
     return found if len(found) == len(index_of) else None
 
 
-def _decode_all(path: Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], int]:
+def _decode_all(path: Path, wanted: Sequence[int], behind: int) -> tuple[dict[int, np.ndarray], int]:
     """The wanted frames by index, and how many frames were decoded (all of them if a wanted one was not reached)."""
     needed, last = set(wanted), max(wanted)
     found: dict[int, np.ndarray] = {}
     seen = 0
-    with opened(path) as container:
+    with opened(path, behind) as container:
         for frame in container.decode(_video_stream(container)):
             if seen in needed:
                 found[seen] = _pixels(frame, seen)

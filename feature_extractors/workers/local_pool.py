@@ -98,6 +98,8 @@ class _Lanes:
         self._taking = threading.Lock()
         self._events: queue.Queue[int | Spent | BaseException | None] = queue.Queue()
         self._processes: dict[str, Process] = {}
+        # Lanes whose process has finished a block: what they load is loaded.
+        self._settled: set[str] = set()
         self._abandoned = False
 
     def run(self) -> Iterator[int | Spent]:
@@ -149,16 +151,18 @@ class _Lanes:
                         last = None
                         self._events.put(details[0])
                     elif what == "spent":
-                        self._events.put(Spent(*details))
+                        self._events.put(Spent(*details, lane=name, settled=name in self._settled))
                     elif what == "at":
                         last = details
                     elif what == "failed":
                         raise details[0]
                     else:
+                        self._settled.add(name)
                         return
             except ProcessDied as death:
                 if self._abandoned:
                     return
+                self._settled.discard(name)
                 self._processes.pop(name).kill()
                 if block.careful and last is not None and last[2] == 1:
                     place = (last[0], last[1])

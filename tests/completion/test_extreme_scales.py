@@ -22,6 +22,7 @@ def store(folder, factor):
     return import_features(folder / f"{factor:g}.zarr", paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imputer", OPTIONS)
 def test_the_size_of_features_changes_nothing(imputer, tmp_path):
     filled = {}

@@ -372,7 +372,7 @@ class TestRefusing:
         assert [item.id for item in datasets.get("msrvtt")(media).manifest().items] == ["a"]
 
     def test_bytes_that_are_no_text(self, media):
-        (media / "annotations" / "descs_ret_test.json").write_bytes(b"\xff\xfe[\x00")
+        (media / "annotations" / "descs_ret_test.json").write_bytes(b"\xff\xfa[\x00")
         with pytest.raises(CalmrlError, match="is not UTF-8"):
             datasets.get("msrvtt")(media).manifest()
 

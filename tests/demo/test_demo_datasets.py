@@ -14,6 +14,7 @@ def openmoji():
     return datasets.get("openmoji")().manifest()
 
 
+@pytest.mark.slow
 def test_openmoji_has_the_emoji_it_says(openmoji):
     assert 1600 <= len(openmoji.items) <= 1700
     assert len({item.id for item in openmoji.items}) == len(openmoji.items)

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from docs.pages import ROOT
 
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
@@ -11,6 +12,7 @@ def cells():
     return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_from_top_to_bottom(room):
     folder = room(NOTEBOOK)
     namespace = {"__name__": "__tutorial__"}

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "retrieval.py"
 
 
+@pytest.mark.slow
 def test_the_quick_benchmark_reports_its_ratios():
     done = subprocess.run(
         [sys.executable, SCRIPT, "--json", "--quick", "--repeats", "3"], capture_output=True, text=True, check=True

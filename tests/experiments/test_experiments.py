@@ -85,6 +85,7 @@ def test_the_plan_names_every_run(tmp_path, small_store):
     assert all(row.seconds > 0 and not row.measured for row in rows)
 
 
+@pytest.mark.slow
 def test_short_runs_say_what_a_run_will_cost(tmp_path, small_store):
     asked = experiment(tmp_path, small_store, seeds=[0])
     rows = plan(asked, tmp_path / "a", measure=True)
@@ -116,6 +117,7 @@ DATA = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_data_of_a_file_are_laid_over_it(tmp_path, small_store):
     first = experiment(tmp_path, small_store, data=DATA, notes="Some.")
     assert (first.data, first.stand_in, first.common["scenario"]) == ("first", "Only a stand-in.", "full")
@@ -143,6 +145,7 @@ def test_data_that_a_file_does_not_have_are_refused(tmp_path, small_store, cli):
     assert "knows only one data set" in err
 
 
+@pytest.mark.slow
 def test_the_command_shows_its_plan_and_the_stand_in_shows_in_the_report(tmp_path, small_store, cli):
     experiment(tmp_path, small_store, data=DATA)
     code, out, err = cli("experiment", tmp_path / "small.yaml", "--runs", tmp_path / "runs", "--dry-run")

@@ -27,6 +27,7 @@ run
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("room", "finished"), [("400k", 2), ("1100k", 10)], ids=["while parts are written", "while they are joined"]
 )

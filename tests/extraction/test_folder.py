@@ -153,6 +153,7 @@ def test_a_table_that_is_no_text(tmp_path):
         items_of(tmp_path / "none.csv")
 
 
+@pytest.mark.slow
 def test_the_command_takes_any_encoders(fakes, cli, media, write, tmp_path):
     table = write("id,split,note,caption\na,train,clips/0.mp4,one\nb,train,clips/7.mp4,two\nc,test,clips/2.mp4,\n")
     out = tmp_path / "s.zarr"

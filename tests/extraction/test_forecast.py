@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calmrl_lab.runtime import console
-from feature_extractors import extraction
+from feature_extractors import forecast as forecasting
 from feature_extractors.encoders.vast.batching import Pieces, Runs
 from feature_extractors.extraction import extract
 from feature_extractors.forecast import Forecast, Spent, duration
@@ -51,7 +51,7 @@ def test_times_are_told_in_units_that_fit():
     assert forecast.sentence() is None
     forecast.add(Spent("vision", 0.5, 50.0))
     assert forecast.sentence() == (
-        "this will take about 5.8 days (a medium, 2 at a time: vision 100 s, and caption, not measured yet)"
+        "this will take about 5.8 days (a medium, 2 at a time: vision 100 s, and caption, not measured yet; vision with loading the encoder)"
     )
 
 
@@ -93,8 +93,68 @@ def test_an_extraction_tells_what_it_will_take(fakes, monkeypatch, tmp_path):
     fakes(*["x"] * 24)
     said = []
     monkeypatch.setattr(console, "note", said.append)
-    monkeypatch.setattr(extraction, "_WORTH_TELLING", 0.0)
+    monkeypatch.setattr(forecasting, "WORTH_TELLING", 0.0)
     extract("fake", tmp_path / "s.zarr", workers=1, block_size=6)
-    told = [line for line in said if "this will take about" in line]
+    told = [line for line in said if "this will take" in line]
+    assert told
+    assert told[0].startswith("extracting fake: this will take ")
+    assert "(a medium, one at a time: caption " in told[0]
+
+
+def run_on_a_fake_clock(pieces, media, lanes=1):
+    """What is told while pieces come one after the other, and the seconds that all of them took: [(second, sentence)], seconds."""
+    forecast = Forecast(media, lanes)
+    clock, told = 0.0, []
+    for piece in pieces:
+        clock += piece.seconds / lanes
+        forecast.add(piece)
+        if sentence := forecast.news(clock):
+            told.append((clock, sentence))
+    return told, clock
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_loading_and_warming_up_are_no_part_of_what_is_left(lanes):
+    # 30 s of loading in every lane, a first block at a third of the speed, then 0.25 s a medium.
+    names = [f"{lane}" for lane in range(lanes)]
+    pieces = [Spent("vision", 8, 30 + 8 * 0.75, lane) for lane in names]
+    pieces += [Spent("vision", 8, 8 * 0.75, lane) for _ in range(7) for lane in names]
+    count = 4000 - len(pieces) * 8
+    pieces += [Spent("vision", 64, 16.0, names[n % lanes], settled=True) for n in range(count // 64)]
+    told, clock = run_on_a_fake_clock(pieces, {"vision": 4000}, lanes)
+    first = (4000 - 8 * lanes) * 0.75 / lanes
+    assert len(told) == 2
+    assert told[0][0] < 60
+    # The first word is from the first block, and nothing of it is loading; the second one, of settled blocks, is right.
+    assert duration(first - 8 * 0.75 / lanes) in told[0][1] or duration(first) in told[0][1]
+    assert duration((count - 64) * 0.25 / lanes) in told[1][1]
+    assert told[1][0] < clock / 4 + 60
+
+
+def test_a_first_piece_alone_is_said_to_be_an_upper_bound():
+    told, _ = run_on_a_fake_clock([Spent("vision", 1, 45.0)], {"vision": 100})
+    assert told == [
+        (
+            45.0,
+            "this will take at most about 74 minutes (a medium, one at a time: vision 45 s; vision with loading the encoder)",
+        )
+    ]
+
+
+def test_media_that_differ_are_told_as_a_range():
+    pieces = [Spent("a", 1, 9.0, "0")] + [Spent("a", 10, 10.0 * (1 + n % 4), "0", settled=True) for n in range(8)]
+    forecast = Forecast({"a": 1081}, 1)
+    for piece in pieces:
+        forecast.add(piece)
+    assert forecast.range_left() == (1000.0, 3000.0)
+    assert forecast.sentence() == "this will take 17 minutes to 50 minutes (a medium, one at a time: a 2.5 s)"
+
+
+def test_what_does_not_change_is_not_told_again():
+    steady = [Spent("a", 10, 10.0, "0", settled=True) for _ in range(60)]
+    told, _ = run_on_a_fake_clock([Spent("a", 1, 20.0, "0"), *steady], {"a": 2000})
     assert len(told) == 1
-    assert told[0].startswith("extracting fake: this will take about 0 s (a medium, one at a time: caption ")
+    slower = [Spent("a", 10, 40.0, "0", settled=True) for _ in range(60)]
+    told, _ = run_on_a_fake_clock([Spent("a", 1, 20.0, "0"), *steady, *slower], {"a": 2000})
+    assert 2 <= len(told) <= 8
+    assert told[-1][0] > 620

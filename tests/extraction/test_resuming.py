@@ -104,6 +104,7 @@ def test_a_killed_run_on_ray_resumes_to_the_same_bytes(undisturbed, media, tmp_p
     assert contents(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced(undisturbed, media, tmp_path, monkeypatch):
     """Somebody kills every worker there is, again and again: the run goes on, and nothing is lost."""
     out = tmp_path / "s.zarr"
@@ -118,6 +119,7 @@ def test_killed_workers_are_replaced(undisturbed, media, tmp_path, monkeypatch):
     assert contents(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_run(media, tmp_path):
     process = start(tmp_path / "s.zarr", media, 0.2)
     while not parts(tmp_path / "s.zarr"):

@@ -20,6 +20,7 @@ def bench(name, *words, code=0):
     return done
 
 
+@pytest.mark.slow
 def test_rivals_are_compared_in_pieces_and_written_into_a_page(small_store, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("Before.\n\n<!-- rivals: begin -->\nstale\n<!-- rivals: end -->\n\nAfter.\n")
@@ -47,6 +48,7 @@ def test_rivals_are_compared_in_pieces_and_written_into_a_page(small_store, tmp_
     assert piece.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_the_oracle_is_the_default_fitted_with_nothing_hidden(small_store, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     import _rival_tables
@@ -68,6 +70,7 @@ def trained(small_store, folder, imputer, **options):
     ).path  # fmt: skip
 
 
+@pytest.mark.slow
 def test_anchors_of_a_run_are_measured_and_written_into_a_page(small_store, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- anchors: begin -->\nstale\n<!-- anchors: end -->\n")
@@ -88,6 +91,7 @@ def test_anchors_of_a_run_are_measured_and_written_into_a_page(small_store, tmp_
     assert "does not impute with PPCA" in bench("anchors", trained(small_store, tmp_path, "mean"), code=2).stderr
 
 
+@pytest.mark.slow
 def test_requests_that_make_no_sense(small_store, tmp_path):
     asked = ["--imputers", "mean", "--seeds", "1", "--results", tmp_path / "r", "--gaps", "50%"]
     assert "'unit' or 'standard'" in bench("rivals", f"{small_store}:whitened", *asked, code=2).stderr

@@ -74,6 +74,7 @@ def test_a_parameter_that_makes_no_sense_changes_nothing():
     assert (imputer.latent_dim, imputer.ridge) == (4, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppca", "ppca-student", "ppca-mixture", "ridge", "mean", "knn", "zero"])
 def test_nan_rows_masks_lists_and_dicts_say_the_same(name, gaps):
     arrays, mask = gaps

@@ -172,6 +172,7 @@ def test_both_forms_of_the_statistics_take_part():
     assert_allclose(np.concatenate(fast.weights), np.concatenate(slow.weights), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_likelihood_never_falls(shared):
     for seed in range(6):
@@ -184,6 +185,7 @@ def test_the_likelihood_never_falls(shared):
         assert np.ptp(PPCA(4, shared_noise=True).fit(embeddings, mask, iterations=3).noise) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("accelerate", [False, True])
 def test_with_a_prior_the_posterior_never_falls(shared, accelerate):
@@ -300,6 +302,7 @@ def test_a_bridge_is_enough_where_two_modalities_are_never_seen_together():
     assert error < 1.1 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [16, 17, 32, 62])
 def test_many_modalities_are_connected_however_many_there_are(k):
     n = 2 * k

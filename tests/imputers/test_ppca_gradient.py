@@ -65,6 +65,7 @@ def test_at_the_true_dimension_it_fills_about_as_em_does():
     assert error(gradient, embeddings, mask) < 1.15 * error(em, embeddings, mask)
 
 
+@pytest.mark.slow
 def test_a_latent_vector_that_is_too_long_costs_it_more_than_em():
     train, test = generated(120), generated(400, seed=9)
     mask, shown = hidden(120, 3), hidden(400, 3, seed=8)

@@ -375,7 +375,7 @@ def gated_symile(z, mask, gate, factor, distillation, groups=None):
 
             def gated(candidate, i=i, t=t, others=others):
                 temperature = functional.softplus(gate.log_temperature) + 0.1
-                asked = unit(candidate @ gate.asking[t])
+                asked = unit(candidate @ gate.queries[t])
                 logits = [asked @ unit(z[i, m] @ gate.keys[m]) for m in others]
                 inner = torch.relu(functional.layer_norm(candidate, candidate.shape) @ gate.null_inner)
                 logits.append((inner @ gate.null_outer).squeeze() + gate.null_bias[t])

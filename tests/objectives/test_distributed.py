@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from calmrl_lab.runtime.distributed import Batch, average_gradients, gather, gather_batch, processes, rank, total
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     script = Path(__file__).parent / "two_processes.py"
 

@@ -45,6 +45,7 @@ def installed(tmp_path, monkeypatch):
     sys.modules.pop("huddle_pkg", None)
 
 
+@pytest.mark.slow
 def test_it_is_listed_trained_evaluated_and_reported(installed, small_store, tmp_path, cli):
     code, out, _ = cli("list", "objectives", "--json")
     assert code == 0

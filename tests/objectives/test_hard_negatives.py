@@ -60,6 +60,7 @@ def aligned(count, k=3, d=64):
     return functional.normalize(0.7 * cone + item + 0.8 * noise, dim=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pmrl", "calmrl", "vast", "gram", "triangle"])
 def test_negatives_are_drawn_by_the_released_rule(name, monkeypatch):
     z = aligned(BATCH)

@@ -145,8 +145,8 @@ def test_a_step_of_pmrl_as_released():
 def candidates_held(objective: CrossObjective, z, mask):
     """Contrast of VAST, GRAM or TRIANGLE whose candidates are gathered without gradient: rows against held columns, both ways."""
     sides, held = objective.sides(z, mask), objective.sides(z.detach(), mask)
-    there = objective.scores(sides._replace(answers=held.answers), objective.context(held).detach())
-    back = objective.scores(held._replace(answers=sides.answers, shown=sides.shown), objective.context(sides)).T
+    there = objective.scores(sides._replace(candidates=held.candidates), objective.context(held).detach())
+    back = objective.scores(held._replace(candidates=sides.candidates, shown=sides.shown), objective.context(sides)).T
     own = torch.arange(len(z))
     terms = [functional.cross_entropy(objective.scale() * s, own, label_smoothing=objective.smoothing) for s in (there, back)]
     return sum(terms) / 2

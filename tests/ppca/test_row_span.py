@@ -36,6 +36,7 @@ def test_the_span_of_the_rows_gives_the_same_ppca(monkeypatch, options):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_span_of_the_rows_gives_the_same_choice(monkeypatch):
     # Both from exact eigenvectors: power iteration stops at a start that depends on the coordinates.
     monkeypatch.setattr(initialisation, "_DENSE_UP_TO", 1000)
@@ -50,6 +51,7 @@ def test_the_span_of_the_rows_gives_the_same_choice(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_wide_features_of_few_items_need_no_square_matrix():
     script = """
 import numpy as np, resource

@@ -61,6 +61,7 @@ def test_who_is_below_the_features_in_most_runs_is_said(folder):
     assert f"{lost.method.label} (in caption → vision, by 21.0 points)" in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["none", [1, "x"], [{"query": "caption"}], [{**row(1.0, 1.0, 1.0, 1.0), "high": "x"}]])
 def test_records_of_another_form_are_left_out(tmp_path, damaged):
     found = write_experiment(tmp_path / "x", RECIPES, seeds=(0,), items=40)

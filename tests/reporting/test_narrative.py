@@ -73,6 +73,7 @@ def test_no_difference_is_called_no_difference_and_bounded(tmp_path):
     assert "cannot be told from it" in told.paragraph
 
 
+@pytest.mark.slow
 def test_the_control_can_win(tmp_path):
     told = words(tmp_path, with_skills(calmrl_mean=0.28))
     assert "worse than CalMRL, mean by" in told.paragraph
@@ -110,14 +111,17 @@ def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(t
     assert "by 7.3 points [3.0, 11.6], p = .070 after correction." in told.paragraph
 
 
+@pytest.mark.slow
 def test_no_gap_to_close(tmp_path):
     assert "it is not shown that there is a gap to close" in words(tmp_path, with_skills(oracle=0.14)).paragraph
 
 
+@pytest.mark.slow
 def test_more_than_the_whole_gap(tmp_path):
     assert "won back all of that and more" in words(tmp_path, with_skills(oracle=0.18, calmrl_ppca=0.28)).paragraph
 
 
+@pytest.mark.slow
 def test_incomplete_items_can_do_harm(tmp_path):
     assert "Incomplete items did harm" in words(tmp_path, with_skills(pmrl_complete=0.25)).paragraph
 

@@ -124,6 +124,7 @@ def test_published_numbers_stand_beside_ours_with_their_source(report):
     assert values["PMRL_up", "AudioCaps", "A2T"] == "52.0"
 
 
+@pytest.mark.slow
 def test_failed_runs_are_on_the_page(tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0, 1), items=20)
     failure = {"run": "pmrl-s1", "error": "the loss is not finite", "traceback": "Traceback <x>"}
@@ -135,6 +136,7 @@ def test_failed_runs_are_on_the_page(tmp_path, without_pdf):
     assert written.problems == ("pmrl-s1: the loss is not finite",)
 
 
+@pytest.mark.slow
 def test_optional_parts_are_left_out_with_their_old_files(tmp_path, without_pdf):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=(0,), items=20)
     first = write_report(folder, tmp_path / "out")
@@ -188,6 +190,7 @@ def test_the_command_refuses_what_is_not_there(cli, tmp_path):
     assert "there is no folder" in err
 
 
+@pytest.mark.slow
 def test_the_main_tables_of_another_experiment_are_added(experiment, tmp_path, without_pdf):
     from synthetic_runs import write_experiment
 
@@ -201,6 +204,7 @@ def test_the_main_tables_of_another_experiment_are_added(experiment, tmp_path, w
     assert "On other data" not in write_report(experiment, tmp_path / "one").page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "other"), [("openmoji", True), ("msrvtt", False)])
 def test_published_numbers_are_on_other_data_unless_the_store_is_of_the_paper(tmp_path, dataset, other):
     folder = write_experiment(tmp_path / "x", RECIPES[:4], seeds=(0,), items=40)

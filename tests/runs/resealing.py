@@ -8,7 +8,7 @@ from calmrl_lab.runs.run import Run
 
 
 def reseal(path: Path, **summary: object) -> Run:
-    """The run at `path` with records that vouch for its files as they are; `summary` is laid over its summary."""
+    """The run at `path` with records that cover its files as they are; `summary` is laid over its summary."""
     run = Run(path)
     run.finish({**values_of(path / run.SUMMARY), **summary})
     tables = {table.name: digest(table.read_bytes()) for table in path.glob("*.parquet")}

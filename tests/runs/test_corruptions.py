@@ -88,7 +88,7 @@ def numbers_of(path):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         vectors = [model.project(m, torch.randn(3, d, generator=generator)).numpy().tobytes() for m, d in model.dims.items()]
-    frames = [run.read_frame(name).to_csv() for name in sorted({run.SCORES, *(run.vouched(run.EVALUATION) or {})})]
+    frames = [run.read_frame(name).to_csv() for name in sorted({run.SCORES, *(run.digests(run.EVALUATION) or {})})]
     return run.config, run.summary, run.environment, run.metrics, run.evaluation, vectors, frames
 
 

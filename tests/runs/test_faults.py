@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 from reporting.synthetic_runs import RECIPES, write_experiment
+from runs.forked import forked
 
 from calmrl_lab.completion.fill_store import complete_store
 from calmrl_lab.config import TrainConfig
@@ -39,46 +40,39 @@ SAMPLED = 4
 def in_a_child(command, fatal=None):
     """Run `command` in a forked process, killed before its step number `fatal`; (number of steps, whether it was killed). Steps are calls of
     `STEPS`, and every file that is opened for writing."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-            taken = 0
 
-            def count():
-                nonlocal taken
-                if taken == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                taken += 1
+    def counting(write):
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        taken = 0
 
-            def step(original):
-                def counted(*arguments, **options):
-                    count()
-                    return original(*arguments, **options)
+        def count():
+            nonlocal taken
+            if taken == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            taken += 1
 
-                return counted
+        def step(original):
+            def counted(*arguments, **options):
+                count()
+                return original(*arguments, **options)
 
-            def opened(file, mode="r", *arguments, original=open, **options):
-                if set(mode) & set("wax+"):
-                    count()
-                return original(file, mode, *arguments, **options)
+            return counted
 
-            for name in STEPS:
-                setattr(os, name, step(getattr(os, name)))
-            io.open = builtins.open = opened
-            command()
-            os.write(write, str(taken).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status)
-    assert killed or status == 0, "the command failed"
+        def opened(file, mode="r", *arguments, original=open, **options):
+            if set(mode) & set("wax+"):
+                count()
+            return original(file, mode, *arguments, **options)
+
+        for name in STEPS:
+            setattr(os, name, step(getattr(os, name)))
+        io.open = builtins.open = opened
+        command()
+        os.write(write, str(taken).encode())
+        return 0
+
+    said, code = forked(counting)
+    killed = code == -signal.SIGKILL
+    assert killed or code == 0, f"the command failed: exit code {code}"
     return int(said or 0), killed
 
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from reporting.synthetic_runs import RECIPES, write_experiment
+from runs.forked import forked
 
 from calmrl_lab.cli import main
 
@@ -15,30 +16,24 @@ resource = pytest.importorskip("resource", reason="this system limits no files")
 
 def limited(words, limit):
     """(exit code, what was said) of the command line in a forked process whose files may have `limit` bytes."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def command(write):
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        sys.argv = ["calmrl-lab", *map(str, words)]
         try:
-            os.dup2(write, 1)
-            os.dup2(write, 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            sys.argv = ["calmrl-lab", *map(str, words)]
-            try:
-                main()
-                code = 0
-            except SystemExit as stop:
-                code = stop.code or 0
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        finally:
-            os._exit(99)
-    os.close(write)
-    with os.fdopen(read, errors="replace") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), said
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return code
+
+    said, code = forked(command)
+    return code, said
 
 
 def content(folder):

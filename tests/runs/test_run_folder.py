@@ -69,7 +69,19 @@ def test_nothing_of_an_earlier_run_stays(small_store, tmp_path):
 
 
 def test_a_finished_run_is_replaced_only_when_asked(small_store, tmp_path, cli):
-    words = ("train-heads", "--store", small_store, "--objective", "clip", "--epochs", "1", "--run", tmp_path / "run")
+    words = (
+        "train-heads",
+        "--store",
+        small_store,
+        "--method",
+        "clip",
+        "--epochs",
+        "1",
+        "--set",
+        "dim=8",
+        "--run",
+        tmp_path / "run",
+    )
     assert cli(*words)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     code, _, err = cli(*words, "--seed", "3")
@@ -80,6 +92,16 @@ def test_a_finished_run_is_replaced_only_when_asked(small_store, tmp_path, cli):
     assert "--overwrite" in cli("train-heads", "--help")[1]
     assert cli(*words, "--seed", "3", "--overwrite")[0] == 0
     assert Run.open(tmp_path / "run").config.seed == 3
+
+
+def test_what_is_in_the_way_is_said_before_any_work(small_store, tmp_path, monkeypatch):
+    run = train(config(small_store), tmp_path / "run")
+    monkeypatch.setattr("calmrl_lab.training.train._Session", lambda *_: pytest.fail("work was done first"))
+    with pytest.raises(CalmrlError, match="holds a finished run"):
+        train(run.config, run.path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CalmrlError, match="is not a folder"):
+        train(run.config, tmp_path / "file")
 
 
 def test_a_finished_run_is_not_resumed(small_store, tmp_path):
@@ -147,7 +169,7 @@ def test_a_checkpoint_can_be_read_by_pytorch_alone(small_store, tmp_path):
 
 
 def test_the_checkpoint_goes_when_the_run_is_finished(small_store, tmp_path, cli):
-    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    settings = ["--method=clip", *(f"--set={key}={value}" for key, value in SETTINGS.items())]
     for name, flags in (("plain", []), ("kept", ["--keep-state"])):
         code, _, err = cli("train-heads", "--store", small_store, "--run", tmp_path / name, *settings, *flags)
         assert code == 0, err
@@ -182,9 +204,9 @@ def _read_everything(path):
     run = Run.open(path)
     _ = run.config, run.summary, run.environment, run.metrics, run.evaluation
     run.model()
-    for name in ("scores.parquet", *(run.vouched(run.EVALUATION) or {})):
+    for name in ("scores.parquet", *(run.digests(run.EVALUATION) or {})):
         run.read_frame(name)
-    for name in run.vouched(run.SUMMARY) or {}:
+    for name in run.digests(run.SUMMARY) or {}:
         run.read_bytes(name)
 
 

@@ -207,7 +207,7 @@ REFUSED = {
     "b.parquet": (bytes_of_arrays, "has no numbered columns", "id (strings), emb (other)"),
     "s.npz": (lambda path: sparse.save_npz(path, sparse.csr_matrix(V)), "a sparse matrix of SciPy", "toarray()"),
     "lmdb": (lmdb, "holds no features", "read its records with the package lmdb"),
-    "v.csv.gz": (lambda path: path.write_bytes(gzip.compress(b"id,x0\n")), "not read from '.gz'", "unpack it first"),
+    "v.npy.gz": (lambda path: path.write_bytes(gzip.compress(b"id,x0\n")), "not read from '.gz'", "unpack it first"),
     "v.zip": (lambda path: path.write_bytes(b"PK\x03\x04"), "not read from '.zip'", "unpack it first"),
     "v.xlsx": (lambda path: path.write_bytes(b"PK\x03\x04"), "not read from '.xlsx'", "CSV UTF-8"),
     "v.joblib": (lambda path: path.write_bytes(b"\x80\x04"), "not read from '.joblib'", "np.savez"),

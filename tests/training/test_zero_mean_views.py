@@ -21,6 +21,7 @@ def store(tmp_path_factory):
     return FeatureStore.open(import_features(folder / "s.zarr", paths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_direction_is_worse_than_a_random_order(store, tmp_path, seed):
     run = train_heads(

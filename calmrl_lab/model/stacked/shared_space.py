@@ -1,4 +1,4 @@
-"""Which modalities share a feature space, found by asking validation items, and the two-covariance model of each such group."""
+"""Which modalities share a feature space, as validation items show it, and the two-covariance model of each such group."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def shared_groups(table: FeatureTable, validation: FeatureTable) -> list[tuple[i
 
     Candidates are modalities of one dimension. Two are linked if, on the items of `validation` and then of `table` that show both, 500 at
     most, the softmax over candidates of their scaled cosine about the training means finds the match better than guessing does, beyond two
-    standard errors over items and by at least 5 % of log n nats; groups are what links connect. Names are not asked. Nothing but the means is
-    fitted to training items, so that they may be asked as well, and few validation items are no reason to overlook a shared space.
+    standard errors over items and by at least 5 % of log n nats; groups are what links connect. Names play no part. Nothing but the means is
+    fitted to training items, so that they may be used as well, and few validation items are no reason to overlook a shared space.
     """
     owned = torch.cat([validation.natural_mask(), table.mask])
     rows = [

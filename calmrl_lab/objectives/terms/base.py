@@ -161,7 +161,7 @@ def modality_columns(
     """Places among `modalities` of those that `option` names, in their order there; None: of all.
 
     A published name stands for what takes its place: "caption" for "text" where there is no caption, "vision" for "image" or "video". A name that
-    nothing answers to is left out, since a store may lack a modality that a published system has. Raises CalmrlError for a name that looks like a
+    no modality has is left out, since a store may lack a modality that a published system has. Raises CalmrlError for a name that looks like a
     misspelt one, and where fewer than `least` are left.
     """
     if wanted is None:

@@ -21,14 +21,14 @@ def symmetric_cross_entropy(
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
     """Mean of both directions of cross-entropy with the own item as target, and which items were queries.
 
-    Row i asks with item i, column j answers with item j. An item asks where it has both sides; items that have only one side
+    Row i is the query of item i, column j the candidate of item j. Items that have both sides have a target; those that have only one
     still serve the others as negatives on that side. `smoothing` spreads that share of the target evenly over the candidates (label
-    smoothing). With `same` [B, B], all items of the own group are targets, in equal parts (Khosla et al. 2020, the outer form), and an item asks where
-    its group has an answer. Without an item that asks, or without a second candidate, the value is a zero that keeps the graph.
+    smoothing). With `same` [B, B], all items of the own group are targets, in equal parts (Khosla et al. 2020, the outer form), and an item has
+    one where its group has a candidate. Without any target, or without a second candidate, the value is a zero that keeps the graph.
     """
-    forward, asked = _one_way(logits, rows, columns, smoothing, same)
-    backward, answered = _one_way(logits.mT, columns, rows, smoothing, same)
-    return (forward + backward) / 2, asked | answered
+    forward, with_target = _one_way(logits, rows, columns, smoothing, same)
+    backward, with_target_back = _one_way(logits.mT, columns, rows, smoothing, same)
+    return (forward + backward) / 2, with_target | with_target_back
 
 
 def two_way_cross_entropy(
@@ -40,24 +40,26 @@ def two_way_cross_entropy(
     same: Bool[Tensor, "b b"] | None = None,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
     """`symmetric_cross_entropy` with logits of their own for each direction, of equal value and different gradients; `back` is the transpose."""
-    forward, asked = _one_way(there, rows, columns, smoothing, same)
-    backward, answered = _one_way(back, columns, rows, smoothing, same)
-    return (forward + backward) / 2, asked | answered
+    forward, with_target = _one_way(there, rows, columns, smoothing, same)
+    backward, with_target_back = _one_way(back, columns, rows, smoothing, same)
+    return (forward + backward) / 2, with_target | with_target_back
 
 
-def _one_way(logits: Tensor, asking: Tensor, answering: Tensor, smoothing: float, same: Tensor | None) -> tuple[Tensor, Tensor]:
-    candidate = answering.unsqueeze(0)
+def _one_way(
+    logits: Tensor, has_query: Tensor, has_candidate: Tensor, smoothing: float, same: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    candidate = has_candidate.unsqueeze(0)
     log_normaliser = torch.logsumexp(logits.masked_fill(~candidate, _NEVER), dim=1)
     if same is None:
-        target, asks = logits.diagonal(), asking & answering
+        target, used = logits.diagonal(), has_query & has_candidate
     else:
         right = same & candidate
         count = right.sum(dim=1)
-        target, asks = torch.where(right, logits, 0.0).sum(dim=1) / count.clamp_min(1), asking & (count > 0)
+        target, used = torch.where(right, logits, 0.0).sum(dim=1) / count.clamp_min(1), has_query & (count > 0)
     if smoothing:
-        mean = torch.where(candidate, logits, 0.0).sum(dim=1) / answering.sum().clamp_min(1)
+        mean = torch.where(candidate, logits, 0.0).sum(dim=1) / has_candidate.sum().clamp_min(1)
         target = (1 - smoothing) * target + smoothing * mean
-    return torch.where(asks, log_normaliser - target, 0.0).sum() / asks.sum().clamp_min(1), asks
+    return torch.where(used, log_normaliser - target, 0.0).sum() / used.sum().clamp_min(1), used
 
 
 def pairwise_contrast(

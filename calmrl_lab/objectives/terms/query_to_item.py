@@ -31,16 +31,16 @@ class Sides(NamedTuple):
     """A batch as queries and candidate items; hidden entries are zero."""
 
     queries: Float[Tensor, "b d"]
-    asks: Bool[Tensor, " b"]
-    answers: Float[Tensor, "b m d"]
+    has_query: Bool[Tensor, " b"]
+    candidates: Float[Tensor, "b m d"]
     shown: Bool[Tensor, "b m"]
 
 
 class CrossObjective(Objective):
     """contrast + alpha * matching, where contrast is symmetric cross-entropy of score / temperature between all queries and all items.
 
-    Item i asks with its embedding of modality `query`; item j answers with whatever else it shows. An item without the query modality still
-    answers, one without anything else still asks; neither has a target then (`skipped`). Subclasses say what the score is.
+    The query of item i is its embedding of modality `query`, the candidate of item j whatever else it shows. An item without the query modality
+    is still a candidate, one without anything else still a query; neither has a target then (`skipped`). Subclasses say what the score is.
     Hard negatives of matching are drawn by softmax(score / `negative_temperature`), as released; None: the temperature of the contrast.
     `detach_gathered` stops the gradient of the contrast at the candidates of either direction, as released code does that gathers them from
     several devices without gradient; the value is the same.
@@ -83,18 +83,18 @@ class CrossObjective(Objective):
 
     def context(self, sides: Sides) -> Float[Tensor, "b d"]:
         """One vector of an item's other modalities, their normalised sum, for the matching term."""
-        return functional.normalize(sides.answers.sum(dim=1), dim=1, eps=1e-12)
+        return functional.normalize(sides.candidates.sum(dim=1), dim=1, eps=1e-12)
 
-    def answering(self, sides: Sides) -> Bool[Tensor, " b"]:
+    def has_candidate(self, sides: Sides) -> Bool[Tensor, " b"]:
         """Which items can be candidates at all."""
         return sides.shown.any(dim=1)
 
     def sides(self, embeddings: Tensor, mask: Tensor) -> Sides:
         shown = without_hidden(embeddings, mask)
         # Slices and a stack: indexing by a list would send the list to the device in every step.
-        answers = torch.stack([shown[:, index] for index in self.others], dim=1)
+        candidates = torch.stack([shown[:, index] for index in self.others], dim=1)
         visible = torch.stack([mask[:, index] for index in self.others], dim=1)
-        return Sides(shown[:, self.query], mask[:, self.query], answers, visible)
+        return Sides(shown[:, self.query], mask[:, self.query], candidates, visible)
 
     def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
         """`loss`, `contrast`, `temperature`, `skipped`, `matching` if alpha > 0, and the terms a subclass adds."""
@@ -104,21 +104,23 @@ class CrossObjective(Objective):
     def terms_of(self, sides: Sides, same: Tensor | None) -> tuple[dict[str, Tensor], Bool[Tensor, " b"]]:
         """`terms` of these sides but `skipped`, and which items the contrast used."""
         scale = self.scale().to(sides.queries.dtype)
-        answering = self.answering(sides)
+        has_candidate = self.has_candidate(sides)
         context = self.context(sides)
         scores = self.scores(sides, context)
         if self.detach_gathered:
-            there = self.scores(sides._replace(answers=sides.answers.detach()), context.detach())
+            there = self.scores(sides._replace(candidates=sides.candidates.detach()), context.detach())
             back = self.scores(sides._replace(queries=sides.queries.detach()), context)
-            contrast, used = two_way_cross_entropy(scale * there, scale * back.mT, sides.asks, answering, self.smoothing, same)
+            contrast, used = two_way_cross_entropy(
+                scale * there, scale * back.mT, sides.has_query, has_candidate, self.smoothing, same
+            )
         else:
-            contrast, used = symmetric_cross_entropy(scale * scores, sides.asks, answering, self.smoothing, same)
+            contrast, used = symmetric_cross_entropy(scale * scores, sides.has_query, has_candidate, self.smoothing, same)
         terms = {"contrast": contrast, "temperature": 1 / scale.detach()}
         loss = contrast
         for name, (weight, term) in self.extras(sides, context, scores, same).items():
             terms[name], loss = term, loss + weight * term
         if self.alpha:
-            able, generator = sides.asks & answering, cast(torch.Generator, self.generator)
+            able, generator = sides.has_query & has_candidate, cast(torch.Generator, self.generator)
             sharpness = scale if self.negative_temperature is None else 1 / self.negative_temperature
             logits = (sharpness * scores).detach()
             terms["matching"] = matching_loss(self.matching, sides.queries, context, able, generator, logits, same)

@@ -37,7 +37,7 @@ class SpectralObjective(Objective):
     sigma^2), over as many values as the set has members; mean over items with at least two, the others are counted in `skipped`.
     uniformity: cross-entropy of anchors against anchors at uniformity_temperature, the item itself as target, over items with an
     anchor. `sign` says how anchors get theirs: `mean` points with the embeddings, `raw` is left to the SVD as in PMRL's released code,
-    `squared` compares by squared cosine. matching: see `matching_loss`; observed modalities only; `query` names the one that asks, and hard
+    `squared` compares by squared cosine. matching: see `matching_loss`; observed modalities only; `query` names the modality of the queries, and hard
     negatives are drawn by softmax(cosine / negative_temperature).
 
     As in CalMRL's released code: `spectrum_of` names the modalities whose spectrum and anchor are taken (None: all; the others still serve matching and

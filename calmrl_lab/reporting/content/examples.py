@@ -47,7 +47,7 @@ class Cases:
 def cases(
     gathered: Gathered, recalls: Recalls, method: Method | None, other: Method | None, each: int = 3, seed: int = 0
 ) -> Cases | None:
-    """Queries won, lost and missed by `method` against `other` in the direction asked for most (caption to vision, else the first).
+    """Queries won, lost and missed by `method` against `other` in the direction with most queries (caption to vision, else the first).
 
     Drawn at random with `seed`, not picked: a reader must be able to trust that they are typical. None without a common seed.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FIELDS = ("method", "side", "scorer", "gaps_filled", "scenario", "recall_at_1", "low", "high", "seeds", "queries")
-# What is asked with one modality of items that miss some, and what asks with items that miss some.
+# Queries of one modality among items that miss some, and queries that are items that miss some.
 _SIDES = {"gallery": "missing in the gallery", "query": "missing in the query"}
 
 
@@ -113,7 +113,7 @@ def _values_of_gains(gains: Sequence[Gain]) -> list[float]:
     return [value for gain in gains for value in (gain.joint.value, gain.single.value)]
 
 
-# side, scorer, calibrated, scenario, and the single modality that asks or is asked for.
+# side, scorer, calibrated, scenario, and the single modality of the query or of the candidates.
 Key = tuple[str, str, bool, str, str]
 
 

@@ -164,7 +164,7 @@ def _measured(recalls: Recalls, method: Method | None, direction: Direction) -> 
 
 
 def _ours(gathered: Gathered) -> dict[str, Method]:
-    """Our runs by the row of the paper that asks the same, then those the paper has no row for."""
+    """Our runs by the row of the paper with the same queries and candidates, then those the paper has no row for."""
     parts = roles(gathered)
     found: dict[str, Method] = {}
     if parts.fair is not None and parts.fair.objective == "pmrl":
@@ -207,7 +207,7 @@ def retrieval() -> Table:
     """Recall@1 of the systems of Table 1 and their successors, a row per system, inputs and source."""
     chosen = [fact for fact in facts() if fact.table in _RETRIEVAL and fact.task != "classification"]
     notes = (
-        "R@1 in percent; T→V: text asks for the item, V→T the other way round, T→A and A→T with sound. T-VAS: text against vision, audio and subtitle, and "
+        "R@1 in percent; T→V: queries are texts, V→T the other way round, T→A and A→T with sound. T-VAS: text against vision, audio and subtitle, and "
         "so on. Differences between sources are differences of protocol (inputs, re-ranking, clips that could still be had), and as large as those "
         "between systems.",
     )
@@ -258,7 +258,7 @@ def _spread(
     notes: Sequence[str],
     row: Callable[[Fact], tuple[str, str]] = _inputs,
 ) -> Table:
-    """Facts as a table: a row per system and what it was asked with, a column a (group, heading); the source in the last column and on hover."""
+    """Facts as a table: a row per system and query, a column per (group, heading); the source in the last column and on hover."""
     lines: dict[tuple[str, str, str], dict[tuple[str, str], Fact]] = {}
     for fact in chosen:
         lines.setdefault((*row(fact), fact.source), {})[column(fact)] = fact

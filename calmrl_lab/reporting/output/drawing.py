@@ -142,7 +142,7 @@ def canvas(narrow: bool, height: float, rows: int = 1, columns: int = 1, **kwarg
 
 
 def panels(narrow: bool, height: float, rows: int, columns: int) -> tuple[Canvas, Any]:
-    """Small multiples: `rows` x `columns` panels with common axes, as many beside each other as asked for; labels at the outer ones only."""
+    """Small multiples: `rows` x `columns` panels with common axes, as many beside each other as `columns` says; labels at the outer ones only."""
     from matplotlib.figure import Figure as Canvas
 
     made = Canvas(figsize=(NARROW if narrow else WIDE, height))

@@ -20,7 +20,7 @@ def emoji_picture(code: str) -> str:
     except (ValueError, OverflowError):
         return ""
     folder = _drawings()
-    # Drawings are named with and without the mark that asks for colour.
+    # Drawings are named with and without the mark for colour.
     bare = "-".join(point for point in code.split("-") if point != "FE0F")
     for name in (code, bare):
         if folder is not None and (folder / f"{name}.svg").is_file():

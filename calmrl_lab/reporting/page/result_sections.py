@@ -68,7 +68,7 @@ def _calibration(found: Findings) -> list[Section]:
 
 
 def _optional(found: Findings) -> list[Section]:
-    """What only some runs were asked for: matching, modalities missing at test time, classification."""
+    """What only some runs were evaluated for: matching, modalities missing at test time, classification."""
     sections = []
     if "rerank" in found.tables:
         sections.append(Section("rerank", "Re-ranked by matching", found.tables["rerank"].to_html(), short="Re-rank"))

@@ -37,7 +37,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished, evaluated run: its seed, what was asked and found, its Parquet tables (`scores` is always there), and what its features score as
+    """One finished, evaluated run: its seed, its settings and what was found, its Parquet tables (`scores` is always there), and what its features score as
     they come (`features`, a record per direction, as evaluation.json has them)."""
 
     name: str
@@ -232,7 +232,7 @@ def _load(path: Path) -> RunRecord | Problem:
         if not run.has(run.SCORES):
             sentence = f"run '{path.name}' has no scores; calmrl-lab evaluate --run computes them"
             return Problem(path.name, "not evaluated", sentence)
-        read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.vouched(run.EVALUATION) or {})}
+        read = {name.removesuffix(".parquet"): _readable(run, name) for name in sorted(run.digests(run.EVALUATION) or {})}
         config, summary, environment, metrics = run.settings, run.summary, run.environment, run.metrics
         features = _features(run)
     except CalmrlError as error:
@@ -319,7 +319,7 @@ def _lost(folder: Path, record: dict[str, Any], known: Sequence[Problem], found:
 
 
 def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[Problem]:
-    """Runs of an earlier form of the experiment: they were asked something else than the record says, so they are no row of its tables."""
+    """Runs of an earlier form of the experiment: their settings are not those of the record, so they are no row of its tables."""
     problems = []
     for entry in record["methods"]:
         values = {
@@ -369,7 +369,7 @@ def _unequal_seeds(found: dict[str, RunRecord]) -> list[Problem]:
 
 
 def _differing(config: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Settings of a run that are not those asked for, seeds apart; none where the two cannot be compared (of other versions)."""
+    """Settings of a run that are not those of the record, seeds apart; none where the two cannot be compared (of other versions)."""
     try:
         own, wanted = (
             TrainConfig(**{k: v for k, v in c.items() if k != "format"}).model_dump(mode="json", exclude={"changed"})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALL = "all"
-# From what is asked of an imputer to what it has to beat.
+# From the task of an imputer to what it has to beat.
 _ORDER = ("ppca", "ridge", "knn", "mean", "zero", "random")
 Key = tuple[str, str, str]
 

@@ -68,7 +68,8 @@ def format_of(path: Path) -> type[Format]:
             or "known: ID.npy, ID.pt or ID.npz files, shards (img_emb_0.npy), .parquet or .tar files, or what `datasets` saved",
         )
     kinds = {ending: formats.get(name) for name in formats.names() for ending in formats.get(name).endings}
-    kind = kinds.get(path.suffix.lower())
+    # The longest ending counts: .tar.gz is no .gz.
+    kind = kinds.get("".join(path.suffixes[-2:]).lower()) or kinds.get(path.suffix.lower())
     if kind is None:
         raise CalmrlError(
             f"'{path}': features are not read from '{path.suffix or path.name}' files{nearest(path.suffix.lower(), list(kinds))}",

@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.reading.content import spelled
+from calmrl_lab.store.convert.reading.gzip_files import plain_suffix
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.row_names import NO_ID, is_describing, is_id, is_identifying
 from calmrl_lab.store.convert.records import ENDINGS, Records, csv_rows, is_missing, is_missing_word, read_records, read_text
@@ -36,14 +37,14 @@ def read_ids(path: str | Path, expected: int | None = None) -> Shaped[np.ndarray
     """
     path = _existing(path)
     with reading_errors(path):
-        kind = path.suffix.lower()
+        kind = plain_suffix(path)
         if kind == ".npy":
             array = np.load(path, allow_pickle=False)
             listed: Any = (
                 [spelled(value) for value in array.tolist()] if array.ndim == 1 and array.dtype.kind in "USiu" else None
             )
         elif kind == ".json":
-            listed = json.loads(path.read_text("utf-8-sig"))
+            listed = json.loads(read_text(path))
             if isinstance(listed, list) and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in listed):
                 listed = [str(entry) for entry in listed]
         elif kind == ".parquet" or (kind in (".csv", ".tsv") and len(next(csv_rows(path), (0, []))[1]) > 1):
@@ -69,8 +70,10 @@ def read_table(path: str | Path, id_name: str | None = None) -> ItemTable:
     train, validation, test. Raises CalmrlError naming the row of what cannot be used.
     """
     path = _existing(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise CalmrlError(f"'{path}' is not a table of items", hint=f"known: {', '.join(ENDINGS)}")
+    if plain_suffix(path) not in ENDINGS:
+        raise CalmrlError(
+            f"'{path}' is not a table of items", hint=f"known: {', '.join(ENDINGS)}; text also compressed by gzip"
+        )
     records = read_records(path)
     if not records.rows:
         raise CalmrlError(f"the table '{path}' has no rows", hint="expected a heading and a line for every item")

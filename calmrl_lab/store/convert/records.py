@@ -5,6 +5,7 @@ One reader for the tables of items of `store import`, the manifests of `extract`
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import math
@@ -15,8 +16,11 @@ from typing import Any
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.reading.foreign_files import remedy
+from calmrl_lab.store.convert.reading.gzip_files import open_plain, plain_suffix
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+# Marks that say how a text is encoded; a spreadsheet writes "Unicode text" in UTF-16.
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 # How pandas, R and spreadsheets write a value that is missing.
 MISSING_WORDS = frozenset(
     ("nan", "NaN", "NAN", "-nan", "-NaN", "None", "NONE", "null", "NULL", "NA", "N/A", "n/a", "<NA>", "NaT", "#N/A", "#NA", "#N/A N/A")
@@ -69,11 +73,11 @@ def read_records(path: Path) -> Records:
 
     Raises CalmrlError naming the line for a table that cannot be read.
     """
-    if path.suffix.lower() == ".parquet":
+    if plain_suffix(path) == ".parquet":
         return _parquet(path)
     text = read_text(path)
     start = text.lstrip()[:1]
-    lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    lines = plain_suffix(path) in (".jsonl", ".ndjson")
     if start == "[" or (start == "{" and not lines and _is_one_document(text)):
         return _json_document(path, text)
     if start == "{" or lines:
@@ -82,12 +86,15 @@ def read_records(path: Path) -> Records:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, UTF-8 with or without a byte order mark."""
+    """The text of a file: UTF-8, or what a byte order mark says, compressed by gzip or not. Ends of lines are those of Unix then."""
     try:
-        return path.read_text("utf-8-sig")
+        with open_plain(path) as file:
+            data = file.read()
+        encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise CalmrlError(
-            f"'{path}' is not UTF-8: {error.reason} at byte {error.start}",
+            f"'{path}' is not {error.encoding.upper()}: {error.reason} at byte {error.start}",
             hint=remedy(path) or "save it as UTF-8 (in a spreadsheet: CSV UTF-8)",
         ) from None
     except FileNotFoundError:
@@ -213,7 +220,7 @@ def csv_rows(path: Path, text: str | None = None) -> Iterator[tuple[int, list[st
     text = read_text(path) if text is None else text
     before = csv.field_size_limit(_LONGEST_CELL)
     try:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter_of(text)
+        delimiter = "\t" if plain_suffix(path) == ".tsv" else delimiter_of(text)
         reader = csv.reader(text.splitlines(keepends=True) if "\r" in text else _lines(text), delimiter=delimiter, strict=True)
         for cells in reader:
             if cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,16 @@ def is_junk(name: str) -> bool:
 
 def files_in(folder: Path, *endings: str) -> Iterator[Path]:
     """The files of a folder with one of the endings, item2 before item10, without what file managers leave there."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file() and not is_junk(path.name)]
-    return iter(sorted(found, key=lambda path: natural(path.name)))
+    # A listing says what is a file, without a look at each of many thousand.
+    with os.scandir(folder) as listed:
+        names = [one.name for one in listed if one.name.lower().endswith(endings) and one.is_file() and not is_junk(one.name)]
+    return (folder / name for name in sorted(names, key=natural))
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without links."""
+    with os.scandir(folder) as listed:
+        return [folder / name for name in sorted(one.name for one in listed if one.is_dir(follow_symlinks=False))]
 
 
 def no_folder(path: Path) -> bool:

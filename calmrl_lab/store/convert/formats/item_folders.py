@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
-from calmrl_lab.store.convert.formats._folders import files_in
+from calmrl_lab.store.convert.formats._folders import files_in, folders_in
 from calmrl_lab.store.convert.reading.content import Content, Field, kind_of
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
@@ -41,11 +42,11 @@ class ItemFolder:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """Files of one ending in the folder itself, or in folders below it whose names are part of the ids then."""
-    inner = sorted(place for place in folder.iterdir() if place.is_dir() and not place.is_symlink())
     for ending in _ENDINGS:
         if direct := list(files_in(folder, ending)):
             yield from direct
             return
+    inner = folders_in(folder)
     for ending in _ENDINGS:
         if below := [file for place in inner for file in files_in(place, ending)]:
             yield from below
@@ -55,11 +56,21 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _array(file: Path, name: str) -> Field:
     with open(file, "rb") as opened:
         shape, _, dtype = npy_header(opened)
+    if dtype.hasobject:
+        return Field(name, shape, kind_of(dtype), lambda: np.load(file, allow_pickle=False))
     return Field(name, shape, kind_of(dtype), _loader(file))
 
 
 def _loader(file: Path) -> Callable[[], np.ndarray]:
-    return lambda: np.load(file, allow_pickle=False)
+    """Loads an array without looking at its header as `np.load` does, for the headers of many thousand items are alike."""
+
+    def load() -> np.ndarray:
+        with open(file, "rb") as opened:
+            shape, by_columns, dtype = npy_header(opened)
+            values = np.frombuffer(opened.read(), dtype, math.prod(shape))
+        return values.reshape(shape, order="F" if by_columns else "C")
+
+    return load
 
 
 def _only_array(file: Path, name: str) -> Field:

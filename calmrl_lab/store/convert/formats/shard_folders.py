@@ -10,7 +10,7 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
-from calmrl_lab.store.convert.formats._folders import files_in
+from calmrl_lab.store.convert.formats._folders import files_in, folders_in
 from calmrl_lab.store.convert.formats.arrow_files import Parquet
 from calmrl_lab.store.convert.reading.content import Content, Field
 from calmrl_lab.store.convert.reading.source import StackedRows
@@ -55,7 +55,7 @@ def families(folder: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     if not folder.is_dir():
         return found
-    for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir() and _SHARD.fullmatch(f"{p.name}0"))):
+    for place in (folder, *(place for place in folders_in(folder) if _SHARD.fullmatch(f"{place.name}0"))):
         for file in files_in(place, ".npy"):
             match = _SHARD.fullmatch(file.stem)
             if match:

@@ -1,4 +1,4 @@
-"""Numbers as text: CSV, TSV, JSON lines and JSON."""
+"""Numbers as text: CSV, TSV, JSON lines and JSON, compressed by gzip or not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import no_folder
 from calmrl_lab.store.convert.reading.content import Content, Field, column_of, content_of
+from calmrl_lab.store.convert.reading.gzip_files import plain_suffix
 from calmrl_lab.store.convert.records import MISSING_WORDS, csv_rows, delimiter_of, parse_json, read_records, read_text
 
 
@@ -21,7 +22,7 @@ from calmrl_lab.store.convert.records import MISSING_WORDS, csv_rows, delimiter_
 class Csv:
     """CSV (.csv, .tsv, .txt) with ',', ';' or tabs: an id and numbered columns, or a column of lists"""
 
-    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".txt")
+    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
     is_folder = staticmethod(no_folder)
 
     @staticmethod
@@ -66,13 +67,13 @@ class Csv:
 class Json:
     """JSON lines or JSON (.jsonl, .json): {"id": ..., "features": [...]} a row, or {id: [...]}"""
 
-    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
     is_folder = staticmethod(no_folder)
 
     @staticmethod
     def read(path: Path) -> Content:
         text = read_text(path)
-        if text.lstrip()[:1] in ("{", "[") and path.suffix.lower() == ".json":
+        if text.lstrip()[:1] in ("{", "[") and plain_suffix(path) == ".json":
             document = parse_json(path, text)
             if isinstance(document, dict) or not (document and all(isinstance(entry, dict) for entry in document)):
                 return content_of(path, document)

@@ -1,4 +1,4 @@
-"""WebDataset tars: the files of a sample share a name up to its first dot (000001.npy, 000001.json), a shard is a tar."""
+"""WebDataset tars: the files of a sample share a name up to its first dot (000001.npy, 000001.json), a shard is a tar, compressed by gzip or not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import files_in, is_junk
 from calmrl_lab.store.convert.reading.content import Content, Field, content_of, kind_of
 from calmrl_lab.store.convert.reading.foreign_files import remedy
+from calmrl_lab.store.convert.reading.gzip_files import open_plain
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.plain_pickle import load_plain
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
@@ -26,18 +27,18 @@ from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 class WebDataset:
     """WebDataset (.tar, or a folder of them): ID.npy per sample, or ID.vision.npy and ID.text.npy"""
 
-    endings: ClassVar[tuple[str, ...]] = (".tar",)
+    endings: ClassVar[tuple[str, ...]] = (".tar", ".tar.gz", ".tgz")
 
     @staticmethod
     def is_folder(path: Path) -> bool:
-        return next(files_in(path, ".tar"), None) is not None
+        return next(files_in(path, *WebDataset.endings), None) is not None
 
     @staticmethod
     def read(path: Path) -> Content:
         fields: dict[str, Field] = {}
         notes = set()
         folders = set()
-        for part in files_in(path, ".tar") if path.is_dir() else [path]:
+        for part in files_in(path, *WebDataset.endings) if path.is_dir() else [path]:
             for key, ending, data in _members(part):
                 folders.add(key.rpartition("/")[0])
                 array = _decoded(part, f"{key}.{ending}", ending, data)
@@ -73,10 +74,11 @@ def _several(fields: dict[str, Field]) -> bool:
 
 def _members(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """(key, ending, bytes) of the ordinary files of a tar. Nothing is written to the disk, and links are not followed."""
-    size = path.stat().st_size
-    with reading_errors(path):
+    with reading_errors(path), open_plain(path) as file:
+        # Compressed, a member cannot claim more than gzip unpacks.
+        size = path.stat().st_size if file.seekable() else float("inf")
         try:
-            with tarfile.open(path, "r:") as archive:
+            with tarfile.open(fileobj=file, mode="r:" if file.seekable() else "r|") as archive:
                 for member in archive:
                     folder, _, name = member.name.rpartition("/")
                     if not member.isfile() or is_junk(name) or "." not in name:

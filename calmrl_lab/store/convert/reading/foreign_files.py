@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from calmrl_lab.store.convert.reading.gzip_files import GZIPPED
+
 # Endings of files that are not read -> what to do.
 _ENDINGS = {
-    (".gz", ".bz2", ".xz", ".zst", ".lz4", ".tgz"): "unpack it first (gunzip FILE, tar xf FILE), and import what comes out",
+    (".gz", ".bz2", ".xz", ".zst", ".lz4"): "unpack it first (gunzip FILE, tar xf FILE), and import what comes out",
     (".zip", ".rar", ".7z"): "unpack it first, and import the folder or the file in it",
     (".xlsx", ".xls", ".ods"): "save it as CSV UTF-8 in the spreadsheet",
     (".joblib",): "joblib's files can hold code: load it where you trust it, and np.savez(path, features=..., ids=...)",
@@ -61,8 +63,9 @@ def remedy(path: Path) -> str | None:
     except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
     ending = path.suffix.lower()
-    by_ending = next((do for endings, do in _ENDINGS.items() if ending in endings), None)
-    return _no_download(start) or by_ending or _by_beginning(start, ending)
+    compressed = path.name.lower().endswith(GZIPPED)
+    by_ending = next((do for endings, do in _ENDINGS.items() if ending in endings and not compressed), None)
+    return _no_download(start) or by_ending or (None if compressed else _by_beginning(start, ending))
 
 
 def _no_download(start: bytes) -> str | None:
