@@ -166,3 +166,25 @@ def test_lines_are_counted_from_the_beginning_of_the_file(tmp_path):
         read_records(path)
     path.write_text("sep=,\nid,split\na,train\n")
     assert [(row.where, dict(row.values)) for row in read_records(path).rows] == [("line 3", {"id": "a", "split": "train"})]
+
+
+def test_a_data_frame_by_columns_is_read_by_rows(tmp_path):
+    path = tmp_path / "items.json"
+    pd.DataFrame({"id": NAMES, "split": ["train"] * N}).to_json(path)
+    assert [dict(row.values) for row in read_records(path).rows] == [{"id": name, "split": "train"} for name in NAMES]
+    path.write_text('{"a": {"split": "train"}, "b": {"split": "test"}}')
+    assert [row.values["id"] for row in read_records(path).rows] == ["a", "b"]
+
+
+def test_whole_paths_into_a_media_folder_that_is_given_relatively(tmp_path, monkeypatch):
+    from feature_extractors.datasets.folder import Folder
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "items.csv").write_text(f"id,vision\na,{tmp_path / 'media' / 'a.jpg'}\n")
+    item = Folder(media="media", manifest="items.csv").manifest().items[0]
+    assert str(item.media["vision"][0].path) == "media/a.jpg"
+    (tmp_path / "items.csv").write_text(f"id,vision\na,{tmp_path / 'b.jpg'}\n")
+    with pytest.raises(CalmrlError, match="leads outside the media folder"):
+        Folder(media="media", manifest="items.csv").manifest()
