@@ -17,18 +17,28 @@ from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
 from calmrl_lab.imputers.base import indexed, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.ppca.em import Totals, iterate
-from calmrl_lab.ppca.held_out import Agreement, Target, fold_statistics, merged, possible_targets, split_by_group, targets_of
-from calmrl_lab.ppca.initialisation import pairwise_start
-from calmrl_lab.ppca.regression import STRENGTHS, Regression, Sources
+from calmrl_lab.ppca.combination import CombinedAgreement, improved_gains, sum_of
+from calmrl_lab.ppca.em import Parameters, Totals, iterate
+from calmrl_lab.ppca.held_out import (
+    Agreement,
+    Target,
+    conditional_mean,
+    fold_statistics,
+    merged,
+    possible_targets,
+    split_by_group,
+    targets_of,
+)
+from calmrl_lab.ppca.regression import STRENGTHS, Regression, Sources, work
 from calmrl_lab.ppca.row_span import row_span
 from calmrl_lab.ppca.selection import Choice, Fold, choose, pseudo_items
 from calmrl_lab.ppca.statistics import Statistics
 from calmrl_lab.runtime.progress import tracked
 
-# Folds that settings are chosen on, and the items from which on one of them says enough; gains are estimated on all.
-_SEARCH_FOLDS = 2
-_ITEMS_FOR_ONE_FOLD = 10_000
+# Folds that settings are chosen on, and folds that gains and errors are estimated on: of few items, and of as many as `_MANY_ITEMS`.
+_SEARCH_FOLDS, _SEARCH_FOLDS_OF_MANY = 2, 1
+_CHECKED_FOLDS_OF_MANY = 3
+_MANY_ITEMS = 500
 # The largest is what the items allow, at most 128; a strong prior makes the rest of it harmless.
 _LATENT_DIMS = (2, 4, 8, 16, 32)
 _MOST_LATENT_DIMS = 128
@@ -37,10 +47,15 @@ _LARGEST_GAIN = 2.0
 _POOLED_ITEMS = 30.0
 # Targets whose gain is estimated; k modalities have k (2^(k-1) - 1), 186 for six and 1,016 for eight.
 _MOST_TARGETS = 256
-# Targets for which a regression is tried, the items that it takes, and the share of PPCA's held-out error that it has to stay below.
+# Targets for which a regression is tried, the items that it takes, and the share of PPCA's held-out error that it has to take away.
 _MOST_REGRESSIONS = 24
 _LEAST_ITEMS = 20
-_BETTER = 0.995
+_LEAST_GAINED = 0.005
+# What regressions may cost, as a multiple of what the statistics and a start of PPCA take, so many products with the moments; and multiplications
+# that are never too many (a second or two).
+_REGRESSION_SHARE = 2.0
+_FEW_MULTIPLICATIONS = 2e10
+_PRODUCTS_OF_A_START = 32.0
 # Standard errors by which a held-out improvement has to exceed zero.
 _CONFIDENCE = 1.0
 
@@ -52,17 +67,19 @@ class AutoPPCA(PPCA):
 
     Every conditional mean is drawn towards the modality's mean by a gain in [0, 2], one for each set of observed modalities and
     each missing one, estimated by cross-fitting; where held-out items show no improvement beyond chance the gain is 0, and the
-    result is mean imputation. Where features are many and modalities have much that they do not share, a regression of the missing modality on the
-    observed ones, of the items that show both, may know more than a latent vector of at most 128 dimensions: it takes the place of the
-    conditional mean for the targets of training where its held-out error is lower. `predicted_error` is the held-out error, not what the model
-    believes. All of it is computed from statistics of five folds, so it costs EM iterations and no passes over rows.
+    result is mean imputation. Where features are many and modalities have much that they do not share, a ridge regression of the missing modality
+    on the observed ones, of the items that show both, may know what a latent vector of at most 128 dimensions does not: for the targets of
+    training where that lowers the held-out error it is added to the conditional mean, each of the two with a gain of its own that is not
+    negative. `predicted_error` is the held-out error, not what the model believes. All of it is computed from statistics of folds, so it costs
+    EM iterations and no passes over rows.
 
     latent_dim: q, or "auto" (2 to 128 by held-out imputation error). ridge: pseudo-items of the prior on W, or "auto".
-    folds: parts that items are split into; items of one group (`fit(..., groups=...)`) stay together, which matters where items
+    folds: parts that items are split into, of which three are held out in turn where items are many; items of one group (`fit(..., groups=...)`) stay together, which matters where items
     have near duplicates. seed: of that split.
 
     After `fit`, besides what `PPCA` has: `choice` (latent_dim, ridge as a share of items, iterations), `gains` and `errors`,
-    dictionaries from (observed modalities, missing modality), as indices, to the gain and the held-out squared error per item. They
+    dictionaries from (observed modalities, missing modality), as indices, to the gain of the conditional mean and the held-out squared error per
+    item; `regressions` are those that are added, times their gains. They
     hold what the gaps of training ask for, and what new items may ask for besides (256 targets at most). What is not among them goes
     by the largest part of what it shows that is; where no item can check a target (modalities never seen together), by the
     modality's other targets.
@@ -147,15 +164,18 @@ class AutoPPCA(PPCA):
         going_on = isinstance(start, AutoPPCA) and start.choice is not None and start.dims == everything.sizes
         lent = start.choice if going_on else None
         folds = [part for part in (self._fold(parts, index) for index in range(len(parts))) if part is not None]
-        searched = folds[: 1 if sum(counts.values()) >= _ITEMS_FOR_ONE_FOLD else _SEARCH_FOLDS]
+        many = sum(counts.values()) >= _MANY_ITEMS
+        folds = folds[:_CHECKED_FOLDS_OF_MANY] if many else folds
+        searched = folds[: _SEARCH_FOLDS_OF_MANY if many else _SEARCH_FOLDS]
         self.choice = lent or self._choose(searched, everything, weights, iterations)
         self._fit_chosen(everything, self.choice, iterations if start is not None else self.choice.iterations, start)
         totals = Totals.of(everything)
         centred = [t / n for t, n in zip(totals.total, totals.count, strict=True)]
         means = [mean + shift for mean, shift in zip(everything.features(centred), everything.shift, strict=True)]
         self.references = [mean.cpu().numpy() for mean in means]
-        self._estimate_gains(folds, *self._checked_targets(weights, len(everything.dims)), everything, totals)
-        self._try_regressions(folds, list(weights), everything, centred)
+        fitted = [self._fit_fold(fold) for fold in tracked(folds, "held-out errors", unit="folds")]
+        self._estimate_gains(folds, fitted, *self._checked_targets(weights, len(everything.dims)), everything, totals)
+        self._try_regressions(folds, fitted, list(weights), everything, centred)
         return self
 
     def fit_statistics(self, statistics: Statistics, iterations: int = 50, start: Any = None) -> Self:
@@ -214,16 +234,22 @@ class AutoPPCA(PPCA):
         finally:
             self.ridge = wanted
 
-    def _estimate_gains(
-        self, folds: list[Fold], asked: list[Target], others: list[Target], everything: Statistics, totals: Totals
-    ) -> None:
+    def _fit_fold(self, fold: Fold) -> Parameters:
+        """PPCA of the training items of a fold under the settings that were chosen."""
         assert self.choice is not None
-        found = []
-        for fold in tracked(folds, "held-out errors", unit="folds"):
-            parameters = pairwise_start(fold.training, fold.totals, self.choice.latent_dim, self._noise_kind)
-            ridge = pseudo_items(fold.totals, self.choice.ridge)
-            parameters, _ = iterate(fold.training, fold.totals, parameters, self.choice.iterations, self._noise_kind, ridge)
-            found.append(fold.score(parameters, [*asked, *others]))
+        start, ridge = fold.start(self.choice.latent_dim, self._noise_kind), pseudo_items(fold.totals, self.choice.ridge)
+        return iterate(fold.training, fold.totals, start, self.choice.iterations, self._noise_kind, ridge)[0]
+
+    def _estimate_gains(
+        self,
+        folds: Sequence[Fold],
+        fitted: Sequence[Parameters],
+        asked: list[Target],
+        others: list[Target],
+        everything: Statistics,
+        totals: Totals,
+    ) -> None:
+        found = [fold.score(parameters, [*asked, *others]) for fold, parameters in zip(folds, fitted, strict=True)]
         k = len(everything.dims)
         self.variances = (totals.scatter / totals.count).cpu().numpy()
         # What the gaps of training ask of a modality speaks for it; if nothing, all that can be asked.
@@ -243,23 +269,49 @@ class AutoPPCA(PPCA):
             self.gains[target], self.errors[target] = gated(blended, float(self.variances[target[1]]))
 
     def _try_regressions(
-        self, folds: list[Fold], asked: list[Target], everything: Statistics, reference: Sequence[Tensor]
+        self,
+        folds: Sequence[Fold],
+        fitted: Sequence[Parameters],
+        asked: list[Target],
+        everything: Statistics,
+        reference: Sequence[Tensor],
     ) -> None:
-        """Fill those of the targets `asked` by regression whose held-out error is lower that way; their gains and errors follow."""
+        """Add a regression to the conditional mean for those of the targets `asked` whose held-out error is lower that way; their gains and errors
+        follow."""
         self.regressions = {}
-        for target in [target for target in asked if target in self.errors][:_MOST_REGRESSIONS]:
-            sources = [Sources.of(fold.training, target, fold.reference, _LEAST_ITEMS) for fold in folds]
-            found = [one.agreements(fold.held_out) for one, fold in zip(sources, folds, strict=True) if one is not None]
+        items, size = sum(sums.count for sums in everything.patterns.values()), sum(everything.dims)
+        allowed = _REGRESSION_SHARE * (items + _PRODUCTS_OF_A_START * _MOST_LATENT_DIMS) * size**2
+        left = max(allowed, _FEW_MULTIPLICATIONS)
+        for target in tracked(asked[:_MOST_REGRESSIONS], "regressions beside PPCA", unit="targets"):
+            left -= (len(folds) + 1) * work(everything, target)
+            if left < 0 or target not in self.errors:
+                continue
+            found = self._beside(folds, fitted, target)
             if len(found) < 2:
                 continue
             tried = {strength: [of[place] for of in found] for place, strength in enumerate(STRENGTHS)}
-            totals = {strength: sum(parts, Agreement()) for strength, parts in tried.items()}
-            best = min(STRENGTHS, key=lambda strength: totals[strength].error(totals[strength].best_gain(_LARGEST_GAIN)))
-            gain, error = gated(tried[best], float(self.variances[target[1]]))
+            totals = {strength: sum_of(parts) for strength, parts in tried.items()}
+            best = min(STRENGTHS, key=lambda strength: totals[strength].error(totals[strength].best_gains(_LARGEST_GAIN)))
+            before = (self.gains[target], 0.0)
+            improved = improved_gains(tried[best], before, _LEAST_GAINED, _CONFIDENCE, _LARGEST_GAIN)
+            if improved is None or improved[0][1] == 0:
+                continue
             final = Sources.of(everything, target, reference, _LEAST_ITEMS)
-            if gain and error < _BETTER * self.errors[target] and final is not None:
-                self.regressions[target] = final.at(best, everything)
-                self.gains[target], self.errors[target] = gain, error
+            if final is not None:
+                gains, self.errors[target] = improved
+                self.gains[target] = float(gains[0])
+                self.regressions[target] = final.at(best, everything, float(gains[1]))
+
+    def _beside(self, folds: Sequence[Fold], fitted: Sequence[Parameters], target: Target) -> list[list[CombinedAgreement]]:
+        """For every fold with items enough, conditional mean and regression at every strength."""
+        found = []
+        for fold, parameters in zip(folds, fitted, strict=True):
+            reference = fold.reference
+            sources = Sources.of(fold.training, target, reference, _LEAST_ITEMS)
+            if sources is not None:
+                mean = conditional_mean(parameters, target, fold.training.dims, reference)
+                found.append(sources.beside(fold.held_out, mean))
+        return found
 
     def _gain_and_error(self, observed: tuple[int, ...], missing: int) -> tuple[float, float]:
         """What held-out items say about the target, or about the largest part of it that they can speak of; the mean where nothing
@@ -284,11 +336,9 @@ class AutoPPCA(PPCA):
             reference = torch.from_numpy(self.references[j]).to(values)
             gain, _ = self._gain_and_error(pattern.observed, j)
             regression = self.regressions.get(self._known(pattern.observed, j) or ((), j))
-            if regression is None:
-                deviation = values - reference
-            else:
-                deviation = regression(self._deviations(data, pattern, regression.observed).to(values))
-            filled[j] = reference + gain * deviation if gain else reference.expand_as(values)
+            filled[j] = reference + gain * (values - reference) if gain else reference.expand_as(values)
+            if regression is not None:
+                filled[j] = filled[j] + regression(self._deviations(data, pattern, regression.observed).to(values))
         return filled
 
     def _deviations(self, data: Observations, pattern: Pattern, modalities: Sequence[int]) -> Tensor:

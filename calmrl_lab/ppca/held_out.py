@@ -18,6 +18,7 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Observations
 from calmrl_lab.linalg.positive_definite import inverse
+from calmrl_lab.ppca.combination import AffineMap
 from calmrl_lab.ppca.em import Parameters, Totals, expect
 from calmrl_lab.ppca.statistics import PatternStatistics, Statistics, observed_means
 
@@ -137,6 +138,20 @@ def agreements(
         # Differences of sums: rounding may leave less than nothing of a modality that hardly varies.
         result[observed, missing] = Agreement(float(n), max(float(energy), 0.0), float(cross), max(float(power), 0.0))
     return result
+
+
+def conditional_mean(
+    parameters: Parameters, target: Target, dims: Sequence[int], reference: Sequence[Float[Tensor, " d"]]
+) -> AffineMap:
+    """The conditional mean of the missing modality of `target`, as deviations from `reference` [d_m] of those of the observed ones."""
+    observed, missing = target
+    weights, means = parameters.weights.split(list(dims)), parameters.mean.split(list(dims))
+    own = torch.cat([weights[j] for j in observed])
+    scaled = torch.cat([weights[j] / parameters.noise[j] for j in observed])
+    left = scaled @ inverse(torch.eye(own.shape[1], dtype=own.dtype, device=own.device) + own.T @ scaled)
+    away = torch.cat([reference[j] - means[j] for j in observed])
+    right = weights[missing].T
+    return AffineMap(left, right, (away @ left) @ right + means[missing] - reference[missing])
 
 
 @dataclass

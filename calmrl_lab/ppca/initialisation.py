@@ -25,19 +25,29 @@ _MOST_EXPLAINED = 1 - 1e-6
 _ROWS_AT_ONCE = 4096
 
 
-def pairwise_start(statistics: Statistics, totals: Totals, latent_dim: int, noise: NoiseKind = "per-modality") -> Parameters:
+def pairwise_start(
+    statistics: Statistics, totals: Totals, latent_dim: int, noise: NoiseKind = "per-modality", rounds: int = _ROUNDS
+) -> Parameters:
     """PPCA of the pairwise covariance: blocks from the items that show both modalities, one noise variance per modality.
 
     Blocks from different items may contradict each other (the matrix is then indefinite) where items are few beside the
     dimensions. Where that shows, the start from the damped covariance, which is always positive semi-definite, is tried too,
-    and the more likely one is taken. Deterministic; components are in descending order of strength.
+    and the more likely one is taken. Deterministic; components are in descending order of strength. Components and noise are found in turn, in
+    at most so many `rounds`.
     """
     covariance, unknown = pairwise_covariance(statistics, totals)
-    start, sound = block_ppca(covariance, unknown, statistics, totals, latent_dim, noise)
+    start, sound = block_ppca(covariance, unknown, statistics, totals, latent_dim, noise, rounds)
     if sound:
         return start
-    damped, _ = block_ppca(_damped(covariance, statistics), [], statistics, totals, latent_dim, noise)
+    damped, _ = block_ppca(_damped(covariance, statistics), [], statistics, totals, latent_dim, noise, rounds)
     return max((start, damped), key=lambda parameters: expect(statistics, totals, parameters).log_likelihood)
+
+
+def narrowed(start: Parameters, latent_dim: int, statistics: Statistics, totals: Totals, noise: NoiseKind) -> Parameters:
+    """The first `latent_dim` components of a start for the same statistics, whose noise takes up what the others explained."""
+    explained = torch.stack([part.square().sum() for part in start.weights[:, latent_dim:].split(statistics.dims)])
+    more = explained / totals.sizes if noise == "per-modality" else explained.sum() / totals.sizes.sum()
+    return Parameters(start.weights[:, :latent_dim].clone(), start.mean.clone(), start.noise + more)
 
 
 def complete_case_start(
@@ -66,6 +76,7 @@ def block_ppca(
     totals: Totals,
     latent_dim: int,
     noise: NoiseKind,
+    rounds: int = _ROUNDS,
 ) -> tuple[Parameters, bool]:
     """PPCA of a known covariance about the observed means, and whether the components stayed within its diagonal.
 
@@ -84,7 +95,7 @@ def block_ppca(
     single = covariance.float()
     weights = covariance.new_zeros(len(covariance), latent_dim)
     sound = True
-    for turn in range(_ROUNDS):
+    for turn in range(rounds):
         scale = variance.sqrt().repeat_interleave(repeats)
         if turn and unknown:
             for rows, columns in unknown:

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calmrl_lab.ppca.held_out import Agreement, Target
+from calmrl_lab.ppca.combination import AffineMap, CombinedAgreement, work_of_eigenvectors
+from calmrl_lab.ppca.held_out import Target
 from calmrl_lab.ppca.statistics import PatternStatistics, Statistics
 
 # Penalties that are tried, as multiples of the mean eigenvalue of the sources' second moment.
@@ -77,30 +79,37 @@ class Sources:
         kept = values > _RANK * values[-1].clamp_min(1e-300)
         return cls(target, centre, vectors[:, kept], values[kept], vectors[:, kept].T @ crossed)
 
-    def agreements(self, held_out: Statistics) -> list[Agreement]:
-        """How the prediction at each of `STRENGTHS` agrees with the truth, over the items of `held_out` that show all of the target."""
-        observed, missing = self.target
-        count, energy = 0.0, 0.0
-        second = self.values.new_zeros(len(self.values), len(self.values))
-        crossed = torch.zeros_like(self.crossed)
-        for sums in _serving(held_out, self.target):
-            count += sums.count
-            energy += float(_moment(held_out, sums, (missing,), (missing,), self.reference).trace())
-            second += self.vectors.T @ _moment(held_out, sums, observed, observed, self.reference) @ self.vectors
-            crossed += self.vectors.T @ _moment(held_out, sums, observed, (missing,), self.reference)
-        agreed, power = (crossed * self.crossed).sum(dim=1), (self.crossed @ self.crossed.T) * second
+    def beside(self, held_out: Statistics, other: AffineMap) -> list[CombinedAgreement]:
+        """How `other` and the prediction at each of `STRENGTHS`, in this order, agree with the truth and with each other, over the items of
+        `held_out` that show all of the target."""
+        q = other.left.shape[1]
+        along = _Along.of(held_out, self.target, torch.cat([other.left, self.vectors], dim=1), self.reference)
+        agreed = float((other.right * along.crossed[:q]).sum() + other.offset @ along.total)
+        constant = other.right @ other.offset
+        power = float((other.right @ other.right.T * along.second[:q, :q]).sum() + 2 * along.first[:q] @ constant)
+        power += along.count * float(other.offset @ other.offset)
+        ours = (along.crossed[q:] * self.crossed).sum(dim=1)
+        square = (self.crossed @ self.crossed.T) * along.second[q:, q:]
+        shared = (along.second[:q, q:] * (other.right @ self.crossed.T)).sum(dim=0)
+        shared += along.first[q:] * (self.crossed @ other.offset)
         found = []
         for strength in STRENGTHS:
             weights = self._weights(strength)
+            common, own = float(weights @ shared), max(float(weights @ square @ weights), 0.0)
             found.append(
-                Agreement(count, max(energy, 0.0), float(weights @ agreed), max(float(weights @ power @ weights), 0.0))
+                CombinedAgreement(
+                    along.count,
+                    along.energy,
+                    np.array([agreed, float(weights @ ours)]),
+                    np.array([[max(power, 0.0), common], [common, own]]),
+                )
             )
         return found
 
-    def at(self, strength: float, statistics: Statistics) -> Regression:
-        """The regression at one of `STRENGTHS`, in the coordinates of the features where `statistics` are in others."""
+    def at(self, strength: float, statistics: Statistics, gain: float = 1.0) -> Regression:
+        """The regression at one of `STRENGTHS` times `gain`, in the coordinates of the features where `statistics` are in others."""
         observed, missing = self.target
-        left, right = self.vectors * self._weights(strength), self.crossed
+        left, right = self.vectors * self._weights(strength), gain * self.crossed
         if statistics.bases is not None:
             parts = left.split([statistics.dims[j] for j in observed])
             left = torch.cat([statistics.bases[j] @ part for j, part in zip(observed, parts, strict=True)])
@@ -112,6 +121,55 @@ class Sources:
 
     def _weights(self, strength: float) -> Float[Tensor, " r"]:
         return 1 / (self.values + strength * self.values.mean().clamp_min(1e-300))
+
+
+@dataclass
+class _Along:
+    """Moments of the items that show a target: of their sources along some directions (a of them), and of the missing modality itself.
+
+    Sums over items, both about their references: of 1, y'y, x, y, xx' and xy'.
+    """
+
+    count: float
+    energy: float
+    first: Float[Tensor, " a"]
+    total: Float[Tensor, " d_m"]
+    second: Float[Tensor, "a a"]
+    crossed: Float[Tensor, "a d_m"]
+
+    @classmethod
+    def of(
+        cls, statistics: Statistics, target: Target, directions: Float[Tensor, "d_o a"], reference: Sequence[Tensor]
+    ) -> _Along:
+        observed, missing = target
+        a, d = directions.shape[1], len(reference[missing])
+        found = cls(0.0, 0.0, *(directions.new_zeros(shape) for shape in ((a,), (d,), (a, a), (a, d))))
+        for sums in _serving(statistics, target):
+            found.count += sums.count
+            ours, theirs = (_columns(statistics, sums, wanted) for wanted in (observed, (missing,)))
+            x0, y0 = torch.cat([reference[j] for j in observed]), reference[missing]
+            found.first += (sums.total[ours] - sums.weight * x0) @ directions
+            found.total += sums.total[theirs] - sums.weight * y0
+            if sums.moment is None:
+                # Few rows: through them, without a matrix of all coordinates.
+                for number, rows in enumerate(sums.rows):
+                    roots = sums.roots[number].unsqueeze(1) if sums.roots else 1.0
+                    lying = (rows[:, ours].double() - roots * x0) @ directions
+                    truth = rows[:, theirs].double() - roots * y0
+                    found.second += lying.T @ lying
+                    found.crossed += lying.T @ truth
+                    found.energy += float(truth.square().sum())
+            else:
+                found.second += directions.T @ _moment(statistics, sums, observed, observed, reference) @ directions
+                found.crossed += directions.T @ _moment(statistics, sums, observed, (missing,), reference)
+                found.energy += max(float(_moment(statistics, sums, (missing,), (missing,), reference).trace()), 0.0)
+        return found
+
+
+def work(statistics: Statistics, target: Target) -> float:
+    """About how many multiplications `Sources.of` takes."""
+    count = sum(sums.count for sums in _serving(statistics, target))
+    return work_of_eigenvectors(count, sum(statistics.dims[j] for j in target[0]))
 
 
 def _serving(statistics: Statistics, target: Target) -> list[PatternStatistics]:

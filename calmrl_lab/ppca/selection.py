@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calmrl_lab.ppca.em import NoiseKind, Parameters, Totals, iterate
 from calmrl_lab.ppca.held_out import Agreement, Target, agreements, log_likelihood
-from calmrl_lab.ppca.initialisation import pairwise_start
+from calmrl_lab.ppca.initialisation import narrowed, pairwise_start
 from calmrl_lab.ppca.statistics import Statistics
 from calmrl_lab.runtime.progress import tracked
 
@@ -21,6 +21,10 @@ _LATENT_DIMS = (4, 8, 16, 32, 64, 128)
 _RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.0)
 _STOPS = (2, 4, 8, 16, 32, 64, 128)
 _LARGEST_GAIN = 2.0
+# The share of the error that a step has to take away for another one to be tried.
+_LEAST_GAINED = 0.005
+# Rounds of a start that only serves to choose; EM goes on from it.
+_ROUNDS = 3
 
 
 def most_likely_latent_dim(
@@ -50,6 +54,7 @@ class Fold:
     training: Statistics
     totals: Totals
     held_out: Statistics
+    _starts: dict[tuple[int, NoiseKind], Parameters] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, training: Statistics, held_out: Statistics) -> Fold:
@@ -58,6 +63,12 @@ class Fold:
     @property
     def reference(self) -> list[Float[Tensor, " d"]]:
         return [total / n for total, n in zip(self.totals.total, self.totals.weight, strict=True)]
+
+    def start(self, latent_dim: int, noise: NoiseKind) -> Parameters:
+        """`pairwise_start` on the training items after a few rounds, computed once."""
+        if (latent_dim, noise) not in self._starts:
+            self._starts[latent_dim, noise] = pairwise_start(self.training, self.totals, latent_dim, noise, _ROUNDS)
+        return self._starts[latent_dim, noise]
 
     def score(self, parameters: Parameters, targets: Sequence[Target]) -> dict[Target, Agreement]:
         return agreements(self.held_out, parameters, self.reference, targets)
@@ -86,41 +97,44 @@ def choose(
     """The choice of least held-out imputation error, over `folds` together.
 
     The error of a target is taken at its best gain and relative to that of the mean, and weighted by `weights`. At the first
-    latent dimension the prior is relaxed step by step, each fit going on from the last, until that stops helping; then the
-    other latent dimensions are tried under the prior that was best, and last the number of iterations is chosen.
+    latent dimension the prior is relaxed step by step, each fit from the same start, until that stops helping; then the
+    smaller ones are tried under the prior that was best, from the strongest components of the first start, until that stops helping, and last the
+    number of iterations is chosen. `latent_dims` begin with the largest.
     """
+    first, *others = latent_dims
 
     def starts(q: int) -> list[Parameters]:
-        return [pairwise_start(fold.training, fold.totals, q, noise) for fold in folds]
+        return [narrowed(fold.start(first, noise), q, fold.training, fold.totals, noise) for fold in folds]
 
-    first, *others = latent_dims
-    current = starts(first)
+    def reached(q: int, ridge: float) -> Choice:
+        return Choice(q, ridge, iterations, _score(folds, _advance(folds, starts(q), steps, noise, ridge), weights))
+
     tried: list[Choice] = []
     for ridge in tracked(ridges, f"choosing the prior at {first} latent dimensions", unit="values"):
-        current = _advance(folds, current, steps, noise, ridge)
-        tried.append(Choice(first, ridge, iterations, _score(folds, current, weights)))
-        if _worsening(tried):
+        tried.append(reached(first, ridge))
+        if _settled(tried):
             break
-    best = min(tried, key=lambda choice: choice.score)
+    narrower = [min(tried, key=lambda choice: choice.score)]
     for q in tracked(others, "choosing the latent dimension", unit="values"):
-        current = _advance(folds, starts(q), 2 * steps, noise, best.ridge)
-        tried.append(Choice(q, best.ridge, iterations, _score(folds, current, weights)))
-    best = min(tried, key=lambda choice: choice.score)
+        narrower.append(reached(q, narrower[0].ridge))
+        if _settled(narrower):
+            break
+    best = min(narrower, key=lambda choice: choice.score)
 
-    current = starts(best.latent_dim)
-    reached: list[Choice] = []
+    current = [fold.start(best.latent_dim, noise) for fold in folds]
+    stopped: list[Choice] = []
     stops = [0, *sorted({min(stop, iterations) for stop in (*_STOPS, iterations)})]
     for before, stop in tracked(list(itertools.pairwise(stops)), "choosing the number of iterations", unit="values"):
         current = _advance(folds, current, stop - before, noise, best.ridge)
-        reached.append(Choice(best.latent_dim, best.ridge, stop, _score(folds, current, weights)))
-        if _worsening(reached):
+        stopped.append(Choice(best.latent_dim, best.ridge, stop, _score(folds, current, weights)))
+        if _settled(stopped):
             break
-    return min(reached, key=lambda choice: choice.score)
+    return min(stopped, key=lambda choice: choice.score)
 
 
-def _worsening(tried: Sequence[Choice]) -> bool:
-    """Whether the last score is no better than the one before: held-out error has one valley along both paths."""
-    return len(tried) > 1 and tried[-1].score >= tried[-2].score
+def _settled(tried: Sequence[Choice]) -> bool:
+    """Whether the last score is hardly better than the one before, or worse: held-out error has one valley along each path."""
+    return len(tried) > 1 and tried[-1].score > (1 - _LEAST_GAINED) * tried[-2].score
 
 
 def pseudo_items(totals: Totals, share: float) -> float:

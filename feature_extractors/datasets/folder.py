@@ -249,6 +249,8 @@ class Folder:
                 hint="paths in the table are relative to --media DIR",
             )
         path = self.media / entry
+        if path.is_absolute() and path.is_relative_to(self.media.absolute()):
+            path = self.media / path.relative_to(self.media.absolute())
         # Told apart by words alone, without looking at the disk; links are followed when the file is read.
         parts = path.relative_to(self.media).parts if path.is_relative_to(self.media) else ("..",)
         if ".." in parts:

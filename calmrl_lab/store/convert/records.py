@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,12 +162,22 @@ def _rows_of_object(document: Mapping[str, Any]) -> Any:
     ]
     if len(lists) == 1 and not any(key in document for key in ("id", "ids")):
         return lists[0]
+    columns = list(document.values())
+    if columns and all(isinstance(value, dict) and value for value in columns) and _row_numbers(columns):
+        # As pandas' to_json writes a data frame: {column: {"0": cell, "1": cell}}.
+        return [{name: column[row] for name, column in document.items()} for row in columns[0]]
     if document and all(isinstance(value, dict) for value in document.values()):
         return [{"id": key, **value} for key, value in document.items()]
     lengths = {len(value) if isinstance(value, list) else -1 for value in document.values()}
     if len(lengths) == 1 and -1 not in lengths and len(document) > 1:
         return [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)]
     return [dict(document)]
+
+
+def _row_numbers(columns: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the keys of all columns are the numbers of the same rows, in order."""
+    wanted = [str(number) for number in range(len(columns[0]))]
+    return all(list(column) == wanted for column in columns)
 
 
 def _json_lines(path: Path, text: str) -> Records:
@@ -216,15 +227,21 @@ def _parquet(path: Path) -> Records:
 
 
 def csv_rows(path: Path, text: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of a CSV file with ',', ';', '|' or tabs, which the first line decides; lines without any cell are left out."""
-    text = read_text(path) if text is None else text
+    """(line, cells) of a CSV file with ',', ';', '|' or tabs, which the first line decides; lines without anything in their cells are left out.
+
+    Comments at the beginning (`#`) and the line `sep=;` of spreadsheets are left out too; a heading that is a comment (np.savetxt) is the heading.
+    """
+    skipped, text = _without_preface(read_text(path) if text is None else text)
     before = csv.field_size_limit(_LONGEST_CELL)
     try:
         delimiter = "\t" if plain_suffix(path) == ".tsv" else delimiter_of(text)
-        reader = csv.reader(text.splitlines(keepends=True) if "\r" in text else _lines(text), delimiter=delimiter, strict=True)
+        first = next((line for line in text.split("\n") if line.strip()), "").split(delimiter)
+        # "id, x0, x1": the spaces belong to the delimiter.
+        spaced = delimiter == " " or (len(first) > 1 and all(cell.startswith(" ") for cell in first[1:]))
+        reader = csv.reader(_lines(text), delimiter=delimiter, strict=True, skipinitialspace=spaced)
         for cells in reader:
-            if cells:
-                yield reader.line_num, cells
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num + skipped, cells
     except csv.Error as error:
         raise CalmrlError(
             f"'{path}' line {reader.line_num} cannot be read: {error}", hint="quotes inside of a cell are doubled"
@@ -233,20 +250,44 @@ def csv_rows(path: Path, text: str | None = None) -> Iterator[tuple[int, list[st
         csv.field_size_limit(before)
 
 
+def _without_preface(text: str) -> tuple[int, str]:
+    """The lines of a CSV file from its heading on, and how many stand before them."""
+    first, _, rest = text.partition("\n")
+    if re.fullmatch(r'"?sep=.?"?', first.strip(" ")):
+        return 1, rest
+    lines = text.split("\n", 200)
+    comments = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    if not comments or comments == len(lines):
+        return 0, text
+    heading, below = lines[comments - 1].lstrip("# "), lines[comments]
+    delimiter = delimiter_of(below)
+    if heading.count(delimiter) == below.count(delimiter) > 0:
+        return comments - 1, "\n".join([heading, *lines[comments:]])
+    return comments, "\n".join(lines[comments:])
+
+
 def _lines(text: str) -> Iterator[str]:
     return (f"{line}\n" for line in text.removesuffix("\n").split("\n"))
 
 
 def delimiter_of(text: str) -> str:
-    """What divides the cells of the first line that has any text: the most frequent of ',', ';', tab and '|' outside of quotes."""
+    """What divides the cells of the first line that has any text: the most frequent of ',', ';', tab and '|' outside of quotes.
+
+    A space, where all that stands outside of quotes are spaces, as in the tables that R writes.
+    """
+    text = _without_preface(text)[1] if text.startswith(("#", "sep=", '"sep=')) else text
     first = next((line for line in text.split("\n") if line.strip()), "")
     outside = "".join(part for number, part in enumerate(first.split('"')) if number % 2 == 0)
+    if outside.isspace() and "\t" not in outside.strip("\n"):
+        return " "
     return max(_DELIMITERS, key=lambda delimiter: (outside.count(delimiter), -_DELIMITERS.index(delimiter)))
 
 
 def _csv(path: Path, text: str) -> Records:
-    lines = csv_rows(path, text)
-    _, heading = next(lines, (0, []))
+    _, heading = next(listed := csv_rows(path, text), (0, []))
+    lines = list(listed)
+    if lines and all(len(cells) == len(heading) + 1 for _, cells in lines):
+        heading = ["", *heading]  # R's row names have no heading
     names = [name.strip() for name in heading]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

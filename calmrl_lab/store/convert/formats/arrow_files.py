@@ -151,6 +151,8 @@ def _column(path: Path, name: str, column: Any) -> Field:
             "strings",
             lambda: np.array(["" if v is None else v for v in column.to_pylist()], dtype=np.str_),
         )
+    if (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and (texts := _utf8(column)) is not None:
+        return Field.of(name, texts)
     if pa.types.is_boolean(kind) and not column.null_count:
         return Field(name, (len(column),), "flags", lambda: np.array(column.to_pylist(), dtype=bool))
     what: Kind = "numbers" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else "other"
@@ -158,6 +160,20 @@ def _column(path: Path, name: str, column: Any) -> Field:
         what = kind_of(np.dtype(kind.to_pandas_dtype()))
         return Field(name, (len(column),), what, lambda: column.to_numpy(zero_copy_only=False))
     return Field(name, (len(column),), what, lambda: np.array(column.to_pylist(), dtype=object))
+
+
+def _utf8(column: Any) -> np.ndarray | None:
+    """A column of bytes as str, if all of them are printable UTF-8; pictures and sounds are not."""
+    texts = []
+    for cell in column:
+        data = cell.as_py()
+        try:
+            texts.append("" if data is None else data.decode("utf-8"))
+        except UnicodeDecodeError:
+            return None
+        if not texts[-1].isprintable():
+            return None
+    return np.array(texts, dtype=np.str_)
 
 
 def _is_list(kind: Any) -> bool:

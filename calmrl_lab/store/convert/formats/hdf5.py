@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +33,10 @@ class Hdf5:
         def visit(name: str, node: Any) -> None:
             # An import reads the file that it was given: visititems does not follow links to other files, and these hold their data there.
             if isinstance(node, h5py.Dataset) and not node.external and not node.is_virtual:
-                fields[name] = _field(reader, name, node)
+                if node.dtype.names and node.ndim == 1:
+                    fields.update(_columns(reader, name, node))
+                else:
+                    fields[name] = _field(reader, name, node)
             home = name.rpartition("/")[0] if isinstance(node, h5py.Dataset) else name
             attributes.update(_texts_of(node, f"{home}/" if home else ""))
 
@@ -71,6 +75,24 @@ class _Reader:
         return h5py.File(self.path, "r")
 
 
+def _columns(reader: _Reader, name: str, table: Any) -> dict[str, Field]:
+    """The columns of a table of HDF5 (a dataset of records), as fields beside it."""
+    import h5py
+
+    home = name.rpartition("/")[0]
+    check_memory(reader.path, table.nbytes)
+    rows = table[()]
+    found = {}
+    for column in table.dtype.names:
+        values = rows[column]
+        if h5py.check_string_dtype(table.dtype[column]) is not None:
+            texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in values.tolist()]
+            values = np.array(texts, dtype=np.str_)
+        place = f"{home}/{column}" if home else column
+        found[place] = Field.of(place, values)
+    return found
+
+
 def _field(reader: _Reader, name: str, dataset: Any) -> Field:
     import h5py
 
@@ -82,11 +104,13 @@ def _field(reader: _Reader, name: str, dataset: Any) -> Field:
         if strings:
             check_memory(path, opened.size * 64)
             return np.array(opened.asstr("utf-8")[()].tolist(), dtype=np.str_)
-        mapped = hdf5_mapped(path, opened) if opened.ndim >= 2 else None
+        mapped = hdf5_mapped(path, opened) if len(shape) >= 2 else None
         if mapped is None:
-            check_memory(path, opened.nbytes)
+            check_memory(path, claimed)
             return np.asarray(opened[()])
         return mapped
 
+    # Asked for once: there may be a dataset for each of many thousand items.
     shape = tuple(dataset.shape) if dataset.shape is not None else ()
+    claimed = math.prod(shape) * dataset.dtype.itemsize
     return Field(name, shape, "strings" if strings else kind_of(dataset.dtype), load)

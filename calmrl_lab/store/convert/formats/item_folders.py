@@ -65,7 +65,7 @@ def _loader(file: Path) -> Callable[[], np.ndarray]:
     """Loads an array without looking at its header as `np.load` does, for the headers of many thousand items are alike."""
 
     def load() -> np.ndarray:
-        with open(file, "rb") as opened:
+        with reading_errors(file), open(file, "rb") as opened:
             shape, by_columns, dtype = npy_header(opened)
             values = np.frombuffer(opened.read(), dtype, math.prod(shape))
         return values.reshape(shape, order="F" if by_columns else "C")

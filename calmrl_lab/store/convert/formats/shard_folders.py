@@ -13,6 +13,8 @@ from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import files_in, folders_in
 from calmrl_lab.store.convert.formats.arrow_files import Parquet
 from calmrl_lab.store.convert.reading.content import Content, Field
+from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
+from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import StackedRows
 
 _SHARD = re.compile(r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features))[_-]?(\d+)", re.IGNORECASE)
@@ -26,7 +28,8 @@ class Shards:
 
     @staticmethod
     def is_folder(path: Path) -> bool:
-        return bool(families(path))
+        # Vectors called feat_0, feat_1, ... are items: shards have rows.
+        return any(_has_rows(next(iter(shards.values()))) for shards in families(path).values())
 
     @staticmethod
     def read(path: Path) -> Content:
@@ -48,6 +51,11 @@ class Shards:
         for name, values in _metadata(path, lengths).items():
             fields.setdefault(name, values)
         return Content(path, fields, nested=False)
+
+
+def _has_rows(file: Path) -> bool:
+    with reading_errors(file), open(file, "rb") as opened:
+        return len(npy_header(opened)[0]) > 1
 
 
 def families(folder: Path) -> dict[str, dict[int, Path]]:

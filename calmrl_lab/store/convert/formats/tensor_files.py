@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,12 +31,13 @@ class Safetensors:
 
         fields: dict[str, Field] = {}
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    part = file.get_slice(name)
-                    kind: Kind = "flags" if part.get_dtype() == "BOOL" else "numbers"
-                    fields[name] = Field(name, tuple(part.get_shape()), kind, _loader(path, name))
-                listed = {name: text for name, text in (file.metadata() or {}).items() if text.startswith("[")}
+            # It stays open as long as a field may be loaded: to open it again for each of many thousand items reads its header as often.
+            file = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                part = file.get_slice(name)
+                kind: Kind = "flags" if part.get_dtype() == "BOOL" else "numbers"
+                fields[name] = Field(name, tuple(part.get_shape()), kind, partial(_tensor, file, name))
+            listed = {name: text for name, text in (file.metadata() or {}).items() if text.startswith("[")}
         except SafetensorError as error:
             raise CalmrlError(
                 f"'{path}' cannot be read as safetensors: {error}", hint=remedy(path) or "write it again, or download it again"
@@ -48,14 +49,8 @@ class Safetensors:
         return Content(path, fields, ordered=False)
 
 
-def _loader(path: Path, name: str) -> Callable[[], np.ndarray]:
-    def load() -> np.ndarray:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            return as_array(file.get_tensor(name))
-
-    return load
+def _tensor(file: Any, name: str) -> np.ndarray:
+    return as_array(file.get_tensor(name))
 
 
 @formats.register("torch")

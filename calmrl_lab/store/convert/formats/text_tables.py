@@ -33,6 +33,9 @@ class Csv:
         names = _heading(lines[0][1])
         body = lines if names is None else lines[1:]
         width = len(lines[0][1])
+        if names is not None and body and all(len(cells) == width + 1 for _, cells in body):
+            # R's row names have no heading.
+            names, width = ["", *names], width + 1
         for number, cells in body:
             if len(cells) != width:
                 raise CalmrlError(

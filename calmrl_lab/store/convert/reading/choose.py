@@ -16,7 +16,7 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.reading.content import Content, Field, as_float32, spelled
 from calmrl_lab.store.convert.reading.reading_errors import check_memory
-from calmrl_lab.store.convert.reading.row_names import ids_from, names_of_rows
+from calmrl_lab.store.convert.reading.row_names import ids_from, is_id, names_of_rows
 from calmrl_lab.store.convert.reading.source import ReadOptions, Source
 from calmrl_lab.store.splits import split_named
 
@@ -37,6 +37,10 @@ _LENGTH_NAMES = (
 )
 # What makes whole numbers features again, where these were quantised.
 _SCALE_NAMES = ("scale", "scales", "zero_point", "zero_points", "quant_scale", "quantization_scale")
+# How the weights of a network are called.
+_WEIGHT = re.compile(
+    r".+\.(weight|bias|gamma|beta|running_mean|running_var|num_batches_tracked|weight_[gv]|in_proj_weight|in_proj_bias)"
+)
 _NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
 # Columns that a data frame writes for its index, and never for a feature.
 _FRAME_INDEX = re.compile(r"__index_.*|Unnamed: \d+|index|level_\d+|")
@@ -47,7 +51,9 @@ def choose(content: Content, modality: str, options: ReadOptions) -> Source:
 
     Raises CalmrlError naming what the file has if it is not clear which they are, and what to say to make it so.
     """
+    content = replace(content, fields={name: _flat_ids(field) for name, field in content.fields.items()})
     fields = content.fields
+    _check_no_weights(content, options)
     if not fields:
         raise CalmrlError(
             f"'{content.path}' holds no arrays of its own, so it does not say which are the features",
@@ -59,6 +65,25 @@ def choose(content: Content, modality: str, options: ReadOptions) -> Source:
     if found is not None:
         return _beside(content, options, *found)
     return _one_array_an_item(content, modality, options)
+
+
+def _flat_ids(field: Field) -> Field:
+    """Ids in one column, [R, 1], or texts in one row, [1, R], as [R]."""
+    one_column = len(field.shape) == 2 and field.shape[1] == 1 and (field.kind == "strings" or is_id(field.name))
+    one_row = len(field.shape) == 2 and field.shape[0] == 1 and field.kind == "strings"
+    if not one_column and not one_row:
+        return field
+    return replace(field, shape=(max(field.shape),), load=lambda: np.asarray(field.load()).reshape(-1))
+
+
+def _check_no_weights(content: Content, options: ReadOptions) -> None:
+    """CalmrlError for the weights of a network, which are arrays too."""
+    arrays = [name for name, field in content.fields.items() if field.kind == "numbers" and field.shape]
+    if options.key is None and not content.table and arrays and all(map(_WEIGHT.fullmatch, arrays)):
+        raise CalmrlError(
+            f"'{content.path}' holds the weights of a network ({', '.join(map(_shown, arrays[:3]))}), not features",
+            hint="--weights takes them in calmrl-lab extract, which makes features by them; if one of them is what you want: FILE:KEY",
+        )
 
 
 def _parts(content: Content, modality: str, options: ReadOptions) -> list[str]:
@@ -240,7 +265,7 @@ def _beside(content: Content, options: ReadOptions, matrix: _Matrix) -> Source:
         None,
     )
     taken = [*matrix.names, *([mask] if mask else [])]
-    named, unused = names_of_rows(content, length, beside, taken, options)
+    named, unused = names_of_rows(content, length, beside, taken, options, matrix.shape[-1] if len(matrix.shape) == 2 else 0)
     split = next((n for place in dict.fromkeys((beside, "")) for n in (f"{place}split",) if _fits(content, n, length)), None)
     ids = None
     if named is not None:

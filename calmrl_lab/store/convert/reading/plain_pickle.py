@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 from calmrl_lab.store.convert.reading.reading_errors import SAVE_PLAIN
 
 # What a pickle of plain data is made of; everything that could reach for more (persistent ids, extensions, buffers from outside) is not in it.
@@ -46,10 +47,12 @@ def load_plain(path: Path, data: bytes) -> Any:
     {'video0': [1.0, 2.0]}
     """
     _check_instructions(path, data)
-    reader = _PlainUnpickler(io.BytesIO(data), encoding="latin1")
+    stream = io.BytesIO(data)
+    reader = _PlainUnpickler(stream, encoding="latin1")
     reader.path = path
     try:
         loaded = reader.load()
+        behind = data[stream.tell() :]
     except CalmrlError:
         raise
     except RecursionError:
@@ -57,6 +60,11 @@ def load_plain(path: Path, data: bytes) -> Any:
     except Exception as error:
         said = " ".join(str(error).split())[:120]
         raise CalmrlError(f"'{path}' is no pickle of plain arrays: {said}", hint=SAVE_PLAIN) from None
+    if behind.strip(b"\0\n"):
+        raise CalmrlError(
+            f"'{path}' holds several objects one after the other, of which only the first would be read",
+            hint="load them all (pickle.load until EOFError), and save them as one dict or list",
+        )
     return resolved(path, loaded, len(data))
 
 
@@ -73,7 +81,7 @@ def _check_instructions(path: Path, data: bytes) -> None:
             if claim > (len(data) - (position or 0) if opcode.name == "FRAME" else max(puts, 256)):
                 raise CalmrlError(f"'{path}' is damaged: it claims more memory than it has bytes", hint=_AGAIN)
     except ValueError as error:
-        raise CalmrlError(f"'{path}' is no whole pickle: {str(error)[:100]}", hint=SAVE_PLAIN) from None
+        raise CalmrlError(f"'{path}' is no whole pickle: {str(error)[:100]}", hint=remedy(path) or SAVE_PLAIN) from None
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -14,7 +14,7 @@ from calmrl_lab.store.convert.reading.content import Content, Field, spelled
 from calmrl_lab.store.convert.reading.source import ReadOptions
 
 # An array of one of these names is the id even beside others that could be.
-_FIRST = ("ids", "id")
+_FIRST = ("ids", "id", "__key__")
 # Names that say what they hold, in any case, with or without '_', '-' and spaces: the id of an item or the place of its file.
 _IDENTIFYING = {
     "id", "ids", "key", "keys", "name", "names", "index", "uid", "uids", "uuid", "item", "items", "itemid", "itemids", "itemname",
@@ -34,11 +34,11 @@ _DESCRIBING = re.compile(
 
 
 def names_of_rows(
-    content: Content, length: int, beside: str, taken: Sequence[str], options: ReadOptions
+    content: Content, length: int, beside: str, taken: Sequence[str], options: ReadOptions, columns: int = 0
 ) -> tuple[str | None, list[str]]:
     """The field that names the `length` rows, and all that could if none is chosen.
 
-    `beside`: the group of the features; fields there come before those of the whole file. `taken`: fields that are something else.
+    columns: how many columns the features have. `beside`: the group of the features; fields there come before those of the whole file. `taken`: fields that are something else.
     Raises CalmrlError if the field that the options name does not exist or has another length.
     """
     if options.id_column is not None:
@@ -53,13 +53,14 @@ def names_of_rows(
     for name in (f"{place}{first}" for place in _places(beside) for first in _FIRST):
         if any(f.name == name and f.kind in ("strings", "numbers") for f in fields):
             return name, []
-    identifying = [f for f in strings if _plain(f.name) in _IDENTIFYING]
+    # Texts that are the same in all rows (the shard that they are from) name none of them.
+    identifying = [f for f in strings if _plain(f.name) in _IDENTIFYING and (length < 2 or not _is_constant(f))]
     if len(identifying) == 1:
         return identifying[0].name, []
     numbers = [
         f for f in fields if f.kind == "numbers" and _plain(f.name) in _IDENTIFYING - {"index"} and f.load().dtype.kind in "iu"
     ]
-    if not strings and len(numbers) == 1:
+    if len(numbers) == 1 and not identifying and all(is_describing(f.name) for f in strings):
         return numbers[0].name, []
     if len(strings) == 1 and not identifying and not _DESCRIBING.search(_plain(strings[0].name)) and _all_differ(strings[0]):
         return strings[0].name, []
@@ -68,7 +69,14 @@ def names_of_rows(
         content.fields[name] for place in _places(beside) for name in (f"{place}{f}" for f in _FIRST) if name in content.fields
     ]
     others = [f for f in ids if f.name not in taken and len(f.shape) == 1 and f.kind in ("strings", "numbers")]
-    return None, [f.name for f in (identifying or strings or numbers or others)]
+    # Nor are ids that cannot be read as text, nor names for the columns: then the features may be transposed.
+    others += [f for f in fields if f.kind == "other" and is_id(f.name) and f not in others]
+    others += [
+        f
+        for f in content.fields.values()
+        if f.kind == "strings" and f.shape == (columns,) and is_identifying(f.name) and columns != length
+    ]
+    return None, list(dict.fromkeys(f.name for f in (identifying or strings or numbers or others)))
 
 
 def is_identifying(name: str) -> bool:
@@ -118,7 +126,7 @@ def _wanted(content: Content, length: int, beside: str, wanted: str) -> str:
             if shape != (length,):
                 raise CalmrlError(
                     f"'{content.path}': '{name}' is {list(shape)} and cannot name {length} rows of features",
-                    hint="--id-column takes one id per row",
+                    hint="--id-column takes one id per row; if the features are [d, rows], save them transposed (features.T)",
                 )
             return name
     fitting = [f.name for f in content.fields.values() if f.shape == (length,)]
@@ -145,6 +153,11 @@ def _plain(name: str) -> str:
 def _all_differ(field: Field) -> bool:
     values = field.load()
     return len(np.unique(values)) == len(values)
+
+
+def _is_constant(field: Field) -> bool:
+    values = field.load()
+    return bool((values == values[0]).all())
 
 
 def _is_blank(field: Field) -> bool:
