@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for items in numbers:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="calmrl-scale-") as folder:
             rows += stages(Path(folder), items)
-    if options.page is not None:
-        put(options.page, "scale", markdown(rows))
+        # After every size, since the largest may take an hour.
+        if options.page is not None:
+            put(options.page, "scale", markdown(rows))
     console.emit({"rows": rows, "slopes": slopes(rows)}, options.json, lambda: show(rows))
 
 

@@ -77,10 +77,10 @@ def stop_training():
     """stop_training(config, folder, epoch): trains and is interrupted before that epoch, so that what is left can be resumed."""
 
     def stop(asked, folder, epoch):
-        from calmrl_lab.training.session import _Session
+        from calmrl_lab.training.session import Session
         from calmrl_lab.training.train import train
 
-        original = _Session._one_epoch
+        original = Session._one_epoch
 
         def dies(self, *arguments):
             if self.epoch == epoch:
@@ -88,7 +88,7 @@ def stop_training():
             return original(self, *arguments)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_Session, "_one_epoch", dies)
+            patch.setattr(Session, "_one_epoch", dies)
             with pytest.raises(KeyboardInterrupt):
                 train(asked, folder)
 

@@ -163,6 +163,28 @@ def test_tables_of_results_fit_80_columns_and_end_with_a_mean(cli, trained, tmp_
     assert mean == pytest.approx(np.mean(means), abs=0.06)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "store info STORE",
+        "impute --store STORE --out full.zarr --method mean --check",
+        "classify RUN --label category",
+        "curves RUN --scenario random:0.5 --query caption --scorer centroid",
+    ],
+)
+def test_other_tables_fit_80_columns(words, cli, trained, small_store, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.path, tmp_path / "run")
+    code, out, err = cli(*words.replace("STORE", str(small_store)).replace("RUN", "run").split())
+    assert code == 0, err
+    # Rows of tables are padded; sentences are not, and the window folds them.
+    rows = [line for line in out.splitlines() if "  " in line and not line.startswith(str(small_store))]
+    assert len(rows) > 2
+    assert max(map(len, rows)) <= 80, "\n".join(rows)
+
+
 def test_doctor_looks_for_the_modules_that_the_demo_imports(cli):
     from importlib.util import find_spec
 

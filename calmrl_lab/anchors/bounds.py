@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from calmrl_lab.anchors.shift import ShiftTerms, _check, aligned_distance, calibrated_shift, shift_terms
+from calmrl_lab.anchors.shift import ShiftTerms, aligned_distance, calibrated_shift, check_entries, shift_terms
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.linalg.spectrum import spectrum
 
@@ -235,7 +235,7 @@ def certified_helpful(
     anchor is more than 2 r away from the imputed one, it is more than r away from the true one. Honest warning: with errors of
     real size next to nothing is ever certified; the Bayes anchor says more.
     """
-    _check(filled, complete, observed)
+    check_entries(filled, complete, observed)
     whole, part = spectrum(filled.double(), complete), spectrum(filled.double(), observed)
     margin = whole.singular_values[:, 0] - whole.singular_values[:, 1] - error
     sine = torch.where(margin > 0, error / margin.clamp(min=1e-300), torch.inf)

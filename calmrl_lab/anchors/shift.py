@@ -54,7 +54,7 @@ def calibrated_shift(
     >>> calibrated_shift(z, complete, observed, imputed=z).abs().max() < 1e-6  # imputed without error: no shift is left
     tensor(True)
     """
-    _check(embeddings, complete, observed)
+    check_entries(embeddings, complete, observed)
     if imputed.shape != embeddings.shape:
         raise CalmrlError(f"imputed embeddings have shape {list(imputed.shape)}, expected {list(embeddings.shape)}")
     truth = embeddings.double()
@@ -100,7 +100,7 @@ def shift_terms(embeddings: Float[Tensor, "n k d"], complete: Bool[Tensor, "n k"
     >>> shift_terms(z, complete, observed).singular_values.shape
     torch.Size([5, 4])
     """
-    _check(embeddings, complete, observed)
+    check_entries(embeddings, complete, observed)
     z = embeddings.double()
     whole, part = spectrum(z, complete), spectrum(z, observed)
     hidden = spectrum(z, complete & ~observed)
@@ -119,7 +119,7 @@ def shift_terms(embeddings: Float[Tensor, "n k d"], complete: Bool[Tensor, "n k"
     )
 
 
-def _check(embeddings: Tensor, complete: Tensor, observed: Tensor) -> None:
+def check_entries(embeddings: Tensor, complete: Tensor, observed: Tensor) -> None:
     if (
         embeddings.ndim != 3
         or embeddings.shape[:2] != complete.shape

@@ -76,9 +76,12 @@ def _print_classes(table: pd.DataFrame) -> None:
         unknown=table["unknown_class"],
     )
     columns = {**words, "accuracy (95 %)": "{:>}", "top 5": "{:>}", "macro": "{:.1f}", "majority": "{:.1f}", "items": "{:d}"}
-    print_table(shown, {**columns, "classes": "{:d}", "unknown": "{:d}"}, "accuracy in percent")
-    console.out.print(
-        "macro: mean over classes; majority: always naming the largest class; items: those with a label that show the modality; unknown: "
-        "items of a class that was not compared with, which are wrong",
-        soft_wrap=True,
+    notes = (
+        "macro: mean over classes; majority: always naming the largest class; items: those with a label that show the modality"
     )
+    columns["classes"] = "{:d}"
+    if shown["unknown"].any():
+        columns["unknown"] = "{:d}"
+        notes += "; unknown: items of a class that was not compared with, which are wrong"
+    print_table(shown, columns, "accuracy in percent")
+    console.out.print(notes, soft_wrap=True)

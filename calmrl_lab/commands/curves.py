@@ -53,11 +53,11 @@ def _print_curves(table: pd.DataFrame, gain: pd.DataFrame) -> None:
     single = table["scorer"].map(is_single).astype(bool)
     joint = _short(table if single.all() else table[~single], "recall_at_1", "low_1", "high_1", "{:.1f}")
     columns = {"query": "{}", "hidden": "{}", "scorer": "{}", "R@1 (95 %)": "{:>}"}
-    numbers = {"R@5": "{:.1f}", "R@10": "{:.1f}", "medR": "{:.0f}", "MRR": "{:.3f}", "queries": "{:d}"}
+    numbers = {"R@5": "{:.1f}", "R@10": "{:.1f}", "median": "{:.0f}", "queries": "{:d}"}
     # Counts of what cannot be scored are worth a column only where there is any.
     counts = {"left out": "without_positive", "show nothing": "unserved"}
     counts = {heading: name for heading, name in counts.items() if joint[name].any()}
-    joint = joint.rename(columns={"recall_at_5": "R@5", "recall_at_10": "R@10", "median_rank": "medR", "mrr": "MRR"})
+    joint = joint.rename(columns={"recall_at_5": "R@5", "recall_at_10": "R@10", "median_rank": "median"})
     joint = joint.rename(columns={name: heading for heading, name in counts.items()})
     title = "Recall in percent: queries of one modality against items that show the others; 'to' it, items are the queries"
     print_table(joint, columns | numbers | dict.fromkeys(counts, "{:d}"), title)

@@ -92,6 +92,7 @@ def _print_diagnosis(tables: dict[str, pd.DataFrame], warning: str | None) -> No
         "reliability": "imputation error: predicted and actual",
     }
     for name, table in tables.items():
+        table = table.rename(columns=lambda column: column.removeprefix("shift_"))
         words = {column: "{}" if table[column].dtype.kind not in "f" else "{:.3f}" for column in table.columns}
         print_table(
             table, words, titles.get(name) or f"Recall@1 in percent by {name.removeprefix('recall_by_').replace('_', ' ')}"

@@ -27,8 +27,6 @@ def doctor(
 
     Example: calmrl-lab doctor stores/openmoji.zarr
     """
-    from calmrl_lab.commands.doctor import examine
-
     findings = examine(stores or [])
     marks = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
 

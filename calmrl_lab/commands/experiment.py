@@ -94,12 +94,10 @@ def _write_first(store: Path | None, out: Path) -> None:
 
 
 def _print_plan(rows: list[Any], jobs: int, absent: list[str]) -> None:
-    from rich.table import Table
-
     from calmrl_lab.experiments.plan import in_words
     from calmrl_lab.experiments.required_stores import making
 
-    shown = Table(box=None, pad_edge=False)
+    shown = console.table()
     for heading in ("run", "what", "core-seconds"):
         shown.add_column(heading, justify="right" if heading == "core-seconds" else "left", overflow="fold")
     for row in rows:

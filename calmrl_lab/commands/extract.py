@@ -104,13 +104,11 @@ def extract(
 
 
 def _print_dry_run(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
     splits = ", ".join(f"{count} {name}" for name, count in found["splits"].items())
     console.out.print(
         f"{found['dataset']}: {found['items']} items ({splits}) in {found['groups']} groups", soft_wrap=True, markup=False
     )
-    table = Table(box=None, pad_edge=False)
+    table = console.table()
     for heading in ("modality", "encoder", "items", "rows", "an item", "files", "missing", "empty"):
         table.add_column(heading, justify="left" if heading in ("modality", "encoder") else "right")
     for name, of in found["modalities"].items():
@@ -130,19 +128,17 @@ def _print_dry_run(found: dict[str, Any]) -> None:
 
 
 def _print(summary: Any) -> None:
-    from rich.table import Table
-
     gaps = [
         reason
         for reason in ("absent by nature", "failed", "not extracted")
         if any(of[reason] for of in summary.missing.values())
     ]
-    table = Table(box=None, pad_edge=False)
+    table = console.table()
     for heading in ("modality", "rows", *gaps):
         table.add_column(heading, justify="left" if heading == "modality" else "right")
     for modality, rows in summary.rows.items():
         table.add_row(modality, str(rows), *(str(summary.missing[modality][reason]) for reason in gaps))
-    console.out.print(table)
+    console.show(table)
     for line in _lines(summary):
         console.out.print(line, soft_wrap=True, markup=False)
 

@@ -59,16 +59,14 @@ def _draw(done: Completion, path: Path) -> None:
 
 
 def _show(done: Completion) -> None:
-    from rich.table import Table
-
-    table = Table(title="Expected squared error of filled entries; 1 is no better than the mean")
+    table = console.table(title="Expected squared error of filled entries; 1 is no better than the mean")
     for heading in ("observed", "filled", "items", "error"):
         table.add_column(heading, justify="right" if heading in ("items", "error") else "left")
     for row in done.patterns:
         error = "-" if row["relative_error"] is None else f"{row['relative_error']:.3f}"
         table.add_row(row["observed"], row["filled"], str(row["items"]), error)
     if done.patterns:
-        console.out.print(table)
+        console.show(table)
     else:
         console.out.print("nothing to fill: every item shows every modality")
     if done.check:
@@ -79,13 +77,12 @@ def _show(done: Completion) -> None:
 
 
 def _show_check(check: Check) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"Predicted against real error on {check.items} held-out items; 1 is no better than the mean")
+    title = f"Predicted against real error on {check.items} held-out items; 1 is no better than the mean"
+    table = console.table(title=title)
     for heading in ("entries", "predicted", "real", "standard error"):
         table.add_column(heading, justify="right")
     for row in check.payload()["bins"]:
         cells = (row[key] for key in ("predicted", "real", "standard_error"))
         table.add_row(f"{row['count']:.0f}", *("-" if cell is None else f"{cell:.3f}" for cell in cells))
-    console.out.print(table)
+    console.show(table)
     console.out.print(f"real over predicted error: {check.reliability.ratio:.2f} (above 1: predicted errors are too small)")

@@ -250,11 +250,9 @@ def _print_facts(gallery: Gallery) -> None:
 
 
 def _print_found(gallery: Gallery, found: pd.DataFrame) -> None:
-    from rich.table import Table
-
     labels = [name for name in found.columns if name.startswith("label.")]
     several = found["query"].nunique() > 1
-    shown = Table(box=None, pad_edge=False)
+    shown = console.table()
     for heading in [
         *(["query"] if several else []),
         "rank",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -36,12 +35,11 @@ def info(store: Path = typer.Argument(..., help="Feature store."), as_json: bool
 
     Example: calmrl-lab store info stores/openmoji.zarr
     """
-    from calmrl_lab.commands.store import show
     from calmrl_lab.store import FeatureStore
     from calmrl_lab.store.description import describe
 
     description = describe(FeatureStore.open(store))
-    console.emit(description, as_json, lambda: show(description, console.out))
+    console.emit(description, as_json, lambda: show(description))
 
 
 def verify(store: Path = typer.Argument(..., help="Feature store."), as_json: bool = _JSON) -> None:
@@ -103,7 +101,6 @@ def import_(
 
     Example: calmrl-lab store import --out mine.zarr --modality vision=clip.npy --modality text=text.parquet --ids ids.txt
     """
-    from calmrl_lab.commands.store import assignments, for_all_or_one
     from calmrl_lab.store.convert.import_arrays import import_features
     from calmrl_lab.store.convert.restore import nothing_beside, restore
 
@@ -198,28 +195,28 @@ def for_all_or_one(option: str, words: Sequence[str]) -> tuple[str | None, dict[
 _SHOWN_PATTERNS = 15
 
 
-def show(description: dict[str, Any], console: Console) -> None:
+def show(description: dict[str, Any]) -> None:
     """Print what `calmrl_lab.store.description.describe` returns."""
-    d = description
-    console.print(
+    d, out = description, console.out
+    out.print(
         f"[bold]{escape(d['path'])}[/bold]  dataset {escape(d['dataset'])}, {size(d['bytes'])}, digest {d['digest'][:16]}"
     )
     for name in ("licence", "attribution"):
         if d[name]:
-            console.print(f"{name}: {escape(d[name])}", soft_wrap=True)
+            out.print(f"{name}: {escape(d[name])}", soft_wrap=True)
     splits = ", ".join(f"{count} {name}" for name, count in d["splits"].items())
     empty = f", {d['empty_items']} without any" if d["empty_items"] else ""
-    console.print(f"{d['items']} items ({splits}) in {d['groups']} groups; {d['complete_items']} show every modality{empty}")
+    out.print(f"{d['items']} items ({splits}) in {d['groups']} groups; {d['complete_items']} show every modality{empty}")
     for name, values in (("labels", d["labels"]), ("failed media", d["failures"])):
         if values:
-            console.print(f"{name}: " + ", ".join(f"{escape(key)} ({count})" for key, count in values.items()))
+            out.print(f"{name}: " + ", ".join(f"{escape(key)} ({count})" for key, count in values.items()))
     if d["heads"]:
-        console.print("heads: " + ", ".join(f"{escape(key)} {shape}" for key, shape in d["heads"].items()))
+        out.print("heads: " + ", ".join(f"{escape(key)} {shape}" for key, shape in d["heads"].items()))
     for m in d["modalities"]:
-        console.print(f"{m['name']}: {escape(m['encoder'])} [dim]({escape(m['fingerprint'][:24])})[/dim]", soft_wrap=True)
+        out.print(f"{m['name']}: {escape(m['encoder'])} [dim]({escape(m['fingerprint'][:24])})[/dim]", soft_wrap=True)
     for table in (_modalities(d), _patterns(d), _co_observed(d)):
-        console.print()
-        console.print(table)
+        out.print()
+        console.show(table)
 
 
 def size(count: int) -> str:
@@ -233,7 +230,7 @@ def size(count: int) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table = console.table(title=title)
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right")
     return table

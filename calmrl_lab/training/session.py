@@ -61,8 +61,8 @@ SIGN_ITEMS = 2_048
 RANKED_ITEMS = 1_000
 
 
-class _Session:
-    """Everything that moves during one run."""
+class Session:
+    """A training run under way: heads, optimiser, imputer, random numbers and the best state so far."""
 
     def __init__(self, config: TrainConfig, device: torch.device, watch: Watch | None = None) -> None:
         self.config = config

@@ -16,7 +16,7 @@ from calmrl_lab.runtime.devices import resolve as resolve_device
 from calmrl_lab.runtime.distributed import rank, together
 from calmrl_lab.runtime.progress import shown
 from calmrl_lab.runtime.threads import limited
-from calmrl_lab.training.session import _Session
+from calmrl_lab.training.session import Session
 from calmrl_lab.training.watch import Callback, Watch
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def train(config: TrainConfig, path: Path, resume: bool = False, overwrite: bool
         if rank() == 0 and not resume:
             # The start of the heads may take minutes, and what is in the way is known now.
             Run.refuse_place(path, overwrite)
-        session = _Session(config, device, watch)
+        session = Session(config, device, watch)
         with opened_for_training(config, path, resume, overwrite) if rank() == 0 else nullcontext(Run(path)) as run:
             if resume:
                 session.restore(run)

@@ -96,7 +96,7 @@ def test_a_finished_run_is_replaced_only_when_asked(small_store, tmp_path, cli):
 
 def test_what_is_in_the_way_is_said_before_any_work(small_store, tmp_path, monkeypatch):
     run = train(config(small_store), tmp_path / "run")
-    monkeypatch.setattr("calmrl_lab.training.train._Session", lambda *_: pytest.fail("work was done first"))
+    monkeypatch.setattr("calmrl_lab.training.train.Session", lambda *_: pytest.fail("work was done first"))
     with pytest.raises(CalmrlError, match="holds a finished run"):
         train(run.config, run.path)
     (tmp_path / "file").touch()

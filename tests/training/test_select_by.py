@@ -16,7 +16,7 @@ from calmrl_lab.model.selection import mean_over_directions
 from calmrl_lab.objectives import objectives
 from calmrl_lab.scorers.base import make_scorer
 from calmrl_lab.training.requirements import item_ranking, make_objective, selected_by
-from calmrl_lab.training.session import _Session
+from calmrl_lab.training.session import Session
 from calmrl_lab.training.train import train
 
 THREE, DIM = ("vision", "audio", "caption"), 8
@@ -150,5 +150,5 @@ def test_heads_of_a_product_keep_the_signs_of_training(small_store, tmp_path, mo
     signs = {}
     for name in ("symile", "pmrl"):
         config = TrainConfig(store=str(small_store), objective=name, **quick)
-        signs[name] = _Session(config, torch.device("cpu"))._signs()
+        signs[name] = Session(config, torch.device("cpu"))._signs()
     assert signs == {"symile": (1, 1, 1), "pmrl": (1, -1, 1)}

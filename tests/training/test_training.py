@@ -14,7 +14,7 @@ from calmrl_lab.runs.artifact_folder import digest
 from calmrl_lab.runs.run import Run
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import update
-from calmrl_lab.training.session import _Session
+from calmrl_lab.training.session import Session
 from calmrl_lab.training.train import train, train_heads
 
 QUICK = {"epochs": 4, "dim": 16, "batch_size": 64, "first_iterations": 5, "refresh_iterations": 2, "checkpoint_every": 2}
@@ -78,7 +78,7 @@ def test_the_loss_falls_and_validation_rises(small_store, tmp_path):
 def test_training_stops_when_validation_stops_rising_and_keeps_the_best_heads(small_store, tmp_path):
     asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=30, patience=3, learning_rate=100)
     run = train(asked, tmp_path / "r")
-    start = _Session(asked, torch.device("cpu")).heads.state_dict()
+    start = Session(asked, torch.device("cpu")).heads.state_dict()
     scores = [line["validation_mrr"] for line in lines_of(run)]
     best = scores.index(max(scores))
     assert run.summary["best_epoch"] == best
@@ -90,11 +90,11 @@ def test_training_stops_when_validation_stops_rising_and_keeps_the_best_heads(sm
 
 
 def test_the_learning_rate_rises_and_falls(small_store):
-    session = _Session(config(small_store, warm_up_share=0.1), torch.device("cpu"))
+    session = Session(config(small_store, warm_up_share=0.1), torch.device("cpu"))
     paces = [session.learning_rate_factor(step, 40) for step in range(41)]
     assert paces[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert paces[4:] == pytest.approx([(40 - step) / 36 for step in range(4, 41)])
-    sudden = _Session(config(small_store, warm_up_share=0.0), torch.device("cpu"))
+    sudden = Session(config(small_store, warm_up_share=0.0), torch.device("cpu"))
     assert sudden.learning_rate_factor(0, 40) == 1.0
 
 
@@ -105,8 +105,8 @@ def test_the_python_api_takes_an_unfitted_imputer(small_store, tmp_path):
 
 
 def test_complete_only_trains_on_exactly_the_complete_items_of_pairs(small_store, tmp_path):
-    pairs = _Session(config(small_store), torch.device("cpu"))
-    only = _Session(config(small_store, scenario="pairs:0.25+complete-only"), torch.device("cpu"))
+    pairs = Session(config(small_store), torch.device("cpu"))
+    only = Session(config(small_store, scenario="pairs:0.25+complete-only"), torch.device("cpu"))
     complete = pairs.train_table.ids[pairs.train_table.mask.all(dim=1).numpy()]
     assert sorted(complete) == sorted(only.train_table.ids)
 
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
             return {name: value * float("nan") for name, value in terms.items()}
 
     asked = config(small_store, objective="clip", impute="none", impute_options={})
-    session = _Session(asked, torch.device("cpu"))
+    session = Session(asked, torch.device("cpu"))
     session.objective = NonFiniteStep(tuple(FOUR), 16)
     with (
         Run.create(tmp_path / "r", asked) as run,
@@ -133,24 +133,24 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_items(small_store, t
 def test_the_last_good_checkpoint_outlives_a_broken_loss(small_store, tmp_path, monkeypatch):
     asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=4, checkpoint_every=1)
     whole = train(asked, tmp_path / "whole")
-    original = _Session._embedded
+    original = Session._embedded
 
     def breaks(self, *arguments):
         batch = original(self, *arguments)
         return batch._replace(embeddings=batch.embeddings * (float("nan") if self.epoch == 2 else 1.0))
 
-    monkeypatch.setattr(_Session, "_embedded", breaks)
+    monkeypatch.setattr(Session, "_embedded", breaks)
     steps = lines_of(whole)[2]["step"]
     with pytest.raises(WorkFailedError, match=rf"at step {steps} \(epoch 3, term loss; items "):
         train(asked, tmp_path / "broken")
-    monkeypatch.setattr(_Session, "_embedded", original)
+    monkeypatch.setattr(Session, "_embedded", original)
     assert same(tensors(whole), tensors(train(asked, tmp_path / "broken", resume=True)))
 
 
 def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_path, capsys):
     alone = config(small_store, objective="clip", impute="none", impute_options={}, scenario="pattern:vision/audio/caption")
     run = train(alone, tmp_path / "alone")
-    start = _Session(alone, torch.device("cpu")).heads.state_dict()
+    start = Session(alone, torch.device("cpu")).heads.state_dict()
     assert run.summary["counts"]["skipped_batches"] == lines_of(run)[-1]["step"]
     kept = run.model().projection.state_dict()
     assert all(torch.equal(value, start[key]) for key, value in kept.items())
@@ -158,7 +158,7 @@ def test_batches_without_a_valid_term_are_skipped_and_counted(small_store, tmp_p
     assert "objective 'clip' had nothing to teach in any of 12 batches" in said
     assert "temperature" not in said
     asked = config(small_store, objective="clip", impute="none", impute_options={}, epochs=1)
-    session = _Session(asked, torch.device("cpu"))
+    session = Session(asked, torch.device("cpu"))
     session.objective.forward = lambda *batch: {"loss": torch.zeros(()), "skipped": torch.tensor(float(len(batch[0])))}
     with Run.create(tmp_path / "constant", asked) as constant:
         session.learn(constant)
@@ -206,7 +206,7 @@ def test_a_warm_up_on_some_items_leaves_the_others_to_training(small_store, tmp_
 @pytest.mark.parametrize("sees", ["all", "warm-up", "train"])
 def test_the_imputer_sees_what_it_is_told_to(small_store, tmp_path, sees):
     shares = {"warm_up": str(small_store), "warm_up_scenario": "share:0.5", "warm_up_epochs": 0, "imputer_data": sees}
-    session = _Session(config(small_store, scenario="rest:0.5+pairs:0.25", **shares), torch.device("cpu"))
+    session = Session(config(small_store, scenario="rest:0.5+pairs:0.25", **shares), torch.device("cpu"))
     seen = []
     original = session.filler.imputer.fit
     session.filler.imputer.fit = lambda e, mask, **k: seen.append(len(mask)) or original(e, mask, **k)

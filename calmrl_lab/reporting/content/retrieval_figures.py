@@ -32,9 +32,7 @@ def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:
         axis.axvline(chance, color=INK, linewidth=1, linestyle=(0, (2, 2)))
         axis.annotate("chance", (chance, -0.6), xytext=(3, -1), textcoords="offset points", va="top", fontsize=9)
         axis.set_xlim(left=0)
-        axis.set_xlabel(
-            "Recall@1, %, with 95 % interval" if narrow else "Recall@1, %, mean over directions, with 95 % interval"
-        )
+        axis.set_xlabel("Recall@1, %" if narrow else "Recall@1, %, mean over directions, with 95 % interval")
         return drawing
 
     best = ordered[0]
