@@ -48,7 +48,7 @@ def open_plain(path: Path) -> Iterator[BinaryIO]:
             return
         size = path.stat().st_size
         with gzip.GzipFile(fileobj=file) as unpacked:
-            yield io.BufferedReader(_Bounded(path, unpacked, max(_HARMLESS, _TIMES * size)), 1 << 20)  # type: ignore[misc]
+            yield io.BufferedReader(_Bounded(path, unpacked, max(_HARMLESS, _TIMES * size)), 1 << 20)
 
 
 class _Bounded(io.RawIOBase):
