@@ -160,8 +160,8 @@ def splits_of(store: FeatureStore, config: TrainConfig) -> np.ndarray:
 def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path: str | None = None) -> AnyTable:
     """The training items as the scenario shows them; items that show nothing are left out."""
     store = path or config.store
-    table = full.select(np.flatnonzero(split == "train"))
-    if len(table) == 0:
+    train = np.flatnonzero(split == "train")
+    if len(train) == 0:
         raise CalmrlError(f"store '{store}' has no training items", hint="its split has no 'train'; use --set split_seed=0")
     if not (split == "validation").any():
         raise CalmrlError(
@@ -169,8 +169,9 @@ def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path:
             hint="re-draw the split with --set split_seed=0",
         )
     scenario = config.scenarios.get(store, config.scenario)
-    mask, keep = apply_scenario(scenario, table.ids, table.modalities, table.mask.cpu().numpy(), config.seed)
+    mask, keep = apply_scenario(scenario, full.ids[train], full.modalities, full.mask.cpu().numpy()[train], config.seed)
     keep &= mask.any(axis=1)
     if not keep.any():
         raise CalmrlError(f"scenario '{scenario}' leaves no training item of store '{store}'")
-    return table.with_mask(mask).select(np.flatnonzero(keep))
+    # Selected once: the rows of a table in memory are copied.
+    return full.select(train[keep]).with_mask(mask[keep])

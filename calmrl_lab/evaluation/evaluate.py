@@ -347,10 +347,11 @@ def _errors(
     """A row a hidden entry whose truth is known: ||imputed - true||^2."""
     import pandas as pd
 
-    squared = (filled.double() - truth.double()).square().sum(dim=2).cpu().numpy()
     parts = []
     for index, modality in enumerate(modalities):
+        # A modality at a time: float64 copies of all would be several times what is compared.
+        squared = (filled[:, index].double() - truth[:, index].double()).square().sum(dim=1).cpu().numpy()
         chosen = hidden[:, index].cpu().numpy()
-        part = about[chosen].assign(modality=modality, squared_error=squared[chosen, index])
+        part = about[chosen].assign(modality=modality, squared_error=squared[chosen])
         parts.append(part.assign(predicted_error=predicted[chosen, index]))
     return pd.concat(parts, ignore_index=True)
