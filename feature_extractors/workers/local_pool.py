@@ -151,7 +151,8 @@ class _Lanes:
                         last = None
                         self._events.put(details[0])
                     elif what == "spent":
-                        self._events.put(Spent(*details, lane=name, settled=name in self._settled))
+                        modality, media, seconds = details
+                        self._events.put(Spent(modality, media, seconds, lane=name, settled=name in self._settled))
                     elif what == "at":
                         last = details
                     elif what == "failed":
