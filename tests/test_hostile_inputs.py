@@ -168,7 +168,7 @@ def test_hdf5_files(refused, tmp_path):
     with h5py.File("words.h5", "w") as file:
         file["a"] = ["x", "y"]
     with h5py.File("records.h5", "w") as file:
-        file["a"] = np.zeros(3, dtype=[("x", "f4")])
+        file["a"] = np.zeros(3, dtype=[("x", "f4", (2, 2)), ("y", "S3")])
     with h5py.File("nothing.h5", "w"):
         pass
     with h5py.File("nan.h5", "w") as file:

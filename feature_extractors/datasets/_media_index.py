@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from feature_extractors.media.file_names import is_system_file
+from feature_extractors.file_names import is_system_file
 from feature_extractors.media.links import AllowedPlaces
 
 

@@ -13,7 +13,7 @@ from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS, SOUND_ENDINGS,
 from calmrl_lab.store.splits import split_named
 from feature_extractors.datasets import datasets
 from feature_extractors.datasets._vast_annotations import presets, refuse_unknown
-from feature_extractors.media.file_names import is_system_file
+from feature_extractors.file_names import is_system_file
 from feature_extractors.media.links import AllowedPlaces
 from feature_extractors.protocols import File, Item, Manifest, Medium, Text
 

@@ -14,9 +14,9 @@ from jaxtyping import UInt8
 
 from calmrl_lab.errors import missing_extra
 from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS
+from feature_extractors.file_names import is_system_file
 from feature_extractors.media.container import opened_file
 from feature_extractors.media.containers import is_cut_off
-from feature_extractors.media.file_names import is_system_file
 from feature_extractors.protocols import MediaError
 
 if TYPE_CHECKING:

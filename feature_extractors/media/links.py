@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from calmrl_lab.errors import CalmrlError
-from feature_extractors.media.file_names import is_system_file
+from feature_extractors.file_names import is_system_file
 
 # Beyond this share of files that are links to other places, the links are how the folder is laid out.
 _FEW = 0.05

@@ -88,12 +88,12 @@ def test_leaving_groups_out_changes_no_pixel(tmp_path, name, monkeypatch):
     ]
     for wanted in choices:
         quick = media.clip_frames(path, lambda _, wanted=wanted: wanted)
-        slow, _ = media._decode_all(path, wanted)
+        slow, _ = media._decode_all(path, wanted, 0)
         assert numbers_of(quick) == wanted
         assert np.array_equal(quick, np.stack([slow[index] for index in wanted]))
-    assert name == "mpeg4.avi" or media._decode_groups(path, read_packets(path), [60]) is not None
+    assert name == "mpeg4.avi" or media._decode_groups(path, read_packets(path), [60], 0) is not None
 
 
 def read_packets(path):
-    with media.opened(path) as container:
+    with media.opened(path, 0) as container:
         return media._packets(container)

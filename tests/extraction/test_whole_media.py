@@ -15,11 +15,11 @@ pytest.importorskip("PIL", reason="the media extra is not installed")
 from extraction.zoo import clip, displayed, number_of, numbers_of, picture, wave
 from PIL import Image, ImageOps
 
+from feature_extractors.file_names import is_system_file
 from feature_extractors.media import sound as sound_module
 from feature_extractors.media.bare_streams import ac3_frame, adts_frame, mpeg_audio_frame, stream_end
 from feature_extractors.media.containers import is_cut_off
 from feature_extractors.media.decode import frame_folder, image_of, spans_of, video_frames, waveform
-from feature_extractors.media.file_names import is_system_file
 from feature_extractors.media.sound import Hearing, sound_chunks, spans
 from feature_extractors.protocols import File, MediaError, Waveform
 

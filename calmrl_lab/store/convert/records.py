@@ -283,11 +283,22 @@ def delimiter_of(text: str) -> str:
     return max(_DELIMITERS, key=lambda delimiter: (outside.count(delimiter), -_DELIMITERS.index(delimiter)))
 
 
+def _are_row_names(first: Sequence[str], heading: Sequence[str]) -> bool:
+    """Whether cells in front of those that have a heading are the row names of R: numbers from 1 on, or names where no column is the id. Beside an id
+    they may as well come from a delimiter in a text without quotes."""
+    counted = list(first) == [str(number) for number in range(1, len(first) + 1)]
+    return counted or "id" not in {name.strip().lower() for name in heading}
+
+
 def _csv(path: Path, text: str) -> Records:
     _, heading = next(listed := csv_rows(path, text), (0, []))
     lines = list(listed)
-    if lines and all(len(cells) == len(heading) + 1 for _, cells in lines):
-        heading = ["", *heading]  # R's row names have no heading
+    if (
+        lines
+        and all(len(cells) == len(heading) + 1 for _, cells in lines)
+        and _are_row_names([cells[0] for _, cells in lines], heading)
+    ):
+        heading = ["", *heading]
     names = [name.strip() for name in heading]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
