@@ -194,7 +194,9 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
     assert code == 0, said
     assert "before and after matching" in told
     frame = Run.open(run).read_frame("rerank.parquet")
-    assert set(frame["scorer"]) == {"centroid", "centroid+itm"}
+    assert set(frame["scorer"]) == {"joint", "joint+itm"}, (
+        "PMRL compares by VAST's fused heads, and the store brings them in the dimension of its embeddings"
+    )
     counts = frame.groupby(["query", "scorer"]).size()
     store = FeatureStore.open(store_path)
     findable = store.mask[store.split == "test"][:, :2].any(axis=1).sum()
@@ -203,7 +205,7 @@ def test_kept_tokens_re_rank_a_trained_run(msrvtt, store_path, weights, cli, tmp
     assert ((frame["greater"] >= 0) & (frame["greater"] < frame["candidates"])).all()
     code, _, said = cli("report", "--runs", run.parent, "--out", tmp_path / "report")
     assert code == 0, said
-    assert (tmp_path / "report" / "tables" / "rerank.csv").read_text().count("centroid+itm") == 2
+    assert (tmp_path / "report" / "tables" / "rerank.csv").read_text().count("joint+itm") == 2
     for words, sentence in (
         (("--rerank", "itn", "--weights", weights), "unknown re-ranking 'itn'"),
         (("--rerank", "itm"), "needs VAST's weights"),
