@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,8 +77,19 @@ class IndexFolder(Run):
     def digests(self, record: str) -> dict[str, str] | None:
         return self.record["files"] if (self.path / self.GALLERY).is_file() else None
 
-    def unchanged(self) -> bool:
-        """Whether the index is still the one that was looked at first."""
+    def identity(self) -> tuple[int, ...] | None:
+        """What tells this folder from another one that is put in its place; None where there is none."""
+        try:
+            found = os.stat(settled(self.path))
+        except OSError:
+            return None
+        # The number of a removed folder may be given to the next one.
+        return found.st_dev, found.st_ino, found.st_mtime_ns
+
+    def unchanged(self, since: tuple[int, ...] | None) -> bool:
+        """Whether the index is still the one that was looked at first, when `identity` was `since`."""
+        if self.identity() != since:
+            return False
         try:
             return IndexFolder(self.path).record == self.record
         except CalmrlError:
@@ -109,12 +121,13 @@ class Gallery:
         """
         for _ in range(_ATTEMPTS):
             folder = IndexFolder(settled(Path(path)))
+            since = folder.identity()
             try:
                 found = cls._read(folder, gpus)
-                if folder.unchanged():
+                if folder.unchanged(since):
                     return found
             except CalmrlError:
-                if folder.unchanged():
+                if folder.unchanged(since):
                     raise
         raise CalmrlError(f"index '{path}' is replaced again and again", hint="search it when nothing writes it")
 

@@ -56,3 +56,19 @@ def test_an_index_that_is_rebuilt_while_it_is_searched_is_the_old_or_the_new_one
     reader.join()
     assert len(seen) > 3
     assert all(seen)
+
+
+def test_a_reader_begins_again_when_an_equal_index_takes_the_place_of_its_own(trained, tmp_path, monkeypatch):
+    place, read = tmp_path / "index", Gallery._read.__func__
+    build_gallery(trained, place, split="test")
+    shutil.copytree(place, tmp_path / "next")
+
+    def interrupted(cls, folder, gpus):
+        if (tmp_path / "next").exists():
+            shutil.move(place, tmp_path / "before")
+            (tmp_path / "next").rename(place)
+            raise CalmrlError("a file of the former folder is gone")
+        return read(cls, folder, gpus)
+
+    monkeypatch.setattr(Gallery, "_read", classmethod(interrupted))
+    assert len(Gallery.open(place).items) == 75
