@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.data_frames import data_frame
 from calmrl_lab.store.convert.reading.foreign_files import remedy
 from calmrl_lab.store.convert.reading.gzip_files import open_plain, plain_suffix
 
@@ -162,22 +163,18 @@ def _rows_of_object(document: Mapping[str, Any]) -> Any:
     ]
     if len(lists) == 1 and not any(key in document for key in ("id", "ids")):
         return lists[0]
-    columns = list(document.values())
-    if columns and all(isinstance(value, dict) and value for value in columns) and _row_numbers(columns):
-        # As pandas' to_json writes a data frame: {column: {"0": cell, "1": cell}}.
-        return [{name: column[row] for name, column in document.items()} for row in columns[0]]
+    if (frame := data_frame(document)) is not None:
+        index = frame.index
+        return [
+            dict(row) if index is None else {"id": row[index], **{n: v for n, v in row.items() if n != index}}
+            for row in frame.rows
+        ]
     if document and all(isinstance(value, dict) for value in document.values()):
         return [{"id": key, **value} for key, value in document.items()]
     lengths = {len(value) if isinstance(value, list) else -1 for value in document.values()}
     if len(lengths) == 1 and -1 not in lengths and len(document) > 1:
         return [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)]
     return [dict(document)]
-
-
-def _row_numbers(columns: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the keys of all columns are the numbers of the same rows, in order."""
-    wanted = [str(number) for number in range(len(columns[0]))]
-    return all(list(column) == wanted for column in columns)
 
 
 def _json_lines(path: Path, text: str) -> Records:

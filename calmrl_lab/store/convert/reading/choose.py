@@ -486,6 +486,12 @@ def _check_items(content: Content, modality: str, items: Mapping[str, Field], sh
             f"'{content.path}': the array of the item {odd!r} is {list(items[odd].shape)}; {count} of {len(items)} end in {width}",
             hint="all items of a modality have features of one length; if it is no item, take it out or name the others as FILE:KEY",
         )
+    ids = next((f.name for f in items.values() if is_id(_leaf(f.name)) and f.load().dtype.kind in "iu"), None)
+    if ids is not None and any(f.load().dtype.kind == "f" for f in items.values()):
+        raise CalmrlError(
+            f"'{content.path}': '{ids}' holds whole numbers like ids, and the arrays beside it single numbers for each of these, or features of as many items",
+            hint="save features as one array [rows, d] with its ids, or rename the array if it is an item",
+        )
     deep = next((name for name, shape in shapes.items() if len(shape) > 2), None)
     if deep is not None:
         raise CalmrlError(
