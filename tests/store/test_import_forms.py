@@ -404,7 +404,7 @@ def test_every_form_gives_the_same_bytes(tmp_path, plain, ending, write):
 
 def test_every_format_has_a_form_here():
     covered = {"npy", "npz", "hdf5", "safetensors", "torch", "pickle", "csv", "json", "parquet", "matlab"}
-    assert set(formats.names()) == covered | {"npy-folder", "shards", "webdataset", "datasets-folder"}
+    assert set(formats.names()) == covered | {"npy-folder", "part-folder", "shards", "webdataset", "datasets-folder"}
     assert all(description and not description.endswith(".") for description in formats.describe().values())
 
 

@@ -203,7 +203,7 @@ def lmdb(path):
 
 REFUSED = {
     "q.npz": (quantised, "'features' are whole numbers, and 'scale' beside them", "astype(np.float32) * scale"),
-    "two": (two_arrays_a_file, "holds 2 arrays (vision, text)", "ID.npy"),
+    "two": (two_arrays_a_file, "which of its arrays are the features of 'v'", "it has: vision, text"),
     "b.parquet": (bytes_of_arrays, "has no numbered columns", "id (strings), emb (other)"),
     "s.npz": (lambda path: sparse.save_npz(path, sparse.csr_matrix(V)), "a sparse matrix of SciPy", "toarray()"),
     "lmdb": (lmdb, "holds no features", "read its records with the package lmdb"),

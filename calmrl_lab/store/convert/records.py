@@ -280,21 +280,24 @@ def delimiter_of(text: str) -> str:
     return max(_DELIMITERS, key=lambda delimiter: (outside.count(delimiter), -_DELIMITERS.index(delimiter)))
 
 
-def _are_row_names(first: Sequence[str], heading: Sequence[str]) -> bool:
-    """Whether cells in front of those that have a heading are the row names of R: numbers from 1 on, or names where no column is the id. Beside an id
-    they may as well come from a delimiter in a text without quotes."""
-    counted = list(first) == [str(number) for number in range(1, len(first) + 1)]
+def has_row_names(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether every row has one cell more than the heading, in front, because R writes no heading for its row names.
+
+    They are numbers from 1 on, or names where no column is the id. Beside an id, a cell more may as well come from a delimiter in a text without quotes.
+
+    >>> has_row_names(["x0"], [["a", "0.5"]]), has_row_names(["id", "x0"], [["a", "b", "0.5"]]), has_row_names(["id"], [["1", "a"], ["2", "b"]])
+    (True, False, True)
+    """
+    if not rows or not all(len(cells) == len(heading) + 1 for cells in rows):
+        return False
+    counted = all(cells[0] == str(number) for number, cells in enumerate(rows, start=1))
     return counted or "id" not in {name.strip().lower() for name in heading}
 
 
 def _csv(path: Path, text: str) -> Records:
     _, heading = next(listed := csv_rows(path, text), (0, []))
     lines = list(listed)
-    if (
-        lines
-        and all(len(cells) == len(heading) + 1 for _, cells in lines)
-        and _are_row_names([cells[0] for _, cells in lines], heading)
-    ):
+    if has_row_names(heading, [cells for _, cells in lines]):
         heading = ["", *heading]
     names = [name.strip() for name in heading]
     twice = [name for name in names if names.count(name) > 1]

@@ -1,9 +1,10 @@
-"""Folders of one file per item: ID.npy, or ID.pt, ID.npz, ID.safetensors with one array each."""
+"""Folders of one file per item: ID.npy, or another file with one array, or with the same arrays in each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,46 +12,79 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
-from calmrl_lab.store.convert.formats._folders import files_in, folders_in
+from calmrl_lab.store.convert.formats._folders import data_files, folders_in, read_file
+from calmrl_lab.store.convert.formats.part_folders import are_parts
+from calmrl_lab.store.convert.formats.text_tables import Csv, Json, only_numbers
 from calmrl_lab.store.convert.reading.content import Content, Field, kind_of
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 
-# Tried in this order; a folder is read by the first of them that it has files of.
-_ENDINGS = {".npy": "npy", ".pt": "torch", ".pth": "torch", ".npz": "npz", ".safetensors": "safetensors"}
-
 
 @formats.register("npy-folder")
 class ItemFolder:
-    """Folder of one file per item (ID.npy, ID.pt, ID.npz, ID.safetensors)"""
+    """Folder of one file per item (ID.npy, or .pt, .npz, .safetensors, .h5, .mat, .pkl, .json, .csv, .txt)"""
 
     endings: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def is_folder(path: Path) -> bool:
-        return next(_files_below(path), None) is not None
+        files = _files_below(path)
+        if not files or files[0].suffix.lower() in (".parquet", ".feather", ".arrow") or are_parts(files):
+            return False
+        return not _is_text(files[0]) or only_numbers(files[0]) is not None
 
     @staticmethod
     def read(path: Path) -> Content:
-        fields = {}
+        items: dict[str, dict[str, Field]] = {}
         for file in _files_below(path):
-            name = file.relative_to(path).as_posix().removesuffix(file.suffix)
+            name = _without_ending(file.relative_to(path).as_posix())
             with reading_errors(file):
-                fields[name] = _array(file, name) if file.suffix.lower() == ".npy" else _only_array(file, name)
-        return Content(path, fields, nested=False)
+                items[name] = _arrays(file)
+        if all(len(arrays) == 1 for arrays in items.values()):
+            fields = {name: replace(next(iter(arrays.values())), name=name) for name, arrays in items.items()}
+            return Content(path, fields, nested=False)
+        fields = {
+            f"{name}/{part}": replace(f, name=f"{name}/{part}") for name, arrays in items.items() for part, f in arrays.items()
+        }
+        return Content(path, fields)
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> list[Path]:
     """Files of one ending in the folder itself, or in folders below it whose names are part of the ids then."""
-    for ending in _ENDINGS:
-        if direct := list(files_in(folder, ending)):
-            yield from direct
-            return
-    inner = folders_in(folder)
-    for ending in _ENDINGS:
-        if below := [file for place in inner for file in files_in(place, ending)]:
-            yield from below
-            return
+    if direct := data_files(folder):
+        return direct
+    below = [files for place in folders_in(folder) if (files := data_files(place))]
+    return [file for files in below if files[0].suffix == below[0][0].suffix for file in files]
+
+
+def _is_text(file: Path) -> bool:
+    return file.name.lower().endswith((*Csv.endings, *Json.endings))
+
+
+def _without_ending(name: str) -> str:
+    return name.removesuffix(".gz").rpartition(".")[0]
+
+
+def _arrays(file: Path) -> dict[str, Field]:
+    """The arrays of numbers in the file of an item, by their names."""
+    if file.suffix.lower() == ".npy":
+        return {"": _array(file, "")}
+    if _is_text(file):
+        values = only_numbers(file)
+        if values is None:
+            raise CalmrlError(
+                f"'{file}' holds something else than numbers, and a file of a folder of texts is the vector, or the frames, of one item",
+                hint="give it numbers only, or move it out of the folder",
+            )
+        return {"": Field.of("", values[:, 0] if values.shape[1] == 1 else values, printed=True)}
+    arrays = [field for field in read_file(file).fields.values() if field.kind == "numbers" and field.shape]
+    if not arrays:
+        raise CalmrlError(
+            f"'{file}' holds no array of numbers; a file of a folder is one item",
+            hint="save the array that is meant as ID.npy, or move the file out of the folder",
+        )
+    # Loaded at once: there may be a file for each of many thousand items, and not as many can be open.
+    return {field.name: Field.of(field.name, np.asarray(field.load()), field.printed) for field in arrays}
 
 
 def _array(file: Path, name: str) -> Field:
@@ -71,18 +105,3 @@ def _loader(file: Path) -> Callable[[], np.ndarray]:
         return values.reshape(shape, order="F" if by_columns else "C")
 
     return load
-
-
-def _only_array(file: Path, name: str) -> Field:
-    """The one array of numbers in a file; CalmrlError if there are several."""
-    arrays = [
-        field
-        for field in formats.get(_ENDINGS[file.suffix.lower()]).read(file).fields.values()
-        if field.kind == "numbers" and field.shape
-    ]
-    if len(arrays) != 1:
-        raise CalmrlError(
-            f"'{file}' holds {len(arrays)} arrays ({', '.join(field.name for field in arrays[:6]) or 'none'}); a file of a folder is one item, with one array",
-            hint="save the array that is meant as ID.npy, or name one of the files, not the folder",
-        )
-    return Field.of(name, np.asarray(arrays[0].load()), arrays[0].printed)

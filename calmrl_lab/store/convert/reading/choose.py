@@ -395,16 +395,17 @@ def _one_array_an_item(content: Content, modality: str, options: ReadOptions) ->
             hint="--pool mean takes the mean of an item's rows, --pool rows keeps them all",
         )
     check_memory(content.path, 8 * int(sum(np.prod(shape, dtype=np.float64) for shape in shapes.values())))
+    arrays = [np.asarray(field.load()).reshape(-1, field.shape[-1]) for field in items.values()]
+    if all(field.printed for field in items.values()):
+        # Before a mean, which is no number that was printed.
+        arrays = np.split(as_float32(np.concatenate(arrays)), np.cumsum([len(array) for array in arrays])[:-1])
     parts, ids = [], []
-    for name, field in items.items():
-        array = np.asarray(field.load()).reshape(-1, field.shape[-1])
+    for name, array in zip(items, arrays, strict=True):
         if options.pool == "mean" and len(array) != 1:
             array = _mean(array, axis=0)[None] if len(array) else array
         parts.append(array)
         ids += [name] * len(array)
     rows = np.concatenate(parts)
-    if all(field.printed for field in items.values()):
-        rows = as_float32(rows)
     taken = {field.name for field in items.values()}
     left = [name for name in content.fields if name not in taken]
     told = f"one array per item, {len(items)} of {list(rows.shape[1:])}"

@@ -1,0 +1,285 @@
+"""Folders: parts of one table, one file per item in any form, and folders of splits give what one file of all would give."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.io import savemat
+
+from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store import FeatureStore
+from calmrl_lab.store.convert.feature_files import read_source
+from calmrl_lab.store.convert.import_arrays import import_features
+from calmrl_lab.store.convert.reading.source import ReadOptions
+
+N, D = 12, 5
+V = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
+NAMES = [f"video{number}" for number in range(N)]
+CUTS = [slice(0, 5), slice(5, 9), slice(9, 12)]
+
+
+def frame(part):
+    return pd.DataFrame(V[part], columns=[f"x{number}" for number in range(D)]).assign(id=NAMES[part])
+
+
+def by_id(part):
+    return dict(zip(NAMES[part], V[part].copy(), strict=True))
+
+
+def csv(file, part):
+    frame(part).to_csv(file, index=False)
+
+
+def headless(file, part):
+    frame(part).to_csv(file, index=False, header=False)
+
+
+def first_heading(file, part):
+    frame(part).to_csv(file, index=False, header=part.start == 0)
+
+
+def zipped(file, part):
+    file.write_bytes(gzip.compress(frame(part).to_csv(index=False, sep="\t").encode()))
+
+
+def lines(file, part):
+    file.write_text("\n".join(json.dumps({"id": name, "features": row.tolist()}) for name, row in by_id(part).items()))
+
+
+def document(file, part):
+    file.write_text(json.dumps({name: row.tolist() for name, row in by_id(part).items()}))
+
+
+def h5(file, part):
+    with h5py.File(file, "w") as held:
+        held["features"], held["ids"] = V[part], NAMES[part]
+
+
+def h5_items(file, part):
+    with h5py.File(file, "w") as held:
+        for name, row in by_id(part).items():
+            held[name] = row
+
+
+def npz(file, part):
+    np.savez(file, features=V[part], names=NAMES[part])
+
+
+def pt(file, part):
+    torch.save({name: torch.from_numpy(row) for name, row in by_id(part).items()}, file)
+
+
+def pkl(file, part):
+    file.write_bytes(pickle.dumps(by_id(part)))
+
+
+def safetensors(file, part):
+    save_file({name: torch.from_numpy(row) for name, row in by_id(part).items()}, file)
+
+
+PARTS = {
+    "part-{}.csv": csv,
+    "part-0000{}-c000.csv": headless,
+    "chunk{}.csv": first_heading,
+    "{}.tsv.gz": zipped,
+    "part-{}.jsonl": lines,
+    "part-{}.json": document,
+    "features_{}.h5": h5,
+    "part-{}.h5": h5_items,
+    "batch_{}.npz": npz,
+    "{}.pt": pt,
+    "{}.pkl": pkl,
+    "model-0000{}-of-00003.safetensors": safetensors,
+    "part-{}.txt": csv,
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    np.save(folder / "v.npy", V)
+    return FeatureStore.open(
+        import_features(folder / "s.zarr", {"v": folder / "v.npy"}, ids=NAMES, encoders={"v": "mine"})
+    ).digest
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_parts_are_one_file(name, tmp_path, plain):
+    (tmp_path / "v").mkdir()
+    for number, part in enumerate(CUTS):
+        PARTS[name](tmp_path / "v" / name.format(number), part)
+    (tmp_path / "v" / "_SUCCESS").touch()
+    (tmp_path / "v" / "README.md").write_text("x")
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}, encoders={"v": "mine"}))
+    assert store.ids.tolist() == NAMES
+    assert store.digest == plain
+
+
+def item_txt(file, row):
+    file.write_text("\n".join(map(str, row)))
+
+
+def item_csv(file, row):
+    file.write_text(",".join(map(str, row)))
+
+
+def item_json(file, row):
+    file.write_text(json.dumps(row.tolist()))
+
+
+def item_mat(file, row):
+    savemat(file, {"feat": row})
+
+
+def item_h5(file, row):
+    with h5py.File(file, "w") as held:
+        held["feat"] = row
+
+
+def item_pkl(file, row):
+    file.write_bytes(pickle.dumps(row))
+
+
+ITEMS = {".txt": item_txt, ".csv": item_csv, ".json": item_json, ".mat": item_mat, ".h5": item_h5, ".pkl": item_pkl}
+
+
+@pytest.mark.parametrize("ending", list(ITEMS))
+def test_one_file_per_item(ending, tmp_path, plain):
+    (tmp_path / "v").mkdir()
+    for name, row in by_id(slice(None)).items():
+        ITEMS[ending](tmp_path / "v" / f"{name}{ending}", row)
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}, encoders={"v": "mine"}))
+    assert store.digest == plain
+
+
+def test_files_of_several_arrays_per_item(tmp_path):
+    (tmp_path / "v").mkdir()
+    for name, row in by_id(slice(None)).items():
+        np.savez(tmp_path / "v" / f"{name}.npz", vision=row, text=row[:2])
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"vision": tmp_path / "v", "text": tmp_path / "v"}))
+    assert store.ids.tolist() == NAMES
+    np.testing.assert_array_equal(store.features("text"), V[:, :2])
+
+
+def test_frames_as_text(tmp_path):
+    (tmp_path / "v").mkdir()
+    for number, name in enumerate(NAMES):
+        pd.DataFrame([V[number]] * (1 + number % 3)).to_csv(tmp_path / "v" / f"{name}.csv", index=False)
+    np.testing.assert_array_equal(read_source(tmp_path / "v", "v", options=ReadOptions(pool="mean")).rows, V)
+
+
+def folder_of_items(place, part):
+    place.mkdir()
+    for name, row in by_id(part).items():
+        np.save(place / f"{name}.npy", row)
+
+
+def folder_of_parts(place, part):
+    place.mkdir()
+    csv(place / "part-0.csv", slice(part.start, part.start + 2))
+    csv(place / "part-1.csv", slice(part.start + 2, part.stop))
+
+
+def hub_files(place, part):
+    middle = (part.start + part.stop) // 2
+    for number, piece in enumerate((slice(part.start, middle), slice(middle, part.stop))):
+        table = pa.table({"id": NAMES[piece], "features": list(V[piece])})
+        pq.write_table(table, place.parent / f"{place.name}-{number:05}-of-00002.parquet")
+
+
+SPLITS = {
+    "items": folder_of_items,
+    "parts": folder_of_parts,
+    "hub": hub_files,
+    "npz": lambda p, part: npz(p.with_suffix(".npz"), part),
+}
+
+
+@pytest.mark.parametrize("form", list(SPLITS))
+def test_folders_and_files_of_splits_give_the_splits(form, tmp_path):
+    (tmp_path / "v").mkdir()
+    for name, part in zip(("train", "val", "test"), CUTS, strict=True):
+        SPLITS[form](tmp_path / "v" / name, part)
+    (tmp_path / "v" / "logs").mkdir()
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}))
+    place = {name: number for number, name in enumerate(store.ids.tolist())}
+    order = [place[name] for name in NAMES]
+    assert store.split[order].tolist() == ["train"] * 5 + ["validation"] * 4 + ["test"] * 3
+    np.testing.assert_array_equal(store.features("v")[order], V)
+
+
+def test_an_id_of_two_splits_is_two_items(tmp_path):
+    (tmp_path / "v").mkdir()
+    folder_of_items(tmp_path / "v" / "train", slice(0, 8))
+    folder_of_items(tmp_path / "v" / "test", slice(7, 12))
+    source = read_source(tmp_path / "v", "v")
+    assert {"train/video7", "test/video7"} <= set(source.ids.tolist())
+    assert "1 ids stand in more than one split" in source.told
+
+
+def spoilt_columns(folder):
+    frame(CUTS[1]).rename(columns={"x4": "y"}).to_csv(folder / "part-1.csv", index=False)
+
+
+def spoilt_width(folder):
+    frame(CUTS[1]).drop(columns="x4").to_csv(folder / "part-1.csv", index=False, header=False)
+
+
+def item_again(folder):
+    for file in folder.iterdir():
+        file.unlink()
+    pt(folder / "part-0.pt", CUTS[0])
+    pt(folder / "part-1.pt", slice(4, 9))
+
+
+def piece_missing(folder):
+    for number in (0, 2):
+        (folder / f"part-{number}.csv").rename(folder / f"x-{number}-of-3.csv")
+    (folder / "part-1.csv").unlink()
+
+
+SPOILT = {
+    "has other columns": spoilt_columns,
+    "has 5 columns, 'part-0.csv' has 6": spoilt_width,
+    "'video4' in more than one of its parts": item_again,
+    "has 2 of 3 parts; number 1 is missing": piece_missing,
+}
+
+
+@pytest.mark.parametrize("said", list(SPOILT))
+def test_parts_that_do_not_fit_together(said, tmp_path):
+    (tmp_path / "v").mkdir()
+    for number, part in enumerate(CUTS):
+        csv(tmp_path / "v" / f"part-{number}.csv", part)
+    SPOILT[said](tmp_path / "v")
+    with pytest.raises(CalmrlError) as refused:
+        import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"})
+    assert said in refused.value.message
+    assert refused.value.hint
+
+
+def test_features_beside_the_splits_are_refused(tmp_path):
+    (tmp_path / "v").mkdir()
+    for name, part in zip(("train", "extra", "test"), CUTS, strict=True):
+        folder_of_items(tmp_path / "v" / name, part)
+    with pytest.raises(CalmrlError, match="has the splits test, train, and 'extra'"):
+        read_source(tmp_path / "v", "v")
+
+
+def test_ids_of_all_parts_decide_what_they_are(tmp_path):
+    (tmp_path / "v").mkdir()
+    for number, names in enumerate((["1", "2"], ["1e3", "b"])):
+        pd.DataFrame(V[:2], columns=[f"x{n}" for n in range(D)]).assign(id=names).to_csv(
+            tmp_path / "v" / f"{number}.csv", index=False
+        )
+    assert read_source(tmp_path / "v", "v").ids.tolist() == ["1", "2", "1e3", "b"]
