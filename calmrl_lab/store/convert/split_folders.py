@@ -13,13 +13,13 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats._folders import data_files, folders_in, is_junk
 from calmrl_lab.store.convert.reading.source import Source, StackedRows
-from calmrl_lab.store.splits import split_named
+from calmrl_lab.store.splits import FRACTIONS, split_named
 
 _STEM = re.compile(r"([A-Za-z]+)(?:-\d+-of-\d+)?")
 
 
 def split_folders(folder: Path, is_readable: Callable[[Path], bool]) -> dict[str, list[Path]]:
-    """Split as the folder spells it -> its folder, or its files; empty if the folder is not divided into two splits or more.
+    """Split as the folder spells it, training first -> its folder, or its files; empty if the folder is not divided into two splits or more.
 
     is_readable: whether a folder holds features. Raises CalmrlError if one beside those of the splits does: which split it is, nobody says.
     """
@@ -32,7 +32,7 @@ def split_folders(folder: Path, is_readable: Callable[[Path], bool]) -> dict[str
             if match is None or split_named(match[1]) is None:
                 return {}
             found.setdefault(match[1], []).append(file)
-        return found if len(set(map(split_named, found))) > 1 else {}
+        return _in_order(found) if len(set(map(split_named, found))) > 1 else {}
     inner = [place for place in folders_in(folder) if not is_junk(place.name) and not place.name.startswith((".", "_"))]
     named = {place.name: [place] for place in inner if split_named(place.name)}
     if len(set(map(split_named, named))) < 2:
@@ -44,7 +44,12 @@ def split_folders(folder: Path, is_readable: Callable[[Path], bool]) -> dict[str
             f"'{folder}' has the splits {', '.join(named)}, and '{others[0]}', which holds features too and is no split",
             hint="move it out of the folder, or import the folders one by one and merge the stores",
         )
-    return named
+    return _in_order(named)
+
+
+def _in_order(places: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """Training, validation and test, whatever order their names have."""
+    return {name: places[name] for name in sorted(places, key=lambda name: list(FRACTIONS).index(split_named(name) or "test"))}
 
 
 def together(path: Path, parts: Mapping[str, Source]) -> Source:
