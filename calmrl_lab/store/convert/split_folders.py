@@ -37,14 +37,14 @@ def split_folders(folder: Path, is_readable: Callable[[Path], bool]) -> dict[str
     named = {place.name: [place] for place in inner if split_named(place.name)}
     if len(set(map(split_named, named))) < 2:
         return {}
-    named = {name: places for name, places in named.items() if is_readable(places[0])}
+    named = _in_order({name: places for name, places in named.items() if is_readable(places[0])})
     others = [place.name for place in inner if place.name not in named and is_readable(place)]
     if others and named:
         raise CalmrlError(
             f"'{folder}' has the splits {', '.join(named)}, and '{others[0]}', which holds features too and is no split",
             hint="move it out of the folder, or import the folders one by one and merge the stores",
         )
-    return _in_order(named)
+    return named
 
 
 def _in_order(places: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
