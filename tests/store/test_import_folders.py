@@ -282,3 +282,75 @@ def test_ids_of_all_parts_decide_what_they_are(tmp_path):
             tmp_path / "v" / f"{number}.csv", index=False
         )
     assert read_source(tmp_path / "v", "v").ids.tolist() == ["1", "2", "1e3", "b"]
+
+
+def names_beside(place):
+    np.save(place / "features.npy", V)
+    (place / "ids.txt").write_text("\n".join(NAMES))
+
+
+def array_of_names_beside(place):
+    np.save(place / "features.npy", V)
+    np.save(place / "video_ids.npy", np.array(NAMES))
+
+
+def table_beside(place):
+    np.save(place / "embeddings.npy", V)
+    pd.DataFrame({"video_id": NAMES, "caption": "x"}).to_csv(place / "metadata.csv", index=False)
+
+
+def shards_of_ids(place):
+    for number, part in enumerate(CUTS):
+        np.save(place / f"feats_{number}.npy", V[part])
+        np.save(place / f"ids_{number}.npy", np.array(NAMES[part]))
+
+
+@pytest.mark.parametrize("write", [names_beside, array_of_names_beside, table_beside, shards_of_ids])
+def test_ids_in_files_of_their_own_are_not_passed_over(write, tmp_path, plain):
+    (tmp_path / "v").mkdir()
+    write(tmp_path / "v")
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}, encoders={"v": "mine"}))
+    assert store.digest == plain
+
+
+def test_shards_of_ids_that_do_not_fit(tmp_path):
+    (tmp_path / "v").mkdir()
+    shards_of_ids(tmp_path / "v")
+    np.save(tmp_path / "v" / "ids_1.npy", np.array(NAMES[:2]))
+    with pytest.raises(CalmrlError, match="shards ids_0 to ids_2, whose lengths are not those of the features"):
+        read_source(tmp_path / "v", "v")
+
+
+def test_files_of_another_ending_are_told(tmp_path):
+    (tmp_path / "v").mkdir()
+    for number, (name, row) in enumerate(by_id(slice(None)).items()):
+        if number % 2:
+            np.save(tmp_path / "v" / f"{name}.npy", row)
+        else:
+            torch.save(torch.from_numpy(row), tmp_path / "v" / f"{name}.pt")
+    assert "left out: 6 files of other endings, the first is video0.pt" in read_source(tmp_path / "v", "v").told
+
+
+def test_groups_of_items_that_are_called_like_splits(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as held:
+        for split, part in zip(("train", "val", "test"), CUTS, strict=True):
+            for name in NAMES[part]:
+                held[f"{split}/{name}"] = by_id(part)[name]
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.h5"}))
+    assert store.ids.tolist() == NAMES
+    assert store.split.tolist() == ["train"] * 5 + ["validation"] * 4 + ["test"] * 3
+
+
+@pytest.mark.parametrize("inner", ["data", "split=train"])
+def test_folders_around_the_features(inner, tmp_path):
+    (tmp_path / "v" / inner).mkdir(parents=True)
+    if inner == "data":
+        for name, part in zip(("train", "val", "test"), CUTS, strict=True):
+            hub_files(tmp_path / "v" / inner / name, part)
+    else:
+        csv(tmp_path / "v" / inner / "part-0.csv", slice(0, 9))
+        (tmp_path / "v" / "split=test").mkdir()
+        csv(tmp_path / "v" / "split=test" / "part-0.csv", slice(9, 12))
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}))
+    assert store.ids.tolist() == NAMES
+    assert set(store.split[9:].tolist()) == {"test"}

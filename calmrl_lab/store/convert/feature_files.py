@@ -11,6 +11,7 @@ from typing import cast
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 from calmrl_lab.store.convert.formats import Format, formats
+from calmrl_lab.store.convert.formats._folders import folders_in
 from calmrl_lab.store.convert.formats.part_folders import read_parts
 from calmrl_lab.store.convert.reading.choose import choose
 from calmrl_lab.store.convert.reading.foreign_files import remedy
@@ -44,6 +45,8 @@ def read_source(path: str | Path, modality: str, key: str | None = None, options
         if splits := split_folders(path, _is_readable):
             parts = {name: _of_split(path, places, modality, options) for name, places in splits.items()}
             return together(path, parts)
+        if (inner := _only_inner(path)) is not None:
+            return read_source(inner, modality, options=options)
         source = choose(format_of(path).read(path), modality, options)
     return _checked(path, modality, source)
 
@@ -54,6 +57,14 @@ def _of_split(folder: Path, places: Sequence[Path], modality: str, options: Read
         return read_source(places[0], modality, options=options)
     content = read_parts(folder, places)
     return _checked(folder, modality, choose(content, modality, options))
+
+
+def _only_inner(folder: Path) -> Path | None:
+    """The only folder in a folder that holds no features itself, as data sets are kept (DIR/data/train-00000-of-00001.parquet)."""
+    if not folder.is_dir() or _is_readable(folder):
+        return None
+    inner = [place for place in folders_in(folder) if split_folders(place, _is_readable) or _is_readable(place)]
+    return inner[0] if len(inner) == 1 else None
 
 
 def _is_readable(folder: Path) -> bool:

@@ -80,7 +80,8 @@ def read_records(path: Path) -> Records:
     text = read_text(path)
     start = text.lstrip()[:1]
     lines = plain_suffix(path) in (".jsonl", ".ndjson")
-    if start == "[" or (start == "{" and not lines and _is_one_document(text)):
+    a_line_each = lines and text.strip().count("\n") and text.lstrip().split("\n", 1)[0].rstrip().endswith("]")
+    if (start == "[" and not a_line_each) or (start == "{" and not lines and _is_one_document(text)):
         return _json_document(path, text)
     if start == "{" or lines:
         return _json_lines(path, text)

@@ -34,11 +34,12 @@ def split_folders(folder: Path, is_readable: Callable[[Path], bool]) -> dict[str
             found.setdefault(match[1], []).append(file)
         return _in_order(found) if len(set(map(split_named, found))) > 1 else {}
     inner = [place for place in folders_in(folder) if not is_junk(place.name) and not place.name.startswith((".", "_"))]
-    named = {place.name: [place] for place in inner if split_named(place.name)}
+    # As Hive spells the folders of a column: split=train.
+    named = {place.name.removeprefix("split="): [place] for place in inner if split_named(place.name.removeprefix("split="))}
     if len(set(map(split_named, named))) < 2:
         return {}
     named = _in_order({name: places for name, places in named.items() if is_readable(places[0])})
-    others = [place.name for place in inner if place.name not in named and is_readable(place)]
+    others = [place.name for place in inner if place.name.removeprefix("split=") not in named and is_readable(place)]
     if others and named:
         raise CalmrlError(
             f"'{folder}' has the splits {', '.join(named)}, and '{others[0]}', which holds features too and is no split",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from calmrl_lab.store.convert.formats import formats
@@ -56,6 +56,12 @@ def data_files(folder: Path) -> list[Path]:
         if found := list(files_in(folder, *endings)):
             return [file for file in found if file.stat().st_size] or found
     return []
+
+
+def other_data_files(folder: Path, taken: Sequence[Path]) -> list[Path]:
+    """The files of features, or of what may be said about them, in a folder that are not among those that are read."""
+    endings = tuple(ending for endings in _ENDINGS for ending in endings)
+    return [file for file in files_in(folder, *endings) if file not in set(taken)]
 
 
 def read_file(file: Path) -> Content:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
-from calmrl_lab.store.convert.formats._folders import data_files, folders_in, read_file
+from calmrl_lab.store.convert.formats._folders import data_files, folders_in, other_data_files, read_file
 from calmrl_lab.store.convert.formats.part_folders import are_parts
 from calmrl_lab.store.convert.formats.text_tables import Csv, Json, only_numbers
 from calmrl_lab.store.convert.reading.content import Content, Field, kind_of
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
+from calmrl_lab.store.convert.records import ENDINGS, read_records, read_text
 
 
 @formats.register("npy-folder")
@@ -31,7 +32,8 @@ class ItemFolder:
         files = _files_below(path)
         if not files or files[0].suffix.lower() in (".parquet", ".feather", ".arrow") or are_parts(files):
             return False
-        return not _is_text(files[0]) or only_numbers(files[0]) is not None
+        # Of a readme or settings nobody says that they are an item.
+        return files[0].suffix.lower() not in (".txt", ".json") or only_numbers(files[0]) is not None
 
     @staticmethod
     def read(path: Path) -> Content:
@@ -40,13 +42,45 @@ class ItemFolder:
             name = _without_ending(file.relative_to(path).as_posix())
             with reading_errors(file):
                 items[name] = _arrays(file)
+        notes = _left_out(path)
         if all(len(arrays) == 1 for arrays in items.values()):
             fields = {name: replace(next(iter(arrays.values())), name=name) for name, arrays in items.items()}
-            return Content(path, fields, nested=False)
+            beside = _columns_beside(path, fields) if all(len(field.shape) > 1 for field in fields.values()) else {}
+            return Content(path, {**fields, **beside}, nested=False, notes=notes)
         fields = {
             f"{name}/{part}": replace(f, name=f"{name}/{part}") for name, arrays in items.items() for part, f in arrays.items()
         }
-        return Content(path, fields)
+        return Content(path, fields, notes=notes)
+
+
+def _left_out(folder: Path) -> list[str]:
+    """A note on the files of features with another ending than those that are read."""
+    read = data_files(folder)
+    others = [file for file in other_data_files(folder, read) if file.suffix != ".txt"] if read else []
+    return [f"left out: {len(others)} files of other endings, the first is {others[0].name}"] if others else []
+
+
+def _columns_beside(folder: Path, arrays: Mapping[str, Field]) -> dict[str, Field]:
+    """Columns of texts in the files beside arrays of rows (ids.txt, metadata.csv), of which each has a cell for every row."""
+    lengths = {field.shape[0] for field in arrays.values()}
+    found: dict[str, Field] = {}
+    for file in other_data_files(folder, data_files(folder)):
+        if file.suffix.lower() not in (*ENDINGS, ".gz"):
+            continue
+        try:
+            lines = read_text(file).removesuffix("\n").split("\n") if file.suffix.lower() == ".txt" else []
+            columns = {_without_ending(file.name): lines} if len(lines) in lengths else _columns(file)
+        except CalmrlError:
+            continue  # a readme, settings
+        for name, cells in columns.items():
+            if len(cells) in lengths and all(isinstance(cell, str) for cell in cells) and name not in arrays:
+                found[name] = Field.of(name, np.array(cells, dtype=np.str_))
+    return found
+
+
+def _columns(file: Path) -> dict[str, list[Any]]:
+    records = read_records(file)
+    return {name: records.column(name) for name in records.names}
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -17,7 +17,10 @@ from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import StackedRows
 
-_SHARD = re.compile(r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features))[_-]?(\d+)", re.IGNORECASE)
+_SHARD = re.compile(
+    r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features|part|shard|chunk|batch))[_-]?(\d+)", re.IGNORECASE
+)
+_NUMBERED = re.compile(r"(.*?)[_-]?(\d+)")
 
 
 @formats.register("shards")
@@ -48,7 +51,7 @@ class Shards:
             rows = StackedRows(list(parts.values()))
             fields[name] = Field(name, rows.shape, "numbers", lambda rows=rows: rows)  # type: ignore[misc]
             lengths[name] = {number: len(part) for number, part in parts.items()}
-        for name, values in _metadata(path, lengths).items():
+        for name, values in {**_arrays_beside(path, lengths), **_metadata(path, lengths)}.items():
             fields.setdefault(name, values)
         return Content(path, fields, nested=False)
 
@@ -79,6 +82,28 @@ def _check_whole(folder: Path, name: str, shards: dict[int, Path]) -> None:
             f"'{folder}' has the shards {name}_{numbers[0]} to {name}_{numbers[-1]}, but not {name}_{gap if gap is not None else 0}",
             hint="fetch the missing shard, or move the rest away",
         )
+
+
+def _arrays_beside(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Field]:
+    """Arrays [rows] in shards of their own, ids_0.npy, ids_1.npy, ..., of which each has as many entries as the shard has rows."""
+    found: dict[str, dict[int, Path]] = {}
+    for file in files_in(folder, ".npy"):
+        if (match := _NUMBERED.fullmatch(file.stem)) and match[1] not in lengths:
+            found.setdefault(match[1], {})[int(match[2])] = file
+    fields = {}
+    counts = next(iter(lengths.values()))
+    for name, files in found.items():
+        parts = {}
+        for number, file in files.items():
+            with reading_errors(file):
+                parts[number] = np.load(file, allow_pickle=False)
+        if {number: part.shape for number, part in parts.items()} != {number: (count,) for number, count in counts.items()}:
+            raise CalmrlError(
+                f"'{folder}' has the shards {name}_0 to {name}_{max(parts)}, whose lengths are not those of the features",
+                hint="ids have one shard for each of the features, with one entry for every row; move what is no part out of the folder",
+            )
+        fields[name] = Field.of(name, np.concatenate([parts[number] for number in sorted(counts)]))
+    return fields
 
 
 def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Field]:

@@ -145,6 +145,7 @@ def _rows_of(path: Path) -> tuple[list[str] | None, list[tuple[int, list[str]]]]
     lines = [(number, _by_spaces(cells)) for number, cells in csv_rows(path)]
     if not lines:
         raise CalmrlError(f"'{path}' is empty", hint="expected a heading (id, x0, x1, ...) and a line for every item")
+    lines = _without_counts(_spaced_heading(lines))
     names = _heading(lines[0][1])
     body = lines if names is None else lines[1:]
     columns = len(lines[0][1])
@@ -159,6 +160,20 @@ def _rows_of(path: Path) -> tuple[list[str] | None, list[tuple[int, list[str]]]]
     return names, body
 
 
+def _spaced_heading(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Lines whose heading is divided by spaces as the lines below it are."""
+    heading = lines[0][1][0].split() if len(lines[0][1]) == 1 else []
+    if len(heading) > 1 and len(lines) > 1 and all(len(cells) == len(heading) for _, cells in lines[1:]):
+        return [(lines[0][0], heading), *lines[1:]]
+    return lines
+
+
+def _without_counts(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Lines without a first one that counts them and their numbers (`400000 300`), as word2vec writes it."""
+    counts = (str(len(lines) - 1), str(len(lines[-1][1]) - 1))
+    return lines[1:] if len(lines) > 1 and tuple(lines[0][1]) == counts and len(lines[-1][1]) != 2 else lines
+
+
 def _document(path: Path) -> Any:
     """What a JSON file holds; a list of objects, one for each line, for JSON lines."""
     text = read_text(path)
@@ -166,7 +181,12 @@ def _document(path: Path) -> Any:
         document = parse_json(path, text)
         if isinstance(document, dict) or not (document and all(isinstance(entry, dict) for entry in document)):
             return document
-    return [row.values for row in read_records(path).rows] or [{}]
+    rows = [row.values for row in read_records(path).rows]
+    keys = [name for row in rows for name in row]
+    if len(keys) == len(rows) == len(set(keys)) > 1 and all(isinstance(v, list) for row in rows for v in row.values()):
+        # One item on each line: {id: [...]}.
+        return {name: value for row in rows for name, value in row.items()}
+    return rows or [{}]
 
 
 def _by_spaces(cells: list[str]) -> list[str]:

@@ -85,6 +85,8 @@ def content_of(path: Path, loaded: Any, ordered: bool = True) -> Content:
             f"'{path}' holds numbers by two names, and does not say which of them are items: {_names(loaded)} or {_names(next(iter(loaded.values())))}",
             hint="write {id: [numbers]}, or a data frame with to_json(path, orient='split')",
         )
+    if isinstance(loaded, (list, tuple)) and (several := _several(loaded)) is not None:
+        loaded = several
     if not isinstance(loaded, Mapping):
         loaded = {"features": loaded}
     fields: dict[str, Field] = {}
@@ -100,9 +102,28 @@ def _collect(path: Path, group: Mapping[Any, Any], prefix: str, fields: dict[str
         if isinstance(value, Mapping):
             _collect(path, value, f"{name}/", fields, depth + 1)
             continue
+        if _are_rows(value) and not any(str(column) in group for column in value[0]):
+            # Rows about the rows of an array beside them: their columns.
+            for column, field_of in _of_records(path, value).fields.items():
+                fields[prefix + column] = replace(field_of, name=prefix + column)
+            continue
         if name in fields:
             raise CalmrlError(f"'{path}' has two entries that are spelled {name!r}", hint="keys must differ as text")
         fields[name] = Field.of(name, as_array(value), isinstance(value, (list, tuple)) and not _holds_arrays(value))
+
+
+def _several(loaded: Sequence[Any]) -> dict[str, Any] | None:
+    """The arrays of a short tuple or list, by their places, where one is a matrix and each has its number of rows: (features, labels, names)."""
+    if not 2 <= len(loaded) <= 6 or not all(hasattr(part, "__len__") and not isinstance(part, (str, bytes)) for part in loaded):
+        return None
+    shapes = [tuple(getattr(part, "shape", (len(part),))) for part in loaded]
+    if len({shape[:1] for shape in shapes}) > 1 or sum(len(shape) > 1 for shape in shapes) != 1:
+        return None
+    return {str(place): part for place, part in enumerate(loaded)}
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) and row for row in value)
 
 
 def _names(group: Mapping[Any, Any]) -> str:
