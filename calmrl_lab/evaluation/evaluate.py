@@ -197,9 +197,12 @@ def _comparable(
             )
         (found if able else others).append((query, gallery))
     if not found:
+        still = [name for name, rows in zip(table.modalities, table.rows, strict=True) if not bool((rows != rows[:1]).any())]
         raise CalmrlError(
             f"the run compares no two of the modalities {', '.join(table.modalities)}",
-            hint="features as they come have a cosine only with features of the same dimension; leave out --method to train",
+            hint=f"features of {', '.join(still)} are the same for every item, so that nothing tells items apart"
+            if still
+            else "features as they come have a cosine only with features of the same dimension; leave out --method to train",
         )
     return found, [{"query": query, "gallery": gallery} for query, gallery in others]
 
