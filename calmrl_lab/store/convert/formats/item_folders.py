@@ -38,8 +38,11 @@ class ItemFolder:
     @staticmethod
     def read(path: Path) -> Content:
         items: dict[str, dict[str, Field]] = {}
-        for file in _files_below(path):
-            name = _without_ending(file.relative_to(path).as_posix())
+        files = _files_below(path)
+        # The name of the only folder says nothing of an item.
+        home = files[0].parent if len({file.parent for file in files}) == 1 else path
+        for file in files:
+            name = _without_ending(file.relative_to(home).as_posix())
             with reading_errors(file):
                 items[name] = _arrays(file)
         notes = _left_out(path)
