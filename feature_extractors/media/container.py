@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from calmrl_lab.errors import missing_extra
+from calmrl_lab.store.convert.reading.foreign_files import remedy
 from feature_extractors.media.bare_streams import is_motion_jpeg, stream_end
 from feature_extractors.media.containers import is_cut_off
 from feature_extractors.protocols import MediaError
@@ -55,11 +56,24 @@ def opened(path: Path, behind: int = 0) -> Iterator[InputContainer]:
                 yield container
         except (av.error.FFmpegError, EOFError) as error:
             said = getattr(error, "strerror", None) or type(error).__name__
+            if not known and getattr(error, "errno", None) == errno.EINVAL:
+                said = "one that FFmpeg knows and that is not read; convert it (ffmpeg -i FILE OUT.mp4, or OUT.wav)"
             if known:
                 raise MediaError("decode_error", said) from None
             if cut_off or isinstance(error, EOFError):
                 raise MediaError("truncated", "the file ends before its header does") from None
-            raise MediaError("not_media", f"no known media format: {said}") from None
+            raise MediaError("not_media", f"no known media format: {_what_it_is(path) or said}") from None
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file is that is no medium, and what to do with it; None if nothing is known about it."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+    if not start.strip(b"\0"):
+        return "it holds zeros only, as downloads leave that were interrupted: download it again"
+    if start.lstrip()[:1] in (b"{", b"["):
+        return "it is text (JSON) and not the file: download it again"
+    return remedy(path)
 
 
 @contextmanager

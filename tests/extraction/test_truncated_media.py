@@ -189,3 +189,28 @@ def test_frames_of_ivf_are_told_from_what_follows(tmp_path):
     path.write_bytes((head + frames)[:-5])
     with open(path, "rb") as file:
         assert ivf_end(file, path.stat().st_size) == len(head + frames)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (bytes(5000), "it holds zeros only"),
+        (b'{"error": "403"}', "it is text (JSON)"),
+        (b"<!DOCTYPE html><html>403", "it is a web page and not the file: download it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x1f\x8b\x08\0more", "gunzip it first"),
+    ],
+)
+def test_what_is_no_medium_is_told(data, said, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    with pytest.raises(MediaError) as caught:
+        video_frames(path, range)
+    assert (caught.value.code, said in caught.value.detail) == ("not_media", True), caught.value.detail
+
+
+def test_a_format_that_is_not_read_is_told(tmp_path):
+    path = clip(tmp_path / "a.sox", None, sound="pcm_s32le", samples=wave(1, 16_000, 0.5), format="sox")
+    with pytest.raises(MediaError) as caught:
+        waveform(path)
+    assert (caught.value.code, "ffmpeg -i FILE" in caught.value.detail) == ("not_media", True)

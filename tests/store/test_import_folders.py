@@ -119,6 +119,8 @@ def test_parts_are_one_file(name, tmp_path, plain):
     for number, part in enumerate(CUTS):
         PARTS[name](tmp_path / "v" / name.format(number), part)
     (tmp_path / "v" / "_SUCCESS").touch()
+    if name.startswith("part-0000"):
+        (tmp_path / "v" / name.format(3)).touch()
     (tmp_path / "v" / "README.md").write_text("x")
     store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}, encoders={"v": "mine"}))
     assert store.ids.tolist() == NAMES
@@ -311,6 +313,23 @@ def test_ids_in_files_of_their_own_are_not_passed_over(write, tmp_path, plain):
     write(tmp_path / "v")
     store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}, encoders={"v": "mine"}))
     assert store.digest == plain
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt", "json"])
+def test_an_empty_file_among_items_is_named(ending, tmp_path):
+    (tmp_path / "v").mkdir()
+    for name, row in by_id(slice(None)).items():
+        np.save(tmp_path / "v" / f"{name}.npy", row)
+    if ending != "npy":
+        for file in list((tmp_path / "v").iterdir()):
+            row = np.load(file)
+            item_json(file.with_suffix(".json"), row) if ending == "json" else torch.save(
+                torch.from_numpy(row), file.with_suffix(".pt")
+            )
+            file.unlink()
+    (tmp_path / "v" / f"video3.{ending}").write_bytes(b"")
+    with pytest.raises(CalmrlError, match="video3"):
+        read_source(tmp_path / "v", "v")
 
 
 def test_shards_of_ids_that_do_not_fit(tmp_path):

@@ -158,18 +158,18 @@ def _json_document(path: Path, text: str) -> Records:
 
 
 def _rows_of_object(document: Mapping[str, Any]) -> Any:
-    """The rows of an object: its only list of objects, its objects with their keys as `id`, or itself as the only row."""
-    lists = [
-        value for value in document.values() if isinstance(value, list) and value and all(isinstance(v, dict) for v in value)
-    ]
-    if len(lists) == 1 and not any(key in document for key in ("id", "ids")):
-        return lists[0]
+    """The rows of an object: of a data frame, its only list of objects, its objects with their keys as `id`, or itself as the only row."""
     if (frame := data_frame(document)) is not None:
         index = frame.index
         return [
             dict(row) if index is None else {"id": row[index], **{n: v for n, v in row.items() if n != index}}
             for row in frame.rows
         ]
+    lists = [
+        value for value in document.values() if isinstance(value, list) and value and all(isinstance(v, dict) for v in value)
+    ]
+    if len(lists) == 1 and not any(key in document for key in ("id", "ids")):
+        return lists[0]
     if document and all(isinstance(value, dict) for value in document.values()):
         return [{"id": key, **value} for key, value in document.items()]
     lengths = {len(value) if isinstance(value, list) else -1 for value in document.values()}

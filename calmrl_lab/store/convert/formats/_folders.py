@@ -51,11 +51,8 @@ def files_in(folder: Path, *endings: str) -> Iterator[Path]:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files of features in a folder, of one ending; empty files, which Spark writes for parts without rows, are left out of several."""
-    for endings in _ENDINGS:
-        if found := list(files_in(folder, *endings)):
-            return [file for file in found if file.stat().st_size] or found
-    return []
+    """The files of features in a folder, of one ending."""
+    return next((found for endings in _ENDINGS if (found := list(files_in(folder, *endings)))), [])
 
 
 def other_data_files(folder: Path, taken: Sequence[Path]) -> list[Path]:

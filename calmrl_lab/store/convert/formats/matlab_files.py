@@ -86,11 +86,11 @@ def _add(path: Path, fields: dict[str, Field], name: str, value: np.ndarray, dep
         )
     if value.dtype.names:
         for part in value.dtype.names:
-            cells = value[part]
-            inner = cells.item() if cells.size == 1 else cells
+            held = value[part]
+            inner = held.item() if held.size == 1 else held
             _add(path, fields, f"{name}/{part}", np.asarray(inner), depth + 1)
     elif value.dtype == object:
-        cells = value.ravel().tolist()
+        cells: list[Any] = value.ravel().tolist()
         if cells and all(_is_struct(cell) and cell.dtype.names == cells[0].dtype.names for cell in cells):
             for part in cells[0].dtype.names:
                 fields[f"{name}/{part}"] = _of_cells(f"{name}/{part}", [cell[part].item() for cell in cells])

@@ -43,6 +43,7 @@ def are_parts(files: Sequence[Path]) -> bool:
     """Whether files hold the rows of several items each, and not one item each."""
     if not files or files[0].suffix.lower() in (".npy", ".parquet"):
         return False
+    files = _with_rows(files)
     named = all(_PART.fullmatch(file.name) for file in files)
     text = set(files[0].suffixes) & {*Csv.endings, *Json.endings}
     try:
@@ -78,6 +79,7 @@ def read_parts(folder: Path, files: Sequence[Path]) -> Content:
     Raises CalmrlError naming the file for parts that do not fit together, for an item in two parts, and for a part of `0-of-3` that is missing.
     """
     _check_whole(folder, files)
+    files = _with_rows(files)
     # What a column is, numbers or names, is decided over all rows.
     for kind in (Csv, Json):
         if files[0].name.lower().endswith(kind.endings):
@@ -140,6 +142,12 @@ def _column(folder: Path, name: str, files: Sequence[Path], parts: Sequence[Fiel
 
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
     return Field(name, shape, parts[0].kind, load, all(part.printed for part in parts))
+
+
+def _with_rows(files: Sequence[Path]) -> Sequence[Path]:
+    """The files without empty texts, which Spark writes for parts that have no rows."""
+    text = files[0].name.lower().endswith((*Csv.endings, *Json.endings))
+    return [file for file in files if not text or file.stat().st_size] or files
 
 
 def _check_whole(folder: Path, files: Sequence[Path]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 # What columns of features are called before their number.
 _PREFIX = re.compile(
@@ -16,7 +17,8 @@ _ID = re.compile(r"(.*[ _-])?ids?|.+ID", re.IGNORECASE)
 INDEX = "index"
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True)
+class Frame:
     """A data frame by rows. `index`: the column that holds its index, or None if that only numbers the rows."""
 
     rows: Sequence[Mapping[Any, Any]]
