@@ -44,7 +44,7 @@ def read_source(path: str | Path, modality: str, key: str | None = None, options
     path = Path(path)
     options = replace(options or ReadOptions(), key=key) if key is not None else options or ReadOptions()
     with reading_errors(path):
-        if path.is_dir() and not data_files(path) and (path / modality).is_dir():
+        if (path / modality).is_dir() and not data_files(path):
             return read_source(path / modality, modality, options=options)
         if splits := split_folders(path, _is_readable):
             parts = {name: _of_split(path, places, modality, options) for name, places in splits.items()}
@@ -65,9 +65,10 @@ def _of_split(folder: Path, places: Sequence[Path], modality: str, options: Read
 
 def _only_inner(folder: Path) -> Path | None:
     """The only folder in a folder that holds no features itself, as data sets are kept (DIR/data/train-00000-of-00001.parquet)."""
-    if not folder.is_dir() or _is_readable(folder):
+    places = folders_in(folder) if folder.is_dir() else []
+    if not places or _is_readable(folder):
         return None
-    inner = [place for place in folders_in(folder) if split_folders(place, _is_readable) or _is_readable(place)]
+    inner = [place for place in places if split_folders(place, _is_readable) or _is_readable(place)]
     return inner[0] if len(inner) == 1 else None
 
 
