@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from calmrl_lab import renamed
 from calmrl_lab.errors import CalmrlError
@@ -31,19 +32,44 @@ SIMILARITY_WORDS: dict[str, str] = {
 MOST = 10_000_000
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """Every float in nested lists and dictionaries."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _numbers(inner)
-    elif isinstance(value, list | tuple):
+def _leaves(value: Any) -> Iterator[Any]:
+    """Every value in nested lists and dictionaries that is neither."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for inner in value:
-            yield from _numbers(inner)
+            yield from _leaves(inner)
+    else:
+        yield value
 
 
-class TrainConfig(BaseModel):
+def _types(annotation: Any) -> Iterator[Any]:
+    """Every type that a nested annotation is made of."""
+    inner = get_args(annotation)
+    if not inner:
+        yield annotation
+    for one in inner:
+        yield from _types(one)
+
+
+class Settings(BaseModel):
+    """A group of settings: unchangeable, without unknown keys, and without true or false in the place of a number, where Python would count them as
+    1 and 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = set(_types(cls.model_fields[str(info.field_name)].annotation))
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            for found in _leaves(value):
+                if isinstance(found, bool):
+                    raise ValueError("expected a number, not true or false")
+        return value
+
+
+class TrainConfig(Settings):
     """Everything that decides what `train-heads` does; with the store's digest it decides the result.
 
     >>> from calmrl_lab.config import TrainConfig
@@ -51,7 +77,7 @@ class TrainConfig(BaseModel):
     5
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     store: str = Field(description="feature store to train on")
     mix: dict[str, Annotated[float, Field(gt=0, le=MOST)]] = Field(
@@ -183,8 +209,8 @@ class TrainConfig(BaseModel):
     @classmethod
     def _finite(cls, value: Any) -> Any:
         """Numbers inside of options are finite too."""
-        for number in _numbers(value):
-            if not math.isfinite(number):
+        for number in _leaves(value):
+            if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"numbers have to be finite, not {number}")
         return value
 
@@ -199,7 +225,7 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     except ValidationError as error:
         # A key that is misspelt is also one that is lacking: the misspelling says more.
         first = min(error.errors(), key=lambda found: found["type"] == "missing")
-        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+        key = ".".join(str(part) for part in _place(values, first)) or "(whole file)"
         if first["type"] == "extra_forbidden":
             known = list(_fields_at(model, first["loc"][:-1]))
             former = str(first["loc"][-1])
@@ -210,7 +236,20 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
             ) from None
         got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
         hint = renamed.hint(str(first["input"]), renamed.VALUES) if first["type"] == "literal_error" else None
-        raise CalmrlError(f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}", hint=hint) from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise CalmrlError(f"{source}: {key}: {said[0].lower()}{said[1:]}{got}", hint=hint) from None
+
+
+def _place(values: Any, error: ErrorDetails) -> list[int | str]:
+    """The keys that lead to an error, without the names that pydantic gives to the members of a union of types."""
+    found: list[int | str] = []
+    for part in error["loc"]:
+        inside = isinstance(part, int) if isinstance(values, list | tuple) else isinstance(values, Mapping) and part in values
+        if not inside and error["type"] != "missing":
+            break
+        found.append(part)
+        values = values[part] if inside else None
+    return found
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from calmrl_lab.config import TrainConfig, build, override, read_yaml
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.methods.resolve import request
+from calmrl_lab.model.closed_form import StartOptions
 
 
 def test_an_unknown_key_names_the_nearest():
@@ -18,6 +19,27 @@ def test_an_unknown_key_names_the_nearest():
 def test_a_wrong_value_says_what_was_got():
     with pytest.raises(CalmrlError, match=r"x.yaml: learning_rate: .*greater than 0.*got -1"):
         build(TrainConfig, {"store": "s", "learning_rate": -1}, "x.yaml")
+
+
+NUMBERS = {
+    name: field.annotation
+    for name, field in TrainConfig.model_fields.items()
+    if field.annotation in (int, float, int | None, float | None)
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [True, False])
+def test_true_and_false_are_no_numbers(name, value):
+    with pytest.raises(CalmrlError, match=f"x.yaml: {name}: expected a number, not true or false"):
+        build(TrainConfig, {"store": "s", "objective": "clip", name: value}, "x.yaml")
+
+
+def test_the_key_of_an_error_has_no_names_of_types():
+    with pytest.raises(CalmrlError, match="^init_options: noise_scale: input should be greater than 0"):
+        build(StartOptions, {"noise_scale": -1}, "init_options")
+    with pytest.raises(CalmrlError, match="^x.yaml: mix.s: input should be greater than 0"):
+        build(TrainConfig, {"store": "s", "objective": "clip", "mix": {"s": -1}}, "x.yaml")
 
 
 def test_a_missing_key_is_named():

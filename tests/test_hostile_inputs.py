@@ -278,7 +278,9 @@ SETTINGS = (
     "scenario=pairs:2", "scenario=pairs:-1", "scenario=random:inf", "scenario=", "scenario=+", "scenario=drop:", "head=x",
     "init=x", "features=x", "similarity=x", "patience=0", "checkpoint_every=0", "device=cuda:99", "device=banana", "mix={nowhere: 1}", "mix={STORE: .inf}",
     "members=[1]", "members=[{nonsense: 1}]", "gate_level=0", "memory=x", "=1", "epochs", "epochs.x=1", "a.b.c=1", "seed=[", "seed={a: &x [*x]}", "store=",
-    "warm_up=nowhere", "method=x", "objective=x", "impute=x",
+    "seed=true", "split_seed=false", "epochs=True", "dim=yes", "batch_size=on", "learning_rate=true", "clip_norm=false", "mix={STORE: true}", "refresh=no",
+    "members=[{learning_rate: true}, {}]", "objective_options={temperature: true}", "init_options={latent_dim: true}", "init_options={noise_scale: -1}",
+    "scenario=drop:vision,audio,subtitle,keywords", "scenario=pattern:vision/caption", "scenario=random:1", "warm_up=nowhere", "method=x", "objective=x", "impute=x",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def curves(
     run: Path = typer.Option(..., help="Finished run."),
     scorer: list[str] = typer.Option(
         [],
-        help="How an item with gaps is scored; may be repeated. (default: centroid, anchor and the scorer of the system of the objective; likelihood-ratio or sum where the run compares so)",
+        help="How an item with gaps is scored; may be repeated. (default: centroid, anchor and the scorer of the system of the objective; the similarity of the run where that is no cosine of embeddings)",
     ),
     scenario: list[str] = typer.Option([], help="What is hidden, as random:0.5; may be repeated. (default: rates and drops)"),
     query: list[str] = typer.Option([], help="Modality of the queries; may be repeated. (default: every one)"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from calmrl_lab.config import TrainConfig
@@ -157,8 +158,13 @@ def splits_of(store: FeatureStore, config: TrainConfig) -> np.ndarray:
     return assign_splits(store.group, seed=config.split_seed)
 
 
-def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path: str | None = None) -> AnyTable:
-    """The training items as the scenario shows them; items that show nothing are left out."""
+def training_positions(
+    full: Table, split: np.ndarray, config: TrainConfig, path: str | None = None
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, "n k"]]:
+    """Positions of the training items in `full`, and what the scenario shows of them; items that show nothing are left out.
+
+    Raises CalmrlError for a store without training or validation items, and for a scenario that leaves none.
+    """
     store = path or config.store
     train = np.flatnonzero(split == "train")
     if len(train) == 0:
@@ -173,5 +179,11 @@ def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path:
     keep &= mask.any(axis=1)
     if not keep.any():
         raise CalmrlError(f"scenario '{scenario}' leaves no training item of store '{store}'")
+    return train[keep], mask[keep]
+
+
+def training_items(full: AnyTable, split: np.ndarray, config: TrainConfig, path: str | None = None) -> AnyTable:
+    """The training items as the scenario shows them (`training_positions`)."""
+    positions, mask = training_positions(full, split, config, path)
     # Selected once: the rows of a table in memory are copied.
-    return full.select(train[keep]).with_mask(mask[keep])
+    return full.select(positions).with_mask(mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from calmrl_lab.anchors.gate import achieved, gated_columns
 from calmrl_lab.config import SimilarityName, TrainConfig
 from calmrl_lab.data.missingness import pattern_names
 from calmrl_lab.data.patterns import Patterns
-from calmrl_lab.data.table import BLOCK, FeatureTable, Table, joined
-from calmrl_lab.data.training_data import VALIDATION_ITEMS, open_data, training_items
+from calmrl_lab.data.table import BLOCK, FeatureTable, sampled
+from calmrl_lab.data.training_data import VALIDATION_ITEMS, open_data, training_positions
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.feature_reference import beside_features, feature_rows
 from calmrl_lab.evaluation.retrieval import Ranks, rank_both
@@ -47,6 +47,8 @@ CONTROLS = ("mean", "random")
 # Complete items of the split that are shown under every pattern of training, and training items whose hidden entries are looked at: of more,
 # a sample. There is a row for each of them, each pattern, modality and imputer.
 CALIBRATED, CALIBRATED_TRAINING = 5_000, 20_000
+# Items whose float32 or float64 copies are made at once.
+_ITEMS = 1_024
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,9 @@ def evaluate(
     imputation = anchors = None
     # An ensemble has no imputer of its own, whatever its members were trained with.
     if store is None and imputers.get(run.summary["imputer"]).fills:
-        train_table, validation, replay = _seen(items, config, device)
-        if not bool(train_table.mask.all()):
-            imputation, anchors = _calibration(
-                run, model, train_table.sample(CALIBRATED_TRAINING), validation, held_out, split, replay
-            )
+        mask, train_table, validation, replay = _seen(items, config, device)
+        if not bool(mask.all()):
+            imputation, anchors = _calibration(run, model, train_table, validation, held_out, split, replay)
     scored_on = {"dataset": items.store.dataset, "digest": items.store.digest}
     name = similarity or config.similarity
     coverage = {
@@ -128,19 +128,26 @@ def evaluate(
         **_coverage(held_out, split, served, unserved),
     }
     if config.risk_control and anchors is not None and len(anchors):
-        shown = pattern_names(train_table.mask.cpu().numpy(), model.modalities)
+        shown = pattern_names(mask, model.modalities)
         coverage["gate"] = achieved(anchors, Counter(shown), config.risk_level)
     run.write_evaluation({run.SCORES: scores, run.IMPUTATION: imputation, run.ANCHORS: anchors}, coverage)
     return Evaluation(run, scores, imputation, anchors, coverage)
 
 
-def _seen(items: RunItems, config: TrainConfig, device: str) -> tuple[Table, FeatureTable, list[FeatureTable]]:
-    """The training items as the run was shown them, those of a mix included, the validation items, and those of a warm-up."""
+def _seen(
+    items: RunItems, config: TrainConfig, device: str
+) -> tuple[Bool[np.ndarray, "n k"], FeatureTable, FeatureTable, list[FeatureTable]]:
+    """The mask of the training items as the run was shown them, those of a mix included; at most `CALIBRATED_TRAINING` of these items, the validation
+    items, and the items of a warm-up."""
     if config.mix or config.warm_up:
         data = open_data(config, str(resolve(device)))
-        return data.train, data.validation, [] if data.warm_up is None else [data.warm_up]
+        train = data.train.sample(CALIBRATED_TRAINING)
+        return data.train.mask.cpu().numpy(), train, data.validation, [] if data.warm_up is None else [data.warm_up]
     validation = items.table.select(np.flatnonzero(items.splits == "validation")).sample(VALIDATION_ITEMS)
-    return training_items(items.table, items.splits, config), validation, []
+    positions, mask = training_positions(items.table, items.splits, config)
+    # Sampled before rows are copied.
+    few = sampled(len(positions), CALIBRATED_TRAINING)
+    return mask, items.table.select(positions[few]).with_mask(mask[few]).in_memory(), validation, []
 
 
 def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
@@ -197,9 +204,12 @@ def _comparable(
             )
         (found if able else others).append((query, gallery))
     if not found:
+        still = [name for name, rows in zip(table.modalities, table.rows, strict=True) if not bool((rows != rows[:1]).any())]
         raise CalmrlError(
             f"the run compares no two of the modalities {', '.join(table.modalities)}",
-            hint="features as they come have a cosine only with features of the same dimension; leave out --method to train",
+            hint=f"features of {', '.join(still)} are the same for every item, so that nothing tells items apart"
+            if still
+            else "features as they come have a cosine only with features of the same dimension; leave out --method to train",
         )
     return found, [{"query": query, "gallery": gallery} for query, gallery in others]
 
@@ -273,30 +283,108 @@ def _calibration(
 
     config = run.config
     names = [config.impute, *(name for name in CONTROLS if name != config.impute)]
-    seen = joined([*replay, train_table], [""] * (len(replay) + 1))
-    seen_embeddings, validation_embeddings = model.encode(seen), model.encode(validation)
+    shown = _Shown.of("train", model, train_table)
+    replayed = [_embedded(model, table) for table in replay]
+    seen = [torch.cat(parts) for parts in zip(*replayed, shown.embeddings, strict=True)] if replay else shown.embeddings
+    seen_mask = torch.cat([*(table.mask for table in replay), train_table.mask])
+    validation_embeddings = _embedded(model, validation)
+    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy())).sample(CALIBRATED)
+    whole = _Shown.of(split, model, complete)
+    patterns = Patterns.of(train_table.mask).shown
+    hidden = [pattern.expand(len(complete), -1).clone() for pattern in patterns[~patterns.all(dim=1)] if len(complete)]
     errors, shifts = [], []
     for name in tracked(names, "imputation errors", unit="imputers"):
-        imputer = _fitted(config, model, name, seen_embeddings, seen.mask)
-        own = name == config.impute
+        imputer = _fitted(config, model, name, seen, seen_mask)
         expected = held_out_errors(imputer, validation_embeddings, validation.mask, train_table.mask)
-        for place, table, mask in _masked(train_table, held_out, split):
-            embeddings = model.encode(table)
-            truth, known = stack(embeddings), table.natural_mask()
-            filled = stack(imputer.impute(embeddings, mask))
-            unknown = np.full(len(table.modalities), np.nan)
-            predicted = np.stack([expected.get(tuple(row), unknown) for row in mask.tolist()])
-            about = _about(table, mask, name, place)
-            errors.append(_errors(about, truth, filled, known & ~mask, predicted, table.modalities))
-            complete = known.all(dim=1)
-            if own and place == split and bool(complete.any()):
-                items = truth[complete], mask[complete], filled[complete]
-                report = anchor_report(*items)
-                if config.risk_control:
-                    report = gated_columns(imputer, run.summary["gate"]["threshold"], report, *items)
-                kept = about[complete.cpu().numpy()].reset_index(drop=True)
-                shifts.append(kept.assign(**{column: value.cpu().numpy() for column, value in report.items()}))
+        for items, mask in [(shown, train_table.mask), *((whole, mask) for mask in hidden)]:
+            filled = imputer.impute(items.embeddings, mask)
+            about = items.about(mask, name)
+            errors.append(items.errors(about, filled, mask, expected))
+            if name == config.impute and items.split == split and bool(items.known.all(dim=1).any()):
+                threshold = run.summary["gate"]["threshold"] if config.risk_control else None
+                shifts.append(items.shifts(about, filled, mask, imputer, threshold))
     return pd.concat(errors, ignore_index=True), pd.concat(shifts, ignore_index=True) if shifts else pd.DataFrame()
+
+
+@torch.no_grad()
+def _embedded(model: AlignmentModel, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
+    """`model.encode` of a block of items at a time: feature maps and heads make float32 copies of all that they see."""
+    blocks = [np.arange(start, min(start + _ITEMS, len(table))) for start in range(0, len(table), _ITEMS)]
+    parts = [model.encode(table if len(blocks) == 1 else table.select(block)) for block in blocks] or [model.encode(table)]
+    return [torch.cat(columns) for columns in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Items of a split whose truth is known where they own a row: `embeddings`, k of [n, d], and `known` [n, k]."""
+
+    split: str
+    modalities: tuple[str, ...]
+    ids: np.ndarray
+    group: np.ndarray
+    embeddings: list[Tensor]
+    known: Bool[Tensor, "n k"]
+
+    @classmethod
+    def of(cls, split: str, model: AlignmentModel, table: FeatureTable) -> _Shown:
+        # Names as objects: every frame then holds the same strings instead of copies.
+        ids, group = table.ids.astype(object), table.group.astype(object)
+        return cls(split, table.modalities, ids, group, _embedded(model, table), table.natural_mask())
+
+    def about(self, mask: Bool[Tensor, "n k"], imputer: str) -> pd.DataFrame:
+        """A row per item: imputer, pattern, split, item and group."""
+        import pandas as pd
+
+        patterns = np.asarray(pattern_names(mask.cpu().numpy(), self.modalities), dtype=object)
+        return pd.DataFrame(
+            {"imputer": imputer, "pattern": patterns, "split": self.split, "item": self.ids, "group": self.group}
+        )
+
+    def errors(
+        self,
+        about: pd.DataFrame,
+        filled: Sequence[Float[Tensor, "n d"]],
+        mask: Bool[Tensor, "n k"],
+        expected: Mapping[tuple[bool, ...], Float[np.ndarray, " k"]],
+    ) -> pd.DataFrame:
+        """A row per hidden entry whose truth is known: ||imputed - true||^2, and the error that `expected` has for its pattern."""
+        import pandas as pd
+
+        unknown = np.full(len(self.modalities), np.nan)
+        predicted = np.stack([expected.get(tuple(row), unknown) for row in mask.tolist()])
+        parts = []
+        for index, modality in enumerate(self.modalities):
+            chosen = (self.known[:, index] & ~mask[:, index]).nonzero().squeeze(1)
+            # Float64 copies are of a block of items.
+            squared = [
+                (filled[index][rows].double() - self.embeddings[index][rows].double()).square().sum(dim=1)
+                for rows in chosen.split(_ITEMS)
+            ]
+            place = chosen.cpu().numpy()
+            part = about.iloc[place].assign(modality=modality, squared_error=torch.cat(squared).cpu().numpy())
+            parts.append(part.assign(predicted_error=predicted[place, index]))
+        return pd.concat(parts, ignore_index=True)
+
+    def shifts(
+        self,
+        about: pd.DataFrame,
+        filled: Sequence[Float[Tensor, "n d"]],
+        mask: Bool[Tensor, "n k"],
+        imputer: Any,
+        threshold: float | None,
+    ) -> pd.DataFrame:
+        """`anchor_report` of the complete items, a row per item; with the `threshold` of a gate, what it did."""
+        complete = self.known.all(dim=1).nonzero().squeeze(1)
+        parts = []
+        for rows in complete.split(_ITEMS):
+            items = [stack([part[rows] for part in parts_of]) for parts_of in (self.embeddings, filled)]
+            parts.append(anchor_report(items[0], mask[rows], items[1]))
+        report = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
+        if threshold is not None:
+            truth, made = (stack([part[complete] for part in parts_of]) for parts_of in (self.embeddings, filled))
+            report = gated_columns(imputer, threshold, report, truth, mask[complete], made)
+        kept = about.iloc[complete.cpu().numpy()].reset_index(drop=True)
+        return kept.assign(**{column: value.cpu().numpy() for column, value in report.items()})
 
 
 def _fitted(config: TrainConfig, model: AlignmentModel, name: str, embeddings: list[Tensor], mask: Tensor) -> Any:
@@ -315,43 +403,3 @@ def _pair_vectors(
     left = [model.pair_vectors(query, gallery, block, candidates[:1])[0] for block in queries.split(BLOCK)]
     right = [model.pair_vectors(query, gallery, queries[:1], block)[1] for block in candidates.split(BLOCK)]
     return torch.cat(left), torch.cat(right)
-
-
-def _masked(
-    train_table: FeatureTable, held_out: FeatureTable, split: str
-) -> Iterator[tuple[str, FeatureTable, Bool[Tensor, "n k"]]]:
-    """(split, items, mask): training items as the scenario showed them; held-out complete items under each incomplete pattern of training."""
-    yield "train", train_table, train_table.mask
-    complete = held_out.select(np.flatnonzero(held_out.mask.all(dim=1).cpu().numpy())).sample(CALIBRATED)
-    if len(complete):
-        patterns = Patterns.of(train_table.mask).shown
-        for pattern in patterns[~patterns.all(dim=1)]:
-            yield split, complete, pattern.expand(len(complete), -1).clone()
-
-
-def _about(table: FeatureTable, mask: Tensor, imputer: str, split: str) -> pd.DataFrame:
-    import pandas as pd
-
-    patterns = np.asarray(pattern_names(mask.cpu().numpy(), table.modalities))
-    return pd.DataFrame({"imputer": imputer, "pattern": patterns, "split": split, "item": table.ids, "group": table.group})
-
-
-def _errors(
-    about: pd.DataFrame,
-    truth: Float[Tensor, "n k d"],
-    filled: Float[Tensor, "n k d"],
-    hidden: Bool[Tensor, "n k"],
-    predicted: Float[np.ndarray, "n k"],
-    modalities: tuple[str, ...],
-) -> pd.DataFrame:
-    """A row a hidden entry whose truth is known: ||imputed - true||^2."""
-    import pandas as pd
-
-    parts = []
-    for index, modality in enumerate(modalities):
-        # A modality at a time: float64 copies of all would be several times what is compared.
-        squared = (filled[:, index].double() - truth[:, index].double()).square().sum(dim=1).cpu().numpy()
-        chosen = hidden[:, index].cpu().numpy()
-        part = about[chosen].assign(modality=modality, squared_error=squared[chosen])
-        parts.append(part.assign(predicted_error=predicted[chosen, index]))
-    return pd.concat(parts, ignore_index=True)

@@ -120,7 +120,7 @@ def run_curves(
     """`missing_curves` of a finished run, written into it as curves.parquet.
 
     `scorers` default to centroid and anchor for runs that compare pairs by cosine, with the scorer of the objective's own system where there is one
-    (`Objective.scorer`), and to the run's own similarity (likelihood-ratio or sum) for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
+    (`Objective.scorer`), and to the run's own similarity for the others. Gaps are filled by the run's own imputer, or by `impute` fitted on the training embeddings after the fact; a run with
     neither has no calibrated rows.
     """
     run, model, items = open_run(run, device=device)

@@ -6,9 +6,9 @@ import itertools
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from calmrl_lab.config import TrainConfig, laid_over, override
+from calmrl_lab.config import Settings, TrainConfig, laid_over, override
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.methods.resolve import resolve
 
@@ -26,10 +26,8 @@ Seeds = Annotated[
 ]
 
 
-class Method(BaseModel):
+class Method(Settings):
     """One row of the final tables."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100, description="short name, also the folder")
     label: str | None = Field(None, description="name in tables and figures")
@@ -45,10 +43,8 @@ class Method(BaseModel):
     )
 
 
-class Probes(BaseModel):
+class Probes(Settings):
     """What is asked of some runs beyond ranks: missing modalities at test time, classification."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: Seeds = Field((0,), description="seeds whose runs are probed (each probe costs seconds)")
     queries: tuple[str, ...] = Field(("caption",), description="query modalities of the missing-rate curves; empty: no curves")
@@ -56,10 +52,8 @@ class Probes(BaseModel):
     kinds: tuple[str, ...] = Field((), description="kinds of classification, as zero-shot; empty: all that the data allow")
 
 
-class Variant(BaseModel):
+class Variant(Settings):
     """The same comparison on other data: what differs from the rest of the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str | None = Field(None, description="feature store")
     score_on: str | None = Field(
@@ -78,10 +72,8 @@ class Variant(BaseModel):
     probes: Probes | None = Field(None, description="curves and classification of some runs")
 
 
-class Experiment(BaseModel):
+class Experiment(Settings):
     """An experiment file, on one of its data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = Field(description="heading of the report")
     notes: str = Field("", description="what is compared, and why the settings are what they are")

@@ -30,6 +30,16 @@ def precision_root(weights: Sequence[Float[Tensor, "d_m q"]], noise: Sequence[Fl
     return (upper * torch.where(upper.diagonal() < 0, -1.0, 1.0).unsqueeze(1)).T
 
 
-def inverse(matrices: Float[Tensor, "*batch q q"]) -> Float[Tensor, "*batch q q"]:
-    """Of positive definite matrices. Not by LU: several threads of MKL fail at batches of it from q = 192 on."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrices))
+def inverse(precisions: Float[Tensor, "*batch q q"]) -> Float[Tensor, "*batch q q"]:
+    """Of latent posterior precisions, which are I plus what modalities say, so that no eigenvalue is below 1.
+
+    Not by LU: several threads of MKL fail at batches of it from q = 192 on. Where rounding has made a precision indefinite (see `precision_root`),
+    eigenvalues as small as the rounding of the largest are set to 1, the precision of the prior.
+    """
+    factors, failed = torch.linalg.cholesky_ex(precisions)
+    if not bool(failed.any()):
+        return torch.cholesky_inverse(factors)
+    values, vectors = torch.linalg.eigh(precisions)
+    rounding = values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
+    values = torch.where(values > rounding, values, 1.0).clamp_min(1.0)
+    return (vectors / values.unsqueeze(-2)) @ vectors.mT

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from calmrl_lab.config import build
+from calmrl_lab.config import MOST, Settings, build
 from calmrl_lab.data.patterns import observe
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
@@ -39,25 +39,27 @@ _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _FIRST_SCALE = 8.0
 
 
-class StartOptions(BaseModel):
+class StartOptions(Settings):
     """Options of a start by PPCA. What is "auto" is chosen on the validation items."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kernel: Kernel | Literal["heads"] = Field(
         "none",
         description="rbf: kernel principal components instead of plain ones (calmrl_lab.linalg.kernel_pca); heads: for the heads only, the "
         "likelihood ratio is of plain ones",
     )
-    latent_dim: int | Literal["auto"] = Field("auto", description="dimension of the latent vector, and of the embeddings")
-    components: int | Literal["auto"] = Field("auto", description="principal components that are kept of each modality")
-    whitening: float | Literal["auto"] = Field(
+    latent_dim: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="dimension of the latent vector, and of the embeddings"
+    )
+    components: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="principal components that are kept of each modality"
+    )
+    whitening: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         "auto", description="0 keeps the deviations of the components, 1 makes them equal, 0.5 takes their square roots"
     )
-    noise_scale: float | Literal["auto"] = Field(
+    noise_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
         "auto", description="fitted noise variances are multiplied by this: PPCA of few items is over-confident"
     )
-    iterations: int | Literal["auto"] = Field(
+    iterations: Annotated[int, Field(ge=0, le=MOST)] | Literal["auto"] = Field(
         "auto", description="EM iterations; long before the likelihood is highest, more of them fit chance"
     )
     embedding: Embedding = Field("precision", description="mean or precision (calmrl_lab.ppca.latent_maps)")

@@ -9,7 +9,8 @@ def is_single(scorer: str) -> bool:
 
 
 def family(scorer: str) -> str:
-    """The similarity that `scorer` compares by, which is also what single modalities are scored by beside it: cosine, likelihood-ratio or sum.
+    """The similarity that `scorer` compares by, which is also what single modalities are scored by beside it: cosine, likelihood-ratio,
+    sum or canonical-cosine.
 
     Raises CalmrlError for an unknown scorer.
     """

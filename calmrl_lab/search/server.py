@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from calmrl_lab.config import Settings
 from calmrl_lab.errors import CalmrlError, missing_extra
 from calmrl_lab.search.index_folder import Gallery
 
@@ -26,10 +27,8 @@ Encode = Callable[[str, str], np.ndarray]
 Picture = Callable[[str], str]
 
 
-class Query(BaseModel):
+class Query(Settings):
     """The body of a request to /search: one of `vectors` (features of `modality`, one list per query), `text` and `item`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     vectors: Annotated[list[Annotated[list[float], Field(max_length=65_536)]], Field(min_length=1, max_length=1000)] | None = (
         None

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from calmrl_lab.config import TrainConfig
+from calmrl_lab.config import TrainConfig, build
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
+from calmrl_lab.model.closed_form import StartOptions
 from calmrl_lab.model.item_ranking import ItemRanking
 from calmrl_lab.model.stacked.fit import FROM_FEATURES
 from calmrl_lab.objectives import objectives
@@ -81,8 +84,21 @@ def refuse_unfilled(config: TrainConfig) -> None:
         )
 
 
+def refuse_unaligned(config: TrainConfig, masks: Sequence[Bool[Tensor, "n k"]], modalities: Sequence[str]) -> None:
+    """CalmrlError if no item of training, by its `masks` of every table, shows two modalities. Heads that start fixed and are not trained look at none."""
+    fixed = config.objective == NO_OBJECTIVE and config.init != "ppca" and config.similarity == "cosine"
+    if fixed or any(bool((mask.sum(dim=1) > 1).any()) for mask in masks):
+        return
+    under = "" if config.scenario == "full" else f" under scenario '{config.scenario}'"
+    raise CalmrlError(
+        f"no training item of store '{config.store}' shows two of the modalities {', '.join(modalities)}{under}, so there is nothing to align them by",
+        hint="use a scenario that leaves two modalities of an item, or add a --warm-up store of complete items",
+    )
+
+
 def _check_start(config: TrainConfig) -> None:
     """Start of the heads, what they see, and how pairs are compared."""
+    build(StartOptions, config.init_options, "init_options")
     if config.init == "ppca" and config.head != "linear":
         raise CalmrlError(
             f"heads that start from PPCA in closed form are linear, so head '{config.head}' cannot start there",

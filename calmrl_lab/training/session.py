@@ -40,6 +40,7 @@ from calmrl_lab.training.requirements import (
     check_settings,
     item_ranking,
     make_objective,
+    refuse_unaligned,
     refuse_unfilled,
     selected_by,
 )
@@ -74,7 +75,8 @@ class Session:
             self.data = open_data(config, str(self.device))
         modalities, self.dims = self.data.train.modalities, dict(self.data.train.dims)
         # Refused before the start is computed; the start decides the dimension.
-        self._replay()
+        tables = [self.data.train, *([] if self.data.warm_up is None else [self.data.warm_up])]
+        refuse_unaligned(config, [table.mask for table in tables], modalities)
         item_ranking(config, modalities, make_objective(config, modalities, config.dim))
         shown, self.plain_validation = self.data.shown(STARTING_ITEMS), self.data.validation
         chosen_by = self.plain_validation.sample(START_VALIDATION_ITEMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ class Folder:
             raise CalmrlError(f"{error.message}{'' if self.id_column else told}", hint=hint) from None
 
     def _is_path(self, value: Any) -> bool:
-        return isinstance(value, str) and value.lower().endswith(_ENDINGS)
+        return isinstance(value, str) and value.strip().lower().endswith(_ENDINGS)
 
     def _row(self, record: Record, id_name: str) -> _Row:
         row = _Row(record.where, {})
@@ -216,7 +217,7 @@ class Folder:
         looked_at = [entry for entry, _ in zip(texts, range(_LOOKED_AT), strict=False)]
         if not looked_at:
             return False
-        return all(entry.lower().endswith(_ENDINGS) for entry in looked_at) or any(map(self._is_there, looked_at))
+        return all(map(self._is_path, looked_at)) or any(map(self._is_there, looked_at))
 
     def _is_there(self, entry: str) -> bool:
         try:
@@ -242,7 +243,12 @@ class Folder:
             raise CalmrlError(
                 f"'{self.table}', {row.where}: {entry!r} is no path", hint="paths in the table are relative to --media DIR"
             )
-        entry = self._slashes(entry)
+        entry = self._slashes(entry if self._is_there(entry) else entry.strip())
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", entry):
+            raise CalmrlError(
+                f"'{self.table}', {row.where}: {entry!r} is an address, and nothing is downloaded",
+                hint="fetch the files first; paths in the table are relative to --media DIR",
+            )
         if re.match(r"[A-Za-z]:/", entry):
             raise CalmrlError(
                 f"'{self.table}', {row.where}: {entry!r} is a place on a Windows machine",
@@ -298,6 +304,8 @@ def _entries(value: Any, column: str, where: str) -> list[Any]:
                 f"{where}: '{column}' holds numbers that are NaN or too large for float32", hint="leave out what is missing"
             )
         return [vector]
+    if isinstance(value, str) and re.match(r"\[\s*['\"\d.+-]", value) and (listed := _printed_list(value)):
+        return _entries(listed, column, where)
     entries = [entry for entry in (value if isinstance(value, list) else [value]) if not is_missing(entry)]
     if not all(isinstance(entry, str) for entry in entries):
         raise CalmrlError(
@@ -305,3 +313,18 @@ def _entries(value: Any, column: str, where: str) -> list[Any]:
             hint="columns of a table are id, split, group, label, label_NAME, and one for every modality",
         )
     return entries
+
+
+def _printed_list(text: str) -> list[Any] | None:
+    """The texts, or the numbers, of a list that a data frame printed into a cell; None for any other text.
+
+    >>> _printed_list("['a dog', 'it runs']"), _printed_list("[music]")
+    (['a dog', 'it runs'], None)
+    """
+    try:
+        listed = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    kinds: tuple[Any, ...] = (str, (int, float))
+    whole = isinstance(listed, list) and any(all(isinstance(entry, kind) for entry in listed) for kind in kinds)
+    return listed if whole else None

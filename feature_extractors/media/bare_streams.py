@@ -1,4 +1,4 @@
-"""Where the last frame of a stream without a container ends: MP3, AAC, AC-3, DTS, WavPack, AU, MPEG-TS, DV, IVF, raw video. What follows it is not sound."""
+"""Where the last frame of a stream without a container ends: MP3, AAC, AC-3, DTS, WavPack, AU, MPEG-TS, DV, IVF, AV1, MJPEG, raw video. What follows it is not sound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from feature_extractors.media.chunks import ivf_end, y4m_end
+from feature_extractors.media.chunks import ivf_end, nut_end, obu_end, y4m_end
 from feature_extractors.media.containers import id3_length, is_placeholder
 
 # MPEG audio: kbit/s by version (1, or 2 and 2.5) and layer (I, II, III); index 0 is the free format, 15 is forbidden.
@@ -24,6 +24,7 @@ _HZ = (44_100, 48_000, 32_000)
 _AC3_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _TS_PACKET = 188
 _HEAD = 8
+JPEG = b"\xff\xd8\xff"
 # Packets of MPEG-TS at the end that are looked at one by one.
 _TAIL = 10_000
 
@@ -127,11 +128,13 @@ def stream_end(file: BinaryIO) -> int:
     if head[:4] == b".snd":
         length = int.from_bytes(head[8:12], "big")
         return size if is_placeholder(length) else min(size, int.from_bytes(head[4:8], "big") + length)
-    for beginning, end in ((b"DKIF", ivf_end), (b"YUV4MPEG2 ", y4m_end)):
+    for beginning, end in ((b"DKIF", ivf_end), (b"YUV4MPEG2 ", y4m_end), (b"\x12\0", obu_end), (b"nut/multimedia", nut_end)):
         if head.startswith(beginning):
             file.seek(0)
             return end(file, size)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if head.startswith(JPEG) and is_motion_jpeg(file):
+            return _last_jpeg_end(data)
         begin = _behind_tags(data, 0)
         for stream in _STREAMS:
             if _is_run(data, begin, stream):
@@ -190,3 +193,55 @@ def _behind_tags(data: mmap.mmap, place: int) -> int:
             place += 128
         else:
             return place
+
+
+def is_motion_jpeg(file: BinaryIO) -> bool:
+    """True if another JPEG of the same size follows right behind the first, and nothing in that one says that it belongs to it.
+
+    Telephones and stereo cameras store gain maps, previews and second views so, and list them in the first picture (MPF).
+    """
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = jpeg_end(data) if data[:3] == JPEG else 0
+        if not end or data[end : end + 3] != JPEG:
+            return False
+        head = data[: min(end, 1 << 16)]
+        size = _jpeg_size(data, 0)
+        return b"MPF\0" not in head and b"GContainer" not in head and size is not None and size == _jpeg_size(data, end)
+
+
+def _jpeg_size(data: mmap.mmap, place: int) -> bytes | None:
+    """Height and width of the JPEG that begins at `place`, as it spells them; None if it does not say."""
+    place += 2
+    while place + 9 < len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[place + 5 : place + 9]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def jpeg_end(data: bytes | mmap.mmap, begin: int = 0) -> int:
+    """Where the JPEG that begins at `begin` ends, behind its end marker; 0 if it has none."""
+    place = begin + 2
+    while True:
+        place = data.find(b"\xff", place)
+        if place < 0 or place + 1 >= len(data):
+            return 0
+        marker = data[place + 1]
+        if marker == 0xD9:
+            return place + 2
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            # A byte of the picture, a restart, or filling.
+            place += 1 if marker == 0xFF else 2
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
+def _last_jpeg_end(data: mmap.mmap) -> int:
+    """Where the last of several JPEGs end to end ends; the length of the file if one breaks off, which its decoder tells."""
+    place = 0
+    while data[place : place + 3] == JPEG:
+        place = jpeg_end(data, place)
+        if not place:
+            return len(data)
+    return place

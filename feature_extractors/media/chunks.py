@@ -1,4 +1,4 @@
-"""Whether files of chunks, each with its length, break off: MXF, MPEG programs (VOB), MPEG-TS, VOC, PNG, IVF and raw video (Y4M)."""
+"""Whether files of chunks, each with its length, break off: MXF, MPEG programs (VOB), MPEG-TS, VOC, PNG, RealMedia, NUT, IVF, AV1 and raw video (Y4M)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ _PACK, _START_CODE = b"\0\0\1\xba", b"\0\0\1"
 # A pack of an MPEG program begins at least once in so many bytes; the tail is looked at, as such files are large.
 _TAIL = 1 << 20
 _PNG_HEAD = 8
+# The OBUs of AV1: sequence header, delimiter, frame header, tiles, metadata, frame, repeated header, list of tiles, padding; those with pixels.
+_OBU_KINDS, _OBU_FRAMES = (1, 2, 3, 4, 5, 6, 7, 8, 15), (3, 4, 6, 7)
+_NUT_INDEX = b"NX\xdd\x67\x2f\x23\xe6\x4e"
+_DELIMITER = b"\x12\0"
 # Bytes of a pixel by how Y4M spells what is in one; a number behind the last letter says more than 8 bits.
 _Y4M_COLOURS = {"420": (2, 2), "411": (4, 1), "422": (2, 1), "444": (1, 1), "mono": None}
 
@@ -87,6 +91,87 @@ def png_breaks(file: BinaryIO, size: int) -> bool:
             # The checksum of the last pixels may be missing.
             return name not in (b"IDAT", b"fdAT") or frames < declared or place - 4 > size
     return frames < declared
+
+
+def real_breaks(file: BinaryIO, size: int) -> bool:
+    """RealMedia: there are fewer packets than the chunk with the packets is said to have. The index behind them is not needed."""
+    place = 0
+    while place + 18 <= size:
+        file.seek(place)
+        head = file.read(18)
+        length = int.from_bytes(head[4:8], "big")
+        if head[:4] == b"DATA":
+            # A broadcast leaves a number of zero.
+            return not _has_real_packets(file, size, place + 18, int.from_bytes(head[10:14], "big"))
+        if length < 8:
+            return False
+        place += length
+    return True
+
+
+def _has_real_packets(file: BinaryIO, size: int, place: int, count: int) -> bool:
+    for _ in range(count):
+        file.seek(place)
+        head = file.read(4)
+        length = int.from_bytes(head[2:4], "big")
+        if len(head) < 4 or place + length > size:
+            return False
+        if head[:2] not in (b"\0\0", b"\0\1") or length < 12:
+            return True  # damage, which decoding tells, or a number that lies
+        place += length
+    return True
+
+
+def nut_end(file: BinaryIO, size: int) -> int:
+    """Where a NUT file with an index ends, behind this; `size` for one without."""
+    file.seek(max(0, size - _TAIL))
+    data = file.read()
+    place = data.rfind(_NUT_INDEX)
+    if place < 0:
+        return size
+    length, end = 0, place + len(_NUT_INDEX)
+    while end < len(data):
+        length, more = length << 7 | data[end] & 0x7F, data[end] & 0x80
+        end += 1
+        if not more:
+            break
+    # A long packet has a checksum of its head.
+    return min(size, size - len(data) + end + length + (4 if length > 4096 else 0))
+
+
+def obu_end(file: BinaryIO, size: int) -> int:
+    """Where the last frame of an AV1 video without a container ends (low overhead format); beyond `size` if it breaks off.
+
+    Units of one time begin with a delimiter; what stands behind one and is neither the next nor an OBU that may follow was appended.
+    """
+    place, end, follows = 0, 0, False
+    while place < size:
+        file.seek(place)
+        head = file.read(10)
+        kind = head[0] >> 3
+        # One forbidden bit, one reserved, and a size is there: without it, only a container says where an OBU ends.
+        if head[0] & 0x83 != 2 or kind not in _OBU_KINDS or (kind == 2) != (head[:2] == _DELIMITER) or (kind == 1 and follows):
+            break
+        begin = 2 if head[0] & 4 else 1
+        length, used = _leb128(head[begin:])
+        if length is None:
+            return size + 1 if place + len(head) >= size and kind in _OBU_FRAMES else end
+        place += begin + used + length
+        # A header of a sequence stands before the first frame of its unit only.
+        follows = kind in _OBU_FRAMES or (follows and kind != 2)
+        if kind in _OBU_FRAMES or place > size:
+            end = place
+    return end if end else size
+
+
+def _leb128(digits: bytes) -> tuple[int | None, int]:
+    """A size of AV1 and its width in bytes; None if it goes on behind `digits`."""
+    value = 0
+    for place, digit in enumerate(digits[:8]):
+        value |= (digit & 0x7F) << 7 * place
+        if not digit & 0x80:
+            return value, place + 1
+    return None, 0
 
 
 def ivf_end(file: BinaryIO, size: int) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from calmrl_lab.errors import missing_extra
-from feature_extractors.media.bare_streams import stream_end
+from calmrl_lab.store.convert.reading.foreign_files import remedy
+from feature_extractors.media.bare_streams import is_motion_jpeg, stream_end
 from feature_extractors.media.containers import is_cut_off
 from feature_extractors.protocols import MediaError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # Only formats that hold their own data: playlists (HLS, DASH, concat) make FFmpeg open other files and addresses.
 _FORMATS = (
-    "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,dv,ivf,h264,hevc,obu,rm,yuv4mpegpipe,"
+    "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,dv,ivf,h264,hevc,obu,rm,nut,mjpeg,yuv4mpegpipe,"
     "wav,w64,mp3,aac,loas,flac,aiff,mlp,amr,amrnb,amrwb,au,caf,ac3,eac3,dts,dtshd,truehd,wv,tta,ape,tak,mpc,mpc8,shn,voc,"
     "gif,apng,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe,pam_pipe,j2k_pipe,qoi_pipe"
 )
@@ -44,8 +45,10 @@ def opened(path: Path, behind: int = 0) -> Iterator[InputContainer]:
         try:
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""} | STRICT
             # Tags are often in another encoding than they say.
+            # What makes a picture a video of them stands behind it, where FFmpeg does not look.
+            kind = "mjpeg" if is_motion_jpeg(file) else None
             with av.open(
-                _Nameless(file, min(end, size - behind)), mode="r", options=options, metadata_errors="replace"
+                _Nameless(file, min(end, size - behind)), mode="r", format=kind, options=options, metadata_errors="replace"
             ) as container:
                 known = True
                 if (cut_off or end > size) and not _has_all_samples(container, size):
@@ -53,11 +56,24 @@ def opened(path: Path, behind: int = 0) -> Iterator[InputContainer]:
                 yield container
         except (av.error.FFmpegError, EOFError) as error:
             said = getattr(error, "strerror", None) or type(error).__name__
+            if not known and getattr(error, "errno", None) == errno.EINVAL:
+                said = "one that FFmpeg knows and that is not read; convert it (ffmpeg -i FILE OUT.mp4, or OUT.wav)"
             if known:
                 raise MediaError("decode_error", said) from None
             if cut_off or isinstance(error, EOFError):
                 raise MediaError("truncated", "the file ends before its header does") from None
-            raise MediaError("not_media", f"no known media format: {said}") from None
+            raise MediaError("not_media", f"no known media format: {_what_it_is(path) or said}") from None
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What a file is that is no medium, and what to do with it; None if nothing is known about it."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+    if not start.strip(b"\0"):
+        return "it holds zeros only, as downloads leave that were interrupted: download it again"
+    if start.lstrip()[:1] in (b"{", b"["):
+        return "it is text (JSON) and not the file: download it again"
+    return remedy(path)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ _PLACEHOLDERS = (
 def is_cut_off(path: Path) -> bool:
     """True if the file ends before what it says it holds: MP4 boxes with samples, the Matroska segment, the data of WAV, AIFF, AU, CAF,
     AVI and ASF, the frames counted by the Xing header of an MP3, or inside a page of Ogg, a packet of MPEG-TS or of an MPEG program, a tag of FLV,
-    a block of a GIF, a chunk of MXF, VOC or PNG, a frame of IVF or Y4M.
+    a block of a GIF, a chunk of MXF, VOC, RealMedia or PNG, a frame of IVF or Y4M.
 
     False where nothing says so: other formats, streams of undeclared length (placeholders included), and files that are no media at
     all. Bytes behind the end are never damage, and neither is a size that lies where all that is needed is there.
@@ -297,6 +297,7 @@ _CHECKS: tuple[_Check, ...] = (
     (lambda start: start[:4] == b"\x06\x0e\x2b\x34", chunks.mxf_breaks),
     (lambda start: start[:4] == b"\0\0\1\xba", chunks.program_breaks),
     (lambda start: start[:16] == b"Creative Voice F", chunks.voc_breaks),
+    (lambda start: start[:4] == b".RMF", chunks.real_breaks),
     (lambda start: start[:8] == b"\x89PNG\r\n\x1a\n", chunks.png_breaks),
     (lambda start: start[:4] == b"DKIF", lambda file, size: chunks.ivf_end(file, size) > size),
     (lambda start: start[:10] == b"YUV4MPEG2 ", lambda file, size: chunks.y4m_end(file, size) > size),

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from calmrl_lab.errors import missing_extra
 from calmrl_lab.store.convert.media_endings import IMAGE_ENDINGS
 from feature_extractors.file_names import is_system_file
+from feature_extractors.media.bare_streams import JPEG, is_motion_jpeg, jpeg_end
 from feature_extractors.media.container import opened_file
 from feature_extractors.media.containers import is_cut_off
 from feature_extractors.protocols import MediaError
@@ -28,11 +29,10 @@ Choice = Callable[[int], Sequence[int]]
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "QOI")
 # Formats of which several pictures are a moving one; the pages of a TIFF and the pictures of a stereo JPEG are not.
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")
-_JPEG = b"\xff\xd8\xff"
 # Brands of HEIC, in which telephones keep pictures. FFmpeg would show one of the tiles that such a picture consists of.
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BEGINNINGS = (
-    _JPEG, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
+    JPEG, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
     b"qoif", *(b"P%d" % kind for kind in range(1, 8)),
 )  # fmt: skip
 # Telephones take pictures of 200 million pixels; Pillow refuses these for fear of files made to fill the memory.
@@ -55,9 +55,11 @@ class UnknownImage(Exception):
 
 
 def is_image(path: Path) -> bool:
-    """True if a file begins as an image does."""
+    """True if a file begins as an image does, and not as a video of JPEG pictures end to end (MJPEG)."""
     with opened_file(path) as file:
         start = file.read(16)
+        if start.startswith(JPEG) and is_motion_jpeg(file):
+            return False
     return (
         start.startswith(_BEGINNINGS)
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
@@ -119,7 +121,7 @@ def _open(path: Path, file: Any) -> Iterator[Picture]:
     Image.init()  # formats cannot be named before
     start = file.read(12)
     file.seek(0)
-    source = io.BytesIO(_whole_jpeg(file.read())) if start.startswith(_JPEG) else file
+    source = io.BytesIO(_whole_jpeg(file.read())) if start.startswith(JPEG) else file
     formats: tuple[str, ...] = _FORMATS
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         _learn_heic()
@@ -192,7 +194,7 @@ def _whole_jpeg(data: bytes) -> bytes:
     """
     import av
 
-    end = _jpeg_end(data)
+    end = jpeg_end(data)
     first = data[:end] if end else data + b"\xff\xd9"
     if _decodes(av, first, {}) and not _decodes(av, first if end else data, {"err_detect": "explode"}):
         if not end:
@@ -209,20 +211,3 @@ def _decodes(av: Any, data: bytes, options: dict[str, str]) -> bool:
         return bool(decoder.decode(av.Packet(data)))
     except av.error.FFmpegError:
         return False
-
-
-def _jpeg_end(data: bytes) -> int:
-    """Where the first picture of a JPEG ends, behind its end marker; 0 if it has none."""
-    place = 2
-    while True:
-        place = data.find(b"\xff", place)
-        if place < 0 or place + 1 >= len(data):
-            return 0
-        marker = data[place + 1]
-        if marker == 0xD9:
-            return place + 2
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
-            # A byte of the picture, a restart, or filling.
-            place += 1 if marker == 0xFF else 2
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")

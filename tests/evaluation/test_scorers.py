@@ -12,6 +12,7 @@ from calmrl_lab.evaluation.retrieval import rank_items
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.model.feature_map import identities
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
+from calmrl_lab.model.stacked.canonical_cosine import CanonicalCosine
 from calmrl_lab.objectives import objectives
 from calmrl_lab.ppca.latent_maps import LatentMaps
 from calmrl_lab.scorers import scorers
@@ -62,7 +63,7 @@ def vast():
 LATENT = DIM // 2
 TESTED = (
     "cosine:audio", "centroid", "query-centroid", "volume", "area", "singular-value", "anchor", "imputer-likelihood", "fused", "likelihood-ratio",
-    "likelihood-ratio:audio", "sum", "multilinear", "objective",
+    "likelihood-ratio:audio", "sum", "canonical-cosine", "multilinear", "objective",
 )  # fmt: skip
 
 
@@ -86,6 +87,15 @@ def summed(weight=7.0):
     return Sum(((ratio(), 1.0), (Cosine(DIM - LATENT), weight)))
 
 
+def canonical():
+    """The cosine of canonical variates of the four modalities: the items are the variates."""
+    names = ("caption", *NAMES)
+    empty = tuple(torch.zeros(DIM, dtype=torch.float64) for _ in names)
+    return CanonicalCosine(
+        names, empty, tuple(torch.eye(DIM, dtype=torch.float64) for _ in names), identities([DIM] * len(names))
+    )
+
+
 def trained(name):
     """An objective away from its start."""
     objective = objectives.get(name)(("caption", *NAMES), DIM).double()
@@ -100,7 +110,8 @@ def trained(name):
 def scorer(request, ppca, vast):
     kind = request.param.partition(":")[0]
     objective = trained("comm") if kind == "objective" else vast
-    parts = {"imputer": ppca, "objective": objective, "similarity": summed() if kind == "sum" else ratio(DIM)}
+    similarity = {"sum": summed, "canonical-cosine": canonical}.get(kind, lambda: ratio(DIM))()
+    parts = {"imputer": ppca, "objective": objective, "similarity": similarity}
     names = NAMES[:2] if request.param == "area" else NAMES
     return make_scorer(request.param, "caption", names, parts)
 
@@ -164,7 +175,7 @@ class TestEveryScorer:
             assert backward.equal[j] == (close & ~own).sum()
 
     def test_a_perfect_copy_is_the_best_answer(self, scorer):
-        if scorer.name in ("imputer-likelihood", "fused", "likelihood-ratio", "sum"):
+        if scorer.name in ("imputer-likelihood", "fused", "likelihood-ratio", "sum", "canonical-cosine"):
             pytest.skip("a likelihood asks what is likely, a trained fusion what it was taught; not what is equal")
         queries, items, mask = self.case(scorer, 8)
         items[3], mask[3] = queries[0], True

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from extraction.stores import failures
 
@@ -51,6 +52,32 @@ def test_a_table_of_paths_and_texts(media, write):
     assert [items[i].split for i in "abc"] == ["train", "validation", "test"]
     assert [items[i].group for i in "abc"] == ["g", "b", "h"]
     assert items["a"].labels == {"label": "dog", "mood": "happy"}
+
+
+def test_lists_and_spaces_as_data_frames_print_them(media, write):
+    table = write(
+        "id,vision,caption,pose\na, clips/0.mp4 ,\"['one', 'it''s two']\",\"[0.5, 1]\"\nb,clips/1.mp4,[music],\"[1.5, 2]\"\n".replace(
+            "''", "\u2019"
+        )
+    )
+    _, items = items_of(table, media)
+    assert items["a"].media["vision"] == (File(media / "clips/0.mp4"),)
+    assert items["a"].media["caption"] == (Text("one"), Text("it\u2019s two"))
+    assert items["b"].media["caption"] == (Text("[music]"),)
+    assert items["a"].media["pose"][0].values.tolist() == [0.5, 1.0]
+
+
+def test_addresses_are_not_downloaded(media, write):
+    with pytest.raises(CalmrlError, match="line 2: 'https:.*0.mp4' is an address, and nothing is downloaded"):
+        items_of(write("id,vision\na,https://example.org/0.mp4\n"), media)
+
+
+@pytest.mark.parametrize("orient", ["split", "index", "columns", "records", "table"])
+def test_a_data_frame_as_json(orient, media, write):
+    frame = pd.DataFrame({"id": ["a", "b"], "vision": ["clips/0.mp4", "clips/1.mp4"], "label": [1, 2]})
+    frame = frame.set_index("id") if orient == "index" else frame
+    _, items = items_of(write(frame.to_json(orient=orient), "items.json"), media)
+    assert items["b"].media == {"vision": (File(media / "clips/1.mp4"),)}
 
 
 def test_json_lines_may_hold_several_captions_and_vectors(media, write):

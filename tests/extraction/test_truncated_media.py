@@ -1,5 +1,7 @@
 """Media without a length in a header: what breaks off is named, and bytes behind the end are no damage."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 
@@ -23,8 +25,51 @@ SOUNDS = {
 VIDEOS = {
     "a.mpg": ("mpeg1video", "mpeg", {}), "a.vob": ("mpeg2video", "vob", {}), "a.m2ts": ("libx264", "mpegts", {"mpegts_m2ts_mode": "1"}),
     "a.mxf": ("mpeg2video", "mxf", {}), "a.y4m": ("wrapped_avframe", "yuv4mpegpipe", {}), "a.ivf": ("libvpx", "ivf", {}),
-    "live.mkv": ("libx264", "matroska", {"live": "1"}),
+    "live.mkv": ("libx264", "matroska", {"live": "1"}), "a.rm": ("rv10", "rm", {}), "a.nut": ("libx264", "nut", {}),
+    "a.obu": ("libsvtav1", "obu", {}),
 }  # fmt: skip
+
+
+def test_a_video_of_jpeg_pictures_without_a_container(tmp_path):
+    path = clip(tmp_path / "a.mjpeg", "mjpeg", 12, format="mjpeg", size=(96, 64))
+    whole = video_frames(path, range)
+    assert numbers_of(whole) == list(range(12))
+    assert np.array_equal(video_frames(path, lambda total: [total - 1]), whole[-1:])
+    data = path.read_bytes()
+    for what, more in BEHIND.items():
+        path.write_bytes(data + more)
+        assert np.array_equal(video_frames(path, range), whole), what
+    starts = [place for place in range(len(data)) if data[place : place + 3] == b"\xff\xd8\xff"]
+    for start, stop in ((starts[2], starts[3]), (starts[11], len(data))):
+        path.write_bytes(data[: (start + stop) // 2])
+        assert code(lambda path: video_frames(path, range), path) == "decode_error"
+
+
+@pytest.mark.parametrize("packets", [3, 7, 11])
+def test_a_real_video_that_lacks_packets_is_named(packets, tmp_path):
+    path = clip(tmp_path / "a.rm", "rv10", 12, format="rm")
+    data = path.read_bytes()
+    place = data.index(b"DATA") + 18
+    for _ in range(packets):
+        place += int.from_bytes(data[place + 2 : place + 4], "big")
+    path.write_bytes(data[:place])
+    assert code(lambda path: video_frames(path, range), path) == "truncated"
+
+
+@pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
+def test_pictures_that_belong_to_the_first_are_no_frames(tmp_path):
+    held = {}
+    for name, size in (("first", (64, 48)), ("small", (32, 24)), ("same", (64, 48))):
+        held[name] = BytesIO()
+        Image.new("RGB", size, (9 * len(held), 80, 0)).save(held[name], "JPEG")
+    first, small, same = (held[name].getvalue() for name in ("first", "small", "same"))
+    listed = first[:2] + b"\xff\xe2\0\x08MPF\0\0\0" + first[2:]
+    for data, frames in ((first + small, 1), (listed + same, 1), (first + same, 2), (first + same + small, None)):
+        (tmp_path / "a.jpg").write_bytes(data)
+        if frames is None:
+            assert code(lambda path: video_frames(path, range), tmp_path / "a.jpg") == "decode_error"
+        else:
+            assert len(video_frames(tmp_path / "a.jpg", range)) == frames
 
 
 def broken_places(data):
@@ -61,7 +106,7 @@ def test_a_video_that_breaks_off_is_named(name, tmp_path):
     whole = video_frames(path, range)
     assert numbers_of(whole) == list(range(12))
     data = path.read_bytes()
-    for length in broken_places(data)[: 3 if name == "a.mxf" else 4]:
+    for length in broken_places(data)[: 3 if name in ("a.mxf", "a.rm", "a.nut") else 4]:
         path.write_bytes(data[:length])
         assert code(lambda path: video_frames(path, range), path) in ("truncated", "decode_error"), length
     for what, more in BEHIND.items():
@@ -144,3 +189,28 @@ def test_frames_of_ivf_are_told_from_what_follows(tmp_path):
     path.write_bytes((head + frames)[:-5])
     with open(path, "rb") as file:
         assert ivf_end(file, path.stat().st_size) == len(head + frames)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (bytes(5000), "it holds zeros only"),
+        (b'{"error": "403"}', "it is text (JSON)"),
+        (b"<!DOCTYPE html><html>403", "it is a web page and not the file: download it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x1f\x8b\x08\0more", "gunzip it first"),
+    ],
+)
+def test_what_is_no_medium_is_told(data, said, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    with pytest.raises(MediaError) as caught:
+        video_frames(path, range)
+    assert (caught.value.code, said in caught.value.detail) == ("not_media", True), caught.value.detail
+
+
+def test_a_format_that_is_not_read_is_told(tmp_path):
+    path = clip(tmp_path / "a.sox", None, sound="pcm_s32le", samples=wave(1, 16_000, 0.5), format="sox")
+    with pytest.raises(MediaError) as caught:
+        waveform(path)
+    assert (caught.value.code, "ffmpeg -i FILE" in caught.value.detail) == ("not_media", True)

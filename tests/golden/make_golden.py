@@ -174,9 +174,15 @@ def comm_run(folder: Path) -> Any:
     return train_method(STORE, folder / "comm", "comm", "none", **QUICK)
 
 
+@cache
+def canonical_run(folder: Path) -> Any:
+    """A run that compares by canonical variates."""
+    return train_method(STORE, folder / "canonical", "none", "none", **QUICK, **{SIMILARITY: "canonical-cosine"})
+
+
 def scorer_numbers(name: str, folder: Path) -> Quantities:
     """Recalls of captions against items that show drawing and speech, and back, with nothing and with half of it hidden."""
-    run = {"fused": fusing_run, "objective": comm_run}.get(name, scored_run)(folder.parent)
+    run = {"fused": fusing_run, "objective": comm_run, "canonical-cosine": canonical_run}.get(name, scored_run)(folder.parent)
     asked = f"{name}:vision" if name == "cosine" else name
     curves = run_curves(run, [asked], ["full", "random:0.5"], ["caption"], device="cpu")
     # Single modalities are scored beside every scorer, and are a case of their own.

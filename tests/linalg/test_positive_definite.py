@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from calmrl_lab.imputers.ppca import PPCA
-from calmrl_lab.linalg.positive_definite import precision_root
+from calmrl_lab.linalg.positive_definite import inverse, precision_root
 
 
 def draw(seed, scale):
@@ -28,6 +28,16 @@ def test_it_exists_where_the_squares_drown_the_identity():
     # The determinant of I + A'A is that of I + AA', which is 2 x 2 and harmless.
     small = torch.eye(2, dtype=torch.float64) + weights[0] @ weights[0].T / noise[0]
     torch.testing.assert_close(2 * root.diagonal().log().sum(), torch.logdet(small), rtol=1e-6, atol=0)
+
+
+def test_the_inverse_exists_where_the_squares_drown_the_identity():
+    (thin, _), _ = draw(1, 1e9)
+    large = thin[:2].T @ thin[:2]
+    eye = torch.eye(6, dtype=torch.float64)
+    found = inverse(torch.stack([eye + large, eye]))
+    # Where the modality says nothing, the prior is left: the identity on four of six directions.
+    torch.testing.assert_close(found[0], eye - torch.linalg.pinv(thin[:2]) @ thin[:2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[1], eye)
 
 
 def test_a_modality_of_lower_rank_than_the_latents_can_be_refitted():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections import OrderedDict, defaultdict
 
 import h5py
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -207,6 +209,80 @@ def mat_7_3(path):
         ids.attrs["MATLAB_class"] = np.bytes_("cell")
 
 
+def mat_struct(path):
+    savemat(path, {"out": {"setup": {"rate": 0.1, "name": "x"}, "emb": {"features": V, "ids": np.array(NAMES, dtype=object)}}})
+
+
+def mat_struct_array(path):
+    rows = [(name, row, number) for number, (name, row) in enumerate(by_id().items())]
+    savemat(path, {"items": np.array(rows, dtype=[("name", "O"), ("feat", "O"), ("label", "O")])})
+
+
+def mat_cell_of_structs(path):
+    savemat(path, {"items": [{"id": name, "features": row[:, None], "fps": 25} for name, row in by_id().items()]})
+
+
+def mat_cell_of_vectors(path):
+    cells = np.empty(N, dtype=object)
+    cells[:] = [row[None] for row in V]
+    savemat(path, {"feats": cells, "names": np.array(NAMES, dtype=object)})
+
+
+def mat_struct_by_id(path):
+    savemat(path, {"feats": by_id()})
+
+
+def mat_7_3_struct_array(path):
+    """As MATLAB writes an array of structs: for each field, references to its values."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        references, group = file.create_group("#refs#"), file.create_group("items")
+        group.attrs["MATLAB_class"] = np.bytes_("struct")
+        values = {
+            "id": [np.array([[ord(c)] for c in name], dtype=np.uint16) for name in NAMES],
+            "feat": [row[:, None] for row in V],
+        }
+        for field, cells in values.items():
+            made = [references.create_dataset(f"{field}{number}", data=cell) for number, cell in enumerate(cells)]
+            for cell in made:
+                cell.attrs["MATLAB_class"] = np.bytes_("char" if field == "id" else "single")
+            group.create_dataset(
+                field, data=np.array([[cell.ref] for cell in made], dtype=h5py.ref_dtype), dtype=h5py.ref_dtype
+            )
+
+
+def pt_defaultdict(path):
+    torch.save(defaultdict(list, tensors()), path)
+
+
+def pt_defaultdict_of_dicts(path):
+    held = defaultdict(dict, {name: {"clip": tensor} for name, tensor in tensors().items()})
+    torch.save(held, path, _use_new_zipfile_serialization=False)
+
+
+def frame():
+    return pd.DataFrame(V, columns=[f"x{number}" for number in range(D)], index=NAMES)
+
+
+def json_of_a_frame(orient):
+    def write(path):
+        frame().to_json(path, orient=orient, double_precision=15)
+
+    write.__name__ = orient
+    return write
+
+
+def json_index_without_names(path):
+    pd.DataFrame(V, index=NAMES).to_json(path, orient="index")
+
+
+def json_split_of_lists(path):
+    pd.DataFrame({"id": NAMES, "label": 1, "emb": V.tolist()}).to_json(path, orient="split")
+
+
+def pkl_of_a_frame(path):
+    path.write_bytes(pickle.dumps(frame().to_dict(orient="index")))
+
+
 def folder_of_arrays(path):
     path.mkdir()
     for name, row in by_id().items():
@@ -276,14 +352,31 @@ FORMS = {
     "npy": [npy_dict, npy_dict_of_two, npy_structured],
     "h5": [h5_by_id, h5_group_an_item, h5_group_of_items],
     "safetensors": [safetensors_by_id],
-    "pt": [pt_by_id, pt_one_by_d, pt_lists, pt_numpy, pt_records, pt_nested, pt_pairs],
-    "pkl": [pkl_by_id, pkl_old, pkl_factory, pkl_records, pkl_two],
+    "pt": [pt_by_id, pt_one_by_d, pt_lists, pt_numpy, pt_records, pt_nested, pt_pairs, pt_defaultdict, pt_defaultdict_of_dicts],
+    "pkl": [pkl_by_id, pkl_old, pkl_factory, pkl_records, pkl_two, pkl_of_a_frame],
     "csv": [csv, csv_lists, csv_index],
     "jsonl": [jsonl],
-    "json": [json_by_id, json_printed],
+    "json": [
+        json_by_id,
+        json_printed,
+        json_index_without_names,
+        json_split_of_lists,
+        *map(json_of_a_frame, ("index", "columns", "split", "table")),
+    ],
     "parquet": [parquet, parquet_folder],
     "arrow": [arrow],
-    "mat": [mat_cells, mat_characters, mat_by_id, mat_7_3],
+    "mat": [
+        mat_cells,
+        mat_characters,
+        mat_by_id,
+        mat_7_3,
+        mat_struct,
+        mat_struct_array,
+        mat_cell_of_structs,
+        mat_cell_of_vectors,
+        mat_struct_by_id,
+        mat_7_3_struct_array,
+    ],
     "folder": [folder_of_arrays, shards, shards_beside, tars, saved_dataset],
     "tar": [tar],
 }
@@ -311,7 +404,7 @@ def test_every_form_gives_the_same_bytes(tmp_path, plain, ending, write):
 
 def test_every_format_has_a_form_here():
     covered = {"npy", "npz", "hdf5", "safetensors", "torch", "pickle", "csv", "json", "parquet", "matlab"}
-    assert set(formats.names()) == covered | {"npy-folder", "shards", "webdataset", "datasets-folder"}
+    assert set(formats.names()) == covered | {"npy-folder", "part-folder", "shards", "webdataset", "datasets-folder"}
     assert all(description and not description.endswith(".") for description in formats.describe().values())
 
 
@@ -404,6 +497,34 @@ def test_shards_that_do_not_fit_together(tmp_path, spoil, said):
     spoil(tmp_path / "v")
     with pytest.raises(CalmrlError, match=said):
         import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"})
+
+
+def test_a_defaultdict_of_foreign_makings_is_refused(tmp_path):
+    torch.save(defaultdict(os.getcwd, tensors()), tmp_path / "v.pt")
+    with pytest.raises(CalmrlError, match="it was not executed"):
+        import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.pt"})
+
+
+@pytest.mark.parametrize("ids", [np.arange(D), np.array(["a", "b", "c", "d", "e"])])
+def test_ids_of_single_numbers_are_no_item(tmp_path, ids):
+    np.savez(tmp_path / "v.npz", a=V[0], b=V[1], ID=ids)
+    with pytest.raises(CalmrlError, match="like ids|does not say which"):
+        import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.npz"})
+
+
+def test_numbers_by_two_names_of_which_either_may_be_the_item(tmp_path):
+    (tmp_path / "v.json").write_text(json.dumps({"a": {"one": 1.0, "two": 2.0}, "b": {"one": 3.0, "two": 4.0}}))
+    with pytest.raises(CalmrlError, match="does not say which of them are items: 'a', 'b' or 'one', 'two'"):
+        import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.json"})
+
+
+def test_cells_of_frames_are_pooled(tmp_path):
+    cells = np.empty(N, dtype=object)
+    cells[:] = [np.stack([row] * (1 + number % 3)) for number, row in enumerate(V)]
+    savemat(tmp_path / "v.mat", {"feats": cells, "names": np.array(NAMES, dtype=object), "note": "x"})
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.mat"}, pool="mean"))
+    assert store.ids.tolist() == NAMES
+    np.testing.assert_array_equal(store.features("v"), V)
 
 
 def test_items_of_other_lengths_are_named(tmp_path):

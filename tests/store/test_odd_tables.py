@@ -188,3 +188,15 @@ def test_whole_paths_into_a_media_folder_that_is_given_relatively(tmp_path, monk
     (tmp_path / "items.csv").write_text(f"id,vision\na,{tmp_path / 'b.jpg'}\n")
     with pytest.raises(CalmrlError, match="leads outside the media folder"):
         Folder(media="media", manifest="items.csv").manifest()
+
+
+def test_a_cell_too_many_is_a_row_name_only_where_it_may_be_one(tmp_path):
+    path = tmp_path / "v.csv"
+    path.write_text("x0,x1\na,0.5,1.5\nb,2.5,3.5\n")
+    assert read_source(path, "v").ids.tolist() == ["a", "b"]
+    path.write_text("id,x0,x1\n1,a,0.5,1.5\n2,b,2.5,3.5\n")
+    assert read_source(path, "v").ids.tolist() == ["a", "b"]
+    path.write_text("id,x0,x1\na,b,0.5,1.5\nc,d,2.5,3.5\n")
+    for read in (read_records, lambda path: read_source(path, "v")):
+        with pytest.raises(CalmrlError, match="line 2 has 4 columns"):
+            read(path)

@@ -118,6 +118,32 @@ def tar_with_folders(path):
             archive.addfile(member, held)
 
 
+def arrays_and_rows_about_them(path):
+    torch.save({"embeddings": torch.from_numpy(V), "metadata": [{"id": name, "path": "x"} for name in NAMES]}, path)
+
+
+def tuple_of_three(path):
+    torch.save((torch.from_numpy(V), torch.arange(N), NAMES), path)
+
+
+def one_item_on_each_line(path):
+    path.write_text("\n".join(json.dumps({name: row.tolist()}) for name, row in BY_ID.items()))
+
+
+def items_inside_of_data(path):
+    held = {name: {"vec": row.tolist(), "fps": 3} for name, row in BY_ID.items()}
+    path.write_text(json.dumps({"data": held, "version": 1}))
+
+
+def word2vec(path):
+    path.write_text(f"{N} {D}\n" + "\n".join(f"{name} {' '.join(map(str, row))}" for name, row in BY_ID.items()))
+
+
+def heading_of_spaces(path):
+    heading = "  ".join(["id", *WIDE])
+    path.write_text("\n".join([heading, *(f"{name}  {'  '.join(map(str, row))}" for name, row in BY_ID.items())]))
+
+
 FORMS = {
     "a.csv": decimal_commas,
     "b.csv": numbers_in_a_cell,
@@ -135,6 +161,12 @@ FORMS = {
     "b": folder_of_archives,
     "c": folder_of_safetensors,
     "a.tar": tar_with_folders,
+    "c.pt": arrays_and_rows_about_them,
+    "d.pt": tuple_of_three,
+    "c.jsonl": one_item_on_each_line,
+    "b.json": items_inside_of_data,
+    "a.txt": word2vec,
+    "b.txt": heading_of_spaces,
 }
 
 
@@ -201,9 +233,15 @@ def lmdb(path):
     (path / "data.mdb").write_bytes(bytes(4096))
 
 
+def small_network(path):
+    torch.save(torch.nn.Linear(3, 2).state_dict(), path)
+
+
 REFUSED = {
+    "l.jsonl": (lambda path: path.write_text('["a", [1.0]]\n["b", [2.0]]'), "line 1 is a list", "one JSON object on each line"),
+    "net.pt": (small_network, "holds the weights of a network (weight, bias)", "FILE:KEY"),
     "q.npz": (quantised, "'features' are whole numbers, and 'scale' beside them", "astype(np.float32) * scale"),
-    "two": (two_arrays_a_file, "holds 2 arrays (vision, text)", "ID.npy"),
+    "two": (two_arrays_a_file, "which of its arrays are the features of 'v'", "it has: vision, text"),
     "b.parquet": (bytes_of_arrays, "has no numbered columns", "id (strings), emb (other)"),
     "s.npz": (lambda path: sparse.save_npz(path, sparse.csr_matrix(V)), "a sparse matrix of SciPy", "toarray()"),
     "lmdb": (lmdb, "holds no features", "read its records with the package lmdb"),

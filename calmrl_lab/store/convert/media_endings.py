@@ -5,7 +5,7 @@ from __future__ import annotations
 # In the order in which files of one id are looked for: first those that released code looks for.
 VIDEO_ENDINGS = (
     ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".3g2", ".wmv", ".asf", ".flv", ".ogv", ".ts", ".mts", ".m2ts",
-    ".vob", ".mxf", ".qt",
+    ".vob", ".mxf", ".qt", ".rm", ".rmvb", ".nut", ".mjpeg", ".mjpg", ".ivf", ".y4m", ".obu",
 )  # fmt: skip
 SOUND_ENDINGS = (
     ".wav", ".mp3", ".mka", ".flac", ".m4a", ".ogg", ".opus", ".oga", ".aac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".ac3", ".eac3", ".wv", ".tta",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.data_frames import data_frame
 from calmrl_lab.store.convert.reading.foreign_files import remedy
 from calmrl_lab.store.convert.reading.gzip_files import open_plain, plain_suffix
 
@@ -79,7 +80,8 @@ def read_records(path: Path) -> Records:
     text = read_text(path)
     start = text.lstrip()[:1]
     lines = plain_suffix(path) in (".jsonl", ".ndjson")
-    if start == "[" or (start == "{" and not lines and _is_one_document(text)):
+    a_line_each = lines and text.strip().count("\n") and text.lstrip().split("\n", 1)[0].rstrip().endswith("]")
+    if (start == "[" and not a_line_each) or (start == "{" and not lines and _is_one_document(text)):
         return _json_document(path, text)
     if start == "{" or lines:
         return _json_lines(path, text)
@@ -156,28 +158,24 @@ def _json_document(path: Path, text: str) -> Records:
 
 
 def _rows_of_object(document: Mapping[str, Any]) -> Any:
-    """The rows of an object: its only list of objects, its objects with their keys as `id`, or itself as the only row."""
+    """The rows of an object: of a data frame, its only list of objects, its objects with their keys as `id`, or itself as the only row."""
+    if (frame := data_frame(document)) is not None:
+        index = frame.index
+        return [
+            dict(row) if index is None else {"id": row[index], **{n: v for n, v in row.items() if n != index}}
+            for row in frame.rows
+        ]
     lists = [
         value for value in document.values() if isinstance(value, list) and value and all(isinstance(v, dict) for v in value)
     ]
     if len(lists) == 1 and not any(key in document for key in ("id", "ids")):
         return lists[0]
-    columns = list(document.values())
-    if columns and all(isinstance(value, dict) and value for value in columns) and _row_numbers(columns):
-        # As pandas' to_json writes a data frame: {column: {"0": cell, "1": cell}}.
-        return [{name: column[row] for name, column in document.items()} for row in columns[0]]
     if document and all(isinstance(value, dict) for value in document.values()):
         return [{"id": key, **value} for key, value in document.items()]
     lengths = {len(value) if isinstance(value, list) else -1 for value in document.values()}
     if len(lengths) == 1 and -1 not in lengths and len(document) > 1:
         return [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)]
     return [dict(document)]
-
-
-def _row_numbers(columns: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the keys of all columns are the numbers of the same rows, in order."""
-    wanted = [str(number) for number in range(len(columns[0]))]
-    return all(list(column) == wanted for column in columns)
 
 
 def _json_lines(path: Path, text: str) -> Records:
@@ -283,21 +281,24 @@ def delimiter_of(text: str) -> str:
     return max(_DELIMITERS, key=lambda delimiter: (outside.count(delimiter), -_DELIMITERS.index(delimiter)))
 
 
-def _are_row_names(first: Sequence[str], heading: Sequence[str]) -> bool:
-    """Whether cells in front of those that have a heading are the row names of R: numbers from 1 on, or names where no column is the id. Beside an id
-    they may as well come from a delimiter in a text without quotes."""
-    counted = list(first) == [str(number) for number in range(1, len(first) + 1)]
+def has_row_names(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether every row has one cell more than the heading, in front, because R writes no heading for its row names.
+
+    They are numbers from 1 on, or names where no column is the id. Beside an id, a cell more may as well come from a delimiter in a text without quotes.
+
+    >>> has_row_names(["x0"], [["a", "0.5"]]), has_row_names(["id", "x0"], [["a", "b", "0.5"]]), has_row_names(["id"], [["1", "a"], ["2", "b"]])
+    (True, False, True)
+    """
+    if not rows or not all(len(cells) == len(heading) + 1 for cells in rows):
+        return False
+    counted = all(cells[0] == str(number) for number, cells in enumerate(rows, start=1))
     return counted or "id" not in {name.strip().lower() for name in heading}
 
 
 def _csv(path: Path, text: str) -> Records:
     _, heading = next(listed := csv_rows(path, text), (0, []))
     lines = list(listed)
-    if (
-        lines
-        and all(len(cells) == len(heading) + 1 for _, cells in lines)
-        and _are_row_names([cells[0] for _, cells in lines], heading)
-    ):
+    if has_row_names(heading, [cells for _, cells in lines]):
         heading = ["", *heading]
     names = [name.strip() for name in heading]
     twice = [name for name in names if names.count(name) > 1]

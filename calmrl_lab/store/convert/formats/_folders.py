@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.reading.choose import natural
+from calmrl_lab.store.convert.reading.content import Content
 
+# The endings of files of features in a folder: it is read by the first that it has files of, for others may describe these.
+_ENDINGS = {
+    (".npy",): "npy",
+    (".pt",): "torch",
+    (".pth",): "torch",
+    (".npz",): "npz",
+    (".safetensors",): "safetensors",
+    (".h5",): "hdf5",
+    (".hdf5",): "hdf5",
+    (".mat",): "matlab",
+    (".pkl",): "pickle",
+    (".pickle",): "pickle",
+    (".parquet",): "parquet",
+    (".feather",): "parquet",
+    (".arrow",): "parquet",
+    (".csv", ".csv.gz"): "csv",
+    (".tsv", ".tsv.gz"): "csv",
+    (".jsonl", ".jsonl.gz"): "json",
+    (".ndjson", ".ndjson.gz"): "json",
+    (".json", ".json.gz"): "json",
+    (".txt", ".txt.gz"): "csv",
+}
 # What file managers leave in every folder.
 _JUNK = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX", re.IGNORECASE)
 
@@ -24,6 +48,27 @@ def files_in(folder: Path, *endings: str) -> Iterator[Path]:
     with os.scandir(folder) as listed:
         names = [one.name for one in listed if one.name.lower().endswith(endings) and one.is_file() and not is_junk(one.name)]
     return (folder / name for name in sorted(names, key=natural))
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files of features in a folder, of one ending."""
+    return next((found for endings in _ENDINGS if (found := list(files_in(folder, *endings)))), [])
+
+
+def other_data_files(folder: Path, taken: Sequence[Path]) -> list[Path]:
+    """The files of features, or of what may be said about them, in a folder that are not among those that are read."""
+    endings = tuple(ending for endings in _ENDINGS for ending in endings)
+    known = {file.name for file in taken if file.parent == folder}
+    with os.scandir(folder) as listed:
+        names = [one.name for one in listed if one.name not in known and one.name.lower().endswith(endings) and one.is_file()]
+    return [folder / name for name in sorted(names, key=natural) if not is_junk(name)]
+
+
+def read_file(file: Path) -> Content:
+    """The content of one file of a folder."""
+    name = next(name for endings, name in _ENDINGS.items() if file.name.lower().endswith(endings))
+    content: Content = formats.get(name).read(file)
+    return content
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,9 @@ from calmrl_lab.store.convert.formats._folders import no_folder
 from calmrl_lab.store.convert.reading.content import Content, Field, kind_of
 from calmrl_lab.store.convert.reading.mapped_arrays import hdf5_mapped
 from calmrl_lab.store.convert.reading.reading_errors import check_memory
+
+# Arrays from this size on are mapped where they lie, and smaller ones are read.
+_MAPPED = 1 << 16
 
 
 @formats.register("hdf5")
@@ -26,28 +29,39 @@ class Hdf5:
     @staticmethod
     def read(path: Path) -> Content:
         import h5py
+        from h5py import h5a, h5d, h5o
 
         fields: dict[str, Field] = {}
-        reader = _Reader(path)
-
-        def visit(name: str, node: Any) -> None:
-            # An import reads the file that it was given: visititems does not follow links to other files, and these hold their data there.
-            if isinstance(node, h5py.Dataset) and not node.external and not node.is_virtual:
-                if node.dtype.names and node.ndim == 1:
-                    fields.update(_columns(reader, name, node))
-                else:
-                    fields[name] = _field(reader, name, node)
-            home = name.rpartition("/")[0] if isinstance(node, h5py.Dataset) else name
-            attributes.update(_texts_of(node, f"{home}/" if home else ""))
-
         attributes: dict[str, Field] = {}
-        with h5py.File(path, "r") as file:
-            attributes.update(_texts_of(file, ""))
-            file.visititems(visit)
+        # It stays open as long as an array may be loaded: there may be one for each of many thousand items.
+        file = h5py.File(path, "r")
+
+        # h5py's objects cost more than to read an array of an item, so its low level does, which has no objects for what is only passed by.
+        def visit(encoded: bytes) -> None:
+            name = encoded.decode("utf-8", "surrogateescape")
+            node = h5o.open(file.id, encoded)
+            is_dataset = isinstance(node, h5d.DatasetID)
+            if is_dataset and _holds_its_data(node):
+                fields.update(_fields(path, name, node))
+            if h5a.get_num_attrs(node):
+                home = name.rpartition("/")[0] if is_dataset else name
+                attributes.update(_texts_of(file[name], f"{home}/" if home else ""))
+
+        attributes.update(_texts_of(file, ""))
+        # It does not follow links to other files: an import reads the file that it was given.
+        h5o.visit(file.id, visit)
         # Ids are also kept as an attribute of the features or of the file.
         fields |= {name: field for name, field in attributes.items() if name not in fields}
         # Without track_order, groups list their members by letters.
         return Content(path, fields, ordered=False)
+
+
+def _holds_its_data(node: Any) -> bool:
+    """Whether the data of a dataset are in this file, and not in others that it names."""
+    from h5py import h5d
+
+    made = node.get_create_plist()
+    return bool(made.get_layout() != h5d.VIRTUAL and not made.get_external_count())
 
 
 def _texts_of(node: Any, home: str) -> dict[str, Field]:
@@ -62,25 +76,44 @@ def _texts_of(node: Any, home: str) -> dict[str, Field]:
     return found
 
 
-class _Reader:
-    """An HDF5 file that is opened by the first array that is loaded, and open as long as one may be: there may be one for each of many thousand items."""
+def _fields(path: Path, name: str, node: Any) -> dict[str, Field]:
+    """A dataset as a field, or the columns of a table as fields beside it."""
+    import h5py
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def file(self) -> Any:
-        import h5py
-
-        return h5py.File(self.path, "r")
+    kind, shape = node.dtype, tuple(node.shape) if node.shape is not None else ()
+    if kind.names and len(shape) == 1:
+        return _columns(path, name, h5py.Dataset(node))
+    if h5py.check_string_dtype(kind) is not None:
+        return {name: Field(name, shape, "strings", lambda: _texts(path, h5py.Dataset(node)))}
+    return {name: Field(name, shape, kind_of(kind), partial(_numbers, path, node, shape, kind))}
 
 
-def _columns(reader: _Reader, name: str, table: Any) -> dict[str, Field]:
+def _numbers(path: Path, node: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    import h5py
+    from h5py import h5s
+
+    claimed = math.prod(shape) * kind.itemsize
+    if len(shape) >= 2 and claimed >= _MAPPED and (mapped := hdf5_mapped(path, h5py.Dataset(node))) is not None:
+        return mapped
+    check_memory(path, claimed)
+    if kind.kind not in "fiu" or not claimed:
+        return np.asarray(h5py.Dataset(node)[()])
+    values = np.empty(shape, kind)
+    node.read(h5s.ALL, h5s.ALL, values)
+    return values
+
+
+def _texts(path: Path, dataset: Any) -> np.ndarray:
+    check_memory(path, dataset.size * 64)
+    return np.array(dataset.asstr("utf-8")[()].tolist(), dtype=np.str_)
+
+
+def _columns(path: Path, name: str, table: Any) -> dict[str, Field]:
     """The columns of a table of HDF5 (a dataset of records), as fields beside it."""
     import h5py
 
     home = name.rpartition("/")[0]
-    check_memory(reader.path, table.nbytes)
+    check_memory(path, table.nbytes)
     rows = table[()]
     found = {}
     for column in table.dtype.names:
@@ -91,26 +124,3 @@ def _columns(reader: _Reader, name: str, table: Any) -> dict[str, Field]:
         place = f"{home}/{column}" if home else column
         found[place] = Field.of(place, values)
     return found
-
-
-def _field(reader: _Reader, name: str, dataset: Any) -> Field:
-    import h5py
-
-    path = reader.path
-    strings = h5py.check_string_dtype(dataset.dtype) is not None
-
-    def load() -> np.ndarray:
-        opened = reader.file[name]
-        if strings:
-            check_memory(path, opened.size * 64)
-            return np.array(opened.asstr("utf-8")[()].tolist(), dtype=np.str_)
-        mapped = hdf5_mapped(path, opened) if len(shape) >= 2 else None
-        if mapped is None:
-            check_memory(path, claimed)
-            return np.asarray(opened[()])
-        return mapped
-
-    # Asked for once: there may be a dataset for each of many thousand items.
-    shape = tuple(dataset.shape) if dataset.shape is not None else ()
-    claimed = math.prod(shape) * dataset.dtype.itemsize
-    return Field(name, shape, "strings" if strings else kind_of(dataset.dtype), load)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,12 +12,17 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import files_in, folders_in
 from calmrl_lab.store.convert.formats.arrow_files import Parquet
-from calmrl_lab.store.convert.reading.content import Content, Field
+from calmrl_lab.store.convert.formats.text_tables import Csv, Json
+from calmrl_lab.store.convert.reading.content import Content, Field, spelled
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import StackedRows
+from calmrl_lab.store.convert.records import is_missing, read_records
 
-_SHARD = re.compile(r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features))[_-]?(\d+)", re.IGNORECASE)
+_SHARD = re.compile(
+    r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features|part|shard|chunk|batch))[_-]?(\d+)", re.IGNORECASE
+)
+_NUMBERED = re.compile(r"(.*?)[_-]?(\d+)")
 
 
 @formats.register("shards")
@@ -48,7 +53,7 @@ class Shards:
             rows = StackedRows(list(parts.values()))
             fields[name] = Field(name, rows.shape, "numbers", lambda rows=rows: rows)  # type: ignore[misc]
             lengths[name] = {number: len(part) for number, part in parts.items()}
-        for name, values in _metadata(path, lengths).items():
+        for name, values in {**_arrays_beside(path, lengths), **_metadata(path, lengths)}.items():
             fields.setdefault(name, values)
         return Content(path, fields, nested=False)
 
@@ -81,18 +86,54 @@ def _check_whole(folder: Path, name: str, shards: dict[int, Path]) -> None:
         )
 
 
+def _arrays_beside(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Field]:
+    """Arrays [rows] in shards of their own, ids_0.npy, ids_1.npy, ..., of which each has as many entries as the shard has rows."""
+    found: dict[str, dict[int, Path]] = {}
+    for file in files_in(folder, ".npy"):
+        if (match := _NUMBERED.fullmatch(file.stem)) and match[1] not in lengths:
+            found.setdefault(match[1], {})[int(match[2])] = file
+    fields = {}
+    counts = next(iter(lengths.values()))
+    for name, files in found.items():
+        parts = {}
+        for number, file in files.items():
+            with reading_errors(file):
+                parts[number] = np.load(file, allow_pickle=False)
+        if {number: part.shape for number, part in parts.items()} != {number: (count,) for number, count in counts.items()}:
+            raise CalmrlError(
+                f"'{folder}' has the shards {name}_0 to {name}_{max(parts)}, whose lengths are not those of the features",
+                hint="ids have one shard for each of the features, with one entry for every row; move what is no part out of the folder",
+            )
+        fields[name] = Field.of(name, np.concatenate([parts[number] for number in sorted(counts)]))
+    return fields
+
+
+def _table(file: Path) -> Any:
+    """The metadata of one shard as a table of pyarrow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading_errors(file):
+        if file.suffix.lower() in Parquet.endings:
+            return pq.read_table(file)
+        records = read_records(file)
+        columns = {
+            name: [None if is_missing(cell) else spelled(cell) for cell in records.column(name)] for name in records.names
+        }
+        return pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+
+
 def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Field]:
     """The columns of the metadata of all shards, in one piece."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from calmrl_lab.store.convert.formats.arrow_files import table_content
 
     places = (folder, folder / "metadata", folder.parent / "metadata")
     files: dict[int, Path] = {}
     for place in places:
-        for file in files_in(place, *Parquet.endings) if place.is_dir() else ():
-            match = re.fullmatch(r"metadata[_-]?(\d+)", file.stem)
+        for file in files_in(place, *Parquet.endings, *Csv.endings, *Json.endings) if place.is_dir() else ():
+            match = re.fullmatch(r"metadata[_-]?(\d+)", file.name.partition(".")[0])
             if match:
                 files.setdefault(int(match[1]), file)
     if not files:
@@ -102,9 +143,10 @@ def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Fie
     for number, count in counts.items():
         if number not in files:
             raise CalmrlError(
-                f"'{folder}' has no metadata_{number}.parquet for its shard {number}", hint="it names the rows of that shard"
+                f"'{folder}' has no metadata_{number}{next(iter(files.values())).suffix} for its shard {number}",
+                hint="it names the rows of that shard",
             )
-        table = pq.read_table(files[number])
+        table = _table(files[number])
         if len(table) != count:
             raise CalmrlError(
                 f"'{files[number]}' has {len(table)} rows; shard {number} has {count}",

@@ -13,9 +13,17 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import no_folder
-from calmrl_lab.store.convert.reading.content import Content, Field, column_of, content_of
+from calmrl_lab.store.convert.reading.content import Content, Field, as_array, column_of, content_of
 from calmrl_lab.store.convert.reading.gzip_files import plain_suffix
-from calmrl_lab.store.convert.records import MISSING_WORDS, csv_rows, delimiter_of, parse_json, read_records, read_text
+from calmrl_lab.store.convert.records import (
+    MISSING_WORDS,
+    csv_rows,
+    delimiter_of,
+    has_row_names,
+    parse_json,
+    read_records,
+    read_text,
+)
 
 
 @formats.register("csv")
@@ -27,21 +35,26 @@ class Csv:
 
     @staticmethod
     def read(path: Path) -> Content:
-        lines = [(number, _by_spaces(cells)) for number, cells in csv_rows(path)]
-        if not lines:
-            raise CalmrlError(f"'{path}' is empty", hint="expected a heading (id, x0, x1, ...) and a line for every item")
-        names = _heading(lines[0][1])
-        body = lines if names is None else lines[1:]
-        width = len(lines[0][1])
-        if names is not None and body and all(len(cells) == width + 1 for _, cells in body):
-            # R's row names have no heading.
-            names, width = ["", *names], width + 1
-        for number, cells in body:
-            if len(cells) != width:
+        return Csv.read_together(path, [path])
+
+    @staticmethod
+    def read_together(path: Path, files: Sequence[Path]) -> Content:
+        """The content of files that are parts of one table; each has the heading, or only the first, or none."""
+        names, body = _rows_of(files[0])
+        for file in files[1:]:
+            others, rows = _rows_of(file)
+            if others is not None and others != names and (rows or ["", *others] != names):
                 raise CalmrlError(
-                    f"'{path}', line {number} has {len(cells)} columns, the first has {width}",
-                    hint="quote cells that hold the delimiter",
+                    f"'{file}' has other columns ({', '.join(others[:6])}) than '{files[0].name}' ({', '.join(names or ['no heading'])[:120]})",
+                    hint="parts of one table have the same columns; move what is no part out of the folder",
                 )
+            if rows and body and len(rows[0][1]) != len(body[0][1]):
+                raise CalmrlError(
+                    f"'{file}' has {len(rows[0][1])} columns, '{files[0].name}' has {len(body[0][1])}",
+                    hint="parts of one table have the same columns; move what is no part out of the folder",
+                )
+            body = [*body, *rows]
+        width = len(names) if names is not None else len(body[0][1])
         if names is None:
             names = _invented([cells for _, cells in body[:20]])
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -49,7 +62,7 @@ class Csv:
             raise CalmrlError(f"'{path}' names the column {twice!r} twice", hint="rename one of them")
         columns = [[cells[place] for _, cells in body] for place in range(width)]
         notes = []
-        if delimiter_of(read_text(path)) != ",":
+        if delimiter_of(read_text(files[0])) != ",":
             pointed = [_with_points(cells) for cells in columns]
             if any(new is not old for new, old in zip(pointed, columns, strict=True)):
                 columns, notes = pointed, ["commas in its numbers are decimal points"]
@@ -75,12 +88,107 @@ class Json:
 
     @staticmethod
     def read(path: Path) -> Content:
-        text = read_text(path)
-        if text.lstrip()[:1] in ("{", "[") and plain_suffix(path) == ".json":
-            document = parse_json(path, text)
-            if isinstance(document, dict) or not (document and all(isinstance(entry, dict) for entry in document)):
-                return content_of(path, document)
-        return content_of(path, [row.values for row in read_records(path).rows] or [{}])
+        document = _document(path)
+        return content_of(path, document)
+
+    @staticmethod
+    def read_together(path: Path, files: Sequence[Path]) -> Content:
+        """The content of files that are parts of one table: their rows, or the items of all, {id: [...]}."""
+        documents = [_document(file) for file in files]
+        if all(isinstance(document, list) and all(isinstance(row, dict) for row in document) for document in documents):
+            return content_of(path, [row for document in documents for row in document if row])
+        whole: dict[str, Any] = {}
+        for file, document in zip(files, documents, strict=True):
+            if not isinstance(document, dict):
+                raise CalmrlError(
+                    f"'{file}' holds a list of {type(document[0]).__name__ if document else 'nothing'}, and parts hold rows with ids",
+                    hint="expected {id: [numbers]}, or a list of objects, in every part",
+                )
+            again = next((name for name in document if name in whole), None)
+            if again is not None:
+                raise CalmrlError(
+                    f"'{file}' has {again!r} again, which another part of '{path}' has too",
+                    hint="an item stands in one part; name the file that is meant, or move the others out of the folder",
+                )
+            whole |= document
+        return content_of(path, whole)
+
+
+def only_numbers(path: Path) -> np.ndarray | None:
+    """The numbers of a text that holds nothing else, [R, C] float64, without a heading 0, 1, 2, ...; None for other texts.
+
+    JSON may be a list of numbers, or of lists of them.
+    """
+    if plain_suffix(path) in (".jsonl", ".ndjson"):
+        return None
+    if plain_suffix(path) == ".json":
+        document = parse_json(path, read_text(path))
+        if not isinstance(document, list) or not document or isinstance(document[0], dict):
+            return None
+        array = as_array(document)
+        return np.atleast_2d(array.astype(np.float64)) if array.dtype.kind in "iuf" and array.ndim in (1, 2) else None
+    rows = [_by_spaces(cells) for _, cells in csv_rows(path)]
+    if len(rows) > 1 and len(rows[0]) > 1 and rows[0] == [str(number) for number in range(len(rows[0]))]:
+        rows = rows[1:]
+    rows = [cells[:-1] if len(cells) > 1 and not cells[-1].strip() else cells for cells in rows]
+    if (
+        not rows
+        or len({len(cells) for cells in rows}) > 1
+        or not all(_is_number(cell.strip()) for cells in rows for cell in cells)
+    ):
+        return None
+    return np.array(rows).astype(np.float64)
+
+
+def _rows_of(path: Path) -> tuple[list[str] | None, list[tuple[int, list[str]]]]:
+    """The heading of a CSV file, or None, and its lines with their numbers."""
+    lines = [(number, _by_spaces(cells)) for number, cells in csv_rows(path)]
+    if not lines:
+        raise CalmrlError(f"'{path}' is empty", hint="expected a heading (id, x0, x1, ...) and a line for every item")
+    lines = _without_counts(_spaced_heading(lines))
+    names = _heading(lines[0][1])
+    body = lines if names is None else lines[1:]
+    columns = len(lines[0][1])
+    if names is not None and has_row_names(names, [cells for _, cells in body]):
+        names, columns = ["", *names], columns + 1
+    for number, cells in body:
+        if len(cells) != columns:
+            raise CalmrlError(
+                f"'{path}', line {number} has {len(cells)} columns, the first has {columns}",
+                hint="quote cells that hold the delimiter"
+                if number != body[-1][0]
+                else "it is the last line: download the file again, or write it again",
+            )
+    return names, body
+
+
+def _spaced_heading(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Lines whose heading is divided by spaces as the lines below it are."""
+    heading = lines[0][1][0].split() if len(lines[0][1]) == 1 else []
+    if len(heading) > 1 and len(lines) > 1 and all(len(cells) == len(heading) for _, cells in lines[1:]):
+        return [(lines[0][0], heading), *lines[1:]]
+    return lines
+
+
+def _without_counts(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Lines without a first one that counts them and their numbers (`400000 300`), as word2vec writes it."""
+    counts = (str(len(lines) - 1), str(len(lines[-1][1]) - 1))
+    return lines[1:] if len(lines) > 1 and tuple(lines[0][1]) == counts and len(lines[-1][1]) != 2 else lines
+
+
+def _document(path: Path) -> Any:
+    """What a JSON file holds; a list of objects, one for each line, for JSON lines."""
+    text = read_text(path)
+    if text.lstrip()[:1] in ("{", "[") and plain_suffix(path) == ".json":
+        document = parse_json(path, text)
+        if isinstance(document, dict) or not (document and all(isinstance(entry, dict) for entry in document)):
+            return document
+    rows = [row.values for row in read_records(path).rows]
+    keys = [name for row in rows for name in row]
+    if len(keys) == len(rows) == len(set(keys)) > 1 and all(isinstance(v, list) for row in rows for v in row.values()):
+        # One item on each line: {id: [...]}.
+        return {name: value for row in rows for name, value in row.items()}
+    return rows or [{}]
 
 
 def _by_spaces(cells: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from calmrl_lab.store.convert.reading.content import Content, Field, as_float32,
 from calmrl_lab.store.convert.reading.reading_errors import check_memory
 from calmrl_lab.store.convert.reading.row_names import ids_from, is_id, names_of_rows
 from calmrl_lab.store.convert.reading.source import ReadOptions, Source
-from calmrl_lab.store.splits import split_named
+from calmrl_lab.store.splits import FRACTIONS, split_named
 
 # Where a file of several arrays keeps features and mask, tried in this order (after the modality's own name, for features).
 FEATURE_NAMES = ("features", "embeddings", "embedding", "feature", "feats", "feat", "emb", "vectors")
@@ -39,7 +39,7 @@ _LENGTH_NAMES = (
 _SCALE_NAMES = ("scale", "scales", "zero_point", "zero_points", "quant_scale", "quantization_scale")
 # How the weights of a network are called.
 _WEIGHT = re.compile(
-    r".+\.(weight|bias|gamma|beta|running_mean|running_var|num_batches_tracked|weight_[gv]|in_proj_weight|in_proj_bias)"
+    r"(.+\.)?(weight|bias|gamma|beta|running_mean|running_var|num_batches_tracked|weight_[gv]|in_proj_weight|in_proj_bias)"
 )
 _NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
 # Columns that a data frame writes for its index, and never for a feature.
@@ -79,7 +79,9 @@ def _flat_ids(field: Field) -> Field:
 def _check_no_weights(content: Content, options: ReadOptions) -> None:
     """CalmrlError for the weights of a network, which are arrays too."""
     arrays = [name for name, field in content.fields.items() if field.kind == "numbers" and field.shape]
-    if options.key is None and not content.table and arrays and all(map(_WEIGHT.fullmatch, arrays)):
+    # {"weight": ...} alone may well be a table of embeddings.
+    network = len(arrays) > 1 or any("." in name for name in arrays)
+    if options.key is None and not content.table and network and all(map(_WEIGHT.fullmatch, arrays)):
         raise CalmrlError(
             f"'{content.path}' holds the weights of a network ({', '.join(map(_shown, arrays[:3]))}), not features",
             hint="--weights takes them in calmrl-lab extract, which makes features by them; if one of them is what you want: FILE:KEY",
@@ -90,6 +92,10 @@ def _parts(content: Content, modality: str, options: ReadOptions) -> list[str]:
     """The groups of a file that each hold features and the ids of their rows (train/features, train/ids): parts of one modality."""
     if content.table or options.key is not None:
         return []
+    outer = {name.partition("/")[0] for name in content.fields}
+    different = len({split_named(name) for name in outer} - {None}) == len(outer) > 1
+    if content.nested and different and all("/" in name for name in content.fields):
+        return sorted(outer, key=lambda name: list(FRACTIONS).index(split_named(name) or ""))
     homes: dict[str, list[Field]] = {}
     for field in content.fields.values():
         homes.setdefault(field.name.rpartition("/")[0], []).append(field)
@@ -108,7 +114,8 @@ def _together(content: Content, modality: str, options: ReadOptions, groups: Seq
     for group in groups:
         inner = {name.removeprefix(f"{group}/"): f for name, f in content.fields.items() if name.startswith(f"{group}/")}
         fields = {name: replace(f, name=name) for name, f in inner.items()}
-        found.append(choose(Content(content.path, fields, ordered=content.ordered, nested=False), modality, options))
+        nested = any("/" in name for name in fields)
+        found.append(choose(Content(content.path, fields, ordered=content.ordered, nested=nested), modality, options))
     if any(part.ids is None for part in found):
         raise unclear(content, modality, None, [f.name for f in content.fields.values()])
     rows = np.concatenate([part.rows for part in found])
@@ -395,19 +402,20 @@ def _one_array_an_item(content: Content, modality: str, options: ReadOptions) ->
             hint="--pool mean takes the mean of an item's rows, --pool rows keeps them all",
         )
     check_memory(content.path, 8 * int(sum(np.prod(shape, dtype=np.float64) for shape in shapes.values())))
+    arrays = [np.asarray(field.load()).reshape(-1, field.shape[-1]) for field in items.values()]
+    if all(field.printed for field in items.values()):
+        # Before a mean, which is no number that was printed.
+        arrays = np.split(as_float32(np.concatenate(arrays)), np.cumsum([len(array) for array in arrays])[:-1])
     parts, ids = [], []
-    for name, field in items.items():
-        array = np.asarray(field.load()).reshape(-1, field.shape[-1])
+    for name, array in zip(items, arrays, strict=True):
         if options.pool == "mean" and len(array) != 1:
             array = _mean(array, axis=0)[None] if len(array) else array
         parts.append(array)
         ids += [name] * len(array)
     rows = np.concatenate(parts)
-    if all(field.printed for field in items.values()):
-        rows = as_float32(rows)
     taken = {field.name for field in items.values()}
     left = [name for name in content.fields if name not in taken]
-    told = f"one array per item, {len(items)} of {list(rows.shape[1:])}"
+    told = f"one array per item, {len(items)} of {list(rows.shape[1:])}" + "".join(f"; {note}" for note in content.notes)
     told += f"; left out: {', '.join(map(_shown, left[:8]))}{', ...' if len(left) > 8 else ''}" if left else ""
     return Source(
         content.path, rows, ids_from(content.path, "the names of its arrays", np.array(ids, dtype=np.str_)), told=told
@@ -420,6 +428,9 @@ def _items(content: Content, modality: str, options: ReadOptions) -> dict[str, F
     if not arrays:
         raise unclear(content, modality, options.key, list(content.fields))
     by_name = {f.name: f for f in arrays}
+    while content.nested and len({name.partition("/")[0] for name in by_name}) == 1 and all(n.count("/") > 1 for n in by_name):
+        # What is around all of them (data/ID/features) says nothing of an item.
+        by_name = {name.partition("/")[2]: f for name, f in by_name.items()}
     if options.key is not None:
         members = _members(by_name, options.key)
         if members:
@@ -485,6 +496,12 @@ def _check_items(content: Content, modality: str, items: Mapping[str, Field], sh
         raise CalmrlError(
             f"'{content.path}': the array of the item {odd!r} is {list(items[odd].shape)}; {count} of {len(items)} end in {width}",
             hint="all items of a modality have features of one length; if it is no item, take it out or name the others as FILE:KEY",
+        )
+    ids = next((f.name for f in items.values() if is_id(_leaf(f.name)) and f.load().dtype.kind in "iu"), None)
+    if ids is not None and any(f.load().dtype.kind == "f" for f in items.values()):
+        raise CalmrlError(
+            f"'{content.path}': '{ids}' holds whole numbers like ids, and the arrays beside it single numbers for each of these, or features of as many items",
+            hint="save features as one array [rows, d] with its ids, or rename the array if it is an item",
         )
     deep = next((name for name, shape in shapes.items() if len(shape) > 2), None)
     if deep is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.store.convert.reading.data_frames import data_frame, looks_like_numbers_of_a_frame
 
 Kind = Literal["numbers", "flags", "strings", "other"]
 
@@ -77,8 +78,15 @@ def content_of(path: Path, loaded: Any, ordered: bool = True) -> Content:
     if isinstance(loaded, (list, tuple)) and loaded and all(_is_pair(entry) for entry in loaded):
         # Pairs (id, array); an id that comes again would be lost in a dict.
         loaded = {"ids": [spelled(name) for name, _ in loaded], "features": [value for _, value in loaded]}
-    if isinstance(loaded, Mapping) and (records := _rows_of_columns(loaded)) is not None:
-        return _of_records(path, records)
+    if isinstance(loaded, Mapping) and (frame := data_frame(loaded)) is not None:
+        return replace(_of_records(path, frame.rows), index=frame.index)
+    if isinstance(loaded, Mapping) and looks_like_numbers_of_a_frame(loaded):
+        raise CalmrlError(
+            f"'{path}' holds numbers by two names, and does not say which of them are items: {_names(loaded)} or {_names(next(iter(loaded.values())))}",
+            hint="write {id: [numbers]}, or a data frame with to_json(path, orient='split')",
+        )
+    if isinstance(loaded, (list, tuple)) and (several := _several(loaded)) is not None:
+        loaded = several
     if not isinstance(loaded, Mapping):
         loaded = {"features": loaded}
     fields: dict[str, Field] = {}
@@ -94,23 +102,32 @@ def _collect(path: Path, group: Mapping[Any, Any], prefix: str, fields: dict[str
         if isinstance(value, Mapping):
             _collect(path, value, f"{name}/", fields, depth + 1)
             continue
+        if _are_rows(value) and not any(str(column) in group for column in value[0]):
+            # Rows about the rows of an array beside them: their columns.
+            for column, field_of in _of_records(path, value).fields.items():
+                fields[prefix + column] = replace(field_of, name=prefix + column)
+            continue
         if name in fields:
             raise CalmrlError(f"'{path}' has two entries that are spelled {name!r}", hint="keys must differ as text")
         fields[name] = Field.of(name, as_array(value), isinstance(value, (list, tuple)) and not _holds_arrays(value))
 
 
-def _rows_of_columns(loaded: Mapping[Any, Any]) -> list[dict[Any, Any]] | None:
-    """The rows of {column: {row: cell}}, as pandas' to_json and to_dict write a data frame; None if it is something else.
+def _several(loaded: Sequence[Any]) -> dict[str, Any] | None:
+    """The arrays of a short tuple or list, by their places, where one is a matrix and each has its number of rows: (features, labels, names)."""
+    if not 2 <= len(loaded) <= 6 or not all(hasattr(part, "__len__") and not isinstance(part, (str, bytes)) for part in loaded):
+        return None
+    shapes = [tuple(getattr(part, "shape", (len(part),))) for part in loaded]
+    if len({shape[:1] for shape in shapes}) > 1 or sum(len(shape) > 1 for shape in shapes) != 1:
+        return None
+    return {str(place): part for place, part in enumerate(loaded)}
 
-    Such a dict has the same keys in all columns, texts only in one of them, and none that mixes texts with numbers.
-    """
-    columns = list(loaded.values())
-    if len(columns) < 2 or not all(isinstance(column, Mapping) and column.keys() == columns[0].keys() for column in columns):
-        return None
-    kinds = [{isinstance(cell, str) for cell in column.values() if cell is not None} for column in columns]
-    if any(len(kind) > 1 for kind in kinds) or {True} not in kinds or {False} not in kinds:
-        return None
-    return [{name: column[row] for name, column in loaded.items()} for row in columns[0]]
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) and row for row in value)
+
+
+def _names(group: Mapping[Any, Any]) -> str:
+    return ", ".join(repr(spelled(name)) for name in list(group)[:2]) + (", ..." if len(group) > 2 else "")
 
 
 def flattened(record: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -221,19 +238,37 @@ def _is_strings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(entry, (str, bytes)) for entry in value)
 
 
+# Places behind the point that pandas' to_json writes, by default and at most.
+_PLACES = (10, 15)
+
+
 def as_float32(values: Shaped[np.ndarray, ...]) -> Shaped[np.ndarray, ...]:
     """Numbers that came as text or Python floats: float32 if each is a float32 (as such, or as it is printed), else as they are.
 
     So features that were float32 come back as the same float32, whichever way they were written.
+
+    >>> as_float32(np.array([0.1257302165, 0.5])).dtype, as_float32(np.array([0.1257302161, 0.5])).dtype
+    (dtype('float32'), dtype('float64'))
     """
     if values.dtype != np.float64:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         short = values.astype(np.float32)
-        exact = (short.astype(np.float64) == values) | np.isnan(values)
-    printed = zip(short[~exact].tolist(), values[~exact].tolist(), strict=True)
-    same = np.isfinite(short[~exact]).all() and all(float(f"{np.float32(one)!s}") == other for one, other in printed)
-    return short if same else values
+        left = ~((short.astype(np.float64) == values) | np.isnan(values))
+    rest, exact = short[left], values[left]
+    if not np.isfinite(rest).all():
+        return values
+    shortest = np.array([float(str(one)) for one in rest])
+    if (shortest == exact).all() or any(_is_rounded(rest, exact, places) for places in _PLACES):
+        return short
+    return values
+
+
+def _is_rounded(short: Shaped[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], places: int) -> bool:
+    """Whether values are those of `short` with so many places behind the point."""
+    rounded = np.round(values, places) == values
+    near = np.abs(short.astype(np.float64) - values) <= 0.5 * 10.0**-places + np.spacing(np.abs(values))
+    return bool((rounded & near).all())
 
 
 def spelled(value: Any) -> str:

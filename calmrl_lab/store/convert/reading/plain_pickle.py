@@ -226,11 +226,11 @@ _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
 }  # fmt: skip
 
 
-# The same for torch.load(weights_only=True), which knows tensors and plain containers, but not numpy's arrays.
+# The same for torch.load(weights_only=True), which knows tensors, OrderedDict and plain containers, but neither numpy's arrays nor a defaultdict.
 STAND_INS: Sequence[Any] = (
     _Array,
     _Dtype,
-    *((function, f"{module}.{name}") for (module, name), function in _KNOWN.items() if module in ("numpy", "_codecs")),
+    *((function, f"{module}.{name}") for (module, name), function in _KNOWN.items() if not module.startswith("numpy._core")),
     *(
         (function, f"numpy.{core}.{name}")
         for (module, name), function in _KNOWN.items()
