@@ -307,7 +307,43 @@ def shards_of_ids(place):
         np.save(place / f"ids_{number}.npy", np.array(NAMES[part]))
 
 
-@pytest.mark.parametrize("write", [names_beside, array_of_names_beside, table_beside, shards_of_ids])
+def metadata_as(ending):
+    def write(place):
+        for number, part in enumerate(CUTS):
+            np.save(place / f"img_emb_{number}.npy", V[part])
+            table = pd.DataFrame({"key": NAMES[part], "caption": "x"})
+            file = place / f"metadata_{number}.{ending}"
+            table.to_csv(file, index=False) if ending == "csv" else table.to_json(file, orient="records")
+
+    return write
+
+
+def in_the_only_folder(place):
+    (place / "extracted").mkdir()
+    for name, row in by_id(slice(None)).items():
+        np.save(place / "extracted" / f"{name}.npy", row)
+
+
+def in_the_folder_of_the_modality(place):
+    for modality, columns in (("v", D), ("text", 2)):
+        (place / modality).mkdir()
+        for name, row in by_id(slice(None)).items():
+            np.save(place / modality / f"{name}.npy", row[:columns])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        metadata_as("csv"),
+        metadata_as("json"),
+        in_the_only_folder,
+        in_the_folder_of_the_modality,
+        names_beside,
+        array_of_names_beside,
+        table_beside,
+        shards_of_ids,
+    ],
+)
 def test_ids_in_files_of_their_own_are_not_passed_over(write, tmp_path, plain):
     (tmp_path / "v").mkdir()
     write(tmp_path / "v")
@@ -373,3 +409,20 @@ def test_folders_around_the_features(inner, tmp_path):
     store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v"}))
     assert store.ids.tolist() == NAMES
     assert set(store.split[9:].tolist()) == {"test"}
+
+
+def test_names_in_another_group_are_no_reason_to_match_by_position(tmp_path):
+    savemat(tmp_path / "v.mat", {"db": {"feats": V, "info": {"names": np.array(NAMES, dtype=object)}}})
+    with pytest.raises(CalmrlError, match="does not say which of its arrays names the rows of 'v': db/info/names"):
+        import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.mat"})
+    store = FeatureStore.open(import_features(tmp_path / "s.zarr", {"v": tmp_path / "v.mat"}, id_columns="db/info/names"))
+    assert store.ids.tolist() == NAMES
+
+
+def test_a_part_that_breaks_off_is_named(tmp_path):
+    (tmp_path / "v").mkdir()
+    for number, part in enumerate(CUTS):
+        (tmp_path / "v" / f"part-{number}.csv").write_text(frame(part).to_csv(index=False)[: -30 if number == 1 else None])
+    with pytest.raises(CalmrlError, match="part-1.csv', line 5 has") as caught:
+        read_source(tmp_path / "v", "v")
+    assert "it is the last line" in caught.value.hint

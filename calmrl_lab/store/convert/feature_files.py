@@ -11,7 +11,7 @@ from typing import cast
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import nearest
 from calmrl_lab.store.convert.formats import Format, formats
-from calmrl_lab.store.convert.formats._folders import folders_in
+from calmrl_lab.store.convert.formats._folders import data_files, folders_in
 from calmrl_lab.store.convert.formats.part_folders import read_parts
 from calmrl_lab.store.convert.reading.choose import choose
 from calmrl_lab.store.convert.reading.foreign_files import remedy
@@ -34,6 +34,8 @@ def split_key(text: str) -> tuple[Path, str | None]:
 def read_source(path: str | Path, modality: str, key: str | None = None, options: ReadOptions | None = None) -> Source:
     """Read the features of `modality` from a file or folder in one of the registered formats (docs/import.md lists them).
 
+    Of a folder of folders, of which one is called like the modality, it is that one.
+
     key: the array (dataset, tensor, column, family of columns) to take; default: the one called like the modality, or 'features',
     'embeddings', or the only one that can be meant. A string array of the right length beside it names the rows, 'mask' says which are observed;
     a file of one array per item names them by these. Raises CalmrlError if the file is missing, damaged, of another kind, holds Python objects, or
@@ -42,6 +44,8 @@ def read_source(path: str | Path, modality: str, key: str | None = None, options
     path = Path(path)
     options = replace(options or ReadOptions(), key=key) if key is not None else options or ReadOptions()
     with reading_errors(path):
+        if (path / modality).is_dir() and not data_files(path):
+            return read_source(path / modality, modality, options=options)
         if splits := split_folders(path, _is_readable):
             parts = {name: _of_split(path, places, modality, options) for name, places in splits.items()}
             return together(path, parts)
@@ -61,9 +65,10 @@ def _of_split(folder: Path, places: Sequence[Path], modality: str, options: Read
 
 def _only_inner(folder: Path) -> Path | None:
     """The only folder in a folder that holds no features itself, as data sets are kept (DIR/data/train-00000-of-00001.parquet)."""
-    if not folder.is_dir() or _is_readable(folder):
+    places = folders_in(folder) if folder.is_dir() else []
+    if not places or _is_readable(folder):
         return None
-    inner = [place for place in folders_in(folder) if split_folders(place, _is_readable) or _is_readable(place)]
+    inner = [place for place in places if split_folders(place, _is_readable) or _is_readable(place)]
     return inner[0] if len(inner) == 1 else None
 
 

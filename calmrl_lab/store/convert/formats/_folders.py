@@ -58,7 +58,10 @@ def data_files(folder: Path) -> list[Path]:
 def other_data_files(folder: Path, taken: Sequence[Path]) -> list[Path]:
     """The files of features, or of what may be said about them, in a folder that are not among those that are read."""
     endings = tuple(ending for endings in _ENDINGS for ending in endings)
-    return [file for file in files_in(folder, *endings) if file not in set(taken)]
+    known = {file.name for file in taken if file.parent == folder}
+    with os.scandir(folder) as listed:
+        names = [one.name for one in listed if one.name not in known and one.name.lower().endswith(endings) and one.is_file()]
+    return [folder / name for name in sorted(names, key=natural) if not is_junk(name)]
 
 
 def read_file(file: Path) -> Content:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,11 +38,14 @@ class ItemFolder:
     @staticmethod
     def read(path: Path) -> Content:
         items: dict[str, dict[str, Field]] = {}
-        for file in _files_below(path):
-            name = _without_ending(file.relative_to(path).as_posix())
+        files = _files_below(path)
+        # The name of the only folder says nothing of an item.
+        home = files[0].parent if len({file.parent for file in files}) == 1 else path
+        for file in files:
+            name = _without_ending(file.relative_to(home).as_posix())
             with reading_errors(file):
                 items[name] = _arrays(file)
-        notes = _left_out(path)
+        notes = _left_out(path, files)
         if all(len(arrays) == 1 for arrays in items.values()):
             fields = {name: replace(next(iter(arrays.values())), name=name) for name, arrays in items.items()}
             beside = _columns_beside(path, fields) if all(len(field.shape) > 1 for field in fields.values()) else {}
@@ -53,10 +56,9 @@ class ItemFolder:
         return Content(path, fields, notes=notes)
 
 
-def _left_out(folder: Path) -> list[str]:
-    """A note on the files of features with another ending than those that are read."""
-    read = data_files(folder)
-    others = [file for file in other_data_files(folder, read) if file.suffix != ".txt"] if read else []
+def _left_out(folder: Path, read: Sequence[Path]) -> list[str]:
+    """A note on the files of features in a folder with another ending than those that are read."""
+    others = [file for file in other_data_files(folder, read) if file.suffix != ".txt"]
     return [f"left out: {len(others)} files of other endings, the first is {others[0].name}"] if others else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import files_in, folders_in
 from calmrl_lab.store.convert.formats.arrow_files import Parquet
-from calmrl_lab.store.convert.reading.content import Content, Field
+from calmrl_lab.store.convert.formats.text_tables import Csv, Json
+from calmrl_lab.store.convert.reading.content import Content, Field, spelled
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.source import StackedRows
+from calmrl_lab.store.convert.records import is_missing, read_records
 
 _SHARD = re.compile(
     r"(.*(?:emb|embs|embedding|embeddings|feat|feats|features|part|shard|chunk|batch))[_-]?(\d+)", re.IGNORECASE
@@ -106,18 +108,32 @@ def _arrays_beside(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str
     return fields
 
 
+def _table(file: Path) -> Any:
+    """The metadata of one shard as a table of pyarrow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading_errors(file):
+        if file.suffix.lower() in Parquet.endings:
+            return pq.read_table(file)
+        records = read_records(file)
+        columns = {
+            name: [None if is_missing(cell) else spelled(cell) for cell in records.column(name)] for name in records.names
+        }
+        return pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+
+
 def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Field]:
     """The columns of the metadata of all shards, in one piece."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from calmrl_lab.store.convert.formats.arrow_files import table_content
 
     places = (folder, folder / "metadata", folder.parent / "metadata")
     files: dict[int, Path] = {}
     for place in places:
-        for file in files_in(place, *Parquet.endings) if place.is_dir() else ():
-            match = re.fullmatch(r"metadata[_-]?(\d+)", file.stem)
+        for file in files_in(place, *Parquet.endings, *Csv.endings, *Json.endings) if place.is_dir() else ():
+            match = re.fullmatch(r"metadata[_-]?(\d+)", file.name.partition(".")[0])
             if match:
                 files.setdefault(int(match[1]), file)
     if not files:
@@ -127,9 +143,10 @@ def _metadata(folder: Path, lengths: dict[str, dict[int, int]]) -> dict[str, Fie
     for number, count in counts.items():
         if number not in files:
             raise CalmrlError(
-                f"'{folder}' has no metadata_{number}.parquet for its shard {number}", hint="it names the rows of that shard"
+                f"'{folder}' has no metadata_{number}{next(iter(files.values())).suffix} for its shard {number}",
+                hint="it names the rows of that shard",
             )
-        table = pq.read_table(files[number])
+        table = _table(files[number])
         if len(table) != count:
             raise CalmrlError(
                 f"'{files[number]}' has {len(table)} rows; shard {number} has {count}",

@@ -155,7 +155,9 @@ def _rows_of(path: Path) -> tuple[list[str] | None, list[tuple[int, list[str]]]]
         if len(cells) != columns:
             raise CalmrlError(
                 f"'{path}', line {number} has {len(cells)} columns, the first has {columns}",
-                hint="quote cells that hold the delimiter",
+                hint="quote cells that hold the delimiter"
+                if number != body[-1][0]
+                else "it is the last line: download the file again, or write it again",
             )
     return names, body
 

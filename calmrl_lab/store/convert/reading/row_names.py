@@ -76,6 +76,8 @@ def names_of_rows(
         for f in content.fields.values()
         if f.kind == "strings" and f.shape == (columns,) and is_identifying(f.name) and columns != length
     ]
+    # Nor are names in another group of the file.
+    others += [f for f in content.fields.values() if f.kind == "strings" and f.shape == (length,) and is_identifying(f.name)]
     return None, list(dict.fromkeys(f.name for f in (identifying or strings or numbers or others)))
 
 
