@@ -1,6 +1,8 @@
 """Three users, each with the commands of the README and nothing else: features with gaps, Parquet files to a search, VAST's weights to Table 1."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +116,20 @@ def test_thin_weights_of_vast_to_table_1(story, tmp_path):
     table = (tmp_path / "reports" / "table1" / "tables" / "recall.csv").read_text()
     for method in ("VAST, untrained", "CLIP", "GRAM", "TRIANGLE", "PMRL", "CalMRL", "CalMRL as released"):
         assert method in table
+
+
+def test_what_the_report_says_of_the_recommended_method_in_the_flow_of_the_readme(story, small_store):
+    """Three runs in one folder, as the README has them: the recommended method trains by contrast too, and is no plain contrastive training."""
+    lines = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    flow = [line.removeprefix("calmrl-lab ") for line in lines if line.startswith("calmrl-lab ") and "/mine" in line]
+    flow = [line for line in flow if line.startswith(("train-heads", "evaluate", "report"))]
+    assert [line.split()[0] for line in flow] == ["train-heads"] * 3 + ["evaluate"] * 3 + ["report"]
+    for line in flow:
+        quick = " --epochs 2 --modalities vision,audio,caption" if line.startswith("train-heads") else ""
+        story(line.replace("stores/openmoji.zarr", str(small_store)) + quick)
+    page = Path("reports/mine/index.html").read_text(encoding="utf-8")
+    said = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert "recommended" in said
+    # No run of the flow is plain contrastive training, so that nothing is compared with it.
+    assert "fills in nothing" not in said
+    assert "plain contrastive training" not in said
