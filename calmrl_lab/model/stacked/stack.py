@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +14,18 @@ from torch import Tensor
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.model.selection import mean_over_directions
 from calmrl_lab.model.similarity import Similarity, Sum
+from calmrl_lab.model.stacked.canonical_cosine import CanonicalCosine
 from calmrl_lab.model.stacked.feature_cosine import FeatureCosine
 from calmrl_lab.model.stacked.pair_weighted import PairWeighted
-from calmrl_lab.model.stacked.weights import MOST_ITEMS, cautious_weights, logistic_weights, rank_weights, refined_weights
+from calmrl_lab.model.stacked.weights import (
+    FITTED_CAUTION,
+    MOST_ITEMS,
+    SHARED_CAUTION,
+    cautious_weights,
+    logistic_weights,
+    rank_weights,
+    refined_weights,
+)
 
 
 def stack(
@@ -30,20 +39,23 @@ def stack(
 
     `parts` have names for the record; `embeddings` are those of the first row of each validation item, one [n, d] per modality. The
     modalities of one of `groups` share a feature space: the pairs inside each group have weights in common, and so have all other pairs;
-    each pair then moves a little from those. A part that counts nowhere is left out. Inside a group the cosine of the features is what few or
-    no validation items fall back on (`cautious_weights`); other pairs without two validation items take the weights of all pairs together, and where
-    nothing tells matches from others, the first part stands alone.
+    each pair then moves a little from those. A part that counts nowhere is left out. What few or no validation items fall back on (`cautious_weights`) is
+    the cosine of the features inside a group, and the canonical cosine, which fits least to training items, elsewhere. Without such a part, pairs
+    without two validation items take the weights of all pairs together, and where nothing tells matches from others, the first part stands alone.
     """
     names, k = validation.modalities, len(validation.modalities)
     scores, items = _scores(parts, validation, embeddings)
     kinds = _kinds(k, groups)
-    together = _positive(scores, items, list(scores), len(parts))
-    safe = list(parts).index(FeatureCosine.name) if FeatureCosine.name in parts else None
+    together = _positive(scores, items, list(scores), np.eye(len(parts))[0])
+    inside, outside = (
+        _fallback(parts, FeatureCosine.name, SHARED_CAUTION),
+        _fallback(parts, CanonicalCosine.name, FITTED_CAUTION),
+    )
     table = torch.zeros(len(parts), k, k, dtype=torch.float64)
     records = []
     for pairs in kinds:
-        inside = safe if any(set(pairs[0]) <= set(group) for group in groups) else None
-        weights = _positive(scores, items, pairs, len(parts), together, inside)
+        fallback = inside if any(set(pairs[0]) <= set(group) for group in groups) else outside
+        weights = _positive(scores, items, pairs, together, fallback)
         for a, b in pairs:
             own = [scores[pair] for pair in ((a, b), (b, a)) if pair in scores]
             table[:, a, b] = torch.from_numpy(refined_weights(own, weights) if own else weights)
@@ -92,25 +104,30 @@ def _named(pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> list[str]:
     return [f"{names[a]}-{names[b]}" for a, b in pairs if a < b]
 
 
+# A part that few validation items fall back on, and how much they are distrusted.
+_Fallback: TypeAlias = tuple[int, float]
+
+
+def _fallback(parts: Mapping[str, Similarity], name: str, caution: float) -> _Fallback | None:
+    return (list(parts).index(name), caution) if name in parts else None
+
+
 def _positive(
     scores: Mapping[tuple[int, int], Float[Tensor, "c n n"]],
     items: Mapping[tuple[int, int], Int[Tensor, " n"]],
     pairs: Sequence[tuple[int, int]],
-    count: int,
-    otherwise: Float[np.ndarray, " c"] | None = None,
-    safe: int | None = None,
+    otherwise: Float[np.ndarray, " c"],
+    fallback: _Fallback | None = None,
 ) -> Float[np.ndarray, " c"]:
-    """The weights that the directions `pairs` choose, cautiously where part number `safe` needs no proof; where nothing finds a match, that part
-    alone, or `otherwise`, or the first part."""
+    """The weights that the directions `pairs` choose; where nothing finds a match, the part to fall back on alone, or else
+    `otherwise`."""
     known = [pair for pair in pairs if pair in scores]
     own = [scores[pair] for pair in known]
-    if safe is not None:
-        weights = cautious_weights(own, safe) if own else np.eye(count)[safe]
-    else:
-        weights = logistic_weights(own) if own else np.zeros(count)
-    if not weights.any():
-        return np.eye(count)[safe or 0] if otherwise is None or safe is not None else otherwise
-    return rank_weights(own, [items[pair] for pair in known], weights) if own else weights
+    alone = otherwise if fallback is None else np.eye(len(otherwise))[fallback[0]]
+    if not own:
+        return alone
+    weights = logistic_weights(own) if fallback is None else cautious_weights(own, *fallback)
+    return rank_weights(own, [items[pair] for pair in known], weights) if weights.any() else alone
 
 
 @torch.no_grad()

@@ -14,10 +14,11 @@ from torch import Tensor
 MOST_ITEMS = 500
 # Weights are of scores with unit deviation; this keeps them finite where validation items are told apart without an error.
 _RIDGE = 1e-3
-# How much few items are distrusted (`cautious_weights`).
-_CAUTION = 6.0
-# How much the weights of one pair of modalities are drawn towards those of all pairs: about what so many of its items say.
-_PULL = 8.0
+# How much few items are distrusted (`cautious_weights`), as a factor of 1/n^2. Where features share a space a little is enough; elsewhere all similarities were
+# fitted to training items and chosen on the same validation items, and a dozen of those cannot tell them apart.
+SHARED_CAUTION, FITTED_CAUTION = 6.0, 600.0
+# How much the weights of one pair of modalities are drawn towards those of all pairs: about what so many of its items say, and more where they are few.
+_PULL, _FEW_PULL = 8.0, 1000.0
 # Factors by which a weight is changed on the way uphill, shares of its own best scale at which one of zero may enter, and steps at most.
 _FACTORS, _ENTRIES, _STEPS = (0.0, 0.25, 0.5, 2.0, 4.0), (0.25, 0.5, 1.0), 8
 # Fewer items say nothing about ranks.
@@ -43,17 +44,19 @@ def logistic_weights(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[np.ndarr
     return _most_likely(_times(scores, scale), start, np.zeros(len(scale)), _RIDGE) * scale.numpy()
 
 
-def cautious_weights(scores: Sequence[Float[Tensor, "c n n"]], safe: int) -> Float[np.ndarray, " c"]:
+def cautious_weights(
+    scores: Sequence[Float[Tensor, "c n n"]], safe: int, caution: float = SHARED_CAUTION
+) -> Float[np.ndarray, " c"]:
     """Logistic weights, drawn towards similarity number `safe` alone while there are few items.
 
-    The pull fades as 1/n^2: below a dozen items the weights are nearly those of the safe similarity alone, beyond fifty they are nearly
-    those of `logistic_weights`.
+    The pull is a quadratic one in units of each similarity's deviation, of strength `caution` / n^2. With `SHARED_CAUTION` the weights are nearly
+    those of the safe similarity alone below a dozen items, and nearly those of `logistic_weights` beyond fifty; with `FITTED_CAUTION` below thirty and
+    beyond some hundreds.
     """
     scale = _scales(scores)
     alone = np.zeros(len(scale))
     alone[safe] = logistic_weights([part[safe : safe + 1] for part in scores])[0] / max(float(scale[safe]), 1e-300)
-    items = sum(part.shape[1] for part in scores) / len(scores)
-    pull = _CAUTION / items**2
+    pull = caution / _items(scores) ** 2
     # The pull towards `alone` and the ridge are one quadratic about a point between them.
     centre = alone * pull / (pull + _RIDGE)
     return _most_likely(_times(scores, scale), alone, centre, pull + _RIDGE) * scale.numpy()
@@ -62,7 +65,7 @@ def cautious_weights(scores: Sequence[Float[Tensor, "c n n"]], safe: int) -> Flo
 def refined_weights(scores: Sequence[Float[Tensor, "c n n"]], around: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
     """Logistic weights of a few directions, drawn towards the weights `around` that they have in common with others.
 
-    The pull is a quadratic one in units of each similarity's deviation, and fades as 1/n: what n items of these directions say outweighs it
+    The pull is a quadratic one in units of each similarity's deviation, and fades with n: what n items of these directions say outweighs it
     only where they are many. A similarity that is constant keeps its weight; where all weights would be zero, all keep theirs.
 
     >>> good, noise = torch.eye(40, dtype=torch.float64), torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).double()
@@ -73,10 +76,15 @@ def refined_weights(scores: Sequence[Float[Tensor, "c n n"]], around: Float[np.n
     scale = _scales(scores)
     varies = scale.numpy() > 0
     centre = np.divide(around, scale.numpy(), out=np.zeros(len(around)), where=varies)
-    items = sum(part.shape[1] for part in scores) / len(scores)
-    found = _most_likely(_times(scores, scale), centre, centre, _PULL / items) * scale.numpy()
+    items = _items(scores)
+    found = _most_likely(_times(scores, scale), centre, centre, _PULL / items + _FEW_PULL / items**2) * scale.numpy()
     found = np.where(varies, found, around)
     return found if found.any() else around
+
+
+def _items(scores: Sequence[Float[Tensor, "c n n"]]) -> float:
+    """The mean number of items of a direction."""
+    return sum(part.shape[1] for part in scores) / len(scores)
 
 
 def _scales(scores: Sequence[Float[Tensor, "c n n"]]) -> Float[Tensor, " c"]:

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calmrl_lab.model.stacked.weights import cautious_weights, logistic_weights, rank_weights, refined_weights
+from calmrl_lab.model.stacked.weights import (
+    FITTED_CAUTION,
+    SHARED_CAUTION,
+    cautious_weights,
+    logistic_weights,
+    rank_weights,
+    refined_weights,
+)
 
 
 def _scores(seed: int, n: int, qualities: list[float]) -> torch.Tensor:
@@ -118,7 +125,7 @@ def test_refined_weights_are_no_worse_than_what_they_start_at(seed: int) -> None
         return (
             _loss(units, scores)
             - 1e-3 * float(np.sum(np.square(units)))
-            + 8 / 30 * float(np.sum(np.square(units - around * spread)))
+            + (8 / 30 + 1000 / 30**2) * float(np.sum(np.square(units - around * spread)))
         )
 
     assert (found >= 0).all()
@@ -136,3 +143,12 @@ def test_few_items_hardly_leave_the_safe_similarity_and_many_do() -> None:
     assert shares[0] > 0.8
     assert shares[1] < 0.6
     np.testing.assert_allclose(cautious_weights([many], 1), logistic_weights([many]), rtol=0.05)
+
+
+def test_the_more_caution_the_nearer_to_the_safe_similarity() -> None:
+    scores, shares = _scores(3, 25, [2.0, 2.0]), []
+    for caution in (0.0, SHARED_CAUTION, FITTED_CAUTION):
+        found = cautious_weights([scores], 1, caution) * np.array([float(one.std(correction=0)) for one in scores])
+        shares.append(found[1] / found.sum())
+    assert shares == sorted(shares)
+    assert shares[2] > 0.7 > shares[0]
