@@ -160,6 +160,14 @@ def test_report_inputs(tmp_path):
     expected = read(folder)
     changes = list(damages(folder, seed=2, flips=2))
     changes += [*swaps(folder, ("pmrl-s0", "pmrl-s1")), *swaps(folder, ("pmrl-s0", "calmrl-ppca-s0"))]
+    other = [("pmrl-s0", "pmrl-s1"), ("calmrl-ppca-s0", "calmrl-ppca-s1")]
+    changes += [
+        (
+            f"{to} is a copy of {of}",
+            lambda of=of, to=to: (shutil.rmtree(folder / to), shutil.copytree(folder / of, folder / to)),
+        )
+        for of, to in other
+    ]
     changes += [(f"{name} deleted", lambda name=name: shutil.rmtree(folder / name)) for name in ("pmrl-s0", "calmrl-ppca-s1")]
     assert survived(folder, tmp_path / "kept", changes, read, expected) >= 150
 

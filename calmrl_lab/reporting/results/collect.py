@@ -338,6 +338,9 @@ def _others_asked(record: dict[str, Any], found: dict[str, RunRecord]) -> list[P
             ranked = Run(found[name].path).evaluation.get("split")
             if ranked not in (None, record.get("split")):
                 differing = [*differing, f"split {ranked}, not {record.get('split')}"]
+            seed = name.rpartition("-s")[2]
+            if seed.isdecimal() and int(seed) != found[name].seed:
+                differing = [*differing, f"seed {found[name].seed}, not {seed}"]
             if differing:
                 problems.append(
                     Problem(
