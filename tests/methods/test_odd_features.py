@@ -1,4 +1,9 @@
-"""Every method on features that are hardly features: trained, evaluated and searched with gaps, or refused in one sentence; no score that is no number."""
+"""Every method on features that are hardly features: trained, evaluated and searched with gaps, or refused in one sentence; no score that is no number.
+
+Every method meets a third of the features, and all features meet some method; with CALMRL_LAB_ALL_ODD_FEATURES=1 in the environment, every method meets all.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -51,6 +56,15 @@ FEATURES = {
 }
 
 
+ALL = bool(os.environ.get("CALMRL_LAB_ALL_ODD_FEATURES"))
+MEETINGS = [
+    (name, features)
+    for row, name in enumerate(method.names())
+    for column, features in enumerate(FEATURES)
+    if ALL or (row + column) % 3 == 0
+]
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
@@ -84,8 +98,7 @@ def refused(store, name, folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("name", method.names())
+@pytest.mark.parametrize(("name", "features"), MEETINGS)
 def test_a_score_or_a_sentence(stores, tmp_path, name, features):
     error = refused(stores(features), name, tmp_path)
     assert error is None or "\n" not in error.message
