@@ -13,7 +13,7 @@ from calmrl_lab.imputers import imputers
 SMALL_MODELS = {
     "ppca-private": {"latent_dim": 2, "private_dim": 1},
     "ppca-student": {"latent_dim": 2},
-    "ppca-mixture": {"latent_dim": 2, "components": 2},
+    "ppca-mixture": {"latent_dim": 2, "components": 2, "passes": 3},
 }
 SMALL_NETWORKS = {
     "autoencoder": {"epochs": 5},
@@ -24,7 +24,7 @@ SMALL_NETWORKS = {
 }
 SMALL = {
     "ppca": {"latent_dim": 2},
-    "ppca-auto": {"latent_dim": 2},
+    "ppca-auto": {"latent_dim": 2, "folds": 2},
     "ppca-gradient": {"latent_dim": 2, "steps": 20},
     **SMALL_NETWORKS,
     **SMALL_MODELS,
