@@ -50,7 +50,7 @@ FEATURES = {
     "constant": lambda: ([np.full((N, 8), 0.5)] * 3, some_mask(3)),
     "zero": lambda: ([np.zeros((N, 8))] * 3, some_mask(3)),
     "one constant": lambda: ([*views(2, 8), np.full((N, 8), 0.5)], some_mask(3)),
-    "more modalities than dimensions": lambda: (views(12, 3), some_mask(12)),
+    "more modalities than dimensions": lambda: (views(5, 3), some_mask(5)),
     "one item per pattern": lambda: (views(6, 8), one_item_per_pattern()),
     "rows of NaN": lambda: (with_missing_rows(), None),
 }
