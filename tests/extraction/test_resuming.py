@@ -73,11 +73,11 @@ def kill_at(process, out, finished, seconds):
 
 
 @pytest.mark.slow
-def test_twenty_random_kills_resume_to_the_same_bytes(undisturbed, media, tmp_path):
+def test_random_kills_resume_to_the_same_bytes(undisturbed, media, tmp_path):
     """Moments are drawn over a whole run of 1, 2 or 4 workers: start-up, blocks, joining, tidying up."""
     generator = random.Random(0)
     unfinished = 0
-    for number in range(20):
+    for number in range(12):
         out = tmp_path / f"s{number}.zarr"
         process = start(out, media, 0.03, f"workers={(1, 2, 4)[number % 3]}")
         finished = generator.randrange(11)
@@ -89,7 +89,7 @@ def test_twenty_random_kills_resume_to_the_same_bytes(undisturbed, media, tmp_pa
         # A lock file of a killed run is only a file: nobody holds it.
         leftovers = {path.name for path in tmp_path.glob(f"*{number}.zarr*")} - {out.name, f"{out.name}.lock"}
         assert leftovers <= {f"s1{number}.zarr"}
-    assert unfinished >= 10
+    assert unfinished >= 6
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Every method on features that are hardly features: trained, evaluated and searched with gaps, or refused in one sentence; no score that is no number.
 
-Every method meets a third of the features, and all features meet some method; with CALMRL_LAB_ALL_ODD_FEATURES=1 in the environment, every method meets all.
+Every method meets a fifth of the features, and all features meet some method; with CALMRL_LAB_ALL_ODD_FEATURES=1 in the environment, every method meets all.
 """
 
 import os
@@ -61,7 +61,7 @@ MEETINGS = [
     (name, features)
     for row, name in enumerate(method.names())
     for column, features in enumerate(FEATURES)
-    if ALL or (row + column) % 3 == 0
+    if ALL or (row + column) % 5 == 0
 ]
 
 
