@@ -195,13 +195,14 @@ class FeatureTable:
             items = send(chosen, self.mask.device)
             yield FeatureBatch(items, self.gather(items, generator), self.mask[items], mask[chosen])
 
-    def blocks(self) -> Iterator[FeatureTable]:
-        """The items in order, in parts of at most `BLOCK` neighbours; a table that is no larger is its own and only part."""
-        if len(self) <= BLOCK:
+    def blocks(self, size: int | None = None) -> Iterator[FeatureTable]:
+        """The items in order, in parts of at most `size` neighbours (default: `BLOCK`); a table that is no larger is its own and only part."""
+        size = BLOCK if size is None else size
+        if len(self) <= size:
             yield self
             return
-        for start in range(0, len(self), BLOCK):
-            yield self.select(np.arange(start, min(start + BLOCK, len(self))))
+        for start in range(0, len(self), size):
+            yield self.select(np.arange(start, min(start + size, len(self))))
 
     def in_memory(self) -> FeatureTable:
         """The table with its rows in memory: itself."""

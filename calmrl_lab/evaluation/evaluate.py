@@ -309,8 +309,7 @@ def _calibration(
 @torch.no_grad()
 def _embedded(model: AlignmentModel, table: FeatureTable) -> list[Float[Tensor, "n d"]]:
     """`model.encode` of a block of items at a time: feature maps and heads make float32 copies of all that they see."""
-    blocks = [np.arange(start, min(start + _ITEMS, len(table))) for start in range(0, len(table), _ITEMS)]
-    parts = [model.encode(table if len(blocks) == 1 else table.select(block)) for block in blocks] or [model.encode(table)]
+    parts = [model.encode(block) for block in table.blocks(_ITEMS)]
     return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
 

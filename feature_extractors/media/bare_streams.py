@@ -24,7 +24,7 @@ _HZ = (44_100, 48_000, 32_000)
 _AC3_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _TS_PACKET = 188
 _HEAD = 8
-JPEG = b"\xff\xd8\xff"
+JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Packets of MPEG-TS at the end that are looked at one by one.
 _TAIL = 10_000
 
@@ -201,7 +201,10 @@ def is_motion_jpeg(file: BinaryIO) -> bool:
     Telephones and stereo cameras store gain maps, previews and second views so, and list them in the first picture (MPF).
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        end = jpeg_end(data) if data[:3] == JPEG else 0
+        # Most pictures are alone, which is found out much faster than where they end.
+        if data[:3] != JPEG or data.find(_JPEG_END + JPEG) < 0:
+            return False
+        end = jpeg_end(data)
         if not end or data[end : end + 3] != JPEG:
             return False
         head = data[: min(end, 1 << 16)]

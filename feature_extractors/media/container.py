@@ -44,9 +44,9 @@ def opened(path: Path, behind: int = 0) -> Iterator[InputContainer]:
         size, end = os.fstat(file.fileno()).st_size, stream_end(file)
         try:
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""} | STRICT
-            # Tags are often in another encoding than they say.
             # What makes a picture a video of them stands behind it, where FFmpeg does not look.
             kind = "mjpeg" if is_motion_jpeg(file) else None
+            # Tags are often in another encoding than they say.
             with av.open(
                 _Nameless(file, min(end, size - behind)), mode="r", format=kind, options=options, metadata_errors="replace"
             ) as container:

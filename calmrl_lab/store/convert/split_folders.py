@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.store.convert.formats._folders import data_files, folders_in, is_junk
+from calmrl_lab.store.convert.formats._folders import data_files, folders_in, is_junk, without_ending
 from calmrl_lab.store.convert.reading.source import Source, StackedRows
 from calmrl_lab.store.splits import FRACTIONS, split_named
 
@@ -28,18 +28,19 @@ def split_folders(folder: Path, is_readable: Callable[[Path], bool]) -> dict[str
     if files := data_files(folder):
         found: dict[str, list[Path]] = {}
         for file in files:
-            match = _STEM.fullmatch(file.name.removesuffix(".gz").rpartition(".")[0])
+            match = _STEM.fullmatch(without_ending(file.name))
             if match is None or split_named(match[1]) is None:
                 return {}
             found.setdefault(match[1], []).append(file)
         return _in_order(found) if len(set(map(split_named, found))) > 1 else {}
-    inner = [place for place in folders_in(folder) if not is_junk(place.name) and not place.name.startswith((".", "_"))]
+    places = [place for place in folders_in(folder) if not is_junk(place.name) and not place.name.startswith((".", "_"))]
     # As Hive spells the folders of a column: split=train.
-    named = {place.name.removeprefix("split="): [place] for place in inner if split_named(place.name.removeprefix("split="))}
+    inner = {place.name.removeprefix("split="): place for place in places}
+    named = {name: [place] for name, place in inner.items() if split_named(name)}
     if len(set(map(split_named, named))) < 2:
         return {}
     named = _in_order({name: places for name, places in named.items() if is_readable(places[0])})
-    others = [place.name for place in inner if place.name.removeprefix("split=") not in named and is_readable(place)]
+    others = [place.name for name, place in inner.items() if name not in named and is_readable(place)]
     if others and named:
         raise CalmrlError(
             f"'{folder}' has the splits {', '.join(named)}, and '{others[0]}', which holds features too and is no split",

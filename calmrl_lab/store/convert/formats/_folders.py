@@ -33,6 +33,7 @@ _ENDINGS = {
     (".json", ".json.gz"): "json",
     (".txt", ".txt.gz"): "csv",
 }
+_ALL_ENDINGS = tuple(ending for endings in _ENDINGS for ending in endings)
 # What file managers leave in every folder.
 _JUNK = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX", re.IGNORECASE)
 
@@ -50,18 +51,22 @@ def files_in(folder: Path, *endings: str) -> Iterator[Path]:
     return (folder / name for name in sorted(names, key=natural))
 
 
+def without_ending(name: str) -> str:
+    """The name of a file without its ending, and without that of its compression."""
+    return name.removesuffix(".gz").rpartition(".")[0]
+
+
 def data_files(folder: Path) -> list[Path]:
     """The files of features in a folder, of one ending."""
-    return next((found for endings in _ENDINGS if (found := list(files_in(folder, *endings)))), [])
+    files = list(files_in(folder, *_ALL_ENDINGS))
+    alike = ([file for file in files if file.name.lower().endswith(endings)] for endings in _ENDINGS)
+    return next(filter(None, alike), [])
 
 
 def other_data_files(folder: Path, taken: Sequence[Path]) -> list[Path]:
     """The files of features, or of what may be said about them, in a folder that are not among those that are read."""
-    endings = tuple(ending for endings in _ENDINGS for ending in endings)
     known = {file.name for file in taken if file.parent == folder}
-    with os.scandir(folder) as listed:
-        names = [one.name for one in listed if one.name not in known and one.name.lower().endswith(endings) and one.is_file()]
-    return [folder / name for name in sorted(names, key=natural) if not is_junk(name)]
+    return [file for file in files_in(folder, *_ALL_ENDINGS) if file.name not in known]
 
 
 def read_file(file: Path) -> Content:

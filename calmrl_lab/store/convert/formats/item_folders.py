@@ -12,9 +12,9 @@ import numpy as np
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
-from calmrl_lab.store.convert.formats._folders import data_files, folders_in, other_data_files, read_file
+from calmrl_lab.store.convert.formats._folders import data_files, folders_in, other_data_files, read_file, without_ending
 from calmrl_lab.store.convert.formats.part_folders import are_parts
-from calmrl_lab.store.convert.formats.text_tables import Csv, Json, only_numbers
+from calmrl_lab.store.convert.formats.text_tables import is_text_table, only_numbers
 from calmrl_lab.store.convert.reading.content import Content, Field, kind_of
 from calmrl_lab.store.convert.reading.mapped_arrays import npy_header
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
@@ -42,13 +42,14 @@ class ItemFolder:
         # The name of the only folder says nothing of an item.
         home = files[0].parent if len({file.parent for file in files}) == 1 else path
         for file in files:
-            name = _without_ending(file.relative_to(home).as_posix())
+            name = without_ending(file.relative_to(home).as_posix())
             with reading_errors(file):
                 items[name] = _arrays(file)
-        notes = _left_out(path, files)
+        others = other_data_files(path, files)
+        notes = _left_out(others)
         if all(len(arrays) == 1 for arrays in items.values()):
             fields = {name: replace(next(iter(arrays.values())), name=name) for name, arrays in items.items()}
-            beside = _columns_beside(path, fields) if all(len(field.shape) > 1 for field in fields.values()) else {}
+            beside = _columns_beside(others, fields) if all(len(field.shape) > 1 for field in fields.values()) else {}
             return Content(path, {**fields, **beside}, nested=False, notes=notes)
         fields = {
             f"{name}/{part}": replace(f, name=f"{name}/{part}") for name, arrays in items.items() for part, f in arrays.items()
@@ -56,22 +57,22 @@ class ItemFolder:
         return Content(path, fields, notes=notes)
 
 
-def _left_out(folder: Path, read: Sequence[Path]) -> list[str]:
-    """A note on the files of features in a folder with another ending than those that are read."""
-    others = [file for file in other_data_files(folder, read) if file.suffix != ".txt"]
-    return [f"left out: {len(others)} files of other endings, the first is {others[0].name}"] if others else []
+def _left_out(others: Sequence[Path]) -> list[str]:
+    """A note on the files of features in a folder that are not read."""
+    left = [file for file in others if file.suffix != ".txt"]
+    return [f"left out: {len(left)} files of other endings, the first is {left[0].name}"] if left else []
 
 
-def _columns_beside(folder: Path, arrays: Mapping[str, Field]) -> dict[str, Field]:
+def _columns_beside(others: Sequence[Path], arrays: Mapping[str, Field]) -> dict[str, Field]:
     """Columns of texts in the files beside arrays of rows (ids.txt, metadata.csv), of which each has a cell for every row."""
     lengths = {field.shape[0] for field in arrays.values()}
     found: dict[str, Field] = {}
-    for file in other_data_files(folder, data_files(folder)):
+    for file in others:
         if file.suffix.lower() not in (*ENDINGS, ".gz"):
             continue
         try:
             lines = read_text(file).removesuffix("\n").split("\n") if file.suffix.lower() == ".txt" else []
-            columns = {_without_ending(file.name): lines} if len(lines) in lengths else _columns(file)
+            columns = {without_ending(file.name): lines} if len(lines) in lengths else _columns(file)
         except CalmrlError:
             continue  # a readme, settings
         for name, cells in columns.items():
@@ -93,19 +94,11 @@ def _files_below(folder: Path) -> list[Path]:
     return [file for files in below if files[0].suffix == below[0][0].suffix for file in files]
 
 
-def _is_text(file: Path) -> bool:
-    return file.name.lower().endswith((*Csv.endings, *Json.endings))
-
-
-def _without_ending(name: str) -> str:
-    return name.removesuffix(".gz").rpartition(".")[0]
-
-
 def _arrays(file: Path) -> dict[str, Field]:
     """The arrays of numbers in the file of an item, by their names."""
     if file.suffix.lower() == ".npy":
         return {"": _array(file, "")}
-    if _is_text(file):
+    if is_text_table(file):
         values = only_numbers(file)
         if values is None:
             raise CalmrlError(

@@ -12,7 +12,7 @@ import numpy as np
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.convert.formats import formats
 from calmrl_lab.store.convert.formats._folders import data_files, read_file
-from calmrl_lab.store.convert.formats.text_tables import Csv, Json, only_numbers
+from calmrl_lab.store.convert.formats.text_tables import Csv, Json, is_text_table, only_numbers
 from calmrl_lab.store.convert.reading.content import Content, Field, spelled
 from calmrl_lab.store.convert.reading.reading_errors import reading_errors
 from calmrl_lab.store.convert.reading.row_names import is_id
@@ -45,7 +45,7 @@ def are_parts(files: Sequence[Path]) -> bool:
         return False
     files = _with_rows(files)
     named = all(_PART.fullmatch(file.name) for file in files)
-    text = set(files[0].suffixes) & {*Csv.endings, *Json.endings}
+    text = is_text_table(files[0])
     try:
         if text and only_numbers(files[0]) is not None:
             return named
@@ -146,7 +146,7 @@ def _column(folder: Path, name: str, files: Sequence[Path], parts: Sequence[Fiel
 
 def _with_rows(files: Sequence[Path]) -> Sequence[Path]:
     """The files without empty texts, which Spark writes for parts that have no rows."""
-    text = files[0].name.lower().endswith((*Csv.endings, *Json.endings))
+    text = is_text_table(files[0])
     return [file for file in files if not text or file.stat().st_size] or files
 
 

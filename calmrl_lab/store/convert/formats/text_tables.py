@@ -88,8 +88,7 @@ class Json:
 
     @staticmethod
     def read(path: Path) -> Content:
-        document = _document(path)
-        return content_of(path, document)
+        return content_of(path, _document(path))
 
     @staticmethod
     def read_together(path: Path, files: Sequence[Path]) -> Content:
@@ -112,6 +111,11 @@ class Json:
                 )
             whole |= document
         return content_of(path, whole)
+
+
+def is_text_table(path: Path) -> bool:
+    """Whether a file is one of the formats of this module, by its ending."""
+    return path.name.lower().endswith((*Csv.endings, *Json.endings))
 
 
 def only_numbers(path: Path) -> np.ndarray | None:
