@@ -93,7 +93,7 @@ def test_a_guess_knows_what_makes_a_run_dear(tmp_path, small_store):
     clip, calmrl, recommended, both = rows
     assert clip.seconds < calmrl.seconds < recommended.seconds
     assert 2 * clip.bytes < recommended.bytes
-    assert both.seconds == pytest.approx(clip.seconds + calmrl.seconds)
+    assert both.seconds > clip.seconds + calmrl.seconds
 
 
 @pytest.mark.slow
