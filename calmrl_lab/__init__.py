@@ -36,4 +36,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Without the modules and names that this file needs for itself.
+    return sorted({name for name in globals() if name.startswith("__")} | set(__all__))

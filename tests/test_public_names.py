@@ -21,6 +21,12 @@ def test_names_are_imported_from_their_package(package, names):
         assert name in dir(module)
 
 
+def test_only_public_names_are_listed():
+    import calmrl_lab
+
+    assert [name for name in dir(calmrl_lab) if not name.startswith("__")] == sorted(calmrl_lab.__all__)
+
+
 @pytest.mark.parametrize("package", ["objectives", "imputers", "scorers"])
 def test_every_plug_in_can_be_imported_by_its_class(package):
     module = __import__(f"calmrl_lab.{package}", fromlist=[package])

@@ -13,13 +13,15 @@ _POSITIONS = {"store": "--store", "stores": "--store", "first": "--run", "second
 
 
 class _PlainFlags:
-    """Help without a type for options that take no value."""
+    """Help without a type for options that take no value, and without the name of a Python type for positions that take several."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False) and param.metavar is None:
                 param.metavar = ""
+            if param.nargs == -1:
+                param.display_type = lambda ctx: "<path>"
         return params
 
 

@@ -26,7 +26,9 @@ def classify(
     run: Path = typer.Option(..., help="Finished run."),
     label: str | None = typer.Option(None, help="Label of the store. (default: its only one)"),
     classifier: list[str] = typer.Option(
-        [], help="zero-shot, captions, centroid, knn or linear; may be repeated. (default: all that are possible)"
+        [],
+        metavar="NAME",
+        help="zero-shot, captions, centroid, knn or linear; may be repeated. (default: all that are possible)",
     ),
     text: str | None = typer.Option(None, help="Modality of the texts of classes. (default: caption)"),
     encode_classes: bool = typer.Option(

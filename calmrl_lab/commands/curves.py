@@ -22,10 +22,13 @@ def curves(
     run: Path = typer.Option(..., help="Finished run."),
     scorer: list[str] = typer.Option(
         [],
-        help="How an item with gaps is scored; may be repeated. (default: centroid, anchor and the scorer of the system of the objective; the similarity of the run where that is no cosine of embeddings)",
+        metavar="NAME",
+        help="How an item with gaps is scored; may be repeated. (default: centroid, anchor and the scorer of the objective's own system; for a run that does not compare by cosine, its similarity)",
     ),
-    scenario: list[str] = typer.Option([], help="What is hidden, as random:0.5; may be repeated. (default: rates and drops)"),
-    query: list[str] = typer.Option([], help="Modality of the queries; may be repeated. (default: every one)"),
+    scenario: list[str] = typer.Option(
+        [], metavar="SCENARIO", help="What is hidden, as random:0.5; may be repeated. (default: rates and drops)"
+    ),
+    query: list[str] = typer.Option([], metavar="NAME", help="Modality of the queries; may be repeated. (default: every one)"),
     impute: str | None = typer.Option(None, help="Fill gaps with this imputer, fitted afterwards. (default: the run's own)"),
     split: str = typer.Option("test", help="Items to score."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),

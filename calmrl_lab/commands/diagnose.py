@@ -24,6 +24,7 @@ def diagnose(
     slices: list[str] = typer.Option(
         ["pattern", "group_size"],
         "--slice",
+        metavar="NAME",
         help="Recall@1 by slices of this: pattern, group_size, predicted_gain or another number of anchors.parquet; may be repeated.",
     ),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1 or auto."),

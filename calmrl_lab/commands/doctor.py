@@ -23,7 +23,7 @@ def doctor(
     stores: list[Path] = typer.Argument(None, help="Feature stores to check as well."),
     as_json: bool = typer.Option(False, "--json", help="Print the findings as JSON."),
 ) -> None:
-    """Check versions, devices, the FAISS flavour and the health of stores; exit code 1 if something is wrong.
+    """Check versions, devices, the build of FAISS and the health of stores; exit code 1 if something is wrong.
 
     Example: calmrl-lab doctor stores/openmoji.zarr
     """

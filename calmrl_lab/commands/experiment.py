@@ -32,7 +32,7 @@ def experiment(
     out: Path = typer.Option(Path("experiment.yaml"), help="File that new writes."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and stop."),
     measure: bool = typer.Option(
-        False, "--measure", help="With --dry-run: time a short run of each method that no finished run speaks for."
+        False, "--measure", help="With --dry-run: time a short run of each method of which no run has finished."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON."),
 ) -> None:

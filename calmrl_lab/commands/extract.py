@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def extract(
     dataset: str = typer.Option(..., help="Dataset (calmrl-lab list datasets)."),
     encoders: str | None = typer.Option(
-        None, help="Preset of the dataset, or vision=NAME,caption=NAME.", show_default="its first preset"
+        None, help="Preset of the dataset, or one per modality, as vision=NAME,text=NAME.", show_default="its first preset"
     ),
     out: Path | None = typer.Option(None, help="Store to write.", show_default="stores/DATASET.zarr"),
     media: Path | None = typer.Option(None, help="Folder of the media and annotations; files outside it are refused."),
@@ -49,9 +49,11 @@ def extract(
         [],
         "--encoder-option",
         metavar="MODALITY.KEY=VALUE",
-        help="Option of an encoder (vision.precision=bf16); may be repeated.",
+        help="Option of an encoder, as vision.frames=4; may be repeated.",
     ),
-    follow_links: list[Path] = typer.Option([], help="Folder that links in the media folder may lead to; may be repeated."),
+    follow_links: list[Path] = typer.Option(
+        [], metavar="FOLDER", help="Folder that links in the media folder may lead to; may be repeated."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read and what is missing, and decode nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:

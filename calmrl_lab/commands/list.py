@@ -28,10 +28,14 @@ def register(app: typer.Typer) -> None:
 
 
 def list_plugins(
-    kind: Kind | None = typer.Argument(None, help="What to list. (default: everything)"),
+    kind: Kind | None = typer.Argument(
+        None,
+        show_choices=False,
+        help="methods, objectives, imputers, scorers, experiments, encoders or datasets. (default: everything)",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
 ) -> None:
-    """List methods, objectives, imputers, scorers, experiments, encoders or datasets, those of other packages included.
+    """List what can be named in commands and files: methods, imputers and more, those of other packages included.
 
     Example: calmrl-lab list methods
     """

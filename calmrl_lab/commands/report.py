@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Path = typer.Option(Path("runs"), help="Folder of an experiment, or of single runs."),
     out: Path | None = typer.Option(None, help="Folder to write. (default: reports/<name of the runs folder>)"),
-    also_report: list[Path] = typer.Option([], help="Experiment on other data whose main tables are added; may be repeated."),
+    also_report: list[Path] = typer.Option(
+        [], metavar="FOLDER", help="Experiment on other data whose main tables are added; may be repeated."
+    ),
     show: bool = typer.Option(False, "--open", help="Open the page in a browser."),
     as_json: bool = typer.Option(False, "--json", help="Print what the report says as JSON."),
 ) -> None:

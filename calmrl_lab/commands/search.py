@@ -54,11 +54,11 @@ def index(
 
     Example: calmrl-lab index --run runs/demo/calmrl-ppca-s0 --out indexes/emoji --modalities vision
     """
+    if context.invoked_subcommand is not None:
+        return
     from calmrl_lab.errors import CalmrlError
     from calmrl_lab.search.index_folder import build_gallery
 
-    if context.invoked_subcommand is not None:
-        return
     if run is None or out is None:
         raise CalmrlError("a new index needs a run and a folder", hint="calmrl-lab index --run RUN --out DIR")
     options = {"nlist": nlist, "m": m, "ef_construction": ef_construction}
@@ -89,7 +89,7 @@ def add(
 
 def remove(
     index: Path = typer.Option(..., help="Index folder."),
-    item: list[str] = typer.Option(..., help="Id of an item to remove; may be repeated."),
+    item: list[str] = typer.Option(..., metavar="ID", help="Id of an item to remove; may be repeated."),
     as_json: bool = typer.Option(False, "--json", help="Print the facts of the index as JSON."),
 ) -> None:
     """Remove items from an index by their ids.
@@ -114,7 +114,7 @@ def search(
     store: Path | None = typer.Option(None, help="Where --item is looked up. (default: the indexed store)"),
     weights: Path | None = typer.Option(None, help="Folder of encoder weights, for --text."),
     label: list[str] = typer.Option([], metavar="NAME=VALUE", help="Only items with this label; may be repeated."),
-    gpus: int = typer.Option(0, min=0, help="GPUs to share a flat or ivf index out among."),
+    gpus: int = typer.Option(0, min=0, help="GPUs that share a flat or ivf index."),
     as_json: bool = typer.Option(False, "--json", help="Print the items as JSON."),
 ) -> None:
     """Find the items of an index that answer a text, an item or features; one of the three.

@@ -153,7 +153,13 @@ def _seen(
 def _directions(modalities: Sequence[str], asked: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
     if asked is None:
         return list(itertools.permutations(modalities, 2))
-    for query, gallery in asked:
+    for pair in asked:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise CalmrlError(
+                f"direction {pair!r} is no pair of modalities",
+                hint='directions=[("text", "vision")]: first the query, then the gallery',
+            )
+        query, gallery = pair
         for name in (query, gallery):
             known(name, modalities, f"direction {query}->{gallery}: the run has no modality")
         if query == gallery:

@@ -81,7 +81,10 @@ def evaluate_matrix(
     """
     matrix = _numpy(scores)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
-        raise CalmrlError(f"scores are {matrix.dtype} {list(matrix.shape)}, expected numbers [queries, candidates]")
+        raise CalmrlError(
+            f"scores are {matrix.dtype} {list(matrix.shape)}, expected numbers [queries, candidates]",
+            hint="a sparse matrix: scores.toarray()" if hasattr(scores, "toarray") else None,
+        )
     right = _positives(positives, matrix.shape)
     if not right.any():
         raise CalmrlError(
@@ -123,7 +126,8 @@ def _positives(given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "q g"]:
         return right
     if right.shape != (queries,) or right.dtype.kind not in "iu":
         raise CalmrlError(
-            f"positives are {right.dtype} {list(right.shape)}, expected bool [{queries}, {candidates}] or whole numbers [{queries}]"
+            f"positives are {right.dtype} {list(right.shape)}, expected bool [{queries}, {candidates}] or whole numbers [{queries}]",
+            hint="a matrix of 0 and 1: positives.astype(bool)" if right.shape == shape else None,
         )
     if right.min() < 0 or right.max() >= candidates:
         wrong = int(np.argmax((right < 0) | (right >= candidates)))
@@ -134,4 +138,13 @@ def _positives(given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "q g"]:
 
 
 def _numpy(values: Any) -> np.ndarray:
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16, of which every value is a float32 too.
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise CalmrlError(
+            "rows of different length are no matrix", hint="several right candidates per query: a bool matrix"
+        ) from None

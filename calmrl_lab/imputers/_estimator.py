@@ -13,6 +13,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Array
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known
+from calmrl_lab.store.convert.item_ids import frame_index
 
 # k arrays [N, d_m], in a list or by name; None where nobody shows the modality.
 Modalities: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
@@ -89,6 +90,7 @@ def arranged(
     """
     given: Sequence[Array | None]
     if isinstance(embeddings, Mapping):
+        frame_index(embeddings)
         order = list(embeddings) if names is None else list(names)
         for name in embeddings:
             known(name, order, "the imputer was not fitted on modality")
@@ -100,6 +102,7 @@ def arranged(
         given = [embeddings.get(name) for name in order]
     else:
         given = list(embeddings)
+        frame_index({f"number {number}": value for number, value in enumerate(given)})
     there = [value for value in given if value is not None]
     if len(there) < len(given):
         if dims is None or not there or len(dims) != len(given):

@@ -29,6 +29,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers._names import family
 from calmrl_lab.scorers.base import Scorer, make_scorer
+from calmrl_lab.store.convert.item_ids import frame_index
 
 if TYPE_CHECKING:
     from calmrl_lab.store import FeatureStore
@@ -112,6 +113,11 @@ class AlignmentModel:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in the order of all arrays."""
         return tuple(self.dims)
+
+    def __repr__(self) -> str:
+        dims = ", ".join(f"{name} {dim}" for name, dim in self.dims.items())
+        filled = f", imputer {self.imputer.name}" if self.imputer is not None else ""
+        return f"AlignmentModel({dims} -> {self.projection.dim}, similarity {self.similarity.name}{filled})"
 
     @property
     def device(self) -> torch.device:
@@ -227,7 +233,11 @@ class AlignmentModel:
             return items.in_memory(), {}
         if isinstance(items, Mapping):
             return _table_of_arrays(items, self.dims), {}
-        assert isinstance(items, FeatureStore)
+        if not isinstance(items, FeatureStore):
+            raise CalmrlError(
+                f"items to embed are a {type(items).__name__}, expected a store or a dict",
+                hint=f"FeatureStore.open(path), or {{modality: features [items, dimension]}} with any of {', '.join(self.dims)}",
+            )
         splits = np.asarray(items.split)
         chosen = np.arange(len(items)) if split is None else np.flatnonzero(splits == split)
         if not len(chosen):
@@ -308,18 +318,38 @@ def _below(named: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {key.split("/", 1)[1]: value for key, value in named.items() if key.startswith(f"{part}/")}
 
 
+def _features(name: str, values: Any, dim: int) -> Float[np.ndarray, "n d"]:
+    """Features of one modality as float32. Raises CalmrlError for anything but numbers [N, `dim`]."""
+    try:
+        found = torch.as_tensor(values).detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        found = found.astype(np.float32, copy=False)
+    except (TypeError, ValueError):
+        raise CalmrlError(f"features of '{name}' are no array of numbers", hint=f"an array [items, {dim}]") from None
+    if found.ndim != 2 or found.shape[1] != dim:
+        raise CalmrlError(
+            f"features of '{name}' have shape {list(found.shape)}, expected [items, {dim}]",
+            hint="one item is features[None]" if found.shape == (dim,) else None,
+        )
+    return found
+
+
 def _table_of_arrays(arrays: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> FeatureTable:
     """Items without names from one array per modality; rows that are NaN throughout are gaps, and so are modalities that are left out."""
     for name in arrays:
         known(name, list(dims), "the model has no modality")
-    count = max((len(values) for values in arrays.values()), default=0)
+    given = {name: _features(name, values, dims[name]) for name, values in arrays.items() if values is not None}
+    frame_index(arrays)
+    count = max((len(values) for values in given.values()), default=0)
     if not count:
         raise CalmrlError("there are no items to embed", hint="{modality: features [items, dimension]}")
     rows, offsets, masks = [], [], []
     for name, dim in dims.items():
-        values = np.asarray(arrays.get(name, np.full((count, dim), np.nan)), dtype=np.float32)
-        if values.shape != (count, dim):
-            raise CalmrlError(f"features of '{name}' are [{count}, {dim}], got {list(values.shape)}")
+        values = given.get(name, np.full((count, dim), np.nan, dtype=np.float32))
+        if len(values) != count:
+            raise CalmrlError(
+                f"features of '{name}' have {len(values)} items, those of another modality {count}",
+                hint="every array has a row for every item, NaN throughout where an item lacks the modality",
+            )
         shown = ~np.isnan(values).all(axis=1)
         if not np.isfinite(values[shown]).all():
             raise CalmrlError(f"features of '{name}' hold NaN or infinity in rows that are no gaps")

@@ -101,6 +101,11 @@ class RunFolder(ArtifactFolder):
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """An existing run; CalmrlError if it is none, or was written in another version of the format."""
+        if not isinstance(path, str | os.PathLike):
+            raise CalmrlError(
+                f"a run is expected, or the path of its folder; got a {type(path).__name__}",
+                hint="a run that was opened knows its folder (run.path); a matrix of scores is for calmrl_lab.evaluate_matrix",
+            )
         path = settled(Path(path))
         if not (path / cls.CONFIG).is_file():
             raise CalmrlError(

@@ -93,7 +93,7 @@ class FeatureStore:
         is a gap, or, with `mask` ([N, k] bool, columns in the order of `arrays`), a row whose entry is False. Where items have several
         rows of a modality (captions), give a list with one entry per item: [d_m], [rows, d_m], or None for a gap.
 
-        ids: [N] strings, default the numbers of the items. split: train, validation or test for each item, default drawn, whole groups
+        ids: [N] strings, default the index that data frames of pandas share, else the numbers of the items. split: train, validation or test for each item, default drawn, whole groups
         (`group`, default the id) together. labels: name -> [N] strings.
         path: default `stores/<dataset>-<digest>.zarr` below the working directory, so that equal arrays are one store and runs that were
         trained on it find it later. An existing store at a `path` that was given is replaced only with `overwrite`.
@@ -123,13 +123,20 @@ class FeatureStore:
     def __getitem__(self, item: int) -> dict[str, Any]:
         """One item as a sample for `torch.utils.data.DataLoader`: id (str), features (modality -> [d_m] float32), mask [k] bool.
 
-        Of several rows it is the first; a gap is zeros under a False mask. Only the rows of this item are read. Raises IndexError.
+        Of several rows it is the first; a gap is zeros under a False mask. Only the rows of this item are read. Raises IndexError for a number
+        that no item has, and CalmrlError for anything but a whole number.
 
         >>> store = FeatureStore.from_arrays({"a": [[1.0, 2.0], None], "b": [[3.0], [4.0]]})
         >>> store[1]["features"]["b"], store[1]["mask"]
         (array([4.], dtype=float32), array([False,  True]))
         """
-        number = operator.index(item)
+        try:
+            number = operator.index(item)
+        except TypeError:
+            raise CalmrlError(
+                f"a store is indexed by the number of an item, got {item!r}",
+                hint="several items: [store[i] for i in range(2, 4)]; all rows of a modality: store.to_dense()[0][name]",
+            ) from None
         if not -len(self) <= number < len(self):
             raise IndexError(f"store '{self.path}' has items 0 to {len(self) - 1}, not {number}")
         return self.__getitems__([number % len(self)])[0]

@@ -55,6 +55,11 @@ def train_heads(
     >>> run.summary["epochs"]
     1
     """
+    if not isinstance(getattr(store, "path", store), str | Path):
+        raise CalmrlError(
+            f"the store is a {type(store).__name__}, expected a FeatureStore or the path of one",
+            hint="features in memory: FeatureStore.from_arrays({modality: array})",
+        )
     values: dict[str, Any] = {"store": str(getattr(store, "path", store)), "method": method, **settings}
     if imputer is not None:
         if "impute" in settings:

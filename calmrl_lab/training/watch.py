@@ -48,11 +48,15 @@ class Watch:
 
     @classmethod
     def of(cls, logger: Any = None, callbacks: Sequence[Callback] = ()) -> Watch:
-        """`logger`: see `log_of`; it is told before the callbacks."""
+        """`logger`: see `log_of`; it is told before the callbacks. Raises CalmrlError for callbacks that cannot be called."""
         first: list[Callback] = []
         if logger is not None:
             log = log_of(logger)
             first.append(lambda validation: log(validation.numbers, validation.step))
+        if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+            raise CalmrlError(
+                f"callbacks are {callbacks!r}, expected a list of functions of one Validation", hint="callbacks=[function]"
+            )
         return cls((*first, *callbacks))
 
     def told(self, validation: Validation) -> None:

@@ -206,6 +206,8 @@ def test_the_files_hold_what_was_returned(evaluation, run):
     [
         ([("caption", "smell")], "no modality 'smell'"),
         ([("caption", "caption")], "with itself"),
+        (["caption:vision"], "'caption:vision' is no pair of modalities"),
+        ([("caption",)], "is no pair of modalities"),
     ],
 )
 def test_a_direction_that_makes_no_sense(run, directions, said):
@@ -228,3 +230,5 @@ def test_an_unfinished_run(run, tmp_path):
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(CalmrlError, match="is not a run"):
         evaluate(tmp_path)
+    with pytest.raises(CalmrlError, match="a run is expected, or the path of its folder; got a ndarray"):
+        evaluate(np.eye(3))

@@ -106,6 +106,8 @@ def test_queries_without_a_positive_are_in_no_mean():
         ((np.ones((2, 3)), [0, 3]), "positive of query 1 is candidate 3; there are candidates 0 to 2"),
         ((np.ones((2, 3)), [0.0, 1.0]), r"positives are float64 \[2\], expected bool \[2, 3\] or whole numbers \[2\]"),
         ((np.ones((2, 3)), np.zeros((2, 3), dtype=bool)), "no query has a positive"),
+        ((np.eye(2), np.eye(2, dtype=int)), r"positives are int64 \[2, 2\], expected bool"),
+        ((np.eye(2), [[0, 1], [1]]), "rows of different length are no matrix"),
         ((np.ones((2, 2)), None, [1]), "groups have 1 entries for 2 queries"),
     ],
 )

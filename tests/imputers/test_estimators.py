@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -136,6 +137,8 @@ def test_fitting_again_forgets_names_and_order(gaps):
 def test_what_makes_no_sense_is_one_sentence(gaps):
     arrays, mask = gaps
     fitted = Mean().fit(arrays)
+    index = [f"i{number}" for number in range(60)]
+    frames = {"a": pd.DataFrame(arrays["a"], index), "b": pd.DataFrame(arrays["b"], index[::-1])}
     for call, message in (
         (lambda: Mean().transform(arrays), "imputer 'mean' has not been fitted"),
         (lambda: fitted.transform({**arrays, "d": arrays["a"]}), "was not fitted on modality 'd'"),
@@ -143,6 +146,8 @@ def test_what_makes_no_sense_is_one_sentence(gaps):
         (lambda: Mean().fit(list(arrays.values())).transform(arrays), "fitted on a list, so it knows no names"),
         (lambda: Mean().fit([arrays["a"], None]), "a modality is None, so its dimension is not known"),
         (lambda: Mean().fit([arrays["a"], arrays["b"][:5]]), r"the arrays have shapes \[60, 4\], \[5, 3\]"),
+        (lambda: Mean().fit(frames), "'a' and 'b' have different indexes, so their rows are not the same items"),
+        (lambda: Mean().fit(list(frames.values())), "'number 0' and 'number 1' have different indexes"),
         (lambda: Mean().fit([]), "no embeddings were given"),
         (lambda: Mean().fit({"a": arrays["a"], "b": np.full((60, 2), np.nan)}), "modality 'b' is never observed"),
         (lambda: Mean().fit({"a": np.array([[1.0, np.nan]] * 3)}), "modality 'a' hold NaN values at observed row 0"),

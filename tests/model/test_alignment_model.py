@@ -103,7 +103,13 @@ def test_stores_tables_and_arrays_are_embedded_alike(model, small_store):
     [
         ({"captoin": np.zeros((2, 3))}, "no modality 'captoin'; did you mean 'caption'"),
         ({}, "no items to embed"),
-        ({"caption": np.zeros((2, 3))}, r"features of 'caption' are \[2, 384\], got \[2, 3\]"),
+        ({"caption": np.zeros((2, 3))}, r"features of 'caption' have shape \[2, 3\], expected \[items, 384\]"),
+        ({"caption": np.zeros(384)}, r"have shape \[384\], expected \[items, 384\]"),
+        ({"caption": np.zeros((2, 384)), "vision": np.zeros((3, 1280))}, "'caption' have 2 items, those of another modality 3"),
+        ({"caption": [["a"]]}, "features of 'caption' are no array of numbers"),
+        ({"caption": None}, "no items to embed"),
+        ([np.zeros((2, 384))], "items to embed are a list, expected a store or a dict"),
+        (None, "items to embed are a NoneType"),
         ({"caption": np.where(np.arange(384) == 1, np.nan, np.zeros((2, 384)))}, "hold NaN or infinity"),
     ],
 )

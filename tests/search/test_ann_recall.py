@@ -17,6 +17,7 @@ def vectors(n, seed, d=16):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_more_effort_finds_more_until_all(kind):
     gallery, queries = vectors(1500, 0), vectors(200, 1)

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from hypothesis.extra import numpy as arrays_of
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore
+
+FRAME = pd.DataFrame(np.ones((2, 3)), index=["x", "y"])
 
 
 def features(seed=0, n=8, dims=(3, 2), gaps=True):
@@ -50,6 +53,24 @@ def test_any_mask_and_dtype_survive(tmp_path_factory, data):
     tensors, shown = store.to_torch()
     assert not any(tensor.isnan().any() for tensor in tensors.values())
     assert shown.tolist() == mask.tolist()
+
+
+def test_the_index_of_data_frames_names_the_items(tmp_path):
+    store = FeatureStore.from_arrays(
+        {"a": FRAME, "b": np.eye(2), "c": pd.Series([[1.0], None], FRAME.index)}, path=tmp_path / "s.zarr"
+    )
+    assert store.ids.tolist() == ["x", "y"]
+    counted = FRAME.reset_index(drop=True)
+    assert FeatureStore.from_arrays({"a": FRAME, "b": counted}, ids="pq", path=tmp_path / "t.zarr").ids.tolist() == ["p", "q"]
+    twice = FRAME.set_axis(["x", "x"])
+    assert FeatureStore.from_arrays({"a": twice, "b": twice}, path=tmp_path / "u.zarr").ids.tolist() == ["0", "1"]
+
+
+def test_what_is_no_number_of_an_item_is_refused(tmp_path):
+    store = FeatureStore.from_arrays(features(), path=tmp_path / "s.zarr")
+    for wrong in ("a", slice(2), 1.0, None):
+        with pytest.raises(CalmrlError, match="indexed by the number of an item"):
+            store[wrong]
 
 
 def test_lists_may_have_several_rows_and_none(tmp_path):
@@ -127,6 +148,8 @@ def test_hugging_face_data_sets(tmp_path):
     ("arguments", "message"),
     [
         ({"arrays": {}}, "no arrays were given"),
+        ({"arrays": pd.DataFrame({"a": [[1.0]], "b": [[2.0]]})}, "arrays are a DataFrame, expected a dict"),
+        ({"arrays": {"a": FRAME, "b": FRAME[::-1]}}, "'a' and 'b' have different indexes, so their rows are not the same items"),
         ({"arrays": {"a": 3}}, "'a' is a int, expected an array"),
         ({"arrays": {"a": np.ones((3, 2)), "b": np.ones((4, 2))}}, r"different numbers of items \(a 3, b 4\)"),
         ({"arrays": {"a": np.ones(3)}}, r"'a' has shape \[3\], expected \[items, dimension\]"),

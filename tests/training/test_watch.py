@@ -60,6 +60,20 @@ def test_what_a_callback_raises_ends_the_training_and_it_can_be_resumed(short, t
     assert train(run.config, run.path, resume=True).finished()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"callbacks": print}, "expected a list of functions"),
+        ({"callbacks": ["print"]}, "expected a list of functions"),
+        ({"store": {"a": np.eye(3)}}, "the store is a dict, expected a FeatureStore"),
+    ],
+)
+def test_what_cannot_be_called_or_trained_on_is_refused_before_anything_is_written(tmp_path, given, said):
+    with pytest.raises(CalmrlError, match=said):
+        train_heads(**{"store": tmp_path / "s.zarr", "run": tmp_path / "run", **given})
+    assert not list(tmp_path.iterdir())
+
+
 def test_progress_is_shown_when_asked_for(short, capfd, monkeypatch, tmp_path):
     short()
     assert capfd.readouterr().err == ""

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from calmrl_lab._version import __version__
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known
+from calmrl_lab.store.convert.item_ids import frame_index
 from calmrl_lab.store.convert.item_tables import known_splits
 from calmrl_lab.store.convert.reading.choose import numbered
 from calmrl_lab.store.schema import ModalitySpec, check_name, offsets_of
@@ -45,9 +46,14 @@ def store_arrays(
 ) -> Path:
     """Write `arrays` as a feature store and return its path; the arguments and errors are those of `FeatureStore.from_arrays`."""
     if not isinstance(arrays, Mapping) or not arrays:
-        raise CalmrlError("no arrays were given", hint="{modality: array [items, dimension]}, NaN rows where an item lacks it")
+        given = "no arrays were given" if not len(arrays) else f"arrays are a {type(arrays).__name__}, expected a dict"
+        raise CalmrlError(given, hint="{modality: array [items, dimension]}, NaN rows where an item lacks it")
     count = _items(arrays)
-    names = np.array(ids.tolist() if isinstance(ids, np.ndarray) else list(ids)) if ids is not None else numbered(count)
+    index = frame_index(arrays)
+    if ids is None:
+        names = numbered(count) if index is None else index
+    else:
+        names = np.array(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
     if names.shape != (count,):
         raise CalmrlError(f"{names.size} ids are given for {count} items", hint="ids has one entry for every item, in order")
     names = names.astype(np.str_)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,25 @@ _STEPS: Mapping[str, Callable[[str], str]] = {
     "case": str.lower,
 }
 _NUMBER = re.compile(r"0*(\d+)(?:\.0+)?")
+
+
+def frame_index(arrays: Mapping[str, Any]) -> Ids | None:
+    """The index that the data frames (or series) of pandas among `arrays` share, as strings: whose rows they hold.
+
+    None where no index says so: there is no frame, the rows are only counted, or an entry of the index comes twice. Raises CalmrlError if two frames
+    have different indexes, because their rows would be joined by position.
+    """
+    indexes = {name: values.index for name, values in arrays.items() if hasattr(values, "iloc")}
+    # Rows that are only counted have no names that could differ.
+    named = {name: index for name, index in indexes.items() if list(index) != list(range(len(index)))}
+    for (one, first), (other, second) in pairwise(named.items()):
+        if not first.equals(second):
+            raise CalmrlError(
+                f"the data frames '{one}' and '{other}' have different indexes, so their rows are not the same items in the same order",
+                hint="bring them into one order with frame.reindex(index), or drop the index with frame.reset_index(drop=True)",
+            )
+    index = next(iter(named.values()), None)
+    return None if index is None or not index.is_unique else np.array([str(name) for name in index], dtype=np.str_)
 
 
 def normalised(ids: Mapping[str, Ids]) -> tuple[dict[str, Ids], list[str]]:
