@@ -73,7 +73,7 @@ class KernelPCA:
 
     def _block(self, features: Tensor) -> Tensor:
         squares = _squared_distances((features - self.centre) / self.scale, self.landmarks)
-        return (-squares).exp() @ self.projection - self.offset
+        return squares.neg_().exp_() @ self.projection - self.offset
 
     def to(self, device: torch.device | str) -> Self:
         """The same map on another device."""
@@ -82,4 +82,5 @@ class KernelPCA:
 
 def _squared_distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     ours, theirs = a.square().sum(dim=1, keepdim=True), b.square().sum(dim=1)
-    return torch.addmm(ours + theirs, a, b.T, alpha=-2).clamp_min(0)
+    # In place: a [n, L] matrix is much larger than the rows.
+    return (ours + theirs).addmm_(a, b.T, alpha=-2).clamp_min_(0)

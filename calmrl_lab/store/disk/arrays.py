@@ -23,7 +23,7 @@ from calmrl_lab.store.disk.array_writer import BYTE_CODECS, NUMBER_CODECS, PLAIN
 _MAPPED_FILES = 128
 # Pages of maps count as memory of the process once they were touched, and a pass over all rows would end with the whole store. A read of more than
 # this share of a chunk's rows gives its pages back; of chunks that are read here and there, again and again, so many bytes stay.
-_PASSED_SHARE, _MOST_KEPT = 0.02, 128 << 20
+_PASSED_SHARE, _MOST_KEPT = 0.04, 128 << 20
 # Metadata beyond these is damage or mischief: 10^13 values are 20 TB.
 _MOST_VALUES, _MOST_CHUNKS = 10**13, 10**7
 
