@@ -74,8 +74,9 @@ class Index:
             parameters = parameters or _faiss().SearchParameters()
             parameters.sel = _faiss().IDSelectorBatch(np.ascontiguousarray(among, dtype=np.int64))
         scores, positions = self.faiss_index.search(vectors, wanted, **({"params": parameters} if parameters else {}))
-        lost = positions < 0
-        scores = np.where(lost, -np.inf, scores)
+        scores[positions < 0] = -np.inf
+        if wanted == k:
+            return Found(scores, positions)
         padding = ((0, 0), (0, k - wanted))
         return Found(np.pad(scores, padding, constant_values=-np.inf), np.pad(positions, padding, constant_values=-1))
 
