@@ -15,7 +15,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known
 from calmrl_lab.store.convert.item_ids import frame_index
 
-# k arrays [N, d_m], in a list or by name; None where nobody shows the modality.
+# k arrays [N, d_m], in a list or by name; None where no item shows the modality.
 Modalities: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 
 

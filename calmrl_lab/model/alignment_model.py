@@ -18,7 +18,9 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.model import feature_map, similarity
+
+# A model may have been saved with similarities of the stack, which only its import makes readable.
+from calmrl_lab.model import feature_map, similarity, stacked  # noqa: F401
 from calmrl_lab.model.embeddings import Embeddings, owners_of
 from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.feature_map import FeatureMap
