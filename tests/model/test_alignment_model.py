@@ -110,6 +110,7 @@ def test_stores_tables_and_arrays_are_embedded_alike(model, small_store):
         ({"caption": np.zeros(384)}, r"have shape \[384\], expected \[items, 384\]"),
         ({"caption": np.zeros((2, 384)), "vision": np.zeros((3, 1280))}, "'caption' have 2 items, those of another modality 3"),
         ({"caption": [["a"]]}, "features of 'caption' are no array of numbers"),
+        ({"caption": np.ma.array(np.zeros((2, 384)), mask=np.arange(768).reshape(2, 384) == 1)}, "hold NaN or infinity"),
         ({"caption": None}, "no items to embed"),
         ([np.zeros((2, 384))], "items to embed are a list, expected a store or a dict"),
         (None, "items to embed are a NoneType"),
