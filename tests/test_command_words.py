@@ -171,7 +171,7 @@ def test_tables_of_results_fit_80_columns_and_end_with_a_mean(cli, trained, tmp_
     [
         "store info STORE",
         "impute --store STORE --out full.zarr --method mean --check",
-        "classify RUN --label category",
+        pytest.param("classify RUN --label category", marks=pytest.mark.slow),
         "curves RUN --scenario random:0.5 --query caption --scorer centroid",
     ],
 )

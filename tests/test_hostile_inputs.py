@@ -147,6 +147,7 @@ FEATURE_FILES = {
 }
 
 
+@pytest.mark.slow
 def test_feature_files(refused, tmp_path):
     for name, data in FEATURE_FILES.items():
         (tmp_path / name).write_bytes(data)
@@ -193,6 +194,7 @@ def odd_places(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_places_that_are_nothing(refused, tmp_path):
     commands = (
         ("train-heads", "--store", "{}"), ("store", "info", "{}"), ("store", "verify", "{}"), ("evaluate", "--run", "{}"),
@@ -260,6 +262,7 @@ YAML = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_yaml_files(refused, tmp_path):
     for name, data in YAML.items():
         (tmp_path / f"{name}.yaml").write_bytes(data)

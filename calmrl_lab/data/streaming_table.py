@@ -145,8 +145,9 @@ def open_table(
     return StreamedTable(store, names, np.arange(len(store)), mask, device)
 
 
-def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory: str = "auto") -> Table:
-    """All items of `store` for heads that take `dims`; a modality that the store lacks is shown by no item.
+def table_for(store: FeatureStore, dims: Mapping[str, int], device: str) -> Table:
+    """All items of `store` for heads that take `dims`, their rows read when they are needed: after training they are needed once, or only those of
+    a split. A modality that the store lacks is shown by no item; then all rows are in memory.
 
     Raises CalmrlError for other dimensions, and for a store that has none of these modalities.
     """
@@ -156,7 +157,7 @@ def table_for(store: FeatureStore, dims: Mapping[str, int], device: str, memory:
         raise CalmrlError(f"store '{store.path}' has dimensions {found or store.dims}, the heads of the run take {dict(dims)}")
     if len(here) < len(dims):
         return load_table(store, device=device, dims=dims)
-    return open_table(store, tuple(dims), device, memory)
+    return open_table(store, tuple(dims), device, "stream")
 
 
 def needed_bytes(store: FeatureStore, modalities: Sequence[str], components: int = 0) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunItems:
-    """All items of a store, their features as `table` and the split of each item as `splits` [N]."""
+    """All items of a store, their features as `table` (read when they are needed) and the split of each item as `splits` [N]."""
 
     store: FeatureStore
     table: Table
@@ -69,7 +69,7 @@ def open_run(
             f"store '{config.store}' has changed since run '{run.path}' was trained on it",
             hint="train the run again, or name the store with --store",
         )
-    table = table_for(source, model.dims, str(model.device), config.memory)
+    table = table_for(source, model.dims, str(model.device))
     return run, model, RunItems(source, table, splits_of(source, config))
 
 

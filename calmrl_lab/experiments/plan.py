@@ -16,7 +16,7 @@ from calmrl_lab.experiments.spec import Experiment, Method, candidates, run_conf
 @dataclass(frozen=True)
 class Planned:
     """A run that an experiment would make: its folder, why, and the core-seconds and bytes it needs (0 if it is finished); `measured` by finished
-    runs of the same method or short ones, guessed from items, passes and modalities elsewhere; None where a store is not there to be counted."""
+    runs of the same method or short ones, guessed from items, passes, modalities and dimensions elsewhere; None where a store is not there to be counted."""
 
     run: str
     what: str
@@ -78,7 +78,7 @@ def _cost(experiment: Experiment, folder: Path, method: Method, measure: bool) -
     if (found := of_finished(paths)) is not None:
         return found
     config = run_config(experiment, method, candidates(method)[0], experiment.seeds[0], method.name)
-    return by_short_runs(config, experiment.split) if measure else guessed(config)
+    return by_short_runs(config, experiment.split) if measure else guessed(config, experiment.split)
 
 
 def in_words(rows: Sequence[Planned], jobs: int) -> str:

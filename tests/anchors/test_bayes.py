@@ -65,6 +65,7 @@ def test_what_is_complete_stays_and_what_shows_nothing_gets_the_prior(fitted):
     assert torch.allclose(gated[1], posterior.anchor[1])
 
 
+@pytest.mark.slow
 def test_the_same_generator_gives_the_same_anchors(fitted):
     one, two, other = posterior_of(fitted, 1), posterior_of(fitted, 1), posterior_of(fitted, 2)
     assert torch.equal(one.anchor, two.anchor)

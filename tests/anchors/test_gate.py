@@ -185,6 +185,7 @@ def test_a_gated_run_resumes_bit_for_bit(small_store, tmp_path, stop_training):
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_gate(cli, small_store, tmp_path):
     asked = [
         "--store",

@@ -233,7 +233,7 @@ ADVERSARIES = {
 
 
 @pytest.mark.parametrize("bound", ADVERSARIES)
-@pytest.mark.parametrize("shown", [1, 3])
+@pytest.mark.parametrize("shown", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_no_adversary_breaks_a_proven_bound(bound, shown):
     # Sets that gradient ascent moves to where the bound is closest to failing.
     k, d = 5, 6
@@ -257,7 +257,7 @@ def test_no_adversary_breaks_a_proven_bound(bound, shown):
     assert float(excess.detach().mean()) > float(begun)
 
 
-@pytest.mark.parametrize("shown", [1, 3])
+@pytest.mark.parametrize("shown", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_no_adversary_breaks_the_corrected_corollary(shown):
     k, d = 6, 8
     generator = torch.Generator().manual_seed(shown)

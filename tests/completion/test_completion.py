@@ -212,6 +212,7 @@ def test_every_checked_case_is_counted_once(small_store):
     assert found.items == found.reliability.count.sum() == (~ready.fitted & ready.mask[:, column]).sum()
 
 
+@pytest.mark.slow
 def test_the_command_draws_predicted_against_real_errors(cli, gappy, tmp_path):
     asked = ["impute", "--store", gappy, "--method", "ppca", "--set", "latent_dim=3"]
     code, out, _ = cli(*asked, "--out", tmp_path / "a.zarr", "--check", "--figure", tmp_path / "f.svg")

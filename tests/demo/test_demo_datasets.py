@@ -58,6 +58,7 @@ def test_variants_of_one_drawing_share_a_group(openmoji):
     assert group["cactus"] != group["factory"]
 
 
+@pytest.mark.slow
 def test_a_manifest_is_the_same_twice(openmoji):
     assert datasets.get("openmoji")().manifest() == openmoji
 

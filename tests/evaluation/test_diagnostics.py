@@ -162,6 +162,7 @@ def test_slices_by_value_number_and_group_size():
         slices(frame, "gian", rng())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positives", [1, 5])
 def test_a_random_order_is_at_chance_and_a_little_skill_is_not(positives):
     alarms = [chance_level(ranks(np.random.default_rng(s), positives=positives))["at_chance"][0] for s in range(60)]

@@ -43,7 +43,10 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+LONG = ("two modalities", "several captions")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(case, marks=[pytest.mark.slow] if case in LONG else []) for case in CASES])
 def strange(request, tmp_path_factory):
     """(what is strange, the run of a calibrated model on it)."""
     folder = tmp_path_factory.mktemp("strange")

@@ -84,6 +84,7 @@ def test_diagnose(trained, cli):
     assert len(json.loads(said)["pairs"]) == 10
 
 
+@pytest.mark.slow
 def test_diagnose_an_evaluated_run(trained, cli):
     from calmrl_lab.evaluation.evaluate import evaluate
 

@@ -37,6 +37,7 @@ def made(small_store, tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["likelihood-ratio", "sum"])
 def test_curves_compare_as_the_run_does(made, kind):
     frame = run_curves(made[kind], queries=["caption"], scenarios=["full", "random:0.5"])

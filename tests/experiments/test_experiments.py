@@ -85,6 +85,17 @@ def test_the_plan_names_every_run(tmp_path, small_store):
     assert all(row.seconds > 0 and not row.measured for row in rows)
 
 
+def test_a_guess_knows_what_makes_a_run_dear(tmp_path, small_store):
+    methods = [{"name": name, "method": name} for name in ("clip", "calmrl", "recommended")]
+    members = {"members": [{"method": "clip"}, {"method": "calmrl"}]}
+    methods.append({"name": "both", "method": "clip", "settings": members})
+    rows = plan(experiment(tmp_path, small_store, methods=methods, seeds=[0]), tmp_path / "a")
+    clip, calmrl, recommended, both = rows
+    assert clip.seconds < calmrl.seconds < recommended.seconds
+    assert 2 * clip.bytes < recommended.bytes
+    assert both.seconds > clip.seconds + calmrl.seconds
+
+
 @pytest.mark.slow
 def test_short_runs_say_what_a_run_will_cost(tmp_path, small_store):
     asked = experiment(tmp_path, small_store, seeds=[0])

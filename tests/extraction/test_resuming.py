@@ -140,7 +140,9 @@ def test_workers_do_not_outlive_a_killed_run(media, tmp_path):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), pytest.param(signal.SIGTERM, SystemExit, marks=pytest.mark.slow)]
+)
 def test_a_wish_to_stop_finishes_the_block_under_way(undisturbed, media, tmp_path, monkeypatch, number, raised, capfd):
     monkeypatch.setenv("FAKE_SECONDS", "0.02")
     out = tmp_path / "s.zarr"
@@ -189,6 +191,7 @@ def test_parts_of_another_plan_are_refused_by_what_differs(fakes, media, tmp_pat
         run(out, media)
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_made_again(undisturbed, media, tmp_path, monkeypatch):
     out = tmp_path / "s.zarr"
     monkeypatch.setenv("FAKE_SECONDS", "0.02")
@@ -203,6 +206,7 @@ def test_a_damaged_part_is_made_again(undisturbed, media, tmp_path, monkeypatch)
     assert contents(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_disk_that_keeps_nothing_is_given_up(media, tmp_path, monkeypatch):
     from feature_extractors.shards import join as joining
 
@@ -222,6 +226,7 @@ def test_a_damaged_plan_is_not_guessed(media, tmp_path):
         run(out, media)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, media, tmp_path, monkeypatch):
     from feature_extractors.shards.folder import PartsFolder
 
@@ -241,6 +246,7 @@ def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(undisturbed, me
         run(out, media)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_retry_killed_while_it_tidied_up_is_finished_by_the_next(media, tmp_path, monkeypatch, repaired):
     from feature_extractors.shards.folder import PartsFolder
@@ -395,6 +401,7 @@ def test_only_failed_media_are_retried(undisturbed, media, tmp_path, monkeypatch
     assert contents(out) == unchanged
 
 
+@pytest.mark.slow
 def test_a_failed_caption_among_others_is_retried(fakes, tmp_path):
     fakes("one|bad|three", "x", "y")
     extract("fake", tmp_path / "s.zarr", workers=1, max_failures=1.0)

@@ -43,6 +43,7 @@ def test_a_reader_killed_once_from_outside_loses_nothing(fakes, notes, tmp_path)
     assert FeatureStore.open(tmp_path / "s.zarr").mask.all()
 
 
+@pytest.mark.slow
 def test_a_text_that_kills_its_worker_loses_only_itself(fakes, tmp_path):
     fakes(*["x"] * 24, "crash", *["y"] * 5)
     extract("fake", tmp_path / "s.zarr", workers=2, block_size=6)
@@ -65,6 +66,7 @@ def test_what_crashes_the_encoder_loses_only_itself(fakes, notes, tmp_path):
     assert all(without[name] == data for name, data in kept.items())
 
 
+@pytest.mark.slow
 def test_several_readers_ahead_of_one_encoder_give_the_same_bytes(fakes, notes, tmp_path, monkeypatch):
     """What happens on a GPU, with another device: one lane, many readers, the next block read while this one is encoded."""
     media = notes(*["n"] * 7, "crash", "bad", "absent", *(f"file {i}" for i in range(20)))

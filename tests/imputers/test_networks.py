@@ -135,6 +135,7 @@ def test_predictors(name, slow):
     torch.testing.assert_close(ours, sum(losses) / len(losses), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_learns_from_rows_with_gaps(name):
     """No row is complete: what is filled must come from pairs, and be better than the mean."""

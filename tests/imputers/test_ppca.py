@@ -98,6 +98,7 @@ def coordinates(dims, row):
     return np.repeat(row, dims)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(dims=st.lists(st.integers(1, 6), min_size=2, max_size=6), seed=st.integers(0, 10**6), rate=st.floats(0.35, 0.95))
 def test_statistics_em_follows_the_per_item_em(dims, seed, rate):
@@ -208,6 +209,7 @@ def test_with_a_prior_the_posterior_never_falls(shared, accelerate):
     assert posterior(top) - posterior(stopped) < 0.1
 
 
+@pytest.mark.slow
 def test_the_prior_of_private_latents_is_on_the_entries_that_may_differ_from_zero():
     dims, ridge = (6, 8), 5.0
     embeddings, mask = draw(model(dims, 4, 0), 60, 1), random_mask(60, 2, 2)

@@ -116,6 +116,7 @@ def test_gaps_that_training_never_had_are_filled_and_predicted_all_the_same(hide
     assert auto.errors[(1,), 0] > auto.errors[(1, 2), 0]
 
 
+@pytest.mark.slow
 def test_a_target_that_was_not_checked_goes_by_the_largest_part_of_it_that_was():
     dims = (8, 6, 7, 5)
     train, mask = related(200, dims), masks(200, 4, 0.6)

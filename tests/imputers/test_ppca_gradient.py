@@ -57,6 +57,7 @@ def test_the_plug_in_loss():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_at_the_true_dimension_it_fills_about_as_em_does():
     embeddings = generated()
     mask = hidden(400, 3)

@@ -139,6 +139,7 @@ def test_group_means_are_those_of_k_means():
     assert_allclose(scaled_to(imputer.blocks, 1, filled), centres[nearest, 5:], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_sees_what_no_linear_map_sees():
     # The second modality is the square of the first: uncorrelated, and wholly determined.
     rng = np.random.default_rng(0)

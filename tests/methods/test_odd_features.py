@@ -104,7 +104,16 @@ def test_a_score_or_a_sentence(stores, tmp_path, name, features):
     assert error is None or "\n" not in error.message
 
 
-@pytest.mark.parametrize("features", ["times 1e30", "times 1e-42", "copies", "one item per pattern", "rows of NaN"])
+@pytest.mark.parametrize(
+    "features",
+    [
+        "copies",
+        *(
+            pytest.param(features, marks=pytest.mark.slow)
+            for features in ("times 1e30", "times 1e-42", "one item per pattern", "rows of NaN")
+        ),
+    ],
+)
 def test_ordinary_methods_are_not_refused(stores, tmp_path, features):
     assert refused(stores(features), "clip", tmp_path) is None
 

@@ -145,6 +145,7 @@ def test_runs_can_compare_by_the_likelihood_ratio(small_store, tmp_path):
     assert mean_recall(cosine, similarity="likelihood-ratio") == pytest.approx(scored.table()["recall_at_10"].mean())
 
 
+@pytest.mark.slow
 def test_one_run_can_add_the_cosine_of_its_heads_to_the_likelihood_ratio(small_store, tmp_path, cli):
     run = train(config(small_store, objective="clip", similarity="sum"), tmp_path / "sum")
     assert run.summary["cosine_weight"] in BESIDE_LIKELIHOOD_RATIO

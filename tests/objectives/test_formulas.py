@@ -179,7 +179,7 @@ def test_loss_and_gradients_under_every_pattern_of_masks(name, form, k):
 
 @pytest.mark.parametrize(("name", "form"), VARIANTS)
 @given(st.integers(2, 6), st.integers(0, 10_000), st.booleans(), st.booleans())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_loss_and_gradients_of_random_batches(name, form, k, seed, complete, grouped):
     if name == "triangle" and k == 2:
         return

@@ -58,6 +58,7 @@ def test_with_nothing_missing_and_one_noise_the_start_is_the_maximum(initialisat
     assert onward.log_likelihoods[-1] - start.log_likelihoods[-1] < 1e-7
 
 
+@pytest.mark.slow
 def test_a_start_from_complete_items_looks_at_no_others():
     embeddings, mask = example(200), gaps(200)
     start = PPCA(3, initialisation="complete").fit(embeddings, mask, iterations=0)

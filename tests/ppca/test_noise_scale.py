@@ -31,6 +31,7 @@ def refreshed(start_of):
     return np.square(filled - truth).sum() / np.square(truth - truth.mean(axis=0)).sum()
 
 
+@pytest.mark.slow
 def test_modalities_without_noise_do_not_trap_em_when_their_embeddings_move():
     fresh = refreshed(lambda ppca: None)
     assert refreshed(lambda ppca: ppca) > 2 * fresh

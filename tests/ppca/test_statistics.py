@@ -118,6 +118,7 @@ def test_shards_with_rows_merge_into_rows_whatever_their_shift():
     assert_allclose(fading.patterns[probe].total, (weights[shown] * z).sum(axis=0), rtol=1e-9, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_eight_modalities_of_very_different_dimensions_are_fitted():
     dims = (6, 47, 64, 76, 216, 240, 768, 1408)
     embeddings, mask = example(1200, dims=dims)

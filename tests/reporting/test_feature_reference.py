@@ -49,6 +49,7 @@ def test_the_reference_is_a_column_of_the_table_by_direction(folder):
     assert by_direction["audio → vision"] is None
 
 
+@pytest.mark.slow
 def test_who_is_below_the_features_in_most_runs_is_said(folder):
     gathered = gather(folder)
     (lost,) = below_features(gathered)

@@ -24,6 +24,7 @@ def test_methods_keep_the_order_of_the_experiment_file(experiment):
     assert found.problems == ()
 
 
+@pytest.mark.slow
 def test_every_bad_state_is_one_sentence(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES[2:4], seeds=tuple(range(7)), items=10)
     (folder / "pmrl-s0" / "summary.json").unlink()

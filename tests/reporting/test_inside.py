@@ -125,6 +125,7 @@ def test_without_the_store_or_with_another_one_there_are_no_examples(real, small
         assert source(gather(folder)) is None
 
 
+@pytest.mark.slow
 def test_cases_are_counted_and_the_same_every_time(experiment):
     gathered = gather(experiment)
     found = recalls(gathered)

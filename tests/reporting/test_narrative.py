@@ -48,6 +48,7 @@ def test_a_method_that_fills_in_nothing_is_not_said_to(tmp_path):
     assert "mput" not in told.paragraph.replace("without imputation", "").replace("imputes nothing", "")
 
 
+@pytest.mark.slow
 def test_calibration_helps_and_beats_clip(tmp_path):
     told = words(tmp_path, with_skills(clip=0.1, calmrl_ppca=0.25))
     assert "helped" in told.headline
@@ -81,6 +82,7 @@ def test_the_control_can_win(tmp_path):
     assert "Highest mean Recall@1 (without the oracle): CalMRL, mean" in told.paragraph
 
 
+@pytest.mark.slow
 def test_many_calibrated_methods_share_a_sentence(tmp_path):
     more = [
         Recipe(f"calmrl-{n}", f"CalMRL, {n}", "calibrated", "calmrl", n, skill) for n, skill in (("knn", 0.3), ("ridge", 0.02))
@@ -95,6 +97,7 @@ def test_many_calibrated_methods_share_a_sentence(tmp_path):
     assert told.headline.startswith("Imputing missing modalities (CalMRL, knn, the best of 3 calibrated methods) helped (+")
 
 
+@pytest.mark.slow
 def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES, seeds=(0, 1), items=150, modalities=("vision", "audio", "caption"))
     gathered = gather(folder)
@@ -126,6 +129,7 @@ def test_incomplete_items_can_do_harm(tmp_path):
     assert "Incomplete items did harm" in words(tmp_path, with_skills(pmrl_complete=0.25)).paragraph
 
 
+@pytest.mark.slow
 def test_fillings_in_another_order(tmp_path):
     bad = Recipe(
         "calmrl-ppca", "CalMRL, PPCA", "calibrated", "calmrl", "ppca", 0.2, error={"ppca": 1.0, "mean": 0.8, "random": 1.6}
@@ -134,6 +138,7 @@ def test_fillings_in_another_order(tmp_path):
     assert re.search(r"\d \(mean\), [01]\.\d\d \(ppca\) and 1\.\d\d \(random\)", told.paragraph)
 
 
+@pytest.mark.slow
 def test_fillings_that_are_alike_are_not_ordered(tmp_path):
     same = Recipe("calmrl-ppca", "CalMRL, PPCA", "calibrated", "calmrl", "ppca", 0.2, error={"ppca": 0.8, "mean": 0.8})
     told = words(tmp_path, [*RECIPES[:3], same, *RECIPES[4:]])
@@ -141,6 +146,7 @@ def test_fillings_that_are_alike_are_not_ordered(tmp_path):
     assert "in this order are significant" not in told.paragraph
 
 
+@pytest.mark.slow
 def test_anchors_can_move_away(tmp_path):
     away = Recipe(
         *[getattr(RECIPES[3], n) for n in ("name", "label", "role", "objective", "impute", "skill")],
@@ -150,12 +156,14 @@ def test_anchors_can_move_away(tmp_path):
     assert "moved anchors farther" in words(tmp_path, [*RECIPES[:3], away]).paragraph
 
 
+@pytest.mark.slow
 def test_one_seed_is_a_caution(tmp_path):
     told = words(tmp_path, RECIPES, seeds=(0,))
     assert any("Only one seed" in sentence for sentence in told.warnings)
     assert "1 seed and at least" in told.paragraph
 
 
+@pytest.mark.slow
 def test_a_run_at_chance_is_said_loudly(tmp_path):
     folder = write_experiment(tmp_path / "x", RECIPES, seeds=(0, 1), items=60)
     for path in folder.glob("calmrl-ppca-s*/scores.parquet"):

@@ -72,6 +72,7 @@ def test_methods_without_a_common_seed_are_not_compared(tmp_path):
     assert recalls(gather(folder)).compare("pmrl", "calmrl-ppca") is None
 
 
+@pytest.mark.slow
 def test_a_method_at_chance_is_found(tmp_path):
     folder = write_experiment(tmp_path / "x", with_skills(clip=0.2)[2:], seeds=(0, 1), items=60)
     for seed in (0, 1):

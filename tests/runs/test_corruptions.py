@@ -117,6 +117,7 @@ def swaps(folder, names):
         yield f"taken from another run: {', '.join(map(str, chosen))}", change
 
 
+@pytest.mark.slow
 def test_files_of_another_run(runs, tmp_path):
     def read(folder):
         return numbers_of(folder / "calmrl-s0")
@@ -172,6 +173,7 @@ def test_report_inputs(tmp_path):
     assert survived(folder, tmp_path / "kept", changes, read, expected) >= 150
 
 
+@pytest.mark.slow
 def test_runs_that_are_resumed(small_store, tmp_path, stop_training):
     """A run that was killed goes on to the same model, or is refused."""
     asked = config(small_store, epochs=3, checkpoint_every=1)
@@ -187,6 +189,7 @@ def test_runs_that_are_resumed(small_store, tmp_path, stop_training):
     assert survived(tmp_path / "run", tmp_path / "kept", changes, read, read(tmp_path / "whole")) >= 15
 
 
+@pytest.mark.slow
 def test_scores_that_are_compared(runs, tmp_path):
     def read(folder):
         pair = [runs_at(folder / f"calmrl-s{seed}") for seed in (0, 1)]

@@ -65,7 +65,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# A report and an evaluation take long.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("report", "evaluate") else []) for name in COMMANDS]
+)
 def test_no_room(name, inputs, small_store, tmp_path):
     words, limit = COMMANDS[name]
     out = tmp_path / "out"

@@ -56,6 +56,7 @@ def test_a_checkpoint_of_the_run_before_is_not_resumed_as_the_new_one(small_stor
     assert model_bytes(resumed.path) == model_bytes(undisturbed.path)
 
 
+@pytest.mark.slow
 def test_nothing_of_an_earlier_run_stays(small_store, tmp_path):
     path = tmp_path / "run"
     train(config(small_store, objective="none", init="ppca", init_options={"latent_dim": 8, "components": 20}), path)

@@ -17,6 +17,7 @@ def vectors(n, seed, d=16):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_more_effort_finds_more_until_all(kind):
     gallery, queries = vectors(1500, 0), vectors(200, 1)
@@ -55,3 +56,15 @@ def test_the_index_folder_holds_table_and_figure(trained, tmp_path, cli):
     code, _, _ = cli("index", "--run", trained.path, "--out", out)
     assert code == 0
     assert not (out / "recall.svg").exists()
+
+
+def test_large_efforts_ask_fewer_queries_from_all_over(monkeypatch):
+    gallery, queries = vectors(1500, 0), vectors(200, 1)
+    index, found = build_index(gallery, "ivf"), exact_search([gallery], queries, 10)
+    whole = effort_curve(index, *found, queries)
+    monkeypatch.setattr("calmrl_lab.search.ann_recall._MOST_PAIRS", 30_000)
+    monkeypatch.setattr("calmrl_lab.search.ann_recall._FEWEST_QUERIES", 10)
+    few = effort_curve(index, *found, queries)
+    assert few["recall"].iloc[0] == whole["recall"].iloc[0]
+    assert (few["high"] - few["low"]).iloc[4] > (whole["high"] - whole["low"]).iloc[4]
+    assert few["recall"].to_numpy() == pytest.approx(whole["recall"].to_numpy(), abs=15)

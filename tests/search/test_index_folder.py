@@ -62,7 +62,9 @@ class Killed(BaseException):
     """A process that ends in the middle."""
 
 
-@pytest.mark.parametrize("at", ["items.parquet", "recall.csv", "gallery.json"])
+@pytest.mark.parametrize(
+    "at", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("items.parquet", "recall.csv")), "gallery.json"]
+)
 def test_an_index_whose_writer_was_killed_is_still_the_old_one_and_can_be_written_again(trained, tmp_path, monkeypatch, at):
     out = tmp_path / "index"
     build_gallery(trained, out, index_type="hnsw")

@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 
 from calmrl_lab.store import FeatureStore, ModalitySpec, offsets_of, write_store
 from calmrl_lab.store import writer as writing_module
+from calmrl_lab.store.disk import arrays as arrays_module
 
 from .conftest import COUNTS, IDS, REASON, parts
 
@@ -153,3 +154,30 @@ def test_a_whole_store_written_by_zarr_python_opens(tmp_path, five):
     assert store.labels == {}
     for modality, rows in five["features"].items():
         assert_array_equal(store.features(modality), rows)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory in use as Linux counts it")
+@pytest.mark.parametrize("at_once", [1000, 10], ids=["blocks", "here and there"])
+def test_rows_that_were_read_do_not_stay_in_memory(at_once, tmp_path, monkeypatch):
+    """12 MB, by blocks and by few rows: both once ended with all of it mapped, which counts as memory of the process."""
+    monkeypatch.setattr(writing_module, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(arrays_module, "_MOST_KEPT", 4 << 20)
+    n, ids = 6_000, [str(number) for number in range(6_000)]
+    rows = np.random.default_rng(0).normal(size=(n, 1024)).astype(np.float16)
+    path = tmp_path / "wide.zarr"
+    write_store(
+        path, dataset="wide", modalities=[ModalitySpec("a", "a", "a", 1024)], ids=ids, split=["train"] * n, group=ids,
+        features={"a": iter([rows])}, offsets={"a": offsets_of(np.ones(n, dtype=bool))},
+    )  # fmt: skip
+    store = FeatureStore.open(path)
+    store.rows("a", [0])
+    before = mapped_bytes()
+    for start in range(0, n, 500):
+        index = np.arange(start, start + at_once) % n
+        assert_array_equal(store.rows("a", index), rows[index])
+    assert mapped_bytes() - before < 6 << 20
+
+
+def mapped_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))

@@ -118,6 +118,7 @@ def test_members_compared_by_cosine_are_added_to_the_likelihood_ratio_of_one(sma
     assert scored.table()["recall_at_10"].mean() > 0.9 * ratio
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_members(small_store, tmp_path, cli):
     members = "members=[{objective: none, init: ppca, init_options: {latent_dim: 24, components: 60}}, {objective: clip}]"
     words = (

@@ -40,7 +40,7 @@ def same(first, second):
     return all(np.array_equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("objective", ["calmrl", "clip"])
+@pytest.mark.parametrize("objective", [pytest.param("calmrl", marks=pytest.mark.slow), "clip"])
 def test_the_same_seed_gives_the_same_numbers(small_store, tmp_path, objective):
     impute = "ppca" if objective == "calmrl" else "none"
     options = {"impute_options": {"latent_dim": 4} if impute == "ppca" else {}, "objective": objective, "impute": impute}

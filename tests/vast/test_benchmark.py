@@ -18,6 +18,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and measuring takes minutes")
 def test_without_a_gpu_it_says_what_it_would_measure():
     said = run().stdout

@@ -178,6 +178,7 @@ def test_the_channel_rule(weights, sounds):
         encoders.get("vast/beats64")(weights=weights, channel="left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vast/beats64", "vast/beats64-2", "vast/beats64-3-mono"])
 @pytest.mark.parametrize(("seconds", "rate"), [(3, 44_100), (10.265, 16_000), (20.505, 16_000), (61, 22_050), (200, 16_000)])
 def test_slices_of_a_long_sound_are_those_of_the_whole(weights, tmp_path, monkeypatch, name, seconds, rate):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store.disk.array_writer import BYTE_CODECS, NUMBER_CODECS, PLAIN_TYPES
 
 _MAPPED_FILES = 128
+# Pages of maps count as memory of the process once they were touched, and a pass over all rows would end with the whole store. A read of more than
+# this share of a chunk's rows gives its pages back; of chunks that are read here and there, again and again, so many bytes stay.
+_PASSED_SHARE, _MOST_KEPT = 0.02, 128 << 20
 # Metadata beyond these is damage or mischief: 10^13 values are 20 TB.
 _MOST_VALUES, _MOST_CHUNKS = 10**13, 10**7
 
@@ -48,11 +51,12 @@ class StoredArray:
         self.root, self.name, self.guard = root, name, guard
         guard(f"{name}/zarr.json")
         self._layout = _parse(root, name)
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._maps: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
+        self._kept: set[int] = set()
         self._zarr: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": OrderedDict(), "_zarr": None}
+        return {**self.__dict__, "_maps": OrderedDict(), "_kept": set(), "_zarr": None}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,6 +132,7 @@ class StoredArray:
                 np.take(rows, local, axis=0, out=out[part])
             else:
                 out[order[part]] = rows[local]
+            self._give_back(int(chunk), len(local))
         return out
 
     def _chunk_name(self, chunk: int) -> str:
@@ -168,16 +173,29 @@ class StoredArray:
         """The rows of a chunk file, mapped; the least recently used of many maps is dropped (each holds a file open)."""
         if chunk in self._maps:
             self._maps.move_to_end(chunk)
-            return self._maps[chunk]
+            return self._maps[chunk][1]
         handle = self._open(self._chunk_name(chunk), self._chunk_bytes())
         try:
-            mapped = np.frombuffer(mmap(handle, 0, access=ACCESS_READ), dtype=self.dtype).reshape(self._layout.chunk)
+            file = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(handle)
-        self._maps[chunk] = mapped
+        rows = np.frombuffer(file, dtype=self.dtype).reshape(self._layout.chunk)
+        self._maps[chunk] = file, rows
         if len(self._maps) > _MAPPED_FILES:
             self._maps.popitem(last=False)
-        return mapped
+        return rows
+
+    def _give_back(self, chunk: int, rows: int) -> None:
+        """Drop pages of maps after `rows` rows of a chunk were read: the system keeps them, and they are there again when they are touched."""
+        if rows > _PASSED_SHARE * self.chunk_rows:
+            passed = [chunk]
+        else:
+            self._kept.add(chunk)
+            passed = list(self._kept) if len(self._kept) * self._chunk_bytes() > _MOST_KEPT else []
+        for one in passed if hasattr(mmap, "MADV_DONTNEED") else []:
+            if one in self._maps:
+                self._maps[one][0].madvise(mmap.MADV_DONTNEED)
+        self._kept.difference_update(passed)
 
     def _strings(self) -> np.ndarray:
         if self.shape[0] == 0:

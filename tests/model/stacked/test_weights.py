@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ def _loss(weights: np.ndarray, scores: torch.Tensor) -> float:
     return total / scores.shape[1] + 1e-3 * float(np.sum(np.square(weights)))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_weights_of_a_grid_are_better(seed: int) -> None:
