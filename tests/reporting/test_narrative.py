@@ -45,6 +45,8 @@ def test_a_method_that_fills_in_nothing_is_not_said_to(tmp_path):
     assert told.headline.startswith("PPCA heads helped (+")
     assert "PPCA heads raised mean Recall@1" in told.paragraph
     assert "PPCA heads won back" in told.paragraph
+    controls = words(tmp_path / "controls", [recipe for recipe in RECIPES if recipe.name != "calmrl-ppca"] + [closed])
+    assert "how well the missing embeddings are imputed matters" not in controls.paragraph
     assert "mput" not in told.paragraph.replace("without imputation", "").replace("imputes nothing", "")
 
 

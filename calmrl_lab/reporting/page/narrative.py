@@ -156,7 +156,9 @@ def _controls(compared: Comparisons) -> list[str]:
     clauses = [_versus(one, control.label) for control, one in known if one is not None]
     if not clauses:
         return []
-    text = f"Compared with imputed values that do not depend on the item, {main.label} was {listed(clauses)}"
+    text = f"Compared with imputation by values that do not depend on the item, {main.label} was {listed(clauses)}"
+    if not _fills(main):
+        return [f"{text}."]
     if verdicts == {1}:
         return [f"{text}: how well the missing embeddings are imputed matters."]
     if not verdicts & {1, 2}:
