@@ -328,7 +328,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         except yaml.YAMLError as error:
             reason = f": {error}" if isinstance(error, _Excess) else ""
             raise CalmrlError(f"--set '{assignment[:80]}': the value is not valid YAML{reason}") from None
-        # YAML 1.1 reads 1e-3 as text; nobody who types it means that.
+        # YAML 1.1 reads 1e-3 as text, but a number is meant.
         if isinstance(value, str):
             with suppress(ValueError):
                 value = float(value)

@@ -22,8 +22,8 @@ def encode_texts(
     """
     if made["name"] not in encoders or made["fingerprint"].startswith("declared:"):
         raise CalmrlError(
-            f"'{modality}' was imported, so calmrl-lab does not have what encodes words for it (the store names its encoder '{made['name']}')",
-            hint=f"encode the words with the model that made '{modality}'; search takes them as --features QUERY.npy, or asks with --item",
+            f"'{modality}' was imported, so calmrl-lab has no encoder of texts for it (the store names its encoder '{made['name']}')",
+            hint=f"encode the text with the model that made '{modality}' and search with --features QUERY.npy, or search with --item ID",
         )
     encoder = encoders.get(made["name"])(weights=weights)
     if encoder.fingerprint != made["fingerprint"]:

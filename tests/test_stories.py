@@ -94,7 +94,7 @@ def test_parquet_with_an_own_id_column_to_a_search(story, cli, tmp_path):
     # Words cannot be encoded: nobody knows what made the features. The error says what can be done instead.
     code, _, err = cli("search", "--index", "indexes/shop", "--text", "red shoes", "--modality", "text")
     assert code == 2
-    assert "was imported, so calmrl-lab does not have what encodes words for it" in " ".join(err.split())
+    assert "was imported, so calmrl-lab has no encoder of texts for it" in " ".join(err.split())
     assert "--features" in err
 
 

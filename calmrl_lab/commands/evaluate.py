@@ -135,7 +135,7 @@ def _print(scored: Evaluation, again: Any | None = None) -> None:
     console.out.print(
         f"pairs compared by {SIMILARITY_WORDS[coverage['similarity']]}; {coverage['split']} items of '{coverage['store']['dataset']}', nothing hidden "
         "from the gallery; ties count as expected under a random order; median is that of the ranks, chance is R@1 of a random order, "
-        "features that of the cosine of the features as they come (- where their dimensions differ)",
+        "features that of the cosine of the features themselves (- where their dimensions differ)",
         soft_wrap=True,
     )
     counts = sorted({int(count) for count in table["queries"]})

@@ -201,6 +201,10 @@ def _score_of(facts: dict[str, Any]) -> str:
     if not facts["parts"]:
         maker = modality if kind == "cosine" and modality else f"{kind} of {', '.join(facts['modalities'])}"
         return f"cosine with the {maker}"
+    by_pair = [name.removesuffix(", weighted by pair") for name, _ in facts["parts"] if name.endswith(", weighted by pair")]
+    if len(by_pair) == len(facts["parts"]):
+        kinds = ", ".join(dict.fromkeys(by_pair))
+        return f"sum of {kinds}, weighted by pair of modalities, with what an item shows of {', '.join(facts['modalities'])}"
     words = {"likelihood-ratio": "likelihood ratio (nats)"}
     parts = [("" if w == 1 else f"{w:g} times the ") + words.get(name, name) for name, w in facts["parts"]]
     return f"{' plus '.join(parts)} with what an item shows of {', '.join(facts['modalities'])}"

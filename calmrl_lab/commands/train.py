@@ -146,8 +146,8 @@ def _print(run: Run) -> None:
     console.out.print(f"  validation: mean reciprocal rank {summary['validation_mrr']:.3f}, ranked by {by}")
     if gate := summary.get("gate"):
         console.out.print(
-            f"  gate: {gate['left_uncalibrated']} of {gate['items_with_gaps']} items with gaps left uncalibrated, "
-            f"{100 * gate['held_out_harm']:.1f} % of held-out items harmed (at most {100 * gate['level']:g} % asked)"
+            f"  risk control: {gate['left_uncalibrated']} of {gate['items_with_gaps']} items with gaps left uncalibrated, "
+            f"{100 * gate['held_out_harm']:.1f} % of held-out items harmed (at most {100 * gate['level']:g} % allowed)"
         )
     console.out.print(f"  written to {run.path}", soft_wrap=True)
     console.out.print(f"  next: calmrl-lab evaluate --run {run.path}", soft_wrap=True)

@@ -120,7 +120,7 @@ def _drop(spec: str, argument: str, ids: np.ndarray, modalities: tuple[str, ...]
 def _random(spec: str, argument: str, ids: np.ndarray, modalities: tuple[str, ...], mask: Mask, seed: int) -> Mask:
     rate = _share(spec, argument)
     draws = np.stack([uniform(seed, ids, f"random|{m}") for m in modalities], axis=1)
-    # The observed modality with the largest number is the last to go, at any rate: masks stay nested and never empty.
+    # The observed modality with the largest number is hidden last, at any rate: masks stay nested and never empty.
     last = np.where(mask, draws, -1.0).argmax(axis=1)
     return (draws >= rate) | (np.arange(len(modalities)) == last[:, None])
 

@@ -162,8 +162,10 @@ def share_limits(low: float, high: float, units: int, top: float = 1.0, level: f
     """Bootstrap limits of a share between 0 and `top`, widened where all of `units` groups are at one end.
 
     Resamples of nothing but failures (or hits) have no spread, which is no certainty: the limit is then the exact binomial one for that
-    many draws (Clopper and Pearson, Biometrika 26, 1934), close to 3.7 / units for a level of 95 %.
+    many draws (Clopper and Pearson, Biometrika 26, 1934), close to 3.7 / units for a level of 95 %. Resamples of a linearised ratio
+    (`Sums.shares`) may leave the range a little: the limits do not.
     """
+    low, high = max(low, 0.0), min(high, top)
     least = ((1 - level) / 2) ** (1 / units)
     if high <= 0:
         return low, top * (1 - least)

@@ -38,7 +38,7 @@ def find(file: str | Path) -> Path:
                 return found
     raise CalmrlError(
         f"there is no file '{path}', and no experiment of that name{nearest(path.stem, names())}",
-        hint=f"named are: {', '.join(names())}, new",
+        hint=f"known experiments: {', '.join(names())}; new writes a file to start from",
     )
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Array
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known
+from calmrl_lab.store.convert.arrays_in_memory import unmasked
 from calmrl_lab.store.convert.item_ids import frame_index
 
-# k arrays [N, d_m], in a list or by name; None where nobody shows the modality.
+# k arrays [N, d_m], in a list or by name; None where no item shows the modality.
 Modalities: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 
 
@@ -89,6 +90,11 @@ def arranged(
     Raises CalmrlError for names that are not known, and for modalities without an array whose dimension is not known.
     """
     given: Sequence[Array | None]
+    if getattr(embeddings, "ndim", 3) < 3:
+        raise CalmrlError(
+            f"one array {list(np.shape(embeddings))} was given, expected a list (or dict) with one array [N, d] per modality",
+            hint="an imputer has to know which columns belong to which modality: [table[:, :5], table[:, 5:]]",
+        )
     if isinstance(embeddings, Mapping):
         frame_index(embeddings)
         order = list(embeddings) if names is None else list(names)
@@ -103,6 +109,7 @@ def arranged(
     else:
         given = list(embeddings)
         frame_index({f"number {number}": value for number, value in enumerate(given)})
+    given = [unmasked(value) for value in given]
     there = [value for value in given if value is not None]
     if len(there) < len(given):
         if dims is None or not there or len(dims) != len(given):

@@ -64,7 +64,7 @@ class GroupMean(Imputer):
             cluster = self._nearest(values, seen)
             belongs = torch.nn.functional.one_hot(cluster, count).to(values)
             weight = belongs.T @ shown.to(values)
-            # A modality that nobody in the cluster shows gets the overall mean, zero.
+            # A modality that no item of the cluster shows gets the overall mean, zero.
             centres = torch.where(weight > 0, belongs.T @ values / weight.clamp(min=1), 0.0)
             if torch.equal(centres, self.centres):
                 break

@@ -252,7 +252,7 @@ class AutoPPCA(PPCA):
         found = [fold.score(parameters, [*asked, *others]) for fold, parameters in zip(folds, fitted, strict=True)]
         k = len(everything.dims)
         self.variances = (totals.scatter / totals.count).cpu().numpy()
-        # What the gaps of training ask of a modality speaks for it; if nothing, all that can be asked.
+        # A modality is judged by those of its entries that are missing in training; where it never is, by all that can be hidden.
         alike = [[t for t in asked if t[1] == m] or [t for t in others if t[1] == m] for m in range(k)]
         pooled = [[sum((scores[t] for t in alike[m]), Agreement()) for scores in found] for m in range(k)]
         self.pooled_gains, self.pooled_errors = np.zeros(k), self.variances.copy()

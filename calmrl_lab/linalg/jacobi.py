@@ -24,7 +24,7 @@ def eigenvectors(matrices: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
     whether it converged, which makes the host wait for the device in every training step.
     """
     if matrices.device.type == "cpu":
-        # LAPACK refuses NaN with an exception; whoever passed them finds them in what is computed from these vectors.
+        # LAPACK refuses NaN with an exception; here they stay visible in what is computed from these vectors.
         finite = torch.where(torch.isfinite(matrices), matrices, 0.0)
         return torch.linalg.eigh(finite)[1].flip(-1)
     return jacobi(matrices)

@@ -21,7 +21,7 @@ class Method:
     """A named set of training settings.
 
     `source` says where it comes from (a paper, a page of the documentation). Settings that a method does not name keep the defaults of
-    `TrainConfig`. `with_stored_heads` names the method that takes its place where nobody asked for one and the store brings projection
+    `TrainConfig`. `with_stored_heads` names the method that takes its place where none was named and the store contains projection
     weights of its own.
     """
 

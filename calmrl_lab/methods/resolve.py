@@ -31,7 +31,7 @@ _DATA = (
 
 
 def request(file: Path | None, flags: Mapping[str, Any], assignments: Sequence[str]) -> TrainConfig:
-    """The configuration a command line asks for: the file, then the flags that were given, then `--set`, all over a method."""
+    """The configuration that a command line describes: the file, then the flags that were given, then `--set`, all over a method."""
     values = read_yaml(file) if file else {}
     values |= {key: value for key, value in flags.items() if value is not None}
     values = override(values, assignments)

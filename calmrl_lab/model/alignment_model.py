@@ -18,7 +18,9 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
-from calmrl_lab.model import feature_map, similarity
+
+# A model may have been saved with similarities of the stack, which only its import makes readable.
+from calmrl_lab.model import feature_map, similarity, stacked  # noqa: F401
 from calmrl_lab.model.embeddings import Embeddings, owners_of
 from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.feature_map import FeatureMap
@@ -29,6 +31,7 @@ from calmrl_lab.registry import known
 from calmrl_lab.scorers import scorers
 from calmrl_lab.scorers._names import family
 from calmrl_lab.scorers.base import Scorer, make_scorer
+from calmrl_lab.store.convert.arrays_in_memory import unmasked
 from calmrl_lab.store.convert.item_ids import frame_index
 
 if TYPE_CHECKING:
@@ -321,7 +324,11 @@ def _below(named: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _features(name: str, values: Any, dim: int) -> Float[np.ndarray, "n d"]:
     """Features of one modality as float32. Raises CalmrlError for anything but numbers [N, `dim`]."""
     try:
-        found = torch.as_tensor(values).detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        found = (
+            torch.as_tensor(values).detach().cpu().float().numpy()
+            if isinstance(values, Tensor)
+            else np.asarray(unmasked(values))
+        )
         found = found.astype(np.float32, copy=False)
     except (TypeError, ValueError):
         raise CalmrlError(f"features of '{name}' are no array of numbers", hint=f"an array [items, {dim}]") from None

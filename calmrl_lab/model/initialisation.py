@@ -13,6 +13,7 @@ from torch import Tensor
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.linalg.floating_range import unit_rows
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import PPCAStart, require_two, start_by_ppca
 from calmrl_lab.model.encode import encode
@@ -20,9 +21,13 @@ from calmrl_lab.model.feature_map import Affine, Chain, FeatureMap, Identity, Sc
 from calmrl_lab.model.projection import Heads
 from calmrl_lab.model.signs import best_rotations, best_signs, pair_cosines
 from calmrl_lab.model.similarity import LikelihoodRatio
+from calmrl_lab.runtime import console
+from calmrl_lab.runtime.distributed import rank
 
 # A mean of unit-norm embeddings shorter than this is about zero: that of 1,000 random ones has a norm of about 0.03.
 _NO_MEAN = 0.1
+# Unit-norm features of which their mean is a larger share of the squared norm are nearly one vector.
+_ALIKE = 0.95
 # How VAST, GRAM and PMRL name the projection of each modality in their checkpoints.
 _STORED_HEADS = {"vision": "contra_head_v", "audio": "contra_head_a", "caption": "contra_head_t", "subtitle": "contra_head_s"}
 
@@ -125,6 +130,8 @@ def random_start(config: TrainConfig, table: FeatureTable) -> Start:
     shown = observed_rows(table)
     if config.features == "kernel":
         require_two(table, "kernel features need", "other features")
+    elif config.features in ("scaled", "raw"):
+        _say_which_hardly_differ(shown, table.modalities)
     maps: list[FeatureMap] = list(identities(list(table.dims.values())))
     for index, rows in shown.items():
         maps[index] = fitted_map(rows, config.features)
@@ -132,6 +139,21 @@ def random_start(config: TrainConfig, table: FeatureTable) -> Start:
     heads.align_signs({index: maps[index](rows) for index, rows in shown.items()})
     _turn_without_mean(heads, encode(heads, table.mapped(maps)), table.mask, config.features)
     return Start(tuple(maps), heads)
+
+
+def _say_which_hardly_differ(shown: Mapping[int, Tensor], modalities: Sequence[str]) -> None:
+    """A note that names modalities whose features point almost the same way for all items: heads that see them so tell items apart badly."""
+    alike = [
+        modalities[index]
+        for index, rows in shown.items()
+        if len(rows) > 1 and float(unit_rows(rows.double()).mean(dim=0).square().sum()) > _ALIKE
+    ]
+    if alike and rank() == 0:
+        named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
+        console.note(
+            f"features of {named} point almost the same way for all items (their mean is more than {_ALIKE:.0%} of their squared norm), so that "
+            "heads hardly tell items apart; --set features=standardised takes the mean away and gives all coordinates one variance"
+        )
 
 
 def _turn_without_mean(heads: Heads, embeddings: Sequence[Tensor], mask: Tensor, features: str) -> None:

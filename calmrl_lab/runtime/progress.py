@@ -23,7 +23,7 @@ class Task:
     """One piece of work under way: `done` of `total` (None: not known beforehand) `unit`, begun at `began` (seconds, monotonic).
 
     `parts` are pieces of it that go on at the same time elsewhere; a terminal has a bar for each. `left`: the seconds that are left, where
-    whoever does the work knows better than the rate says.
+    the work itself can estimate that better than its rate so far.
     """
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:

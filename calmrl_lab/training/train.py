@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers.base import Imputer
 from calmrl_lab.methods.resolve import default_run_path, resolve
 from calmrl_lab.runs.run import Run
 from calmrl_lab.runtime import console
@@ -64,6 +65,11 @@ def train_heads(
     if imputer is not None:
         if "impute" in settings:
             raise CalmrlError("imputer and impute are one setting, and both were given", hint="leave one of them out")
+        if not isinstance(imputer, str | Imputer):
+            raise CalmrlError(
+                f"imputer is {imputer!r}, expected the name of one or an imputer of calmrl_lab.imputers",
+                hint="imputer=PPCA(latent_dim=32)",
+            )
         own = {} if isinstance(imputer, str) else imputer.options()
         values["impute"] = imputer if isinstance(imputer, str) else imputer.name
         if own:

@@ -74,6 +74,9 @@ def test_no_hit_at_all_is_no_certainty():
     everything = interval(np.full(120, 100.0), rng(), np.repeat(np.arange(60), 2), top=100)
     assert (everything.low, everything.high) == (pytest.approx(100 - nothing.high), 100)
     assert share_limits(0.1, 0.4, 60) == (0.1, 0.4)
+    # The mean over directions is resampled as a linearised ratio, which may leave the range.
+    assert share_limits(-0.01, 1.02, 60) == (0.0, 1.0)
+    assert share_limits(93, 100.1, 60, top=100) == (93, 100)
     halves = interval(np.full(60, 0.5), rng(), top=1)
     assert (halves.low, halves.high) == (0.5, 0.5)
 

@@ -134,6 +134,13 @@ def test_fitting_again_forgets_names_and_order(gaps):
     assert imputer.dims == (5, 3, 4)
 
 
+def test_rows_of_masked_arrays_are_gaps(gaps):
+    arrays, _ = gaps
+    hidden = [np.ma.array(np.nan_to_num(rows), mask=np.isnan(rows)) for rows in arrays.values()]
+    for one, other in zip(Mean().fit_transform(hidden), Mean().fit_transform(list(arrays.values())), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_makes_no_sense_is_one_sentence(gaps):
     arrays, mask = gaps
     fitted = Mean().fit(arrays)
@@ -148,6 +155,8 @@ def test_what_makes_no_sense_is_one_sentence(gaps):
         (lambda: Mean().fit([arrays["a"], arrays["b"][:5]]), r"the arrays have shapes \[60, 4\], \[5, 3\]"),
         (lambda: Mean().fit(frames), "'a' and 'b' have different indexes, so their rows are not the same items"),
         (lambda: Mean().fit(list(frames.values())), "'number 0' and 'number 1' have different indexes"),
+        (lambda: Mean().fit(np.ones((60, 5))), r"one array \[60, 5\] was given, expected a list \(or dict\)"),
+        (lambda: Mean().fit(frames["a"]), r"one array \[60, 4\] was given"),
         (lambda: Mean().fit([]), "no embeddings were given"),
         (lambda: Mean().fit({"a": arrays["a"], "b": np.full((60, 2), np.nan)}), "modality 'b' is never observed"),
         (lambda: Mean().fit({"a": np.array([[1.0, np.nan]] * 3)}), "modality 'a' hold NaN values at observed row 0"),

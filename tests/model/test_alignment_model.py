@@ -1,5 +1,7 @@
 """What a run learned: one object that comes back from one file, embeds stores, tables and arrays alike, and compares in every way it can."""
 
+import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Sum
 from calmrl_lab.ppca.latent_maps import LatentMaps
 from calmrl_lab.store import FeatureStore
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("vision", "caption", "keywords")
 
 
@@ -107,6 +110,7 @@ def test_stores_tables_and_arrays_are_embedded_alike(model, small_store):
         ({"caption": np.zeros(384)}, r"have shape \[384\], expected \[items, 384\]"),
         ({"caption": np.zeros((2, 384)), "vision": np.zeros((3, 1280))}, "'caption' have 2 items, those of another modality 3"),
         ({"caption": [["a"]]}, "features of 'caption' are no array of numbers"),
+        ({"caption": np.ma.array(np.zeros((2, 384)), mask=np.arange(768).reshape(2, 384) == 1)}, "hold NaN or infinity"),
         ({"caption": None}, "no items to embed"),
         ([np.zeros((2, 384))], "items to embed are a list, expected a store or a dict"),
         (None, "items to embed are a NoneType"),
@@ -147,3 +151,29 @@ def test_a_file_that_holds_no_model_is_refused():
     folder.write_tensors(FILE, {}, {})
     with pytest.raises(CalmrlError, match="holds no model of this version"):
         AlignmentModel.load(folder)
+
+
+def _imports(module):
+    """The modules of the package that importing `module` loads, itself included."""
+    waiting, found = [module], set()
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / name.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not file.is_file():
+            continue
+        found.add(name)
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("calmrl_lab"):
+                waiting += [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+    return found
+
+
+def test_a_new_process_can_read_every_kind_that_can_be_saved():
+    kinds = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "calmrl_lab" / "model").rglob("*.py")
+        if re.search(r"^@(similarity_kind|feature_map_kind)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(kinds) >= 3
+    assert set(kinds) <= _imports("calmrl_lab.model.alignment_model")

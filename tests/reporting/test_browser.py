@@ -81,7 +81,7 @@ def test_figures_are_as_wide_as_their_card(opened):
 
 
 def test_a_narrow_page_is_not_endless(opened):
-    assert opened(420).evaluate("document.documentElement.scrollHeight") < 24_000
+    assert opened(420).evaluate("document.documentElement.scrollHeight") < 22_000
 
 
 def test_the_whole_heading_cell_sorts(opened):
@@ -130,6 +130,7 @@ def test_axe_finds_nothing(opened, dark):
 
 def test_on_paper_folds_are_open_and_headings_repeat(opened, tmp_path):
     page = opened()
+    before = page.evaluate("document.querySelectorAll('details[open]').length")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.querySelector('#table-recall thead')).display") == "table-header-group"
     page.evaluate(
@@ -138,5 +139,5 @@ def test_on_paper_folds_are_open_and_headings_repeat(opened, tmp_path):
     out = tmp_path / "page.pdf"
     page.pdf(path=out)
     assert page.evaluate("open_folds") == page.evaluate("document.querySelectorAll('details').length")
-    assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
+    assert page.evaluate("document.querySelectorAll('details[open]').length") == before
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", out.read_bytes())) <= 45

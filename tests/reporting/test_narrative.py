@@ -30,12 +30,12 @@ def words(tmp_path, recipes, seeds=(0, 1, 2), items=150):
 
 def test_calibration_helps_and_clip_is_better_still(tmp_path):
     told = words(tmp_path, RECIPES)
-    assert told.headline.startswith("Filling in missing modalities helped (+")
+    assert told.headline.startswith("Imputing missing modalities helped (+")
     assert "was better still" in told.headline
-    assert "what is filled in matters" in told.paragraph
-    assert "against keeping them" in told.paragraph
+    assert "how well the missing embeddings are imputed matters" in told.paragraph
+    assert "compared with using them" in told.paragraph
     assert "of that" in told.paragraph
-    assert "this order is sure" in told.paragraph
+    assert "all differences between neighbours in this order are significant" in told.paragraph
     assert told.warnings == ()
 
 
@@ -45,7 +45,9 @@ def test_a_method_that_fills_in_nothing_is_not_said_to(tmp_path):
     assert told.headline.startswith("PPCA heads helped (+")
     assert "PPCA heads raised mean Recall@1" in told.paragraph
     assert "PPCA heads won back" in told.paragraph
-    assert "illing in" not in told.paragraph.replace("nothing filled in", "")
+    controls = words(tmp_path / "controls", [recipe for recipe in RECIPES if recipe.name != "calmrl-ppca"] + [closed])
+    assert "how well the missing embeddings are imputed matters" not in controls.paragraph
+    assert "mput" not in told.paragraph.replace("without imputation", "").replace("imputes nothing", "")
 
 
 @pytest.mark.slow
@@ -60,26 +62,26 @@ def test_calibration_does_harm(tmp_path):
     told = words(tmp_path, with_skills(calmrl_ppca=0.07))
     assert "did harm (−" in told.headline
     assert "lowered mean Recall@1" in told.paragraph
-    assert "filling in widened the gap" in told.paragraph
-    assert "better fillings did not become better retrieval" in told.paragraph
+    assert "imputation widened the gap" in told.paragraph
+    assert "better imputation did not lead to better retrieval" in told.paragraph
     assert "helped" not in told.headline
 
 
 def test_no_difference_is_called_no_difference_and_bounded(tmp_path):
     told = words(tmp_path, with_skills(calmrl_ppca=0.14, calmrl_mean=0.14, calmrl_random=0.14, clip=0.14))
-    assert "made no difference that shows" in told.headline
-    assert "fits these data" in told.paragraph or "any effect is smaller than" in told.paragraph
-    assert "nothing here shows that the quality of the filling matters" in told.paragraph
-    assert "it is not shown that filling in won back any of that" in told.paragraph
-    assert "cannot be told from it" in told.paragraph
+    assert "made no significant difference" in told.headline
+    assert "is compatible with these data" in told.paragraph or "any effect is smaller than" in told.paragraph
+    assert "nothing here shows that the quality of the imputation matters" in told.paragraph
+    assert "it is not shown that imputation won back any of that" in told.paragraph
+    assert "not differ from it significantly" in told.paragraph
 
 
 @pytest.mark.slow
 def test_the_control_can_win(tmp_path):
     told = words(tmp_path, with_skills(calmrl_mean=0.28))
     assert "worse than CalMRL, mean by" in told.paragraph
-    assert "what is filled in matters" not in told.paragraph
-    assert "Highest mean Recall@1 apart from the oracle: CalMRL, mean" in told.paragraph
+    assert "how well the missing embeddings are imputed matters" not in told.paragraph
+    assert "Highest mean Recall@1 (without the oracle): CalMRL, mean" in told.paragraph
 
 
 @pytest.mark.slow
@@ -89,12 +91,12 @@ def test_many_calibrated_methods_share_a_sentence(tmp_path):
     ]
     told = words(tmp_path, [*RECIPES[:4], *more])
     assert re.search(
-        r"Against the same reference the other calibrated methods were higher: CalMRL, PPCA \(\+\d+\.\d points\); "
+        r"Compared with the same reference the other calibrated methods were higher: CalMRL, PPCA \(\+\d+\.\d points\); "
         r"lower: CalMRL, ridge \(−\d+\.\d points\)\.",
         told.paragraph,
     )
-    assert told.paragraph.count("Filling in missing modalities (") == 1
-    assert told.headline.startswith("Filling in missing modalities (CalMRL, knn, the best of 3 calibrated methods) helped (+")
+    assert told.paragraph.count("Imputing missing modalities (") == 1
+    assert told.headline.startswith("Imputing missing modalities (CalMRL, knn, the best of 3 calibrated methods) helped (+")
 
 
 @pytest.mark.slow
@@ -111,7 +113,7 @@ def test_a_difference_that_only_the_correction_doubts_is_called_one_with_its_p(t
     )
     assert "helped (+7.3 points of Recall@1, p = .070 after correction)" in told.headline
     assert "was better still (by 7.3 points, p = .070 after correction)" in told.headline
-    assert "by 7.3 points [3.0, 11.6], p = .070 after correction." in told.paragraph
+    assert "by 7.3 points [3.0, 11.6], p = .070 after correction, compared with" in told.paragraph
 
 
 @pytest.mark.slow
@@ -142,8 +144,8 @@ def test_fillings_in_another_order(tmp_path):
 def test_fillings_that_are_alike_are_not_ordered(tmp_path):
     same = Recipe("calmrl-ppca", "CalMRL, PPCA", "calibrated", "calmrl", "ppca", 0.2, error={"ppca": 0.8, "mean": 0.8})
     told = words(tmp_path, [*RECIPES[:3], same, *RECIPES[4:]])
-    assert "cannot be told apart" in told.paragraph
-    assert "this order is sure" not in told.paragraph
+    assert "the difference between" in told.paragraph
+    assert "in this order are significant" not in told.paragraph
 
 
 @pytest.mark.slow
@@ -153,7 +155,7 @@ def test_anchors_can_move_away(tmp_path):
         gain=-0.1,
         error={"ppca": 1},
     )
-    assert "took anchors farther" in words(tmp_path, [*RECIPES[:3], away]).paragraph
+    assert "moved anchors farther" in words(tmp_path, [*RECIPES[:3], away]).paragraph
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ def test_a_run_at_chance_is_said_loudly(tmp_path):
         frame.assign(equal=0).to_parquet(path)
         reseal(path.parent)
     told = story(folder)
-    assert told.headline.startswith("CalMRL, PPCA is at chance: whether filling in missing modalities helps cannot be judged")
+    assert told.headline.startswith("CalMRL, PPCA is at chance: whether imputing missing modalities helps cannot be judged")
     assert any(sentence.startswith("At chance in Recall@10: CalMRL, PPCA (") for sentence in told.warnings)
     assert "mean Recall@1 by" not in told.paragraph
     assert "PMRL, complete items only) cost" in told.paragraph
@@ -183,7 +185,7 @@ def test_any_part_of_the_cast_may_be_missing(tmp_path, keep):
     told = words(tmp_path, [recipe for recipe in RECIPES if recipe.name in keep], items=40)
     assert told.headline.endswith(".")
     assert "None" not in told.headline + told.paragraph
-    assert "How sure" in told.paragraph
+    assert "Uncertainty: " in told.paragraph
 
 
 def test_no_numbers_at_all(tmp_path):

@@ -66,6 +66,13 @@ def test_the_index_of_data_frames_names_the_items(tmp_path):
     assert FeatureStore.from_arrays({"a": twice, "b": twice}, path=tmp_path / "u.zarr").ids.tolist() == ["0", "1"]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int64"])
+def test_rows_of_masked_arrays_are_gaps(tmp_path, dtype):
+    values = np.ma.array(np.ones((3, 2), dtype=dtype), mask=np.array([[True, True], [False, False], [False, False]]))
+    store = FeatureStore.from_arrays({"a": values, "b": np.eye(3)}, path=tmp_path / "s.zarr")
+    assert store.mask[:, 0].tolist() == [False, True, True]
+
+
 def test_what_is_no_number_of_an_item_is_refused(tmp_path):
     store = FeatureStore.from_arrays(features(), path=tmp_path / "s.zarr")
     for wrong in ("a", slice(2), 1.0, None):
@@ -162,6 +169,12 @@ def test_hugging_face_data_sets(tmp_path):
         ({"arrays": {"a": np.ones((2, 2))}, "mask": np.ones((2, 2), dtype=bool)}, r"the mask is bool \[2, 2\], expected bool \[2, 1\]"),
         ({"arrays": {"a": [None, [1.0]]}, "mask": np.ones((2, 1), dtype=bool)}, "mask says that item '0' shows 'a'"),
         ({"arrays": {"a": np.ones((2, 2))}, "ids": ["x"]}, "1 ids are given for 2 items"),
+        ({"arrays": {"a": np.ones((2, 2))}, "ids": ["x", None]}, "the id of item 1 is None"),
+        ({"arrays": {"a": np.ones((2, 2))}, "ids": np.array([1.0, np.nan])}, "the id of item 1 is nan"),
+        ({"arrays": {"a": np.ones((2, 2))}, "labels": ["x", "y"]}, "labels are a list, expected a dict"),
+        ({"arrays": {"a": np.ones((2, 2))}, "split": 0.8}, "split is 0.8, expected train, validation or test for each of the 2 items"),
+        ({"arrays": {"a": np.ones((2, 2))}, "split": "train"}, "split is 'train', expected"),
+        ({"arrays": {"a": np.ma.array(np.ones((2, 2)), mask=[[0, 0], [0, 1]])}}, "hold NaN or infinity"),
         ({"arrays": {"a": np.ones((2, 2))}, "ids": ["x", "x"]}, "ids must be unique"),
         ({"arrays": {"a": np.ones((2, 2))}, "split": ["train"]}, "split has 1 entries; expected 2"),
         ({"arrays": {"a": np.ones((2, 2))}, "split": ["train", "holdout"]}, "has the split 'holdout'"),

@@ -7,6 +7,7 @@ import pytest
 
 from calmrl_lab import FeatureStore, Run, train_heads
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.imputers import Mean
 from calmrl_lab.training.train import train
 from calmrl_lab.training.watch import log_of
 
@@ -65,6 +66,8 @@ def test_what_a_callback_raises_ends_the_training_and_it_can_be_resumed(short, t
     [
         ({"callbacks": print}, "expected a list of functions"),
         ({"callbacks": ["print"]}, "expected a list of functions"),
+        ({"imputer": 5}, "imputer is 5, expected the name of one or an imputer"),
+        ({"imputer": Mean}, "expected the name of one or an imputer"),
         ({"store": {"a": np.eye(3)}}, "the store is a dict, expected a FeatureStore"),
     ],
 )

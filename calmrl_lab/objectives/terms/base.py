@@ -70,6 +70,12 @@ class Objective(nn.Module, ABC):
 
     def _check(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> None:
         k, d = len(self.modalities), self.dim
+        for what, given in (("embeddings", embeddings), ("mask", mask), ("imputed", imputed), ("groups", groups)):
+            if given is not None and not isinstance(given, Tensor):
+                raise CalmrlError(
+                    f"objective '{self.name}' expects torch tensors, got {what} as {type(given).__name__}",
+                    hint="torch.from_numpy(array)",
+                )
         if embeddings.ndim != 3 or embeddings.shape[1:] != (k, d):
             raise CalmrlError(
                 f"objective '{self.name}' expects embeddings [B, {k}, {d}] ({', '.join(self.modalities)}), got {list(embeddings.shape)}"

@@ -88,7 +88,7 @@ class _Uniformity(torch.autograd.Function):
         if cosines is not None:
             slope.mul_(2 * cosines)
             weight = 2 * weight * cosines.diagonal()
-        # Absent items pull nobody and are not pulled.
+        # Absent items neither repel others nor are repelled.
         towards = (slope @ (vectors * present.unsqueeze(1))).mul_(present.unsqueeze(1))
         towards.addcmul_(weight.unsqueeze(1), vectors, value=-2.0)
         return towards.mul_(grad / ctx.temperature), None, None, None, None

@@ -1,4 +1,4 @@
-"""Classification against the fair baseline: paired differences of accuracy, from all that an item shows, with nothing filled in."""
+"""Classification against the fair baseline: paired differences of accuracy, from all that an item shows, with nothing imputed."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def difference_table(compared: ClassDifferences, inks: dict[str, Ink]) -> Table:
     columns = [Column("method", numeric=False)]
     columns += [Column(heading, group=kind) for kind in compared.kinds for heading in ("Δ accuracy", "p")]
     notes = (
-        f"Points of accuracy against {compared.fair.label}, from all modalities that an item shows, nothing filled in; paired by item and seed; "
-        "brackets: 95 % interval; p two-sided, corrected for all differences of this table (Holm); bold if it is sure.",
+        f"Points of accuracy against {compared.fair.label}, from all modalities that an item shows, nothing imputed; paired by item and seed; "
+        "brackets: 95 % interval; p two-sided, corrected for all differences of this table (Holm); bold: the interval excludes zero and p is below .05.",
     )
     labels = {method.name: method.label for method in compared.methods}
     records = [
@@ -110,10 +110,10 @@ def classes_in_words(compared: ClassDifferences | None, parts: Roles) -> list[st
         return []
     found = {kind: compared.found[main.name, kind] for kind in compared.kinds if (main.name, kind) in compared.found}
     clauses = []
-    for direction, word in ((1, "better"), (-1, "worse"), (0, "not surely different")):
+    for direction, word in ((1, "better than"), (-1, "worse than"), (0, "not significantly different from")):
         own = [f"{kind} ({_in_words(one)})" for kind, one in found.items() if one.direction == direction]
-        clauses += [f"{word} by {listed(own)}"] if own else []
-    return [f"In classification {main.label} against {compared.fair.label} was {'; '.join(clauses)}."] if clauses else []
+        clauses += [f"{word} {compared.fair.label} with {listed(own)}"] if own else []
+    return [f"In classification {main.label} was {'; '.join(clauses)}."] if clauses else []
 
 
 def _in_words(found: Comparison) -> str:

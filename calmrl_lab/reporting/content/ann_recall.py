@@ -45,7 +45,7 @@ def effort_figure(curve: pd.DataFrame, kind: str, items: int, queries: int, k: i
 
     caption = (
         f"Share of the true {k} nearest of {items:,} items that the {kind} index finds (band: 95 % interval over {queries:,} queries), and the "
-        "time a query takes beside that of exact search (dashed), measured when the index was made."
+        "time per query beside that of exact search (dashed), measured when the index was made."
     )
     last = curve.iloc[-1]
     description = f"{last['recall']:.1f} % of the true neighbours at {last['effort']:.0f} {what}, {curve['recall'].iloc[0]:.1f} % at {curve['effort'].iloc[0]:.0f}"

@@ -55,8 +55,8 @@ def imputation_error(found: Imputations) -> Figure:
     description = "Imputation error by modality: " + "; ".join(f"{r.modality} {r.imputer} {r.mse.value:.2f}" for r in rows)
     basis = f"n = {size} items per modality, {seeds_in_words([found.method])}; bars: 95 % interval"
     reading = (
-        "A row is a hidden modality, a mark is an imputer; farther left is a better guess. An imputer is of use where it lies left of the mean, which "
-        "knows nothing of the item."
+        "A row is a hidden modality, a mark is an imputer; farther left is better. An imputer is useful where its error is smaller than that of the "
+        "mean, which is the same for every item."
     )
     return Figure("fig3_imputation_mse", "Imputation error (Figure 3)", caption, description, draw, basis, reading)
 
@@ -112,10 +112,10 @@ def reliability(found: Imputations) -> Figure | None:
     gaps = sorted({sum(pair.gaps for pair in pairs if pair.imputer == name) for name in imputers})
     basis = f"n = {' to '.join(map(str, dict.fromkeys((gaps[0], gaps[-1]))))} gaps per imputer, {seeds_in_words([found.method])}; means of a modality and pattern"
     reading = (
-        "On the dotted line an imputer made the error that it predicted. Above it the error was larger than predicted, below it smaller; how far right a "
-        "mark lies says only how hard that gap is."
+        "On the dotted line the real error equals the predicted one; above it the real error is larger, below it smaller. Marks farther right are gaps "
+        "that are harder to impute."
     )
-    return Figure("reliability", "Does the imputer know how wrong it is?", caption, caption, draw, basis, reading)
+    return Figure("reliability", "Predicted and real errors of imputation", caption, caption, draw, basis, reading)
 
 
 def anchor_shift(found: Shifts) -> Figure:
@@ -137,7 +137,7 @@ def anchor_shift(found: Shifts) -> Figure:
 
     whole = found.overall
     caption = (
-        f"Distance between the anchor of all modalities and the anchor at hand, {found.split} split, on the heads of "
+        f"Distance between the anchor of all modalities and the anchor of the observed ones, {found.split} split, on the heads of "
         f"{found.method.label} ({seeds_in_words([found.method])}). Left: means by what is observed, bars: 95 % interval, grey: mean of the "
         "proven lower to mean of the proven upper bound, which hold for the shift without calibration only; "
         f"n = {whole.items} items. Right: shift with calibration minus shift without, case by case ({len(found.changes)} cases: an item, what "
@@ -150,8 +150,8 @@ def anchor_shift(found: Shifts) -> Figure:
     title = "Anchor shift with and without calibration (Figure 4)"
     basis = f"n = {whole.items} items, {seeds_in_words([found.method])}; bars: 95 % interval"
     reading = (
-        "Farther left is better: the anchor stays closer to that of the complete item. A filled mark left of its hollow one means that calibration "
-        "helped this pattern; in the right panel bars right of zero are cases that it harmed."
+        "Farther left is better: the anchor stays closer to that of the complete item. Where the filled mark is left of the hollow one, calibration "
+        "helped this pattern; in the right panel, bars right of zero are cases in which it did harm."
     )
     return Figure("fig4_anchor_shift", title, caption, description, draw, basis, reading)
 

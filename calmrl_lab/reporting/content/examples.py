@@ -106,12 +106,12 @@ def worst_shifts(method: Method, split: str, items: Items) -> Table | None:
     heads = ("item", "observed", "shift without", "shift with", "change")
     columns = [Column(head, numeric=index > 1) for index, head in enumerate(heads)]
     notes = (
-        f"Means over the seeds; {len(harmed)} of {len(means)} pairs of item and pattern ({100 * len(harmed) / len(means):.0f} %) were taken "
+        f"Means over the seeds; {len(harmed)} of {len(means)} pairs of item and pattern ({100 * len(harmed) / len(means):.0f} %) were moved "
         f"farther away. {method.label}, {split} split.",
     )
     fields = ("item", "pattern", "shift_observed", "shift_calibrated", "change")
     records = worst[list(fields)].to_dict("records")
-    return Table("worst_shifts", "Anchors that calibration took farthest astray", columns, rows, notes, fields, records)
+    return Table("worst_shifts", "Anchors that calibration moved farthest away", columns, rows, notes, fields, records)
 
 
 def harmed_fillings(method: Method, split: str, items: Items) -> Table | None:
@@ -149,12 +149,12 @@ def harmed_fillings(method: Method, split: str, items: Items) -> Table | None:
     shares = wide.assign(worse=wide["change"] > 0).groupby("modality", observed=True)["worse"].mean()
     by_modality = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
     notes = (
-        f"Means over the seeds; {len(harmed)} of {len(wide)} gaps ({100 * len(harmed) / len(wide):.0f} %) were filled worse than by the "
+        f"Means over the seeds; {len(harmed)} of {len(wide)} gaps ({100 * len(harmed) / len(wide):.0f} %) were imputed worse than by the "
         f"mean: {by_modality}. {method.label}, {split} split.",
     )
     fields = ("item", "modality", "pattern", "error", "error_of_mean", "change")
     records = worst.rename(columns={own: "error", "mean": "error_of_mean"})[list(fields)].to_dict("records")
-    return Table("harmed_fillings", f"Gaps that {own} filled worse than the mean", columns, rows, notes, fields, records)
+    return Table("harmed_fillings", f"Gaps that {own} imputed worse than the mean", columns, rows, notes, fields, records)
 
 
 def _item(item: str, items: Items) -> Cell:

@@ -120,7 +120,7 @@ def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
     columns = [Column(head, numeric=index > 2) for index, head in enumerate(heads)]
     notes = (
         "Brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
-        "Bold: above every other method but the oracle, beyond the paired 95 % interval of their difference.",
+        "Bold: significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero.",
         "Ties count with the probability of a hit under a random order of the tied candidates.",
     )
     return Table("recall", "Recall by method and direction", columns, rows, notes, RECALL_FIELDS, records, rules)
@@ -163,8 +163,8 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
         columns += [Column("Δ R@1", group=f"against {reference.label}"), Column("p", group=f"against {reference.label}")]
     notes = [
         f"Means over {len(recalls.directions)} directions; brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
-        "Δ in points, paired by query and seed, bold if it is sure; p two-sided, corrected for all comparisons of this report (Holm).",
-        "Bold recall: above every other method but the oracle, beyond the paired 95 % interval of their difference.",
+        "Δ in points, paired by query and seed, p two-sided, corrected for all comparisons of this report (Holm); bold: the interval excludes zero and p is below .05.",
+        "Bold recall: significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero.",
         "Scored by: the similarity of a query and a candidate of another modality.",
     ]
     fields = tuple(records[0]) if records else ()
@@ -216,7 +216,14 @@ def imputation_table(found: Imputations) -> Table:
         "Bold: lowest over all patterns, with an interval below those of all others.",
     )
     return Table(
-        "imputation_mse", "Imputation error where the truth is known", columns, rows, notes, IMPUTATION_FIELDS, records, rules
+        "imputation_mse",
+        "Imputation error of entries whose real embedding is known",
+        columns,
+        rows,
+        notes,
+        IMPUTATION_FIELDS,
+        records,
+        rules,
     )
 
 
@@ -253,9 +260,9 @@ def shift_table(found: Shifts) -> Table:
     heads = ("observed", "without calibration", "with calibration", "change", "items improved %", "proven bounds", "items")
     columns = [Column(head, numeric=index > 0) for index, head in enumerate(heads)]
     notes = (
-        f"Distance between the anchor of all modalities and the anchor at hand (0 to √2), on the heads of {found.method.label}, {found.split} split.",
+        f"Distance between the anchor of all modalities and the anchor of the observed ones (0 to √2), on the heads of {found.method.label}, {found.split} split.",
         "Proven bounds: means over the items of the lower and upper bound on the shift without calibration.",
-        "Bold: the 95 % interval of the paired change leaves out zero.",
+        "Bold: the 95 % interval of the paired change excludes zero.",
     )
     return Table("anchor_shift", "Anchor shift by what is observed", columns, rows, notes, tuple(records[0]), records)
 
@@ -294,7 +301,9 @@ def direction_table(recalls: Recalls, features: Mapping[Direction, float]) -> Ta
         *map(Column, plain),
         *(Column(result.method.label) for result in recalls.methods),
     ]
-    notes = ["Bold: above every other method but the oracle, beyond the paired 95 % interval of their difference."]
+    notes = [
+        "Bold: significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero."
+    ]
     if features:
         notes.append(
             f"{FEATURES.capitalize()}: the cosine of the features before anything is trained; – where their dimensions differ."

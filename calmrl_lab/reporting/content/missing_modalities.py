@@ -238,13 +238,13 @@ def curve_figure(found: Robustness, inks: dict[str, Ink]) -> Figure | None:
     )
     reading = (
         f"Each method has a pair of panels, left with modalities {_SIDES[sides[0]]}, right {_SIDES[sides[-1]]}; grey lines are the other methods. "
-        "A flatter line loses less; dashed: missing entries are imputed before scoring, which helps where it lies above the solid line."
+        "The flatter the line, the less is lost; dashed: missing entries are imputed before scoring, which helps where it lies above the solid line."
         if len(sides) > 1
-        else f"Each method has a panel, with modalities {_SIDES[sides[0]]}; grey lines are the other methods. A flatter line loses less; dashed: "
+        else f"Each method has a panel, with modalities {_SIDES[sides[0]]}; grey lines are the other methods. The flatter the line, the less is lost; dashed: "
         "missing entries are imputed before scoring, which helps where it lies above the solid line."
     )
     description = "Recall@1 at the highest rate of hiding: " + "; ".join(
-        f"{point.method.label}{', gaps filled' if point.calibrated else ''} {100 * point.recall.value:.1f} %"
+        f"{point.method.label}{', gaps imputed' if point.calibrated else ''} {100 * point.recall.value:.1f} %"
         for point in points
         if point.side == sides[0] and point.rate == max(p.rate or 0 for p in points)
     )
@@ -369,7 +369,7 @@ def gain_table(found: Robustness, inks: dict[str, Ink]) -> Table:
     heads = ("method", "direction", "scorer", "joint R@1 %", "best single R@1 %", "gain", "p")
     columns = [Column(head, numeric=index > 2) for index, head in enumerate(heads)]
     notes = (
-        "Gain in points with its paired 95 % interval, p corrected for all gains of this report (Holm); bold: sure. The best single modality is "
-        "chosen on the same queries, which favours it a little. Nothing hidden.",
+        "Gain in points with its paired 95 % interval, p corrected for all gains of this report (Holm); bold where p is below .05. The best single modality is "
+        "chosen on the same queries, which favours it slightly. Nothing is hidden.",
     )
     return Table("aggregation_gain", "All modalities together against the best single one", columns, rows, notes)

@@ -41,4 +41,4 @@ def reliability_figure(found: Mapping[str, Reliability], name: str = "predicted_
         "prediction is right; above it, the real error is larger than predicted."
     )
     basis = f"n = {entries:.0f} held-out entries; bars: 95 % interval"
-    return Figure(name, "Does the imputer know how wrong it is?", caption, caption, draw, basis)
+    return Figure(name, "Predicted and real errors of imputation", caption, caption, draw, basis)

@@ -75,11 +75,11 @@ def differences(compared: Comparisons, recalls: Recalls) -> Figure | None:
 
     caption = (
         "Paired differences in Recall@1, averaged over the directions, with 95 % interval. Green: better, red: worse, grey: the interval "
-        f"has zero in it. Hollow: p is .05 or more after correction for {len(compared.pairs)} comparisons."
+        f"includes zero. Hollow: p is .05 or more after correction for {len(compared.pairs)} comparisons."
     )
     reading = (
-        "Each row is one method minus another; right of zero the first is better. A bar that leaves out zero is a difference, and a filled "
-        "mark one that stays after correction."
+        "Each row is one method minus another; right of zero the first is better. Where the bar excludes zero the difference is significant; a filled "
+        "mark means that it still is after correction for all comparisons."
     )
     description = "Differences in mean Recall@1 in points: " + "; ".join(
         f"{method.label} minus {other.label} {signed(100 * found.value)}" for method, other, found in told
@@ -128,17 +128,17 @@ def oracle(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink]) -> Fig
         return drawing
 
     shown = [
-        *(["left out"] if parts.fair else []), *(["filled in"] if parts.calibrated else []), *(["not hidden at all"] if parts.oracle else [])
+        *(["left out"] if parts.fair else []), *(["imputed"] if parts.calibrated else []), *(["not hidden at all"] if parts.oracle else [])
     ]  # fmt: skip
     caption = (
-        f"Recall with modalities that training misses {listed(shown)} ({_queries(recalls)} queries a direction, "
+        f"Recall with modalities that training misses {listed(shown)} ({_queries(recalls)} queries per direction, "
         f"{seeds_in_words(chosen)}); bars: 95 % interval over groups of queries and seeds."
     )
     description = "Mean Recall@1: " + "; ".join(f"{r.method.label} {100 * r.means[1].value:.1f} %" for r in results)
     title = f"{listed(shown).capitalize()} (Figure 5)"
     reading = (
         "Farther right is better. The distance between the method without imputation and the oracle is what hiding modalities costs; a "
-        "calibrated method that helps lies between the two, or beyond."
+        "calibrated method that helps lies between the two, or to the right of the oracle."
     )
     return Figure("fig5_oracle", title, caption, description, draw, _basis(recalls, chosen), reading)
 

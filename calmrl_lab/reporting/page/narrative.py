@@ -71,12 +71,12 @@ def _judged(recalls: Recalls, method: Method | None) -> bool:
 
 
 def _fills(method: Method) -> bool:
-    """Whether it fills in anything: a calibrated method may also use its model in another way."""
+    """Whether it imputes anything: a calibrated method may also use its model in another way."""
     return method.imputer != "none"
 
 
 def _what(method: Method) -> str:
-    return "Filling in missing modalities" if _fills(method) else method.label
+    return "Imputing missing modalities" if _fills(method) else method.label
 
 
 def _by(found: Comparison) -> str:
@@ -107,7 +107,7 @@ def _bound(found: Comparison) -> str:
     low, high = 100 * found.low, 100 * found.high
     if max(abs(low), abs(high)) <= 1:
         return f"any effect is smaller than {max(abs(low), abs(high)):.1f} points"
-    return f"anything from {signed(low)} to {signed(high)} points fits these data"
+    return f"any effect from {signed(low)} to {signed(high)} points is compatible with these data"
 
 
 def _effect(compared: Comparisons) -> list[str]:
@@ -121,20 +121,20 @@ def _effect(compared: Comparisons) -> list[str]:
     for method, one in whole:
         first = method is parts.calibrated[0]
         subject = f"{_what(method)} ({method.label})" if first and _fills(method) else method.label
-        against = f"training on the same data with nothing filled in ({parts.fair.label})" if first else parts.fair.label
+        against = f"training on the same data without imputation ({parts.fair.label})" if first else parts.fair.label
         if one.direction:
             verb = "raised" if one.direction > 0 else "lowered"
-            sentences.append(f"{subject} {verb} mean Recall@1 against {against} by {_by(one)}.")
+            sentences.append(f"{subject} {verb} mean Recall@1 by {_by(one)}, compared with {against}.")
         else:
             sentences.append(
-                f"{subject} showed no sure effect on mean Recall@1 against {against}: {_points(one)}, so {_bound(one)}."
+                f"{subject} had no significant effect on mean Recall@1, compared with {against}: {_points(one)}, so {_bound(one)}."
             )
     return sentences + _other_effects(found[len(whole) :])
 
 
 def _other_effects(found: list[tuple[Method, Comparison]]) -> list[str]:
     """Many calibrated methods in one sentence, by how they came out against the same reference."""
-    kinds = ((1, "higher"), (-1, "lower"), (0, "not surely different"))
+    kinds = ((1, "higher"), (-1, "lower"), (0, "not significantly different"))
     clauses = []
     for verdict, word in kinds:
         own = [
@@ -143,7 +143,7 @@ def _other_effects(found: list[tuple[Method, Comparison]]) -> list[str]:
             if one.direction == verdict
         ]
         clauses += [f"{word}: {listed(own)}"] if own else []
-    return [f"Against the same reference the other calibrated methods were {'; '.join(clauses)}."] if clauses else []
+    return [f"Compared with the same reference the other calibrated methods were {'; '.join(clauses)}."] if clauses else []
 
 
 def _controls(compared: Comparisons) -> list[str]:
@@ -156,18 +156,20 @@ def _controls(compared: Comparisons) -> list[str]:
     clauses = [_versus(one, control.label) for control, one in known if one is not None]
     if not clauses:
         return []
-    text = f"Beside fillings that know nothing of the item, {main.label} was {listed(clauses)}"
+    text = f"Compared with imputation by values that do not depend on the item, {main.label} was {listed(clauses)}"
+    if not _fills(main):
+        return [f"{text}."]
     if verdicts == {1}:
-        return [f"{text}: what is filled in matters."]
+        return [f"{text}: how well the missing embeddings are imputed matters."]
     if not verdicts & {1, 2}:
-        return [f"{text}: nothing here shows that the quality of the filling matters to retrieval."]
+        return [f"{text}: nothing here shows that the quality of the imputation matters to retrieval."]
     return [f"{text}."]
 
 
 def _versus(found: Comparison, other: str) -> str:
     """How "it was ..." goes on, in the three ways it can come out."""
     if found.direction == 0:
-        return f"not surely different from {other} ({_points(found)})"
+        return f"not significantly different from {other} ({_points(found)})"
     return f"{'better' if found.direction > 0 else 'worse'} than {other} by {_by(found)}"
 
 
@@ -181,8 +183,8 @@ def _clip(compared: Comparisons) -> list[str]:
     if found.direction > 0:
         return [f"{subject.label} beat {clip} by {_by(found)}."]
     if found.direction < 0:
-        return [f"{clip[0].upper()}{clip[1:]}, which fills in nothing, was better than {subject.label} by {_by(found)}."]
-    return [f"{subject.label} could not be told from {clip}: {_points(found)}."]
+        return [f"{clip[0].upper()}{clip[1:]}, which imputes nothing, was better than {subject.label} by {_by(found)}."]
+    return [f"{subject.label} did not differ significantly from {clip}: {_points(found)}."]
 
 
 def _complete_only(compared: Comparisons) -> list[str]:
@@ -193,16 +195,13 @@ def _complete_only(compared: Comparisons) -> list[str]:
     if found is None:
         return []
     if found.direction < 0:
-        return [f"Throwing incomplete items away ({parts.complete_only.label}) cost {_by(found)} against keeping them."]
+        return [f"Leaving out incomplete items ({parts.complete_only.label}) cost {_by(found)}, compared with using them."]
     if found.direction > 0:
         return [
-            "Incomplete items did harm when nothing was filled in: training on complete items only "
+            "Incomplete items did harm when nothing was imputed: training on complete items only "
             f"({parts.complete_only.label}) was better by {_by(found)}."
         ]
-    return [
-        f"Whether incomplete items are used or thrown away ({parts.complete_only.label}) made no sure difference: "
-        f"{_points(found)}."
-    ]
+    return [f"Leaving out incomplete items ({parts.complete_only.label}) made no significant difference: {_points(found)}."]
 
 
 def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
@@ -222,13 +221,13 @@ def _gap(compared: Comparisons, recalls: Recalls) -> list[str]:
         ]
     if gap.direction == 0:
         return [
-            f"Nothing hidden ({parts.oracle.label}) was not measurably better ({_points(gap)}), so it is not shown that there is a gap to close."
+            f"With nothing hidden ({parts.oracle.label}) the result was not significantly better ({_points(gap)}), so it is not shown that there is a gap to close."
         ]
     text = f"Hiding modalities cost {_by(gap)} ({parts.oracle.label} against {parts.fair.label})"
     won = compared.of(parts.calibrated[0].name, parts.fair.name) if parts.calibrated else None
     if won is None:
         return [f"{text}."]
-    filling = "filling in" if _fills(parts.calibrated[0]) else parts.calibrated[0].label
+    filling = "imputation" if _fills(parts.calibrated[0]) else parts.calibrated[0].label
     if won.direction > 0:
         share = 100 * won.value / gap.value
         back = "all of that and more" if share > 100 else f"about {share:.0f} % of that"
@@ -246,14 +245,16 @@ def _fillings(found: Imputations | None) -> list[str]:
         return []
     ordered = sorted(values, key=lambda name: values[name])
     text = (
-        f"The fillings themselves missed the truth by {listed([f'{values[n]:.2f} ({n})' for n in ordered])} in squared distance"
+        "The mean squared distance between imputed and real embeddings was "
+        f"{listed([f'{values[n]:.2f} ({n})' for n in ordered])}"
     )
     if len(ordered) == 1:
         return [f"{text}."]
     unsure = [(first, second) for first, second in itertools.pairwise(ordered) if _error_verdict(found, first, second) == 0]
     if not unsure:
-        return [f"{text}; this order is sure."]
-    return [f"{text}; {listed([f'{first} and {second}' for first, second in unsure])} cannot be told apart."]
+        return [f"{text}; all differences between neighbours in this order are significant."]
+    pairs = listed([f"{first} and {second}" for first, second in unsure])
+    return [f"{text}; the difference between {pairs} is not significant."]
 
 
 def _error_verdict(found: Imputations, first: str, second: str) -> int:
@@ -269,14 +270,14 @@ def _anchors(found: Shifts | None) -> list[str]:
     whole = found.overall
     moved = f"from {whole.observed.value:.2f} to {whole.calibrated.value:.2f}"
     if whole.change.low <= 0 <= whole.change.high:
-        return [f"The mean anchor shift did not change measurably ({moved})."]
+        return [f"Imputation did not change the mean anchor shift significantly ({moved})."]
     if whole.change.value < 0:
-        closer = f"Filling in brought anchors closer to those of the complete items (mean shift {moved})"
+        closer = f"Imputation moved anchors closer to those of the complete items (mean anchor shift {moved})"
         share = 100 * (1 - whole.improved.value)
         if share < 0.5:
-            return [f"{closer}, nearly everywhere."]
-        return [f"{closer}, though not everywhere: in {share:.0f} % of the cases it took them farther away."]
-    return [f"Filling in took anchors farther from those of the complete items (mean shift {moved})."]
+            return [f"{closer}, for nearly all items."]
+        return [f"{closer}; in {share:.0f} % of the cases it moved them farther away."]
+    return [f"Imputation moved anchors farther from those of the complete items (mean anchor shift {moved})."]
 
 
 def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]:
@@ -289,7 +290,7 @@ def _disagreement(compared: Comparisons, found: Imputations | None) -> list[str]
     others = [name for name in found.imputers if name != own]
     closer = own in found.imputers and bool(others) and all(_error_verdict(found, own, name) < 0 for name in others)
     if closer and effect is not None and effect.verdict <= 0:
-        return ["So better fillings did not become better retrieval here."]
+        return ["So better imputation did not lead to better retrieval here."]
     return []
 
 
@@ -302,12 +303,13 @@ def _leader(recalls: Recalls) -> str:
         found = recalls.compare(best.method.name, other.method.name)
         if found is None or found.low <= 0:
             level.append(other.method.label)
-    aside = " apart from the oracle" if len(racing) < len(recalls.methods) else ""
+    aside = " (without the oracle)" if len(racing) < len(recalls.methods) else ""
     if not rest:
         return f"There is no other method to compare {where} with{aside}."
     if not level:
-        return f"Highest mean Recall@1{aside}: {where}, above every other method beyond the interval."
-    return f"Highest mean Recall@1{aside}: {where}, but {listed(level)} cannot be told from it."
+        return f"Highest mean Recall@1{aside}: {where}, significantly better than every other method."
+    verb = "does" if len(level) == 1 else "do"
+    return f"Highest mean Recall@1{aside}: {where}; {listed(level)} {verb} not differ from it significantly."
 
 
 def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> str:
@@ -316,12 +318,14 @@ def _sureness(gathered: Gathered, recalls: Recalls, compared: Comparisons) -> st
     seeds = min(len(found.method.seeds) for found in recalls.methods)
     queries = min(found.queries for result in recalls.methods for found in result.directions.values())
     groups = len(recalls.resamples.groups)
-    basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries a direction ({groups} groups)"
+    basis = f"{seeds} seed{'s' if seeds != 1 else ''} and at least {queries} queries per direction ({groups} groups)"
     number = len(compared.pairs)
-    corrected = f"; where one does not hold after correction for {number} comparisons, its p is given" if number > 1 else ""
+    corrected = (
+        f"; its p is given where it is no longer significant after correction for {number} comparisons" if number > 1 else ""
+    )
     return (
-        f"How sure: brackets are 95 % intervals over {basis}; differences called better or worse leave out zero{corrected}. "
-        f"All this is about one dataset, {splits} and these settings."
+        f"Uncertainty: brackets are 95 % intervals over {basis}; a difference is called significant where its interval excludes zero{corrected}. "
+        f"All of this holds for one dataset, {splits} and these settings."
     )
 
 
@@ -331,7 +335,7 @@ def _headline(recalls: Recalls, compared: Comparisons) -> str:
     lost = [method.label for method in (main, parts.fair) if method is not None and recalls[method.name].at_chance]
     if lost:
         verb = "is" if len(lost) == 1 else "are"
-        return f"{listed(lost)} {verb} at chance: whether filling in missing modalities helps cannot be judged from these runs."
+        return f"{listed(lost)} {verb} at chance: whether imputing missing modalities helps cannot be judged from these runs."
     if main is None or parts.fair is None or compared.of(main.name, parts.fair.name) is None:
         return _leader(recalls)
     if _fills(main):
@@ -354,7 +358,7 @@ def _outcome(compared: Comparisons, method: Method, fair: Method) -> str:
     if found is None:
         return f"{what} could not be compared"
     size = f"({signed(100 * found.value)} points of Recall@1{_doubt(found)})"
-    verb = {1: "helped", 0: "made no difference that shows", -1: "did harm"}[found.direction]
+    verb = {1: "helped", 0: "made no significant difference", -1: "did harm"}[found.direction]
     return f"{what} {verb} {size}"
 
 
@@ -366,7 +370,7 @@ def _beside_clip(compared: Comparisons, main: Method) -> str:
     if found is None or effect is None:
         return ""
     if found.direction == 0:
-        return "; it cannot be told from plain contrastive training"
+        return "; it does not differ significantly from plain contrastive training"
     size = f" (by {abs(100 * found.value):.1f} points{_doubt(found)})" if _doubt(found) else ""
     if found.direction < 0:
         return f"; plain contrastive training on the observed pairs was better{' still' if effect.direction > 0 else ''}{size}"

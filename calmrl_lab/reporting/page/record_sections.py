@@ -58,7 +58,7 @@ def protocol(found: Findings) -> list[tuple[str, str]]:
                 if len(recalls.directions) == len(asked) * (len(asked) - 1) > 2
                 else ", ".join(f"{a} → {b}" for a, b in recalls.directions),
             ),
-            ("queries a direction", _range(queries)),
+            ("queries per direction", _range(queries)),
             ("gallery", f"{_range(galleries)} candidates, nothing hidden from it; the query's own item is the positive"),
             ("resampling unit", f"{len(recalls.resamples.groups)} groups of items (near duplicates share a group), and seeds"),
         ]
@@ -67,7 +67,7 @@ def protocol(found: Findings) -> list[tuple[str, str]]:
     rows += [
         ("hidden in training", ", ".join(dict.fromkeys(method.scenario for method in gathered.methods)) or "unknown"),
         ("similarity", f"{_similarity(gathered)}; no re-ranking, no dual softmax"),
-        ("ties", "a hit within k counts with its probability under a random order of the tied candidates"),
+        ("ties", "a tied candidate counts with the probability of a hit under a random order of the ties"),
         ("median rank", "median over queries and seeds of the expected rank, best positive"),
         ("seeds", ", ".join(map(str, sorted({seed for method in gathered.methods for seed in method.seeds}))) or "none"),
         ("intervals", f"95 %, percentile bootstrap, {recalls.resamples.replicates} resamples of groups and of seeds"),
@@ -205,7 +205,7 @@ def _number(value: Any, digits: int) -> str:
 
 
 def _files(files: Sequence[str]) -> str:
-    """One row per table or figure, with a link a format."""
+    """One row per table or figure, with a link per format."""
     formats: dict[str, list[str]] = {}
     for name in files:
         formats.setdefault(name.rsplit(".", 1)[0], []).append(name)

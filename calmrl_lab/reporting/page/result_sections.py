@@ -40,7 +40,9 @@ def _results(found: Findings) -> list[Section]:
     if "fig5_oracle" in found.figures:
         figure = found.figures["fig5_oracle"]
         heading = (
-            "How far calibrated training comes" if found.compared.roles.oracle else "Calibrated and observed-only training"
+            "Calibrated training between baseline and oracle"
+            if found.compared.roles.oracle
+            else "Calibrated and observed-only training"
         )
         sections.append(
             Section("oracle", heading, chart(figure), short="Oracle" if found.compared.roles.oracle else "Calibrated")
@@ -57,13 +59,13 @@ def _calibration(found: Findings) -> list[Section]:
         table = found.tables["imputation_mse"]
         body = chart(found.figures["fig3_imputation_mse"]) + _predicted(found, found.imputations)
         body += details("By pattern and split", table.to_html(), f"{len(table.rows)} rows")
-        sections.append(Section("imputation", "How good the fillings are", body, short="Imputation"))
+        sections.append(Section("imputation", "Imputation error", body, short="Imputation"))
     if found.shifts is not None:
         body = chart(found.figures["fig4_anchor_shift"])
         if found.shifts.broken:
             body += f'<p class="failed-run">{found.shifts.broken} shifts lie outside their proven bounds: something is wrong with these numbers.</p>'
         body += details("By pattern", found.tables["anchor_shift"].to_html())
-        sections.append(Section("anchors", "Where the anchors go", body, short="Anchors"))
+        sections.append(Section("anchors", "Anchor shift", body, short="Anchors"))
     return sections
 
 
@@ -71,7 +73,7 @@ def _optional(found: Findings) -> list[Section]:
     """What only some runs were evaluated for: matching, modalities missing at test time, classification."""
     sections = []
     if "rerank" in found.tables:
-        sections.append(Section("rerank", "Re-ranked by matching", found.tables["rerank"].to_html(), short="Re-rank"))
+        sections.append(Section("rerank", "Re-ranking by matching", found.tables["rerank"].to_html(), short="Re-rank"))
     if "missing_curves" in found.tables:
         drawn = chart(found.figures["missing_curves"]) if "missing_curves" in found.figures else ""
         table = found.tables["missing_curves"]
@@ -106,20 +108,20 @@ def _error_analysis(found: Findings, environment: Any) -> list[Section]:
     if found.cases is not None and any(picked for _, _, picked in found.cases.kinds):
         examples = environment.get_template("examples.html.j2").render(**_examples(found, found.cases))
     body = examples + "".join(parts)
-    return [Section("inside", "Looking inside", body, short="Examples")] if body else []
+    return [Section("inside", "Examples", body, short="Examples")] if body else []
 
 
 def _examples(found: Findings, cases: Cases) -> dict[str, Any]:
     query, gallery = cases.direction
     titles = {
-        "won": f"Found first only by {cases.labels[0]}",
-        "lost": f"Found first only by {cases.labels[1]}",
-        "far off for both": "Not among the first ten of either",
+        "won": f"Right item ranked first only by {cases.labels[0]}",
+        "lost": f"Right item ranked first only by {cases.labels[1]}",
+        "far off for both": "Right item not among the first ten of either method",
     }
     return {
         "words": (
-            f"Queries by {query}, gallery of {gallery}, seed {cases.run.seed}. Drawn at random within each group, not picked; the item "
-            "sought is framed in green."
+            f"Queries by {query}, gallery of {gallery}, seed {cases.run.seed}. Queries are drawn at random within each group; the right "
+            "item has a green frame."
         ),
         "queries": cases.queries,
         "kinds": [
@@ -158,8 +160,8 @@ def _predicted(found: Findings, errors: Imputations) -> str:
 def _reliability_in_words(predicted: float, real: float) -> str:
     ratio = real / predicted if predicted > 0 else float("inf")
     if ratio > 1.1:
-        return "it is over-confident"
-    return "it predicts too large errors" if ratio < 0.9 else "its predicted errors are right on average"
+        return "its predictions are too small"
+    return "its predictions are too large" if ratio < 0.9 else "its predictions are right on average"
 
 
 def _published(found: Findings) -> list[Section]:
@@ -172,9 +174,9 @@ def _published(found: Findings) -> list[Section]:
     intro = (
         "The same data; here only heads on cached features were trained, so a difference in level may come from the rest of the network."
         if same_data(found.gathered)
-        else "The published numbers are on other data. Only the order of the systems can be compared, never the level."
+        else "The published numbers are on other data. Compare the order of the systems only, not the numbers themselves."
     )
-    return [Section("published", "Beside the paper", body, intro, "Paper")]
+    return [Section("published", "Comparison with the paper", body, intro, "Paper")]
 
 
 def _folded(found: Findings, name: str) -> str:

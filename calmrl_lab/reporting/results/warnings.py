@@ -23,9 +23,7 @@ def report_warnings(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
             f"No finished run of {listed([method.label for method in gathered.absent])}: missing from every table and figure."
         )
     if not gathered.complete:
-        found.append(
-            "The experiment has not finished, or these are single runs: what is not there yet is missing from every table."
-        )
+        found.append("The experiment has not finished, or these are single runs; tables show the runs that have finished.")
     partial = [r.method.label for r in recalls.methods if set(r.directions) != set(recalls.all_directions)]
     if partial:
         found.append(

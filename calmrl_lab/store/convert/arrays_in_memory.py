@@ -53,7 +53,12 @@ def store_arrays(
     if ids is None:
         names = numbered(count) if index is None else index
     else:
-        names = np.array(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if (nameless := [number for number, name in enumerate(listed) if name is None or name != name]) != []:
+            raise CalmrlError(
+                f"the id of item {nameless[0]} is {listed[nameless[0]]}", hint="every item needs an id of its own"
+            )
+        names = np.array(listed)
     if names.shape != (count,):
         raise CalmrlError(f"{names.size} ids are given for {count} items", hint="ids has one entry for every item, in order")
     names = names.astype(np.str_)
@@ -64,6 +69,10 @@ def store_arrays(
                 f"the mask is {mask.dtype} {list(mask.shape)}, expected bool [{count}, {len(arrays)}]",
                 hint="True where an item shows the modality, columns in the order of the arrays",
             )
+    if labels is not None and not isinstance(labels, Mapping):
+        raise CalmrlError(
+            f"labels are a {type(labels).__name__}, expected a dict", hint='labels={"category": one text per item}'
+        )
     placed = {
         check_name("modality", name): _placed(name, values, names, None if mask is None else mask[:, column])
         for column, (name, values) in enumerate(arrays.items())
@@ -98,6 +107,17 @@ def store_arrays(
         overwrite=overwrite,
         **about,
     )
+
+
+def unmasked(values: Any) -> Any:
+    """A masked array of NumPy as a plain one with NaN where it is masked; everything else as it is. `numpy.asarray` would show what the mask hides.
+
+    >>> unmasked(np.ma.array([1.0, 9.0], mask=[False, True])).tolist()
+    [1.0, nan]
+    """
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    return (values if values.dtype.kind == "f" else values.astype(np.float64)).filled(np.nan)
 
 
 def first_rows(
@@ -195,7 +215,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
         # NumPy has no bfloat16.
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
     try:
-        numbers = np.asarray(values)
+        numbers = np.asarray(unmasked(values))
     except (TypeError, ValueError):
         numbers = np.empty(0, dtype=object)
     if numbers.dtype.kind in "biu":
@@ -253,6 +273,11 @@ def _splits(given: Sequence[str] | np.ndarray | None, groups: np.ndarray, ids: n
         raise CalmrlError(f"group has {len(groups)} entries; expected {len(ids)}, one per item")
     if given is None:
         return assign_splits(groups)
+    if isinstance(given, str) or not hasattr(given, "__len__"):
+        raise CalmrlError(
+            f"split is {given!r}, expected train, validation or test for each of the {len(ids)} items",
+            hint="leave split out, and whole groups are drawn, 60/15/25",
+        )
     listed = [str(value) for value in given]
     if len(listed) != len(ids):
         raise CalmrlError(f"split has {len(listed)} entries; expected {len(ids)}, one per item")

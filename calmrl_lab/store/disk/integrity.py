@@ -83,7 +83,7 @@ class Checksums:
         return sha256_of(self.root / name) == self.files[name]["sha256"]
 
     def unlisted(self) -> Iterator[str]:
-        """Files below the store that digest.json should list and does not; hidden ones (.DS_Store) are nobody's data."""
+        """Files below the store that digest.json should list and does not; hidden ones (.DS_Store) hold no data."""
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root).as_posix()
             if path.is_file() and not path.name.startswith(".") and name not in self.files and name not in _UNCOUNTED:

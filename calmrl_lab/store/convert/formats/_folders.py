@@ -39,7 +39,7 @@ _JUNK = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|__MACOSX", re.IGNO
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file of this name is left by a file manager (`._x`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) and is nobody's data."""
+    """Whether a file of this name is left by a file manager (`._x`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) and holds no data."""
     return bool(_JUNK.fullmatch(name))
 
 

@@ -32,7 +32,7 @@ class ItemFolder:
         files = _files_below(path)
         if not files or files[0].suffix.lower() in (".parquet", ".feather", ".arrow") or are_parts(files):
             return False
-        # Of a readme or settings nobody says that they are an item.
+        # A readme or settings are no item.
         return files[0].suffix.lower() not in (".txt", ".json") or only_numbers(files[0]) is not None
 
     @staticmethod

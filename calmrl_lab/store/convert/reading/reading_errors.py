@@ -32,7 +32,7 @@ def reading_errors(path: Path) -> Iterator[None]:
         ) from None
     except MemoryError:
         raise CalmrlError(
-            f"'{path}' asks for more memory than there is", hint="the file is damaged, or import it in parts"
+            f"'{path}' needs more memory than there is", hint="the file is damaged, or import it in parts"
         ) from None
     except RecursionError:
         raise CalmrlError(f"'{path}' cannot be read: its parts are nested too deep", hint=SAVE_PLAIN) from None
