@@ -85,7 +85,9 @@ def guessed(config: TrainConfig, split: str | None = None) -> Cost:
     if config.members:
         members = [guessed(member, split) for member in member_configs(config)]
         known = [(one.seconds, one.bytes) for one in members if one.seconds is not None and one.bytes is not None]
-        return Cost(*(map(sum, zip(*known, strict=True))), False) if len(known) == len(members) else Cost(None, None, False)
+        if len(known) < len(members):
+            return Cost(None, None, False)
+        return Cost(sum(seconds for seconds, _ in known), sum(size for _, size in known), False)
     try:
         sizes = [_Sizes.of(path, config) for path in (config.store, *config.mix)]
         warm = _Sizes.of(config.warm_up, config).items.get("train", 0) if config.warm_up else 0

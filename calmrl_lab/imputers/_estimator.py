@@ -92,7 +92,7 @@ def arranged(
     given: Sequence[Array | None]
     if getattr(embeddings, "ndim", 3) < 3:
         raise CalmrlError(
-            f"one array {list(np.shape(embeddings))} was given, expected a list (or dict) with one array [N, d] per modality",
+            f"one array {list(getattr(embeddings, 'shape', ()))} was given, expected a list (or dict) with one array [N, d] per modality",
             hint="an imputer has to know which columns belong to which modality: [table[:, :5], table[:, 5:]]",
         )
     if isinstance(embeddings, Mapping):

@@ -117,7 +117,8 @@ def unmasked(values: Any) -> Any:
     """
     if not isinstance(values, np.ma.MaskedArray):
         return values
-    return (values if values.dtype.kind == "f" else values.astype(np.float64)).filled(np.nan)
+    masked: np.ma.MaskedArray = values if values.dtype.kind == "f" else np.ma.asarray(values, dtype=np.float64)
+    return masked.filled(np.nan)
 
 
 def first_rows(
