@@ -155,7 +155,7 @@ def _print(scored: Evaluation, again: Any | None = None) -> None:
         console.out.print(f"{pair['query']}->{pair['gallery']} is left out: the run does not compare these two modalities")
     if gate := coverage.get("gate"):
         console.out.print(
-            f"gate: {gate['left_uncalibrated']} of {gate['scored']} cases left uncalibrated; {100 * gate['harm_rate']:.1f} % harmed "
+            f"risk control: {gate['left_uncalibrated']} of {gate['scored']} cases left uncalibrated; {100 * gate['harm_rate']:.1f} % harmed "
             f"by calibration (at most {100 * gate['level']:g} % asked)"
         )
     if coverage["empty_items"]:

@@ -201,7 +201,7 @@ def test_the_command_prints_the_gate(cli, small_store, tmp_path):
     ]
     code, out, _ = cli("train-heads", *asked, "--risk-control", "--set", "dim=16", "--run", tmp_path / "r")
     assert code == 0
-    assert "gate:" in out
+    assert "risk control:" in out
     assert Run.open(tmp_path / "r").config.risk_control
     code, out, _ = cli("evaluate", "--run", tmp_path / "r")
     assert code == 0
