@@ -156,7 +156,7 @@ def _print(scored: Evaluation, again: Any | None = None) -> None:
     if gate := coverage.get("gate"):
         console.out.print(
             f"risk control: {gate['left_uncalibrated']} of {gate['scored']} cases left uncalibrated; {100 * gate['harm_rate']:.1f} % harmed "
-            f"by calibration (at most {100 * gate['level']:g} % asked)"
+            f"by calibration (at most {100 * gate['level']:g} % allowed)"
         )
     if coverage["empty_items"]:
         console.out.print(f"{coverage['empty_items']} of {coverage['items']} items show no modality at all")
