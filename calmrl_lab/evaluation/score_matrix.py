@@ -13,6 +13,7 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.retrieval import Ranks, recall
 from calmrl_lab.evaluation.score_rows import recall_table, score_rows
 from calmrl_lab.evaluation.significance import LEVEL, Comparison, Interval, compare, interval
+from calmrl_lab.store.convert.arrays_in_memory import for_numpy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,10 +139,7 @@ def _positives(given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "q g"]:
 
 
 def _numpy(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        # NumPy has no bfloat16, of which every value is a float32 too.
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    values = for_numpy(values)
     try:
         return np.asarray(values)
     except ValueError:

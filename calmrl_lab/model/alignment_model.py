@@ -324,11 +324,7 @@ def _below(named: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _features(name: str, values: Any, dim: int) -> Float[np.ndarray, "n d"]:
     """Features of one modality as float32. Raises CalmrlError for anything but numbers [N, `dim`]."""
     try:
-        found = (
-            torch.as_tensor(values).detach().cpu().float().numpy()
-            if isinstance(values, Tensor)
-            else np.asarray(unmasked(values))
-        )
+        found = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(unmasked(values))
         found = found.astype(np.float32, copy=False)
     except (TypeError, ValueError):
         raise CalmrlError(f"features of '{name}' are no array of numbers", hint=f"an array [items, {dim}]") from None

@@ -13,7 +13,6 @@ from torch import Tensor
 from calmrl_lab.config import TrainConfig
 from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
-from calmrl_lab.linalg.floating_range import unit_rows
 from calmrl_lab.linalg.kernel_pca import KernelPCA
 from calmrl_lab.model.closed_form import PPCAStart, require_two, start_by_ppca
 from calmrl_lab.model.encode import encode
@@ -146,12 +145,11 @@ def _say_which_hardly_differ(shown: Mapping[int, Tensor], modalities: Sequence[s
     alike = [
         modalities[index]
         for index, rows in shown.items()
-        if len(rows) > 1 and float(unit_rows(rows.double()).mean(dim=0).square().sum()) > _ALIKE
+        if len(rows) > 1 and float(UnitNorm(rows.shape[1])(rows).mean(dim=0).square().sum()) > _ALIKE
     ]
     if alike and rank() == 0:
-        named = " and ".join(filter(None, [", ".join(alike[:-1]), alike[-1]]))
         console.note(
-            f"features of {named} point almost the same way for all items (their mean is more than {_ALIKE:.0%} of their squared norm), so that "
+            f"features of {console.listed(alike)} point almost the same way for all items (their mean is more than {_ALIKE:.0%} of their squared norm), so that "
             "heads hardly tell items apart; --set features=standardised takes the mean away and gives all coordinates one variance"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +20,17 @@ err = Console(stderr=True, highlight=False)
 
 # Set by --quiet: neither notes nor progress; errors are printed all the same.
 quiet = False
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Joined by commas and "and".
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def note(message: str) -> None:

@@ -56,12 +56,13 @@ def train_heads(
     >>> run.summary["epochs"]
     1
     """
-    if not isinstance(getattr(store, "path", store), str | Path):
+    path = getattr(store, "path", store)
+    if not isinstance(path, str | Path):
         raise CalmrlError(
             f"the store is a {type(store).__name__}, expected a FeatureStore or the path of one",
             hint="features in memory: FeatureStore.from_arrays({modality: array})",
         )
-    values: dict[str, Any] = {"store": str(getattr(store, "path", store)), "method": method, **settings}
+    values: dict[str, Any] = {"store": str(path), "method": method, **settings}
     if imputer is not None:
         if "impute" in settings:
             raise CalmrlError("imputer and impute are one setting, and both were given", hint="leave one of them out")

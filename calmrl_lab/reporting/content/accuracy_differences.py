@@ -14,7 +14,7 @@ from calmrl_lab.reporting.output.palette import Ink
 from calmrl_lab.reporting.output.table import Cell, Column, Table
 from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Roles
-from calmrl_lab.reporting.results.warnings import listed
+from calmrl_lab.runtime.console import listed
 
 if TYPE_CHECKING:
     import pandas as pd

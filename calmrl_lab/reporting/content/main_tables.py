@@ -13,6 +13,7 @@ from calmrl_lab.reporting.results.imputation_errors import ALL, Imputations
 from calmrl_lab.reporting.results.recalls import DEPTHS, Direction, Recalls
 
 FEATURES = "features as they come"
+_BEST = "significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero."
 RECALL_FIELDS = (
     "method", "query", "gallery", "recall_at_1", "low", "high", "recall_at_5", "recall_at_10", "median_rank", "seeds", "queries",
 )  # fmt: skip
@@ -120,7 +121,7 @@ def recall_table(recalls: Recalls, inks: dict[str, Ink]) -> Table:
     columns = [Column(head, numeric=index > 2) for index, head in enumerate(heads)]
     notes = (
         "Brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
-        "Bold: significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero.",
+        f"Bold: {_BEST}",
         "Ties count with the probability of a hit under a random order of the tied candidates.",
     )
     return Table("recall", "Recall by method and direction", columns, rows, notes, RECALL_FIELDS, records, rules)
@@ -164,7 +165,7 @@ def summary_table(recalls: Recalls, compared: Comparisons, inks: dict[str, Ink])
     notes = [
         f"Means over {len(recalls.directions)} directions; brackets: 95 % interval, bootstrap over groups of queries and over seeds.",
         "Δ in points, paired by query and seed, p two-sided, corrected for all comparisons of this report (Holm); bold: the interval excludes zero and p is below .05.",
-        "Bold recall: significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero.",
+        f"Bold recall: {_BEST}",
         "Scored by: the similarity of a query and a candidate of another modality.",
     ]
     fields = tuple(records[0]) if records else ()
@@ -301,9 +302,7 @@ def direction_table(recalls: Recalls, features: Mapping[Direction, float]) -> Ta
         *map(Column, plain),
         *(Column(result.method.label) for result in recalls.methods),
     ]
-    notes = [
-        "Bold: significantly better than every other method (without the oracle): the paired 95 % interval of the difference excludes zero."
-    ]
+    notes = [f"Bold: {_BEST}"]
     if features:
         notes.append(
             f"{FEATURES.capitalize()}: the cosine of the features before anything is trained; – where their dimensions differ."

@@ -14,7 +14,7 @@ from calmrl_lab.reporting.output.palette import GREEN, GREY, VERMILLION, Ink
 from calmrl_lab.reporting.results.collect import Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
 from calmrl_lab.reporting.results.recalls import DEPTHS, Recalls
-from calmrl_lab.reporting.results.warnings import listed
+from calmrl_lab.runtime.console import listed
 
 
 def overview(recalls: Recalls, inks: dict[str, Ink]) -> Figure:

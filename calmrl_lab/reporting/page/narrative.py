@@ -13,7 +13,8 @@ from calmrl_lab.reporting.results.collect import Gathered, Method
 from calmrl_lab.reporting.results.comparisons import Comparisons
 from calmrl_lab.reporting.results.imputation_errors import Imputations
 from calmrl_lab.reporting.results.recalls import Recalls
-from calmrl_lab.reporting.results.warnings import listed, report_warnings
+from calmrl_lab.reporting.results.warnings import report_warnings
+from calmrl_lab.runtime.console import listed
 
 
 @dataclass(frozen=True)

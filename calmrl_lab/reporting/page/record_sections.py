@@ -13,7 +13,7 @@ from calmrl_lab.config import SIMILARITY_WORDS
 from calmrl_lab.reporting.page.context import Findings, Section
 from calmrl_lab.reporting.page.result_sections import chart, details
 from calmrl_lab.reporting.results.collect import Gathered, Method
-from calmrl_lab.reporting.results.warnings import listed
+from calmrl_lab.runtime.console import listed
 
 _REASONS = (
     ("absent", "absent", "absent by nature"),

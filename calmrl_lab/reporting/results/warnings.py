@@ -5,6 +5,7 @@ from __future__ import annotations
 from calmrl_lab.reporting.results.collect import Gathered
 from calmrl_lab.reporting.results.feature_reference import BelowFeatures, below_features
 from calmrl_lab.reporting.results.recalls import MethodResult, Recalls
+from calmrl_lab.runtime.console import listed
 
 
 def report_warnings(gathered: Gathered, recalls: Recalls) -> tuple[str, ...]:
@@ -58,10 +59,3 @@ def _below_features(lost: list[BelowFeatures]) -> list[str]:
         f"Below the cosine of the features as they come, which needs no training, beyond the 95 % interval in most runs: {listed(named)}. These features "
         "share a space already; the methods raw and recommended keep it."
     ]
-
-
-def listed(parts: list[str]) -> str:
-    """Joined by commas and "and"."""
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"

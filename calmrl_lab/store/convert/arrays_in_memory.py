@@ -54,7 +54,7 @@ def store_arrays(
         names = numbered(count) if index is None else index
     else:
         listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        if (nameless := [number for number, name in enumerate(listed) if name is None or name != name]) != []:
+        if nameless := [number for number, name in enumerate(listed) if name is None or name != name]:
             raise CalmrlError(
                 f"the id of item {nameless[0]} is {listed[nameless[0]]}", hint="every item needs an id of its own"
             )
@@ -107,6 +107,14 @@ def store_arrays(
         overwrite=overwrite,
         **about,
     )
+
+
+def for_numpy(values: Any) -> Any:
+    """A tensor on the CPU, of bfloat16, which NumPy lacks, exactly as float32; everything else as it is."""
+    if not hasattr(values, "detach"):
+        return values
+    values = values.detach().cpu()
+    return values.float() if str(values.dtype) == "torch.bfloat16" else values
 
 
 def unmasked(values: Any) -> Any:
@@ -211,10 +219,7 @@ def _items(arrays: Mapping[str, Any]) -> int:
 
 def _numbers(name: str, values: Any) -> np.ndarray:
     """`values` as an array of a dtype that stores have."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        # NumPy has no bfloat16.
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    values = for_numpy(values)
     try:
         numbers = np.asarray(unmasked(values))
     except (TypeError, ValueError):
