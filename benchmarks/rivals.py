@@ -1,6 +1,6 @@
 """Every imputer on the held-out items of real stores: error against mean imputation, predicted against real error, seconds.
 
-    calmrl-lab bench rivals stores/openmoji.zarr stores/digits.zarr:standard        all imputers, 3 drawings: an hour of one core
+    calmrl-lab bench rivals stores/openmoji.zarr stores/digits.zarr:standard        all imputers, 3 drawings: four hours of one core
     calmrl-lab bench rivals stores/digits.zarr:standard --imputers mean,ppca-auto --seeds 1
     calmrl-lab bench rivals stores/*.zarr --minutes 7                               a piece; the same command goes on from there
     calmrl-lab bench rivals stores/openmoji.zarr stores/digits.zarr:standard --write docs/imputation.md
@@ -71,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop after the piece that ends later than this")
     parser.add_argument("--results", type=Path, default=Path("reports/rivals"), help="where finished pieces are kept")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the marks of this Markdown file")
-    parser.add_argument("--section", default="rivals", help="the name of these marks")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     names = options.imputers.split(",") if options.imputers else contenders()
@@ -83,9 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     tables = _rival_tables.tables(frame)
     if options.write:
-        _marks.put(options.write, options.section, _rival_tables.markdown(tables))
-        if options.section == "rivals":
-            _rival_tables.draw(frame, options.write.parent)
+        _marks.put(options.write, "rivals", _rival_tables.markdown(tables))
+        _rival_tables.draw(frame, options.write.parent)
     console.emit(tables, options.json, lambda: _rival_tables.show(tables))
 
 
