@@ -1,4 +1,4 @@
-"""Numbers so large or small that their squares leave the range of float32: scaled by a power of two, which rounds nothing."""
+"""What floating-point numbers cannot hold: squares beyond the range of float32, and differences that are rounding only."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def range_scale(largest: float) -> float:
         return 1.0
     exponent = math.frexp(largest)[1] - 1
     return 1.0 if abs(exponent) <= _EXPONENT else math.ldexp(1.0, exponent)
+
+
+def centred(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "n d"]]:
+    """The mean of `rows` and their deviations from it, exactly 0 in coordinates that are the same in all rows.
+
+    The mean of equal numbers is another number by rounding. A scale made of that difference would blow up any other value that comes later.
+
+    >>> centre, deviations = centred(torch.full((3, 1), 0.1, dtype=torch.float64))
+    >>> deviations.tolist()
+    [[0.0], [0.0], [0.0]]
+    """
+    centre = rows.mean(dim=0)
+    return centre, (rows - centre).masked_fill((rows == rows[:1]).all(dim=0), 0.0)
 
 
 def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
