@@ -24,6 +24,18 @@ def range_scale(largest: float) -> float:
     return 1.0 if abs(exponent) <= _EXPONENT else math.ldexp(1.0, exponent)
 
 
+def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """`rows` at norm one, also those whose squares overflow or underflow; rows of zeros stay zero.
+
+    >>> unit_rows(torch.tensor([[3e30, 4e30], [0.0, 0.0], [3e-40, 4e-40]])).tolist()[1]
+    [0.0, 0.0]
+    """
+    largest = rows.abs().amax(dim=-1, keepdim=True)
+    extreme = (largest > 0) & ((largest > 2.0**_EXPONENT) | (largest < 2.0**-_EXPONENT))
+    rows = torch.where(extreme, rows / torch.where(largest > 0, largest, 1.0), rows)
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
 def centred(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "n d"]]:
     """The mean of `rows` and their deviations from it, exactly 0 in coordinates that are the same in all rows.
 
@@ -35,15 +47,3 @@ def centred(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tens
     """
     centre = rows.mean(dim=0)
     return centre, (rows - centre).masked_fill((rows == rows[:1]).all(dim=0), 0.0)
-
-
-def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-    """`rows` at norm one, also those whose squares overflow or underflow; rows of zeros stay zero.
-
-    >>> unit_rows(torch.tensor([[3e30, 4e30], [0.0, 0.0], [3e-40, 4e-40]])).tolist()[1]
-    [0.0, 0.0]
-    """
-    largest = rows.abs().amax(dim=-1, keepdim=True)
-    extreme = (largest > 0) & ((largest > 2.0**_EXPONENT) | (largest < 2.0**-_EXPONENT))
-    rows = torch.where(extreme, rows / torch.where(largest > 0, largest, 1.0), rows)
-    return torch.nn.functional.normalize(rows, dim=-1)
