@@ -176,13 +176,18 @@ class Session:
         warm = [("warm-up", self.data.warm_up)] * self.config.warm_up_epochs if self.data.warm_up is not None else []
         return [*warm, *[("train", self.train_table)] * self.config.epochs]
 
+    @property
+    def first_filled(self) -> int:
+        """Epochs before gaps are first filled: those of the warm-up and, after it, `impute_from`."""
+        return max(len(self.phases()) - self.config.epochs, 0) + self.config.impute_from
+
     def learn(self, run: Run) -> None:
         """All remaining epochs, then the files of the finished run."""
         config = self.config
         phases = self.phases()
         steps = [max(1, -(-len(table) // config.batch_size)) for _, table in phases]
         total = max(sum(steps), 1)
-        first_train = max(len(phases) - config.epochs, 0)
+        first_train = self.first_filled - config.impute_from
         if self.epoch == 0:
             self._validate(run, "start")
         with progress(f"training {run.name}", len(phases), "epochs") as task:
@@ -190,8 +195,8 @@ class Session:
             while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
-                fill = self.filler.fills and self.epoch >= first_train + config.impute_from and not bool(table.mask.all())
-                since = self.epoch - first_train - config.impute_from
+                fill = self.filler.fills and self.epoch >= self.first_filled and not bool(table.mask.all())
+                since = self.epoch - self.first_filled
                 if fill and (since % config.refresh == 0 if config.refresh else since == 0):
                     first = since == 0
                     rounds = config.first_iterations if first else config.refresh_iterations
@@ -378,16 +383,19 @@ class Session:
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
         signs = self._signs()
-        if -1 in signs:
-            self.heads.change_signs(signs)
+        self.heads.change_signs(signs)
+        # Parameters that are fitted once fit no heads of an epoch before that.
+        frozen = config.refresh == 0 and self.best["epoch"] >= self.first_filled
+        if frozen:
+            self.filler.mirror(signs)
+        elif config.refresh == 0 or -1 in signs:
             self.filler.forget()
         self.objective.load_state_dict(self.best_objective)
         noise_scale, gate, imputer = 1.0, None, None
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            frozen = config.refresh == 0 and self.filler.imputer.fitted
-            refit = self.filler.settle if frozen else partial(self.filler.refresh, iterations=config.first_iterations)
+            refit = self.filler.settle if frozen and self.filler.imputer.fitted else partial(self.filler.refresh, iterations=config.first_iterations)
             logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled
