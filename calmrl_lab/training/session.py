@@ -112,6 +112,7 @@ class Session:
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
         self._say_what_nothing_shows(replay)
+        self._say_what_is_not_aligned()
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
@@ -167,6 +168,17 @@ class Session:
             console.note(
                 f"modality '{name}' is never observed in training ({scenario}): nothing aligns it, and directions from or to it mean nothing; "
                 "leave it out with --modalities, or add a --warm-up store that has it"
+            )
+
+    def _say_what_is_not_aligned(self) -> None:
+        """A note on the modalities that an option of the objective leaves out of its alignment."""
+        names = self.train_table.modalities
+        aligned = getattr(self.objective, "aligned", names)
+        left_out = [name for name in names if name not in aligned]
+        if left_out and rank() == 0:
+            console.note(
+                f"objective '{self.config.objective}' aligns {console.listed(aligned)} only (objective_options."
+                f"{self.objective.aligned_option}); no term of alignment takes {console.listed(left_out)}"
             )
 
     def phases(self) -> list[tuple[str, Table]]:
@@ -395,7 +407,11 @@ class Session:
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            refit = self.filler.settle if frozen and self.filler.imputer.fitted else partial(self.filler.refresh, iterations=config.first_iterations)
+            refit = (
+                self.filler.settle
+                if frozen and self.filler.imputer.fitted
+                else partial(self.filler.refresh, iterations=config.first_iterations)
+            )
             logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled
