@@ -102,6 +102,14 @@ def test_every_command_has_help_with_an_example():
             assert "Example: calmrl-lab" in shown.output, command
 
 
+def test_help_behind_a_benchmark_shows_the_options_of_that_benchmark():
+    from calmrl_lab.cli import app
+
+    shown = CliRunner().invoke(app, ["bench", "rivals", "--help"])
+    assert shown.exit_code == 0
+    assert "--imputers" in shown.output
+
+
 def test_help_does_not_import_torch():
     code = "import sys; sys.argv=['calmrl-lab','--help']\ntry:\n    from calmrl_lab.cli import main; main()\nexcept SystemExit: pass\n"
     code += "sys.exit(bool({'torch', 'pandas', 'zarr', 'matplotlib', 'scipy'} & set(sys.modules)))"

@@ -10,16 +10,23 @@ from calmrl_lab.runtime import console
 
 
 def register(app: typer.Typer) -> None:
-    app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+    words = {"allow_extra_args": True, "ignore_unknown_options": True}
+    # Every case has options of its own, which `bench CASE --help` shows.
+    app.command("bench", add_help_option=False, context_settings=words)(bench)
 
 
 def bench(
-    context: typer.Context, case: str | None = typer.Argument(None, help="Case to run; without one, list the cases.")
+    context: typer.Context,
+    case: str | None = typer.Argument(None, help="Case to run; without one, list the cases."),
+    help: bool = typer.Option(False, "--help", help="Show this message, or behind a case the options of that case, and exit."),
 ) -> None:
-    """Measure a case side by side with its plain reference; further words go to the case (try --quick, --json).
+    """Measure a case side by side with its plain reference; further words go to the case (try --quick, --json, --help).
 
     Example: calmrl-lab bench imputation --quick
     """
+    if help and case is None:
+        context.get_help()
+        return
     import runpy
     import sys
 
@@ -37,6 +44,6 @@ def bench(
         return
     if case not in cases:
         raise CalmrlError(f"unknown benchmark '{case}'{nearest(case, cases)}", hint=f"known: {', '.join(cases)}")
-    sys.argv = [f"{case}.py", *context.args]
+    sys.argv = [case, *context.args, *(["--help"] if help else [])]
     sys.path.insert(0, str(folder))
     runpy.run_path(str(folder / f"{case}.py"), run_name="__main__")

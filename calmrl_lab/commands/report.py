@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Path = typer.Option(Path("runs"), help="Folder of an experiment, or of single runs."),
+    runs: Path = typer.Option(Path("runs"), help="Folder of an experiment or of single runs, or one run."),
     out: Path | None = typer.Option(None, help="Folder to write. (default: reports/<name of the runs folder>)"),
     also_report: list[Path] = typer.Option(
         [], metavar="FOLDER", help="Experiment on other data whose main tables are added; may be repeated."

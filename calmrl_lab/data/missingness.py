@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -58,6 +59,20 @@ def pattern_names(mask: Mask, modalities: Sequence[str]) -> list[str]:
     patterns = Patterns.of(np.asarray(mask, dtype=bool))
     names = patterns.names(modalities)
     return [names[index] for index in patterns.which.tolist()]
+
+
+def named_modalities(spec: str, modalities: Sequence[str]) -> set[str]:
+    """Those of `modalities` that scenario `spec` names: what it drops, or what its patterns consist of.
+
+    >>> sorted(named_modalities("drop:audio,text@0.5+random:0.5", ["audio", "text", "vision"]))
+    ['audio', 'text']
+    """
+    found: set[str] = set()
+    for part in _parts(spec, tuple(modalities)):
+        name, _, argument = part.partition(":")
+        if name in ("drop", "pattern"):
+            found |= {word.strip() for word in re.split("[,+/]", argument.partition("@")[0])}
+    return found & set(modalities)
 
 
 def uniform(seed: int, ids: np.ndarray, purpose: str) -> np.ndarray:

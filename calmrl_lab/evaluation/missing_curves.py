@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calmrl_lab.data.missingness import apply_scenario, pattern_names
+from calmrl_lab.data.missingness import apply_scenario, named_modalities, pattern_names
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.evaluation.retrieval import rank_items
 from calmrl_lab.evaluation.run_items import imputer_of, open_run
@@ -40,6 +40,10 @@ SCORERS = ("centroid", "anchor")
 MOST_QUERIES, MOST_DROPS = 6, 5
 # What makes one curve: rows that agree in these differ only in the scenario.
 CURVE = ("query", "gallery", "side", "scorer", "calibrated")
+
+
+class _NoQueries(CalmrlError):
+    """A scenario and a modality of queries that leave nothing to score."""
 
 
 def default_scenarios(modalities: Sequence[str]) -> list[str]:
@@ -81,7 +85,8 @@ def missing_curves(
 
     Columns: those of score rows, side, calibrated, unserved (candidates or queries that show nothing the scorer can use) and without_positive
     (queries that were left out, because nothing in the gallery is their item); pattern is what the item shows under the scenario.
-    Raises CalmrlError for unknown modalities, scorers and scenarios, and for a query modality that no item shares.
+    Raises CalmrlError for unknown modalities, scorers and scenarios, and for a query modality that no item shows or that a scenario names. Where no
+    `queries` are named, such are left out with a note, and it is an error only if nothing is left.
     """
     import pandas as pd
 
@@ -90,7 +95,8 @@ def missing_curves(
         raise CalmrlError(
             f"scorer 'fused': the fusion heads of this run were trained for queries of '{asking}'", hint=f"--query {asking}"
         )
-    parts = []
+    parts: list[pd.DataFrame] = []
+    left_out: dict[str, _NoQueries] = {}
     parts_of_model = {"imputer": imputer, "objective": objective}
     if queries is None and len(embedded.modalities) > MOST_QUERIES:
         console.note(
@@ -102,7 +108,16 @@ def missing_curves(
         others = [m for m in embedded.modalities if m != query]
         asked = list(dict.fromkeys(scenarios or default_scenarios(others)))
         for scenario in tracked(asked, f"queries of {query}", unit="scenarios"):
-            parts += _scenario_parts(embedded, parts_of_model, compared or {}, scorers, scenario, query, others, seed)
+            try:
+                parts += _scenario_parts(embedded, parts_of_model, compared or {}, scorers, scenario, query, others, seed)
+            except _NoQueries as error:
+                if queries is not None:
+                    raise
+                left_out[error.message] = error
+    if not parts:
+        raise next(iter(left_out.values()))
+    for message in left_out:
+        console.note(f"left out: {message}")
     return pd.concat(parts, ignore_index=True)
 
 
@@ -159,14 +174,19 @@ def _scenario_parts(
     asking = embedded.modalities.index(query)
     columns = [embedded.modalities.index(m) for m in others]
     natural = embedded.mask[:, columns].cpu().numpy()
+    if query in named_modalities(scenario, embedded.modalities):
+        raise _NoQueries(
+            f"scenario '{scenario}' names '{query}', which for queries of '{query}' is no part of the items",
+            hint="name another modality with --query, or another scenario",
+        )
     shown, keep = apply_scenario(scenario, embedded.ids, others, natural, seed)
     if not keep.any():
-        raise CalmrlError(f"scenario '{scenario}' leaves no item in the gallery")
+        raise _NoQueries(f"scenario '{scenario}' leaves no item in the gallery of queries of '{query}'")
     kept = torch.from_numpy(np.flatnonzero(keep)).to(embedded.mask.device)
     mask = torch.from_numpy(shown).to(embedded.mask.device)
     owners = embedded.owners[asking]
     if not bool(torch.isin(owners, kept).any()):
-        raise CalmrlError(f"no item of the gallery has modality '{query}', so there are no queries of it")
+        raise _NoQueries(f"no item of the gallery has modality '{query}', so there are no queries of it")
     patterns, joint = np.asarray(pattern_names(shown, others)), "+".join(others)
     made: list[pd.DataFrame] = []
     views = [(False, embedded.items[:, columns], mask)]

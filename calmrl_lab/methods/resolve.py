@@ -138,6 +138,9 @@ def label(config: TrainConfig) -> str:
 
 def _changes_in_words(config: TrainConfig) -> list[str]:
     own = _flat(config)
+    if own.get("warm_up"):
+        # The folder above a store says nothing of the method, and tables are read elsewhere.
+        own["warm_up"] = Path(own["warm_up"]).name
     return [f"{key} {_short(own[key])}" if key in own else f"no {key}" for key in config.changed]
 
 

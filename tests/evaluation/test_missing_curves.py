@@ -131,7 +131,9 @@ def test_two_modalities_have_no_joint_to_speak_of_and_still_work(invented):
     ("arguments", "said"),
     [
         ({"queries": ["z"]}, "queries have no modality 'z'"),
-        ({"scenarios": ["drop:a"], "queries": ["a"]}, "unknown modality 'a'"),
+        ({"scenarios": ["drop:a"], "queries": ["a"]}, "'drop:a' names 'a', which for queries of 'a' is no part of the items"),
+        ({"scenarios": ["drop:a,b,c"]}, "'drop:a,b,c' names 'a', which for queries of 'a' is no part of the items"),
+        ({"scenarios": ["drop:z"]}, "unknown modality 'z'"),
         ({"scorers": ["centriod"]}, "did you mean 'centroid'?"),
         ({"scorers": ["imputer-likelihood"]}, "scorer 'imputer-likelihood' needs a fitted PPCA"),
         ({"scorers": ["likelihood-ratio"]}, "needs a model that can compare by similarity 'likelihood-ratio'"),
@@ -147,6 +149,20 @@ def test_a_gallery_without_the_asking_modality_is_refused(invented):
     lost = replace(data, rows=(data.rows[0][:0], data.rows[1]), owners=(data.owners[0][:0], data.owners[1]))
     with pytest.raises(CalmrlError, match="there are no queries of it"):
         missing_curves(lost, queries=["a"])
+
+
+def test_of_all_modalities_those_that_nothing_can_ask_are_left_out_with_a_note(invented, capsys):
+    data = invented()
+    frame = missing_curves(data, scenarios=["full", "drop:c"], scorers=["centroid"])
+    asked = frame[frame["side"] == "gallery"].groupby("query")["gallery_scenario"].unique().map(set).to_dict()
+    assert asked == {"a": {"full", "drop:c"}, "b": {"full", "drop:c"}, "c": {"full"}}
+    assert "left out: scenario 'drop:c' names 'c'" in capsys.readouterr().err
+    mask = data.mask.clone()
+    mask[:, 2] = False
+    unseen = replace(data, mask=mask, rows=(*data.rows[:2], data.rows[2][:0]), owners=(*data.owners[:2], data.owners[2][:0]))
+    frame = missing_curves(unseen, scenarios=["full", "random:0.5"], scorers=["centroid"])
+    assert set(frame.loc[frame["side"] == "gallery", "query"]) == {"a", "b"}
+    assert capsys.readouterr().err.count("no item of the gallery has modality 'c'") == 1
 
 
 def test_a_run_writes_its_curves(trained):

@@ -72,6 +72,11 @@ def test_options_go_with_their_plug_in():
     assert more.init_options == {"kernel": "heads", "components": 50}
 
 
+def test_the_name_of_a_run_has_the_name_of_its_warm_up_store_without_folders():
+    config = resolve({"store": "s.zarr", "method": "calmrl-released", "warm_up": "/data/of/mine/first.zarr"}, "test")
+    assert label(config) == "calmrl-released (warm_up first.zarr)"
+
+
 def test_the_dimension_is_the_latent_one_where_heads_start_from_ppca():
     assert resolve({"store": "s.zarr", "dim": 5}, "test").init_options == {"kernel": "heads", "latent_dim": 5}
     assert resolve({"store": "s.zarr", "dim": 5, "init_options": {"latent_dim": 4}}, "test").init_options["latent_dim"] == 4

@@ -72,6 +72,15 @@ def test_single_runs_without_an_experiment_file(tmp_path):
     assert not found.complete
 
 
+def test_one_run_is_reported_by_its_own_name(tmp_path, monkeypatch):
+    write_run(tmp_path / "mine", RECIPES[2], 0, items=10)
+    write_run(tmp_path / "other", RECIPES[3], 0, items=10)
+    found = gather(tmp_path / "mine")
+    assert [[run.name for run in method.runs] for method in found.methods] == [["mine"]]
+    monkeypatch.chdir(tmp_path / "mine")
+    assert gather(".").title == found.title == "Runs in mine"
+
+
 def test_runs_with_one_label_are_told_apart(tmp_path):
     recipe = RECIPES[2]
     for name in ("a-s0", "b-s0"):

@@ -141,7 +141,7 @@ class Gathered:
 
 
 def gather(folder: Path | str) -> Gathered:
-    """Everything that can be reported from `folder`: an experiment (experiment.json and runs), or a folder of single runs.
+    """Everything that can be reported from `folder`: an experiment (experiment.json and runs), a folder of single runs, or one run.
 
     Runs that failed, did not finish, were not evaluated, are damaged or of another format become `problems`, never an exception.
     Raises CalmrlError if the folder does not exist, holds several experiments, holds no run at all, or its experiment.json is damaged.
@@ -150,7 +150,8 @@ def gather(folder: Path | str) -> Gathered:
     record = ExperimentFolder(folder).read()
     problems: list[Problem] = []
     found: dict[str, RunRecord] = {}
-    places = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+    places = inside if inside or not _is_run(folder) else [folder.resolve()]
     for place in places:
         loaded = _load(place)
         if isinstance(loaded, Problem):
@@ -188,7 +189,7 @@ def gather(folder: Path | str) -> Gathered:
 
 
 def _title(record: dict[str, Any], folder: Path) -> str:
-    title = str(record.get("title") or f"Runs in {folder.name}")
+    title = str(record.get("title") or f"Runs in {folder.resolve().name}")
     return f"{title} (stand-in: {record.get('data') or 'other data'})" if record.get("stand_in") else title
 
 
