@@ -70,7 +70,7 @@ class PPCAGradient(PPCA):
         and not used. Raises CalmrlError as `PPCA.fit`."""
         data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
-        refuse_unconnected(statistics := Statistics.of(data), self.name, self.modalities)
+        refuse_unconnected((statistics := Statistics.of(data)).co_observed(), self.name, self.modalities)
         q = int(self.latent_dim)
         if q >= sum(data.dims):
             raise CalmrlError(

@@ -111,7 +111,8 @@ def test_one_item_that_is_far_from_all_others(name):
 def test_modalities_that_are_never_seen_together(name):
     mask = np.zeros((60, 3), dtype=bool)
     mask[np.arange(60), np.arange(60) % 3] = True
-    if name.startswith("ppca"):
+    if name.startswith("ppca") or name in SMALL_NETWORKS:
+        # A network that no item has taught would fill in whatever its initial weights say.
         with pytest.raises(CalmrlError, match=f"never observed together with any of 0, .* so imputer '{name}' cannot"):
             filled(name, related(), mask)
     else:
