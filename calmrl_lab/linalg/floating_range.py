@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
@@ -69,4 +69,13 @@ def centred(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tens
     [[0.0], [0.0], [0.0]]
     """
     centre = rows.mean(dim=0)
-    return centre, (rows - centre).masked_fill((rows == rows[:1]).all(dim=0), 0.0)
+    return centre, (rows - centre).masked_fill(constant(rows), 0.0)
+
+
+def constant(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " d"]:
+    """Whether a coordinate is exactly the same in all `rows`.
+
+    >>> constant(torch.tensor([[1.0, 2.0], [1.0, 3.0]])).tolist()
+    [True, False]
+    """
+    return (rows == rows[:1]).all(dim=0)
