@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from calmrl_lab.errors import CalmrlError
 
 # Squares of numbers between 2**-40 and 2**40, and sums of millions of them, are far inside the range of float32.
 _EXPONENT = 40
@@ -22,6 +25,26 @@ def range_scale(largest: float) -> float:
         return 1.0
     exponent = math.frexp(largest)[1] - 1
     return 1.0 if abs(exponent) <= _EXPONENT else math.ldexp(1.0, exponent)
+
+
+def to_float32(features: Float[np.ndarray, "... d"], modality: str) -> Float[np.ndarray, "... d"]:
+    """Features of a modality, of any floating-point dtype, as float32.
+
+    Raises CalmrlError for float64 features that are beyond the largest float32, or all of which float32 would take for zero: the cast alone would
+    make infinity or equal items of them.
+
+    >>> to_float32(np.array([[1.0, 2.0]]), "vision").dtype
+    dtype('float32')
+    """
+    if features.dtype.itemsize > 4 and features.size:
+        finite = np.abs(features[np.isfinite(features)])
+        largest = float(finite.max(initial=0.0))
+        if largest > float(np.finfo(np.float32).max) or 0 < largest < float(np.finfo(np.float32).tiny):
+            raise CalmrlError(
+                f"the largest feature of modality '{modality}' is {largest:.1e} in magnitude, which float32, in which runs compute, cannot hold",
+                hint="scale the features of this modality before they are stored",
+            )
+    return np.asarray(features, dtype=np.float32)
 
 
 def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
