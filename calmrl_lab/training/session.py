@@ -22,7 +22,7 @@ from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_model
-from calmrl_lab.model.selection import choose_weights, validation_score
+from calmrl_lab.model.selection import choose_weights, pairs_of_modalities, validation_score
 from calmrl_lab.model.signs import best_signs, pair_cosines
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
@@ -113,6 +113,7 @@ class Session:
             refuse_unfilled(config)
         self._say_what_nothing_shows(replay)
         self._say_what_is_not_aligned()
+        self._say_if_nothing_selects()
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
@@ -168,6 +169,14 @@ class Session:
             console.note(
                 f"modality '{name}' is never observed in training ({scenario}): nothing aligns it, and directions from or to it mean nothing; "
                 "leave it out with --modalities, or add a --warm-up store that has it"
+            )
+
+    def _say_if_nothing_selects(self) -> None:
+        """A note where validation has no query to rank, so that every epoch has score 0."""
+        if rank() == 0 and self.ranking is None and next(pairs_of_modalities(self.validation_table), None) is None:
+            console.note(
+                f"no two validation items (of {len(self.validation_table)}) show the same two modalities, so nothing can be ranked and every epoch "
+                "has score 0: the heads stay as they start; a store needs more validation items (--set split_seed=0 draws another split)"
             )
 
     def _say_what_is_not_aligned(self) -> None:

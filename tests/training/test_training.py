@@ -12,6 +12,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.runs.artifact_folder import digest
 from calmrl_lab.runs.run import Run
+from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import update
 from calmrl_lab.training.session import Session
@@ -257,6 +258,16 @@ def test_a_request_that_makes_no_sense_writes_nothing(small_store, tmp_path, cha
     with pytest.raises(CalmrlError, match=said):
         train(config(**{"store": small_store, **changes}), tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("chosen_by", "said"), [(1, True), (2, False)])
+def test_validation_that_can_rank_nothing_is_said(tmp_path, capsys, chosen_by, said):
+    vision, text = np.random.default_rng(0).normal(size=(2, 12, 4))
+    split = ["train"] * 8 + ["validation"] * chosen_by + ["test"] * (4 - chosen_by)
+    store = FeatureStore.from_arrays({"vision": vision, "text": text}, split=split, path=tmp_path / "s.zarr")
+    train_heads(store, method="pmrl", epochs=1, dim=4, run=tmp_path / "r")
+    note = f"no two validation items (of {chosen_by}) show the same two modalities"
+    assert (note in capsys.readouterr().err) is said
 
 
 def test_a_modality_that_training_never_shows_cannot_be_imputed(small_store, tmp_path):
