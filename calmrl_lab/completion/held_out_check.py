@@ -51,13 +51,18 @@ def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
     imputer, mask = ready.imputer, ready.mask
     if not predicts(imputer):
         raise CalmrlError(
-            f"imputer '{imputer.name}' predicts no error, so there is no prediction to check", hint="use --impute ppca-auto"
+            f"imputer '{imputer.name}' predicts no error, so there is no prediction to check", hint="use --method ppca-auto"
         )
     gaps = mask[~mask.all(axis=1) & mask.any(axis=1)]
+    if not len(gaps):
+        raise CalmrlError(
+            f"store '{ready.store.path}' has no gaps, so there is none to check predictions on",
+            hint="calmrl-lab store info shows what is missing in a store",
+        )
     held_out = np.flatnonzero(~ready.fitted & mask.any(axis=1))
     if len(held_out) > _CHECKED:
         held_out = held_out[sampled(len(held_out), _CHECKED)]
-    drawn = _shown(mask[held_out], gaps, np.random.default_rng(seed)) if len(gaps) else []
+    drawn = _shown(mask[held_out], gaps, np.random.default_rng(seed))
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     used: set[int] = set()
     for shown, ask in tracked(drawn, "checking on held-out items", unit="drawings"):

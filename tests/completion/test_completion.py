@@ -212,6 +212,14 @@ def test_every_checked_case_is_counted_once(small_store):
     assert found.items == found.reliability.count.sum() == (~ready.fitted & ready.mask[:, column]).sum()
 
 
+def test_a_check_of_a_store_without_gaps_says_that_it_has_none(small_store):
+    from calmrl_lab.completion.fitted_store import prepare
+    from calmrl_lab.completion.held_out_check import check_on_held_out
+
+    with pytest.raises(CalmrlError, match="has no gaps"):
+        check_on_held_out(prepare(small_store, "mean", {}, ["vision", "caption"], "train", False))
+
+
 @pytest.mark.slow
 def test_the_command_draws_predicted_against_real_errors(cli, gappy, tmp_path):
     asked = ["impute", "--store", gappy, "--method", "ppca", "--set", "latent_dim=3"]
