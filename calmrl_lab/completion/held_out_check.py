@@ -12,6 +12,7 @@ from calmrl_lab.completion.fitted_store import Prepared, predicted_errors, predi
 from calmrl_lab.completion.reliability import Reliability, reliability
 from calmrl_lab.data.table import sampled
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.runtime.console import listed
 from calmrl_lab.runtime.progress import tracked
 
 # Patterns tried on every held-out item, of which there are at most so many.
@@ -56,7 +57,8 @@ def check_on_held_out(ready: Prepared, seed: int = 0) -> Check:
     gaps = mask[~mask.all(axis=1) & mask.any(axis=1)]
     if not len(gaps):
         raise CalmrlError(
-            f"store '{ready.store.path}' has no gaps, so there is none to check predictions on",
+            f"no item of store '{ready.store.path}' shows some of {listed(ready.names)} and lacks others, so there is nothing to check "
+            "predictions on",
             hint="calmrl-lab store info shows what is missing in a store",
         )
     held_out = np.flatnonzero(~ready.fitted & mask.any(axis=1))

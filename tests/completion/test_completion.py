@@ -216,7 +216,7 @@ def test_a_check_of_a_store_without_gaps_says_that_it_has_none(small_store):
     from calmrl_lab.completion.fitted_store import prepare
     from calmrl_lab.completion.held_out_check import check_on_held_out
 
-    with pytest.raises(CalmrlError, match="has no gaps"):
+    with pytest.raises(CalmrlError, match="shows some of vision and caption and lacks others"):
         check_on_held_out(prepare(small_store, "mean", {}, ["vision", "caption"], "train", False))
 
 
