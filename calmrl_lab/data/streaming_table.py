@@ -15,6 +15,7 @@ from torch import Tensor
 from calmrl_lab.data.patterns import require_hiding
 from calmrl_lab.data.table import BLOCK, FeatureBatch, FeatureTable, Table, chosen_modalities, load_table, sampled
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.linalg.floating_range import to_float32
 from calmrl_lab.runtime.devices import send
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ class StreamedTable:
         for streamed in self.store.stream(self.modalities, size, seed, items=self.items):
             chosen = torch.from_numpy(place[streamed.items])
             items = send(chosen, device)
-            features = [send(torch.from_numpy(np.asarray(rows, dtype=np.float32)), device) for rows in streamed.features]
+            features = [
+                send(torch.from_numpy(to_float32(rows, name)), device)
+                for name, rows in zip(self.modalities, streamed.features, strict=True)
+            ]
             if self.maps:
                 features = [one(rows) for one, rows in zip(self.maps, features, strict=True)]
             batch = FeatureBatch(items, features, self.mask[items], mask[chosen])

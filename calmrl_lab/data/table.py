@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Patterns, require_hiding
 from calmrl_lab.errors import CalmrlError
+from calmrl_lab.linalg.floating_range import to_float32
 from calmrl_lab.runtime.devices import send
 
 if TYPE_CHECKING:
@@ -298,8 +299,8 @@ def load_table(
             ends = np.concatenate([[0], np.cumsum(lengths)])
             inside = np.repeat(starts[:-1][items] - ends[:-1], lengths) + np.arange(ends[-1])
             values, starts = store.rows(name, inside), ends
-        kept = np.float16 if values.dtype == np.float16 else np.float32
-        rows.append(torch.from_numpy(np.asarray(values, dtype=kept)).to(device))
+        kept = np.asarray(values) if values.dtype == np.float16 else to_float32(values, name)
+        rows.append(torch.from_numpy(kept).to(device))
         offsets.append(torch.from_numpy(starts).to(device))
     chosen = slice(None) if items is None else items
     shown = np.zeros((count, len(names)), dtype=bool)

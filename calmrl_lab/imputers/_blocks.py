@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Observations
 from calmrl_lab.imputers.base import indexed
+from calmrl_lab.linalg.floating_range import centred
 
 
 @dataclass
@@ -28,9 +29,9 @@ class Blocks:
     def of(cls, data: Observations) -> Blocks:
         means, scales = [], []
         for j, value in enumerate(data.values):
-            rows = value[data.mask[:, j]].cpu().double()
-            means.append(rows.mean(dim=0))
-            scales.append((rows - means[-1]).square().sum(dim=1).mean().sqrt())
+            mean, deviations = centred(value[data.mask[:, j]].cpu().double())
+            means.append(mean)
+            scales.append(deviations.square().sum(dim=1).mean().sqrt())
         return cls(means, torch.stack(scales))
 
     @property

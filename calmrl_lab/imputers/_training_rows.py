@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.imputers.base import Imputer, indexed
+from calmrl_lab.linalg.floating_range import constant
 from calmrl_lab.ppca.held_out import Target
 
 
@@ -39,8 +40,9 @@ class TrainingRows(Imputer):
         self.means, self.rows, scales = [], [], []
         for j, value in enumerate(data.values):
             rows = value.cpu().double().masked_fill(~self.shown[:, j : j + 1], 0.0)
+            same = constant(rows[self.shown[:, j]])
             mean = rows.sum(dim=0) / self.shown[:, j].sum()
-            rows = (rows - mean).masked_fill(~self.shown[:, j : j + 1], 0.0)
+            rows = (rows - mean).masked_fill(~self.shown[:, j : j + 1] | same, 0.0)
             scale = (rows.square().sum() / self.shown[:, j].sum()).sqrt()
             scales.append(scale if scale > 0 else torch.ones_like(scale))
             self.means.append(mean)

@@ -15,7 +15,6 @@ from torch import Tensor
 from calmrl_lab.data.patterns import Array, Observations, Pattern, modality_name, observe
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers._estimator import Estimator, Modalities, arranged
-from calmrl_lab.ppca.statistics import Statistics
 
 
 class Imputer(Estimator, ABC):
@@ -131,9 +130,12 @@ def refuse_unobserved(data: Observations, imputer: str) -> None:
         )
 
 
-def refuse_unconnected(statistics: Statistics, imputer: str, modalities: Sequence[str] | None) -> None:
-    """CalmrlError naming a modality that no item shows, or that no chain of modalities seen together connects with the others."""
-    together = statistics.co_observed() > 0
+def refuse_unconnected(co_observed: np.ndarray, imputer: str, modalities: Sequence[str] | None) -> None:
+    """CalmrlError naming a modality that no item shows, or that no chain of modalities seen together connects with the others.
+
+    `co_observed` [k, k] is the number of items that show both of a pair.
+    """
+    together = co_observed > 0
     for index in range(len(together)):
         if not together[index, index]:
             raise CalmrlError(

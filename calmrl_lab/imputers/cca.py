@@ -12,6 +12,7 @@ from torch import Tensor
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._training_rows import TrainingRows
 from calmrl_lab.imputers.base import number, whole
+from calmrl_lab.linalg.floating_range import centred
 
 
 @imputers.register("cca")
@@ -45,8 +46,7 @@ class CCA(TrainingRows):
         self.shrinkage = number(self.shrinkage, "shrinkage")
 
     def _learn(self, sources: Float[Tensor, "n a"], targets: Float[Tensor, "n b"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        middle, centre = sources.mean(dim=0), targets.mean(dim=0)
-        x, y = sources - middle, targets - centre
+        (middle, x), (centre, y) = centred(sources), centred(targets)
         left, right = _whitening(x, self.shrinkage), _whitening(y, self.shrinkage)
         u, correlation, v = torch.linalg.svd((x @ left.whiten).T @ (y @ right.whiten) / len(x), full_matrices=False)
         kept = slice(0, self.components)

@@ -105,7 +105,7 @@ class PPCA(Imputer):
             return self.fit_statistics(Statistics.of(data), iterations, start)
         parts = fold_statistics(data, split_by_group(len(data), _FOLDS, None, seed=0))
         whole_data = merged(parts)
-        refuse_unconnected(whole_data, self.name, self.modalities)
+        refuse_unconnected(whole_data.co_observed(), self.name, self.modalities)
         q = most_likely_latent_dim(merged(parts[1:]), parts[0], self._noise_kind, self.ridge)
         return self._fit_statistics(whole_data, q, whole(iterations, "iterations", 0), None)
 
@@ -130,7 +130,7 @@ class PPCA(Imputer):
             raise CalmrlError(
                 f"latent_dim is {q}, but the modalities have only {most + 1} dimensions together", hint=f"use at most {most}"
             )
-        refuse_unconnected(statistics, self.name, self.modalities)
+        refuse_unconnected(statistics.co_observed(), self.name, self.modalities)
         if start is None and (bases := row_span(statistics, q)) is not None:
             statistics = statistics.along(bases)
         dims = statistics.dims

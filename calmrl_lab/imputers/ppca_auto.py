@@ -154,7 +154,7 @@ class AutoPPCA(PPCA):
     def fit_folds(self, parts: Sequence[Statistics], iterations: int = 50, start: Any = None) -> Self:
         """`fit` from the statistics of the folds, accumulated elsewhere in the same coordinates (`split_by_group` draws the folds)."""
         everything = merged(parts)
-        refuse_unconnected(everything, self.name, self.modalities)
+        refuse_unconnected(everything.co_observed(), self.name, self.modalities)
         if start is None and (bases := row_span(everything, 1 if self.latent_dim == "auto" else self.latent_dim)) is not None:
             parts = [part.along(bases) for part in parts]
             everything = everything.along(bases)
@@ -188,7 +188,7 @@ class AutoPPCA(PPCA):
             return None
         training = merged(part for place, part in enumerate(parts) if place != index)
         try:
-            refuse_unconnected(training, self.name, self.modalities)
+            refuse_unconnected(training.co_observed(), self.name, self.modalities)
         except CalmrlError:
             return None
         return Fold.of(training, parts[index])

@@ -16,6 +16,7 @@ from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._estimator import Modalities
 from calmrl_lab.imputers.base import number, refuse_unconnected, refuse_unobserved, whole
 from calmrl_lab.imputers.ppca import PPCA
+from calmrl_lab.linalg.floating_range import centred
 from calmrl_lab.ppca.posterior import Posterior
 from calmrl_lab.ppca.statistics import Statistics
 
@@ -69,7 +70,7 @@ class PPCAGradient(PPCA):
         and not used. Raises CalmrlError as `PPCA.fit`."""
         data = self._observe(embeddings, mask)
         refuse_unobserved(data, self.name)
-        refuse_unconnected(statistics := Statistics.of(data), self.name, self.modalities)
+        refuse_unconnected((statistics := Statistics.of(data)).co_observed(), self.name, self.modalities)
         q = int(self.latent_dim)
         if q >= sum(data.dims):
             raise CalmrlError(
@@ -77,11 +78,9 @@ class PPCAGradient(PPCA):
                 hint=f"use at most {sum(data.dims) - 1}",
             )
         values, seen = [value.cpu().double() for value in data.values], data.mask.cpu()
-        centres = [value[seen[:, j]].mean(dim=0) for j, value in enumerate(values)]
-        spreads = [
-            (value[seen[:, j]] - centre).square().mean().sqrt().clamp_min(1e-12)
-            for j, (value, centre) in enumerate(zip(values, centres, strict=True))
-        ]
+        centres, deviations = zip(*(centred(value[seen[:, j]]) for j, value in enumerate(values)), strict=True)
+        varying = [deviation.square().mean().sqrt() for deviation in deviations]
+        spreads = [spread.clamp_min(1e-12) for spread in varying]
         scaled = [
             ((value - centre) / spread).masked_fill(~seen[:, j : j + 1], 0.0)
             for j, (value, centre, spread) in enumerate(zip(values, centres, spreads, strict=True))
@@ -98,7 +97,8 @@ class PPCAGradient(PPCA):
             means = [(mu.cpu() - c) / s for mu, c, s in zip(shifted, centres, spreads, strict=True)]
             log_sigma = (given.noise.cpu().sqrt() / torch.stack(spreads)).log()
         fitted = _descend(scaled, seen, (weights, means, log_sigma), self, generator)
-        self.weights = [(w * s).numpy() for w, s in zip(fitted[0], spreads, strict=True)]
+        # A modality that never varies says nothing about the others: its W is 0.
+        self.weights = [(w * s).numpy() for w, s in zip(fitted[0], varying, strict=True)]
         self.means = [(mu * s + c).numpy() for mu, s, c in zip(fitted[1], spreads, centres, strict=True)]
         self.noise = ((2 * fitted[2]).exp() * torch.stack(spreads).square()).numpy()
         self.dims, self._posteriors = data.dims, {}

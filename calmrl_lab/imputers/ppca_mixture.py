@@ -72,7 +72,7 @@ class MixturePPCA(Imputer):
     def _fit(self, data: Observations) -> None:
         shift = observed_means(data)
         everything = Statistics.of(data, shift)
-        refuse_unconnected(everything, self.name, self.modalities)
+        refuse_unconnected(everything.co_observed(), self.name, self.modalities)
         whole_model = PPCA(self.latent_dim, ridge=self.ridge)
         whole_model.modalities = self.modalities
         whole_model.fit_statistics(everything, 20)

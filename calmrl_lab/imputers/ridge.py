@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._training_rows import TrainingRows
+from calmrl_lab.linalg.floating_range import centred
 
 # Penalties that are tried, as multiples of the mean eigenvalue of the Gram matrix.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -40,8 +41,7 @@ class Ridge(TrainingRows):
         from sklearn.linear_model import RidgeCV
 
         # The rows of a pattern have their own means.
-        middle, centre = sources.mean(dim=0), targets.mean(dim=0)
-        x, y = sources - middle, targets - centre
+        (middle, x), (centre, y) = centred(sources), centred(targets)
         unit = mean_eigenvalue(x)
         coefficients = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
         if unit > 0:

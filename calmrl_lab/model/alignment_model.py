@@ -18,6 +18,7 @@ from calmrl_lab.data.table import FeatureTable
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.linalg.floating_range import to_float32
 
 # A model may have been saved with similarities of the stack, which only its import makes readable.
 from calmrl_lab.model import feature_map, similarity, stacked  # noqa: F401
@@ -324,8 +325,12 @@ def _below(named: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _features(name: str, values: Any, dim: int) -> Float[np.ndarray, "n d"]:
     """Features of one modality as float32. Raises CalmrlError for anything but numbers [N, `dim`]."""
     try:
-        found = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(unmasked(values))
-        found = found.astype(np.float32, copy=False)
+        found = (
+            (values if values.dtype == torch.float64 else values.float()).detach().cpu().numpy()
+            if isinstance(values, Tensor)
+            else np.asarray(unmasked(values))
+        )
+        found = found if found.dtype.kind == "f" else found.astype(np.float32)
     except (TypeError, ValueError):
         raise CalmrlError(f"features of '{name}' are no array of numbers", hint=f"an array [items, {dim}]") from None
     if found.ndim != 2 or found.shape[1] != dim:
@@ -333,7 +338,7 @@ def _features(name: str, values: Any, dim: int) -> Float[np.ndarray, "n d"]:
             f"features of '{name}' have shape {list(found.shape)}, expected [items, {dim}]",
             hint="one item is features[None]" if found.shape == (dim,) else None,
         )
-    return found
+    return to_float32(found, name)
 
 
 def _table_of_arrays(arrays: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> FeatureTable:

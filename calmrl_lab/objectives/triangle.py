@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.objectives import objectives
-from calmrl_lab.objectives.terms.base import IMAGE, modality_index, not_negative, one_of
+from calmrl_lab.objectives.terms.base import AUDIO, IMAGE, modality_index, not_negative, one_of
 from calmrl_lab.objectives.terms.query_to_item import CrossObjective, Sides
 
 FORMS = ("squared", "root")
@@ -37,6 +37,7 @@ class TRIANGLE(CrossObjective):
 
     name = "triangle"
     scorer = "area"
+    aligned_option = "corners"
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class TRIANGLE(CrossObjective):
 
     def _corners(self, named: Sequence[str] | None) -> list[int]:
         if named is None:
-            usual = [index for name in (*IMAGE, "audio") for index in self.others if self.modalities[index] == name]
+            usual = [index for name in (*IMAGE, *AUDIO) for index in self.others if self.modalities[index] == name]
             return sorted(usual[:2]) if len(usual) >= 2 else self.others[:2]
         corners = [modality_index(self.name, self.modalities, name, ()) for name in named]
         if len({*corners, self.query}) != 3 or len(corners) != 2:

@@ -39,6 +39,7 @@ class VAST(CrossObjective):
     name = "vast"
     scorer = "fused"
     signs_matter = True
+    aligned_option = "subtasks"
 
     def __init__(
         self,
@@ -67,6 +68,11 @@ class VAST(CrossObjective):
         if self.query in found:
             raise CalmrlError(f"objective 'vast': subtask '{subtask}' names the query '{self.modalities[self.query]}'")
         return [self.others.index(index) for index in found]
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        taken = range(len(self.others)) if self.subtasks is None else {place for places in self.subtasks for place in places}
+        return tuple(self.modalities[index] for index in sorted([self.query, *(self.others[place] for place in taken)]))
 
     def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
         if self.subtasks is None:

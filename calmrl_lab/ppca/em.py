@@ -49,6 +49,8 @@ class Totals:
     # Sum of squares about the mean, over items and coordinates.
     scatter: Float[Tensor, " k"]
     floor: Float[Tensor, " k"]
+    # Whether the modality varies by more than rounding. One that does not says nothing about beta: its W is 0.
+    varies: Bool[Tensor, " k"]
     # Sums of squares about the shift, an entry an observed modality, for every pattern.
     squares: dict[tuple[int, ...], Float[Tensor, " o"]]
     # Dimensions of the modalities, also where the coordinates of the statistics are fewer (`calmrl_lab.ppca.row_span`).
@@ -79,7 +81,7 @@ class Totals:
         lost = _CANCELLATION_FLOOR * torch.stack([sq.sum() for sq in square])
         raw = torch.stack([_ROUNDING_FLOOR * c.square().mean() for c in statistics.shift])
         floor = torch.maximum(torch.maximum(_RELATIVE_FLOOR * scatter, lost) / size, raw).clamp(min=_ABSOLUTE_FLOOR)
-        return cls(count, weight, total, scatter, floor, squares, whole)
+        return cls(count, weight, total, scatter, floor, scatter > torch.maximum(lost, raw * size), squares, whole)
 
 
 @dataclass
@@ -181,6 +183,8 @@ def maximise(
             used = columns[j]
             solved = torch.zeros_like(target)
             solved[:, used] = torch.cholesky_solve(target[:, used].T, _root(square[used][:, used])).T
+        if not bool(totals.varies[j]):
+            solved = torch.zeros_like(solved)
         weights.append(solved)
         means.append((total - solved @ latent) / n)
         residuals.append(totals.scatter[j] - (solved * target).sum())

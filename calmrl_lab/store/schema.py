@@ -29,6 +29,8 @@ RESERVED = ("format", "version", "dataset", "licence", "attribution", "modalitie
 
 # '+' joins the modalities of a pattern, ':' a direction, ',' a list on the command line: none of them may be part of a name.
 _NAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# What rows of results over several modalities or patterns are called: a modality of that name would be added into them.
+_TOTALS = ("all", "joint")
 _LABEL = re.compile(r"(?!__)\w[\w .()-]{0,63}")
 
 
@@ -73,8 +75,14 @@ class ModalitySpec:
 def check_name(kind: str, name: str) -> str:
     """`name` if it may become a directory of the store (and part of a command line); CalmrlError otherwise.
 
-    Modalities and heads: letters, digits, '_', '.', '-'. Labels may also have spaces, parentheses and letters of any script.
+    Modalities and heads: letters, digits, '_', '.', '-', and no modality is named all or joint. Labels may also have spaces, parentheses and letters
+    of any script.
     """
+    if kind == "modality" and name in _TOTALS:
+        raise CalmrlError(
+            f"a modality cannot be named '{name}': tables of results call what several modalities do together so",
+            hint="give it another name",
+        )
     allowed = _LABEL if kind == "label" else _NAME
     if not isinstance(name, str) or not allowed.fullmatch(name) or name.endswith((".", " ")):
         extra = ", spaces and parentheses" if kind == "label" else ""

@@ -15,6 +15,7 @@ from calmrl_lab.data.patterns import Observations, observe
 from calmrl_lab.data.table import BLOCK, FeatureTable, Table
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers.base import Imputer
+from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.model.encode import encode, stack
 from calmrl_lab.model.projection import Projection
 from calmrl_lab.ppca.distributed_statistics import agreed_shift, pooled
@@ -107,6 +108,19 @@ class OnlineImputer:
     def forget(self) -> None:
         """Fit from the beginning next time: the embeddings are others than those the parameters were fitted to."""
         self.imputer = self.noise_scaled = self._make()
+
+    def mirror(self, signs: Sequence[int]) -> None:
+        """Go on for embeddings that were multiplied by `signs` (+1 or -1 for each modality): PPCA's parameters are too, other imputers are forgotten."""
+        if -1 not in signs:
+            return
+        if not isinstance(self.imputer, PPCA):
+            self.forget()
+        elif self.imputer.fitted:
+            state = self.imputer.state()
+            for index, sign in enumerate(signs):
+                for part in ("weights", "means"):
+                    state[f"{part}.{index}"] = sign * state[f"{part}.{index}"]
+            self.imputer = self.noise_scaled = self._restored(state)
 
     def settle(self, heads: Projection, table: Table) -> dict[str, float]:
         """Make what fills out of the imputer as it is fitted, by held-out items under these `heads`; returns what is worth logging."""

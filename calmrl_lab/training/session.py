@@ -22,7 +22,7 @@ from calmrl_lab.methods.resolve import label
 from calmrl_lab.model.alignment_model import AlignmentModel, TrainedObjective
 from calmrl_lab.model.encode import encode
 from calmrl_lab.model.initialisation import start_model
-from calmrl_lab.model.selection import choose_weights, validation_score
+from calmrl_lab.model.selection import choose_weights, pairs_of_modalities, validation_score
 from calmrl_lab.model.signs import best_signs, pair_cosines
 from calmrl_lab.model.similarity import Cosine, LikelihoodRatio, Similarity, Sum
 from calmrl_lab.model.stacked.fit import FROM_FEATURES, FeatureSimilarities, fit_all, fit_one
@@ -112,6 +112,8 @@ class Session:
         if not bool(self.train_table.mask.all()):
             refuse_unfilled(config)
         self._say_what_nothing_shows(replay)
+        self._say_what_is_not_aligned()
+        self._say_if_nothing_selects()
         self.parameters = [*self.heads.parameters(), *self.objective.parameters()]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
@@ -169,6 +171,25 @@ class Session:
                 "leave it out with --modalities, or add a --warm-up store that has it"
             )
 
+    def _say_if_nothing_selects(self) -> None:
+        """A note where validation has no query to rank, so that every epoch has score 0."""
+        if rank() == 0 and self.ranking is None and next(pairs_of_modalities(self.validation_table), None) is None:
+            console.note(
+                f"no two validation items (of {len(self.validation_table)}) show the same two modalities, so nothing can be ranked and every epoch "
+                "has score 0: the heads stay as they start; a store needs more validation items (--set split_seed=0 draws another split)"
+            )
+
+    def _say_what_is_not_aligned(self) -> None:
+        """A note on the modalities that an option of the objective leaves out of its alignment."""
+        names = self.train_table.modalities
+        aligned = getattr(self.objective, "aligned", names)
+        left_out = [name for name in names if name not in aligned]
+        if left_out and rank() == 0:
+            console.note(
+                f"objective '{self.config.objective}' aligns {console.listed(aligned)} only (objective_options."
+                f"{self.objective.aligned_option}); no term of alignment takes {console.listed(left_out)}"
+            )
+
     def phases(self) -> list[tuple[str, Table]]:
         """One (phase, table) an epoch: the warm-up store first, then the training store; none without an objective."""
         if self.config.objective == NO_OBJECTIVE:
@@ -176,13 +197,18 @@ class Session:
         warm = [("warm-up", self.data.warm_up)] * self.config.warm_up_epochs if self.data.warm_up is not None else []
         return [*warm, *[("train", self.train_table)] * self.config.epochs]
 
+    @property
+    def first_filled(self) -> int:
+        """Epochs before gaps are first filled: those of the warm-up and, after it, `impute_from`."""
+        return max(len(self.phases()) - self.config.epochs, 0) + self.config.impute_from
+
     def learn(self, run: Run) -> None:
         """All remaining epochs, then the files of the finished run."""
         config = self.config
         phases = self.phases()
         steps = [max(1, -(-len(table) // config.batch_size)) for _, table in phases]
         total = max(sum(steps), 1)
-        first_train = max(len(phases) - config.epochs, 0)
+        first_train = self.first_filled - config.impute_from
         if self.epoch == 0:
             self._validate(run, "start")
         with progress(f"training {run.name}", len(phases), "epochs") as task:
@@ -190,8 +216,8 @@ class Session:
             while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
-                fill = self.filler.fills and self.epoch >= first_train + config.impute_from and not bool(table.mask.all())
-                since = self.epoch - first_train - config.impute_from
+                fill = self.filler.fills and self.epoch >= self.first_filled and not bool(table.mask.all())
+                since = self.epoch - self.first_filled
                 if fill and (since % config.refresh == 0 if config.refresh else since == 0):
                     first = since == 0
                     rounds = config.first_iterations if first else config.refresh_iterations
@@ -378,16 +404,23 @@ class Session:
         self.heads.load_state_dict(self.best["heads"])
         self.heads.eval()
         signs = self._signs()
-        if -1 in signs:
-            self.heads.change_signs(signs)
+        self.heads.change_signs(signs)
+        # Parameters that are fitted once fit no heads of an epoch before that.
+        frozen = config.refresh == 0 and self.best["epoch"] >= self.first_filled
+        if frozen:
+            self.filler.mirror(signs)
+        elif config.refresh == 0 or -1 in signs:
             self.filler.forget()
         self.objective.load_state_dict(self.best_objective)
         noise_scale, gate, imputer = 1.0, None, None
         leads = rank() == 0
         # The imputer that goes with the heads that are kept, not with those of the last epoch.
         if self.filler.fills and not bool(self.train_table.mask.all()):
-            frozen = config.refresh == 0 and self.filler.imputer.fitted
-            refit = self.filler.settle if frozen else partial(self.filler.refresh, iterations=config.first_iterations)
+            refit = (
+                self.filler.settle
+                if frozen and self.filler.imputer.fitted
+                else partial(self.filler.refresh, iterations=config.first_iterations)
+            )
             logged = refit(self.heads, self.train_table)
             noise_scale = logged.get("imputer_noise_scale", 1.0)
             imputer = self.filler.noise_scaled

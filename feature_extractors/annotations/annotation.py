@@ -17,7 +17,7 @@ class Split:
 class Annotation:
     """What one item's rows say, before its media are looked for.
 
-    `raw_id`: the id as the file spells it, under which its media may lie. `name`: what its media are called if the id had to be told apart from
+    `first_captions`: the first caption of each row, where an item has several rows. `raw_id`: the id as the file spells it, under which its media may lie. `name`: what its media are called if the id had to be told apart from
     another item's of that name. `occurrence`: 0, or 1 for the second item of one name in one split. `alone`: whether the name is one item's.
     """
 
@@ -31,6 +31,7 @@ class Annotation:
     name: str = ""
     occurrence: int = 0
     alone: bool = True
+    first_captions: list[str] = field(default_factory=list)
 
     @property
     def media_name(self) -> str:

@@ -63,17 +63,21 @@ def _parts(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
 
 def _joined(rows: Sequence[Row], split: str, occurrence: int, distinct: bool) -> Annotation:
     captions = [caption for row in rows for caption in row.captions]
+    firsts = [row.captions[0] for row in rows if row.captions]
     if rows[0].paragraph and len(rows) > 1:
-        captions = [" ".join(caption.strip() for caption in captions)] if captions else []
+        captions = firsts = [" ".join(caption.strip() for caption in captions)] if captions else []
     if distinct and len(rows) > 1:
-        captions = list(dict.fromkeys(captions))
+        captions, firsts = list(dict.fromkeys(captions)), list(dict.fromkeys(firsts))
     extra = {
         name: list(dict.fromkeys(text for row in rows for text in row.extra.get(name, ())))
         for row in rows
         for name in row.extra
     }
     subtitle = next((row.subtitle for row in rows if row.subtitle), "")
-    return Annotation(rows[0].id, rows[0].raw_id, split, captions, subtitle, extra, rows[0].labels, occurrence=occurrence)
+    labels = rows[0].labels
+    return Annotation(
+        rows[0].id, rows[0].raw_id, split, captions, subtitle, extra, labels, occurrence=occurrence, first_captions=firsts
+    )
 
 
 def with_unique_ids(dataset: str, annotated: Sequence[Annotation]) -> list[Annotation]:

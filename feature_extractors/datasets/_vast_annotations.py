@@ -37,7 +37,7 @@ class AnnotatedDataset:
     """A dataset of the VAST family: annotation files, a folder of videos, a folder of audio files extracted from them.
 
     `media` is the folder described by `layout()`. `annotations`: another folder for the annotation files. `splits`: only these.
-    `captions`: `all`, or `first` as GRAM and PMRL train and test. `require_audio`, `require_video`: drop items without an audio or a
+    `captions`: `all`, or `first` as GRAM and PMRL train and test: the first of the list in a row; a clip with a row per caption keeps them all. `require_audio`, `require_video`: drop items without an audio or a
     video file before anything else, as GRAM and PMRL do. `missing`: what to do with items of which no file exists, `fail` (each is recorded as
     failed) or `drop`. `follow_links`: folders outside `media` that links in it may lead to. `validation`: the share of the training groups that becomes the validation split, which no released list
     has, so that models need not be selected on test items. A preset in `preset_options` sets options as the code it names; explicit ones win.
@@ -288,7 +288,7 @@ class AnnotatedDataset:
                     media[modality] = (File(video),)
                 continue
             media[modality] = (File(index.expected(modality, self._place(annotation))),)
-        captions = annotation.captions if self.captions == "all" else annotation.captions[:1]
+        captions = annotation.captions if self.captions == "all" else annotation.first_captions or annotation.captions[:1]
         media["caption"] = tuple(Text(caption) for caption in captions)
         if "subtitle" in self.modalities and annotation.subtitle.strip():
             media["subtitle"] = (Text(annotation.subtitle),)

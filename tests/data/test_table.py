@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from calmrl_lab.data.table import FeatureTable, load_table
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.store import FeatureStore
+from calmrl_lab.training.train import train_heads
 
 
 def table_of(counts):
@@ -115,3 +116,16 @@ def test_every_table_refuses_a_mask_that_shows_what_an_item_lacks(small_store):
         if len(lacking):
             with pytest.raises(CalmrlError, match="which that item does not have"):
                 lacking.with_mask(np.ones((len(lacking), len(table.modalities)), dtype=bool))
+
+
+@pytest.mark.parametrize("factor", [1e200, 1e39, 1e-45, 1e-200])
+def test_float64_features_that_float32_cannot_hold_are_refused_by_name(tmp_path, factor):
+    draw = np.random.default_rng(0)
+    arrays = {"a": draw.normal(size=(30, 4)), "b": factor * draw.uniform(0.5, 1, size=(30, 3))}
+    store = FeatureStore.from_arrays(arrays, path=tmp_path / "s.zarr")
+    chosen = {"method": "pmrl", "epochs": 1, "dim": 4, "run": tmp_path / "run"}
+    for work in (store.to_torch, lambda: store[0], lambda: train_heads(store, **chosen)):
+        with pytest.raises(CalmrlError, match="modality 'b' is .* float32"):
+            work()
+    with pytest.raises(CalmrlError, match="modality 'b' is .* float32"):
+        train_heads(store, memory="stream", **chosen)

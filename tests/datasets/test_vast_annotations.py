@@ -204,6 +204,23 @@ class TestChoices:
             assert manifest.dataset == f"audiocaps (captions first; items with {files})", "the subset is part of the name"
         assert "vast-paper" not in datasets.get("audiocaps").preset_options
 
+    def test_the_first_caption_is_that_of_a_row(self, media):
+        """MSR-VTT's training list has a row per caption, 20 a clip: released code trains on all rows, and takes the first caption of a row's list."""
+        write(
+            media,
+            "descs_ret_train.json",
+            [{"video_id": "a", "desc": f"{n}"} for n in (1, 2, 1)] + [{"video_id": "b", "desc": ["x", "y"]}],
+        )
+        write(media, "descs_ret_test.json", [{"video_id": "c", "desc": "z"}])
+        touch(media, *(f"videos/{name}.mp4" for name in "abc"), *(f"audios/{name}.mp3" for name in "abc"))
+        options = datasets.get("msrvtt").preset_options["calmrl-released"]
+        items = {item.id: item for item in datasets.get("msrvtt")(media, validation=0.0, **options).manifest().items}
+        assert {name: [c.text for c in item.media["caption"]] for name, item in items.items()} == {
+            "a": ["1", "2"],
+            "b": ["x"],
+            "c": ["z"],
+        }
+
     def test_where_gram_and_pmrl_also_need_the_video(self, media):
         # Of AudioCaps only GRAM leaves out what has no video, of VAST-150K both do, of MSR-VTT none.
         needing = {

@@ -65,21 +65,20 @@ def test_a_head_that_the_store_does_not_bring():
 
 
 @pytest.mark.parametrize(
-    ("objective", "others", "dim", "stage"),
+    ("objective", "dim", "stage"),
     [
-        ("gram", ["vision", "audio"], DIM, "volume"),
-        ("triangle", ["vision", "audio"], DIM, "area"),
-        ("triangle", ["vision", "audio", "subtitle"], DIM, "centroid"),
-        ("vast", ["vision"], DIM, "fused"),
-        ("symile", ["vision", "audio"], DIM, "multilinear"),
-        ("none", ["vision", "audio"], DIM, "joint"),
-        ("calmrl", ["vision", "audio"], DIM, "joint"),
-        ("pmrl", ["vision", "audio"], DIM + 1, "centroid"),
+        ("gram", DIM, "volume"),
+        ("triangle", DIM, "area"),
+        ("vast", DIM, "fused"),
+        ("symile", DIM, "multilinear"),
+        ("none", DIM, "joint"),
+        ("calmrl", DIM, "joint"),
+        ("pmrl", DIM + 1, "centroid"),
     ],
 )
-def test_every_system_has_the_first_stage_that_it_is_published_with(objective, others, dim, stage):
-    assert first_stage(objective, others, random_heads(), dim) == stage
-    assert first_stage("calmrl", others, {}, dim) == "centroid"
+def test_every_system_has_the_first_stage_that_it_is_published_with(objective, dim, stage):
+    assert first_stage(objective, random_heads(), dim) == stage
+    assert first_stage("calmrl", {}, dim) == "centroid"
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +131,24 @@ def test_a_first_stage_may_be_named(store, tmp_path):
     run = train(config, tmp_path / "run")
     frame = rerank_run(run, lambda similarity, *_: similarity, "same", scorer="volume")
     assert set(frame["scorer"]) == {"volume", "volume+same"}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"corners": ["audio", "subtitle"]}, {"query": "vision", "corners": ["caption", "audio"]}]
+)
+def test_triangle_is_scored_by_the_corners_that_it_was_trained_with(store, tmp_path, options):
+    """A store of four modalities: the third beside the caption is no corner."""
+    config = TrainConfig(store=str(store), objective="triangle", objective_options=options, epochs=1, batch_size=16, dim=DIM)
+    run = train(config, tmp_path / "run")
+    seen = {}
+    frame = rerank_run(run, lambda similarity, _, __, who: seen.setdefault(who, similarity), "same")
+    assert set(frame["scorer"]) == {"area", "area+same"}
+    assert set(frame["gallery"]) == {"vision+audio+subtitle", "caption"}
+    first, second = ("audio", "subtitle") if options.get("corners") == ["audio", "subtitle"] else ("vision", "audio")
+    found = run.model().embed(FeatureStore.open(store), split="test")
+    rows = {name: value.double().numpy() for name, value in zip(found.modalities, found.rows, strict=True)}
+    for i, text in enumerate(rows["caption"]):
+        for j, (a, b) in enumerate(zip(rows[first], rows[second], strict=True)):
+            u, w = text - a, text - b
+            area = np.sqrt(max((u @ u) * (w @ w) - (u @ w) ** 2, 0.0)) / 2
+            assert abs(area + seen["captions"][i, j]) < 1e-5

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calmrl_lab.linalg.floating_range import range_scale, unit_rows
+from calmrl_lab.linalg.floating_range import range_scale, to_float32, unit_rows
 
 
 @given(st.floats(1e-300, 1e300))
@@ -30,3 +30,8 @@ def test_unit_rows_are_those_of_float64(factor):
 def test_ordinary_rows_are_normalised_as_torch_does():
     rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(unit_rows(rows), torch.nn.functional.normalize(rows, dim=1))
+
+
+def test_ordinary_float64_features_become_the_nearest_float32():
+    wide = np.array([[1 / 3, 0.0, -3e38], [np.nan, np.inf, 1e-50]])
+    np.testing.assert_array_equal(to_float32(wide, "a"), wide.astype(np.float32))

@@ -198,11 +198,14 @@ def test_vast_trains_the_mean_over_its_subtasks():
     [
         (("vision", "audio", "caption", "subtitle"), ["caption", "vision", "audio"], [0, 1, 2]),
         (("text", "subtitle", "image"), ["caption", "vision", "audio"], [0, 2]),
+        (("text", "image", "sound"), ["caption", "vision", "audio"], [0, 1, 2]),
         (("vision", "caption"), None, [0, 1]),
     ],
 )
 def test_modalities_of_the_spectrum(modalities, spectrum_of, places):
-    assert objectives.get("calmrl")(modalities, 8, spectrum_of=spectrum_of).spectral == places
+    objective = objectives.get("calmrl")(modalities, 8, spectrum_of=spectrum_of)
+    assert objective.spectral == places
+    assert objective.aligned == tuple(modalities[place] for place in places)
 
 
 @pytest.mark.parametrize(

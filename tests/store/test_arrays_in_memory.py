@@ -180,6 +180,8 @@ def test_hugging_face_data_sets(tmp_path):
         ({"arrays": {"a": np.ones((2, 2))}, "split": ["train", "holdout"]}, "has the split 'holdout'"),
         ({"arrays": {"a": np.ones((2, 2))}, "split": ["train", "test"], "group": ["g", "g"]}, "'g' is in train and in test"),
         ({"arrays": {"a/b": np.ones((2, 2))}}, "modality name 'a/b' cannot be stored"),
+        ({"arrays": {"all": np.ones((2, 2))}}, "a modality cannot be named 'all': tables of results"),
+        ({"arrays": {"joint": np.ones((2, 2))}}, "a modality cannot be named 'joint': tables of results"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, arguments, message):

@@ -180,7 +180,7 @@ def test_different_items_may_be_imported_as_such_and_a_third_modality_joins_them
     two = {"v": tmp_path / "v.npz", "t": tmp_path / "t.npz"}
     assert "--min-shared 0" in refusal(tmp_path, two).hint
     assert len(imported(tmp_path, two, min_shared=0)) == 6
-    assert len(imported(tmp_path, {**two, "all": tmp_path / "all.npz"})) == 6
+    assert len(imported(tmp_path, {**two, "whole": tmp_path / "all.npz"})) == 6
 
 
 def test_case_is_kept_where_it_tells_items_apart(tmp_path, capfd):

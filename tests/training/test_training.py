@@ -12,6 +12,7 @@ from calmrl_lab.errors import CalmrlError, WorkFailedError
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.runs.artifact_folder import digest
 from calmrl_lab.runs.run import Run
+from calmrl_lab.store import FeatureStore
 from calmrl_lab.training.online_imputer import OnlineImputer
 from calmrl_lab.training.optimiser import update
 from calmrl_lab.training.session import Session
@@ -259,6 +260,16 @@ def test_a_request_that_makes_no_sense_writes_nothing(small_store, tmp_path, cha
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(("chosen_by", "said"), [(1, True), (2, False)])
+def test_validation_that_can_rank_nothing_is_said(tmp_path, capsys, chosen_by, said):
+    vision, text = np.random.default_rng(0).normal(size=(2, 12, 4))
+    split = ["train"] * 8 + ["validation"] * chosen_by + ["test"] * (4 - chosen_by)
+    store = FeatureStore.from_arrays({"vision": vision, "text": text}, split=split, path=tmp_path / "s.zarr")
+    train_heads(store, method="pmrl", epochs=1, dim=4, run=tmp_path / "r")
+    note = f"no two validation items (of {chosen_by}) show the same two modalities"
+    assert (note in capsys.readouterr().err) is said
+
+
 def test_a_modality_that_training_never_shows_cannot_be_imputed(small_store, tmp_path):
     with pytest.raises(CalmrlError, match="modality .audio. is never observed in training"):
         train(config(small_store, scenario="drop:audio"), tmp_path / "r")
@@ -298,6 +309,40 @@ def test_parameters_that_are_frozen_are_those_of_the_embeddings_after_the_warm_u
     assert len(fits) == 1
     assert run.summary["imputer_noise_scale"] == 1.0
     assert sum("imputer_log_likelihood" in line for line in lines_of(run)) == 1
+
+
+FROZEN = {
+    "warm_up_scenario": "share:0.4", "warm_up_epochs": 2, "imputer_data": "warm-up", "scenario": "rest:0.4+pattern:vision+caption",
+    "refresh": 0, "scale_noise": False, "learning_rate": 0.01, "epochs": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("best", [1, 3])
+def test_a_frozen_imputer_belongs_to_the_heads_that_are_kept(small_store, tmp_path, monkeypatch, best):
+    """Heads of an epoch before the one fit get parameters of their own; later ones keep those of the fit."""
+    fitted_on = []
+
+    def refresh(self, heads, *given, fit=OnlineImputer.refresh, **named):
+        fitted_on.append({key: value.clone().numpy() for key, value in heads.state_dict().items()})
+        return fit(self, heads, *given, **named)
+
+    monkeypatch.setattr(OnlineImputer, "refresh", refresh)
+    monkeypatch.setattr(Session, "_validation_score", lambda self: {"validation_mrr": float(self.epoch == best)})
+    run = train(config(small_store, warm_up=str(small_store), **FROZEN), tmp_path / "run")
+    assert run.summary["best_epoch"] == best
+    kept = {key: value.numpy() for key, value in run.model().projection.state_dict().items()}
+    assert len(fitted_on) == (2 if best == 1 else 1)
+    assert same(fitted_on[-1], kept) == (best == 1)
+
+
+def test_a_frozen_imputer_follows_heads_whose_signs_change(small_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(Session, "_validation_score", lambda self: {"validation_mrr": float(self.epoch == 3)})
+    plain = train(config(small_store, warm_up=str(small_store), **FROZEN), tmp_path / "plain").model()
+    monkeypatch.setattr(Session, "_signs", lambda self: (1, -1, 1, -1))
+    mirrored = train(config(small_store, warm_up=str(small_store), **FROZEN), tmp_path / "mirrored").model()
+    for j, sign in enumerate((1, -1, 1, -1)):
+        np.testing.assert_array_equal(mirrored.imputer.weights[j], sign * plain.imputer.weights[j])
+        np.testing.assert_array_equal(mirrored.imputer.means[j], sign * plain.imputer.means[j])
 
 
 def test_without_a_limit_gradients_are_not_clipped():

@@ -125,6 +125,16 @@ def test_a_modality_that_nothing_shows_is_said_for_every_objective(short, method
     assert said.count("modality 'c' is never observed in training (0 of") == 1
 
 
+@pytest.mark.parametrize(
+    ("objective", "option"),
+    [("pmrl", {"spectrum_of": ["a", "b"]}), ("vast", {"query": "a", "subtasks": ["b"]})],
+)
+def test_a_modality_that_an_option_leaves_out_is_said(short, objective, option, capfd):
+    short(objective=objective, objective_options=option)
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count(f"(objective_options.{list(option)[-1]}); no term of alignment takes c") == 1
+
+
 def test_an_imputer_cannot_invent_what_nothing_shows(short):
     with pytest.raises(CalmrlError, match="'c' is never observed in training .* imputer 'mean' cannot know it"):
         short(method="calmrl", impute="mean", scenario="drop:c")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,15 +24,15 @@ _HEADS = {
 _ORDER = ("vision", "audio", "subtitle")
 
 
-def first_stage(objective: str, others: Sequence[str], heads: Mapping[str, np.ndarray], dim: int) -> str:
+def first_stage(objective: str, heads: Mapping[str, np.ndarray], dim: int) -> str:
     """The score that a run's system takes before matching: the scorer of its objective (`Objective.scorer`: volume for GRAM, its own fusion for VAST
-    trained here, the area for TRIANGLE, which needs exactly two modalities beside the caption); for objectives without one, as PMRL and CalMRL
-    do, VAST's fused heads (`joint`) where the store brings them and the embeddings of captions are of their dimension, and the centroid elsewhere."""
+    trained here, the area for TRIANGLE); for objectives without one, as PMRL and CalMRL do, VAST's fused heads (`joint`) where the store brings
+    them and the embeddings of captions are of their dimension, and the centroid elsewhere."""
     name = getattr(objectives.get(objective), "scorer", None) if objective in objectives.names() else None
-    if name is not None and not (name == "area" and len(others) != 2):
-        return name
+    if name is not None:
+        return str(name)
     fits = "contra_head_va.weight" in heads and len(heads["contra_head_va.weight"]) == dim
-    return JOINT if name is None and fits else "centroid"
+    return JOINT if fits else "centroid"
 
 
 def joint_vectors(

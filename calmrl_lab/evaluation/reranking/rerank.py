@@ -21,6 +21,8 @@ from calmrl_lab.runs.run import Run, writes_into_run
 if TYPE_CHECKING:
     import pandas as pd
 
+    from calmrl_lab.model.alignment_model import AlignmentModel
+
 # (similarity [captions, items], the item of every caption row, the items of the columns, what the queries are: "captions" or "clips") -> new scores of the same
 # shape, larger is better.
 Match = Callable[[Float[np.ndarray, "captions items"], Sequence[str], Sequence[str], str], Float[np.ndarray, "captions items"]]
@@ -52,7 +54,7 @@ def rerank_run(
     columns = [embedded.modalities.index(m) for m in others]
     mask = embedded.mask[:, columns]
     heads = found.store.heads
-    scorer = scorer or first_stage(run.config.objective, others, heads, embedded.items.shape[2])
+    scorer = scorer or first_stage(run.config.objective, heads, embedded.items.shape[2])
     if scorer == JOINT:
         rows = found.of(split).first_rows()
         features = {name: rows[column] for name, column in zip(others, columns, strict=True)}
@@ -64,8 +66,9 @@ def rerank_run(
                 hint="use --first-stage centroid",
             )
     else:
-        maker = model.scorer(scorer, CAPTION, others)
-        serves = maker.serves(mask)
+        seen = [others.index(name) for name in _seen(scorer, model, others)]
+        maker = model.scorer(scorer, CAPTION, [others[place] for place in seen])
+        serves = maker.serves(mask[:, seen])
     items = serves.nonzero().squeeze(1)
     kept = torch.isin(embedded.owners[asking], items)
     owners = embedded.owners[asking][kept]
@@ -75,7 +78,8 @@ def rerank_run(
     if scorer == JOINT:
         similarity = (queries.double() @ fused[items].T).cpu().numpy()
     else:
-        similarity = maker.score(queries, embedded.items[items][:, columns], mask[items]).cpu().numpy()
+        places = [columns[place] for place in seen]
+        similarity = maker.score(queries, embedded.items[items][:, places], mask[items][:, seen]).cpu().numpy()
     caption_items, names = embedded.ids[owners.cpu().numpy()].tolist(), embedded.ids[items.cpu().numpy()].tolist()
     patterns, joint = np.asarray(pattern_names(mask.cpu().numpy(), others)), "+".join(others)
     again = {who: match(similarity, caption_items, names, who) for who in ("captions", "clips")}
@@ -89,6 +93,12 @@ def rerank_run(
     frame = pd.concat(parts, ignore_index=True)
     run.write_frame(run.RERANK, frame)
     return frame
+
+
+def _seen(scorer: str, model: AlignmentModel, others: Sequence[str]) -> list[str]:
+    """The modalities of an item that the first stage looks at: a triangle has the corners that it was trained with, all else sees everything."""
+    aligned = getattr(model.trained_objective(), "aligned", others) if scorer == "area" and model.objective else others
+    return [name for name in others if name in aligned]
 
 
 def _ranks(scores: np.ndarray, owners: torch.Tensor, items: torch.Tensor) -> tuple[Ranks, Ranks]:

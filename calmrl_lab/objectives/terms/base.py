@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.registry import known, nearest
 
-# Modalities that speak for an item where a published system has text, or an image, in that place.
+# Modalities that speak for an item where a published system has text, an image or sound in that place.
 TEXT = ("caption", "text")
 IMAGE = ("vision", "image", "video")
+AUDIO = ("audio", "sound")
 
 
 class Objective(nn.Module, ABC):
@@ -34,6 +35,8 @@ class Objective(nn.Module, ABC):
     scorer: ClassVar[str | None] = None
     signs_matter: ClassVar[bool] = False
     generator: torch.Generator | None = None
+    # The option that says which modalities are aligned, for objectives that have one.
+    aligned_option: ClassVar[str | None] = None
 
     def __init__(self, modalities: tuple[str, ...], dim: int) -> None:
         super().__init__()
@@ -63,6 +66,11 @@ class Objective(nn.Module, ABC):
         filling = None if imputed is None else imputed.detach().to(wide)
         with torch.autocast(embeddings.device.type, enabled=False):
             return self.terms(embeddings.to(wide), mask, filling, groups)
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """The modalities that some term of alignment takes, in their order; all but where an option leaves some out."""
+        return self.modalities
 
     @abstractmethod
     def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
@@ -166,7 +174,7 @@ def modality_columns(
 ) -> list[int]:
     """Places among `modalities` of those that `option` names, in their order there; None: of all.
 
-    A published name stands for what takes its place: "caption" for "text" where there is no caption, "vision" for "image" or "video". A name that
+    A published name stands for what takes its place: "caption" for "text" where there is no caption, "vision" for "image" or "video", "audio" for "sound". A name that
     no modality has is left out, since a store may lack a modality that a published system has. Raises CalmrlError for a name that looks like a
     misspelt one, and where fewer than `least` are left.
     """
@@ -174,7 +182,7 @@ def modality_columns(
         return list(range(len(modalities)))
     found = []
     for name in wanted:
-        roles = next((names for names in (TEXT, IMAGE) if name in names), ())
+        roles = next((names for names in (TEXT, IMAGE, AUDIO) if name in names), ())
         place = next((modalities.index(known) for known in (name, *roles) if known in modalities), None)
         if place is not None:
             found.append(place)

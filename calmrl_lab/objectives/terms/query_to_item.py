@@ -74,6 +74,10 @@ class CrossObjective(Objective):
         if self.alpha:
             self.matching = MatchingHead(dim, seed)
 
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        return tuple(self.modalities[index] for index in sorted([self.query, *self.others]))
+
     @abstractmethod
     def scores(self, sides: Sides, context: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
         """Score of candidate item j for query i; higher is better. Rows and columns without their side may hold any finite number.

@@ -44,6 +44,8 @@ class SpectralObjective(Objective):
     the imputer), `detach_gathered` stops the gradient of uniformity at the candidates, `detach_context` that of matching at the context.
     """
 
+    aligned_option = "spectrum_of"
+
     def __init__(
         self,
         modalities: tuple[str, ...],
@@ -74,6 +76,10 @@ class SpectralObjective(Objective):
         self.generator = torch.Generator().manual_seed(seed)
         if self.alpha:
             self.matching = MatchingHead(dim, seed)
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        return tuple(self.modalities[index] for index in self.spectral)
 
     def terms(self, embeddings: Tensor, mask: Tensor, imputed: Tensor | None, groups: Tensor | None) -> dict[str, Tensor]:
         """`loss`, `alignment`, `uniformity`, `skipped`, and `matching` if alpha > 0."""

@@ -144,11 +144,11 @@ def first_rows(
 
 def samples(store: FeatureStore, items: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Items as `torch.utils.data.DataLoader` collates them: id, features (name -> [d_m] float32, zeros for a gap), mask [k] bool."""
+    from calmrl_lab.linalg.floating_range import to_float32
+
     chosen = np.asarray(items, dtype=np.int64).reshape(-1)
     arrays, mask = first_rows(store, chosen)
-    dense = {
-        name: np.where(mask[:, [column]], rows, 0).astype(np.float32) for column, (name, rows) in enumerate(arrays.items())
-    }
+    dense = {name: to_float32(np.where(mask[:, [column]], rows, 0), name) for column, (name, rows) in enumerate(arrays.items())}
     return [
         {
             "id": str(store.ids[item]),
@@ -163,10 +163,13 @@ def tensors(store: FeatureStore, items: Int[np.ndarray, " n"]) -> tuple[dict[str
     """As `first_rows`, float32 tensors with zeros where an item has no row."""
     import torch
 
+    from calmrl_lab.linalg.floating_range import to_float32
+
     arrays, mask = first_rows(store, items)
     shown = torch.from_numpy(mask)
     filled = {
-        name: torch.from_numpy(rows).float().masked_fill_(~shown[:, [j]], 0.0) for j, (name, rows) in enumerate(arrays.items())
+        name: torch.from_numpy(to_float32(rows, name)).masked_fill_(~shown[:, [j]], 0.0)
+        for j, (name, rows) in enumerate(arrays.items())
     }
     return filled, shown
 
