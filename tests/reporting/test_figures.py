@@ -1,14 +1,18 @@
 """Figures: text as text, the same bytes, the page's colours."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
+from calmrl_lab.reporting.content.calibration_figures import anchor_shift
 from calmrl_lab.reporting.output.palette import INKS, inks
-from calmrl_lab.reporting.results.collect import Method
+from calmrl_lab.reporting.results.anchor_shifts import shifts
+from calmrl_lab.reporting.results.collect import Method, gather
 
 NAMES = (
     "overview",
@@ -57,6 +61,20 @@ def test_every_case_of_the_anchor_shift_is_in_a_bar_harmed_ones_apart(report):
     assert sum(int(count) for _, count, _ in bars) == cases
     assert {kind for kind, _, _ in bars} == {"closer", "farther"}
     assert all((kind == "farther") == (float(left.replace("−", "-")) > -1e-9) for kind, _, left in bars)
+
+
+@pytest.mark.parametrize("left_alone", [0.5, 1.0])
+def test_cases_that_calibration_left_alone_are_in_no_bar_of_harmed_ones(experiment, left_alone):
+    """As under risk control: where the gate stays shut, both shifts are one."""
+    found = shifts(gather(experiment))
+    changes = np.where(np.arange(len(found.changes)) < left_alone * len(found.changes), 0.0, found.changes)
+    figure = anchor_shift(dataclasses.replace(found, changes=changes))
+    bars = re.findall(r"<title>(closer|farther|unchanged)[^:]*: (\d+) cases", figure.svg())
+    counted = {kind: sum(int(count) for name, count in bars if name == kind) for kind in ("closer", "farther", "unchanged")}
+    assert counted == {
+        "closer": (changes < 0).sum(), "farther": (changes > 0).sum(), "unchanged": (changes == 0).sum(),
+    }  # fmt: skip
+    assert f"{counted['unchanged']} are as they were" in figure.caption
 
 
 def test_pdf_is_a_pdf_with_fonts_and_no_date(report):

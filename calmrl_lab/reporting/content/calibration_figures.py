@@ -141,7 +141,8 @@ def anchor_shift(found: Shifts) -> Figure:
         f"{found.method.label} ({seeds_in_words([found.method])}). Left: means by what is observed, bars: 95 % interval, grey: mean of the "
         "proven lower to mean of the proven upper bound, which hold for the shift without calibration only; "
         f"n = {whole.items} items. Right: shift with calibration minus shift without, case by case ({len(found.changes)} cases: an item, what "
-        f"it shows, a seed); {100 * found.harmed:.1f} % of them are farther away with calibration."
+        f"it shows, a seed); {100 * found.harmed:.1f} % of them are farther away with calibration"
+        f"{f', {found.unchanged} are as they were' if found.unchanged else ''}."
     )
     description = (
         f"Mean anchor shift {whole.observed.value:.2f} without and {whole.calibrated.value:.2f} with calibration; the proven bounds on "
@@ -176,11 +177,14 @@ def _by_pattern(drawing: Drawing, axis: Any, rows: Sequence[PatternShift]) -> No
 
 
 def _changes(drawing: Drawing, axis: Any, found: Shifts) -> None:
-    """Histogram of the change of every case, harmed ones in a colour of their own."""
+    """Histogram of the change of every case, harmed ones in a colour of their own, those without any change in a bar of their own."""
     reach = max(float(np.abs(found.changes).max()), 1e-6)
     edges = np.linspace(-reach, reach, 2 * _BINS + 1)
-    counts, _ = np.histogram(found.changes, edges)
+    counts, _ = np.histogram(found.changes[found.changes != 0], edges)
     width = edges[1] - edges[0]
+    if found.unchanged:
+        (bar,) = axis.bar(0.0, found.unchanged, width=width / 2, color=BAND, label="unchanged")
+        drawing.label(bar, f"unchanged: {found.unchanged} cases")
     for harmed, ink, name in (
         (False, BLUE, "closer with calibration"),
         (True, VERMILLION, "farther with calibration (harmed)"),

@@ -55,6 +55,11 @@ class Shifts:
         return float((self.changes > 0).mean())
 
     @property
+    def unchanged(self) -> int:
+        """Cases whose shift is the same with calibration, as where risk control leaves an item uncalibrated."""
+        return int((self.changes == 0).sum())
+
+    @property
     def overall(self) -> PatternShift:
         return self.patterns[0]
 
