@@ -226,6 +226,15 @@ class PPCA(Imputer):
                     completed[j][:, pattern.rows] = drawn.to(completed[j].dtype)
         return [data.returned(value) for value in completed]
 
+    def mirrored(self, signs: Sequence[int]) -> Self:
+        """The fitted model for embeddings whose modality j was multiplied by signs[j] (1 or -1): so are its W_j and mu_j."""
+        state = self.state()
+        for j, sign in enumerate(signs):
+            state |= {key: sign * state[key] for key in (f"weights.{j}", f"means.{j}")}
+        made = type(self).from_state(state)
+        made.modalities = self.modalities
+        return made
+
     def log_likelihood(self, embeddings: Sequence[Array], mask: Array) -> Array:
         """Log-density (nats, float64) of the observed entries of every item [N]; 0 for an item that shows nothing."""
         data = self._observe_fitted(embeddings, mask)

@@ -356,6 +356,17 @@ class AutoPPCA(PPCA):
                 result[pattern.rows, j] = self._gain_and_error(pattern.observed, j)[1]
         return data.returned(result)
 
+    def mirrored(self, signs: Sequence[int]) -> Self:
+        """As `PPCA.mirrored`; so are the references, and the regressions on both sides."""
+        made = super().mirrored(signs)
+        made.references = [sign * reference for sign, reference in zip(signs, self.references, strict=True)]
+        for (observed, missing), regression in self.regressions.items():
+            sides = torch.cat([torch.full((len(self.references[j]),), signs[j]) for j in observed])
+            made.regressions[observed, missing] = Regression(
+                observed, sides.to(regression.left).unsqueeze(1) * regression.left, signs[missing] * regression.right
+            )
+        return made
+
     def state(self) -> dict[str, np.ndarray]:
         """As `PPCA.state`, with the choice, the gains and the held-out errors."""
         asked, self.ridge = self.ridge, -1.0 if self.ridge == "auto" else self.ridge

@@ -116,11 +116,7 @@ class OnlineImputer:
         if not isinstance(self.imputer, PPCA):
             self.forget()
         elif self.imputer.fitted:
-            state = self.imputer.state()
-            for index, sign in enumerate(signs):
-                for part in ("weights", "means"):
-                    state[f"{part}.{index}"] = sign * state[f"{part}.{index}"]
-            self.imputer = self.noise_scaled = self._restored(state)
+            self.imputer = self.noise_scaled = self.imputer.mirrored(signs)
 
     def settle(self, heads: Projection, table: Table) -> dict[str, float]:
         """Make what fills out of the imputer as it is fitted, by held-out items under these `heads`; returns what is worth logging."""

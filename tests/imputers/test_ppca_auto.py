@@ -8,6 +8,8 @@ from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers.mean import Mean
 from calmrl_lab.imputers.ppca import PPCA
 from calmrl_lab.imputers.ppca_auto import AutoPPCA, gated
+from calmrl_lab.imputers.ppca_private import PrivatePPCA
+from calmrl_lab.imputers.ppca_student import StudentPPCA
 from calmrl_lab.imputers.ridge import Ridge
 from calmrl_lab.ppca.held_out import Agreement
 
@@ -226,3 +228,14 @@ def test_a_regression_of_more_dimensions_than_items_is_told_in_the_coordinates_o
     auto = AutoPPCA(latent_dim=1).fit(train, mask)
     assert auto.regressions
     assert (errors(auto, test, shown) < 0.8 * errors(Mean().fit(train, mask), test, shown)).all()
+
+
+def test_the_mirrored_model_fills_mirrored_embeddings():
+    train, test = related(500, q=12, noise=0.3), related(200, q=12, noise=0.3, seed=5)
+    mask, shown, signs = masks(500, 3, 0.7), masks(200, 3, 0.7, seed=2), (1, -1, -1)
+    for imputer in (AutoPPCA(latent_dim=1), PPCA(4), PrivatePPCA(4), StudentPPCA(4)):
+        fitted = imputer.fit(train, mask)
+        turned = fitted.mirrored(signs).impute([sign * rows for sign, rows in zip(signs, test, strict=True)], shown)
+        for sign, ours, theirs in zip(signs, fitted.impute(test, shown), turned, strict=True):
+            assert_allclose(sign * theirs, ours, rtol=1e-6, atol=1e-9)
+        assert not isinstance(imputer, AutoPPCA) or fitted.regressions
