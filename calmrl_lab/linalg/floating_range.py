@@ -39,7 +39,9 @@ def to_float32(features: Float[np.ndarray, "... d"], modality: str) -> Float[np.
     if features.dtype.itemsize > 4 and features.size:
         finite = np.abs(features[np.isfinite(features)])
         largest = float(finite.max(initial=0.0))
-        if largest > float(np.finfo(np.float32).max) or 0 < largest < float(np.finfo(np.float32).tiny):
+        with np.errstate(over="ignore"):
+            overflows = bool(np.isinf(np.float32(largest)))
+        if overflows or 0 < largest < float(np.finfo(np.float32).tiny):
             raise CalmrlError(
                 f"the largest feature of modality '{modality}' is {largest:.1e} in magnitude, which float32, in which runs compute, cannot hold",
                 hint="scale the features of this modality before they are stored",

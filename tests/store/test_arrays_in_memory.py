@@ -50,8 +50,13 @@ def test_any_mask_and_dtype_survive(tmp_path_factory, data):
     assert (found == mask).all()
     for j, (name, values) in enumerate(given_arrays.items()):
         np.testing.assert_array_equal(dense[name], np.where(mask[:, [j]], values, np.nan))
-    tensors, shown = store.to_torch()
-    assert not any(tensor.isnan().any() for tensor in tensors.values())
+    try:
+        tensors, shown = store.to_torch()
+    except CalmrlError as error:
+        # Whole modalities of numbers that float32 cannot hold.
+        assert dtype == "float64" and "float32" in error.message
+        return
+    assert not any(tensor.isnan().any() or tensor.isinf().any() for tensor in tensors.values())
     assert shown.tolist() == mask.tolist()
 
 
