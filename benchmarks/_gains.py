@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 _SHOWN = {
     "PPCA heads, closed form": OCHRE,
     "PPCA heads, likelihood ratio": GREEN,
-    "PPCA heads, then CLIP": VERMILLION,
-    "PPCA heads then CLIP, plus likelihood ratio": PURPLE,
+    "CCA by pairs": VERMILLION,
     "CLIP on kernel features": BLUE,
     "kernel PPCA heads then CLIP, plus likelihood ratio": WINE,
+    "recommended": PURPLE,
     "CLIP, nothing hidden (oracle)": BLACK,
 }
 
