@@ -16,7 +16,7 @@ from torch.nn import functional
 from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers.base import Imputer, number, refuse_unconnected, whole
+from calmrl_lab.imputers.base import Imputer, co_observed, number, refuse_unconnected, whole
 
 # Log-variances that a network predicts stay within this, variances that it divides by above that.
 LOG_VARIANCE_LIMIT = 8.0
@@ -118,8 +118,7 @@ class NetworkImputer(Imputer):
         """Every modality of items that show `shown` (at least one each); what it says of a modality that is shown is not used."""
 
     def _fit(self, data: Observations) -> None:
-        shown = data.mask.cpu().double()
-        refuse_unconnected((shown.T @ shown).numpy(), self.name, self.modalities)
+        refuse_unconnected(co_observed(data), self.name, self.modalities)
         self.blocks = Blocks.of(data)
         rows, seen = self.blocks.scaled(data)
         usable = seen.any(dim=1)

@@ -17,7 +17,7 @@ from calmrl_lab.data.patterns import Observations, Pattern
 from calmrl_lab.errors import CalmrlError
 from calmrl_lab.imputers import imputers
 from calmrl_lab.imputers._blocks import Blocks
-from calmrl_lab.imputers.base import Imputer, number, refuse_unconnected, whole
+from calmrl_lab.imputers.base import Imputer, co_observed, number, refuse_unconnected, whole
 
 
 @imputers.register("autoencoder")
@@ -59,8 +59,7 @@ class MaskedAutoencoder(Imputer):
         self.seed = whole(self.seed, "seed", 0)
 
     def _fit(self, data: Observations) -> None:
-        shown = data.mask.cpu().double()
-        refuse_unconnected((shown.T @ shown).numpy(), self.name, self.modalities)
+        refuse_unconnected(co_observed(data), self.name, self.modalities)
         self.blocks = Blocks.of(data)
         values, seen = self.blocks.scaled(data)
         usable = seen.any(dim=1)

@@ -130,12 +130,18 @@ def refuse_unobserved(data: Observations, imputer: str) -> None:
         )
 
 
-def refuse_unconnected(co_observed: np.ndarray, imputer: str, modalities: Sequence[str] | None) -> None:
+def co_observed(data: Observations) -> np.ndarray:
+    """How many items show both of a pair of modalities [k, k]; `Statistics.co_observed` where there are statistics already."""
+    shown = data.mask.cpu().double()
+    return (shown.T @ shown).numpy()
+
+
+def refuse_unconnected(counts: np.ndarray, imputer: str, modalities: Sequence[str] | None) -> None:
     """CalmrlError naming a modality that no item shows, or that no chain of modalities seen together connects with the others.
 
-    `co_observed` [k, k] is the number of items that show both of a pair.
+    `counts` [k, k] is the number of items that show both of a pair.
     """
-    together = co_observed > 0
+    together = counts > 0
     for index in range(len(together)):
         if not together[index, index]:
             raise CalmrlError(

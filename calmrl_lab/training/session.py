@@ -208,7 +208,8 @@ class Session:
         phases = self.phases()
         steps = [max(1, -(-len(table) // config.batch_size)) for _, table in phases]
         total = max(sum(steps), 1)
-        first_train = self.first_filled - config.impute_from
+        first_filled = self.first_filled
+        first_train = first_filled - config.impute_from
         if self.epoch == 0:
             self._validate(run, "start")
         with progress(f"training {run.name}", len(phases), "epochs") as task:
@@ -216,8 +217,8 @@ class Session:
             while self.epoch < len(phases) and self.epoch - max(self.best["epoch"], first_train) < config.patience:
                 phase, table = phases[self.epoch]
                 logged: dict[str, Any] = {"epoch": self.epoch + 1, "phase": phase}
-                fill = self.filler.fills and self.epoch >= self.first_filled and not bool(table.mask.all())
-                since = self.epoch - self.first_filled
+                fill = self.filler.fills and self.epoch >= first_filled and not bool(table.mask.all())
+                since = self.epoch - first_filled
                 if fill and (since % config.refresh == 0 if config.refresh else since == 0):
                     first = since == 0
                     rounds = config.first_iterations if first else config.refresh_iterations
